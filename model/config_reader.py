@@ -1,0 +1,131 @@
+"""Reading one JSON object of a config strictly: every key is taken with a type, and none is left over."""
+
+import difflib
+import math
+from collections.abc import Collection, Mapping
+from typing import Any, Final
+
+
+class ConfigError(ValueError):
+    """A config.json that this package cannot run exactly; the message names the key, its value and the way out."""
+
+
+class _Required:
+    """The type of `REQUIRED`."""
+
+
+REQUIRED: Final = _Required()
+
+
+class ConfigReader:
+    """Takes typed values out of a JSON object and refuses whatever nobody took.
+
+    Numbers are read by meaning, not by JSON spelling: `6` serves where a float is meant and `4.0` where an int is.
+    """
+
+    def __init__(self, data: Mapping[str, Any], section: str = "") -> None:
+        self._data = dict(data)
+        self._section = section
+        self._taken: set[str] = set()
+
+    def name(self, key: str) -> str:
+        """The key as the user finds it in the file, e.g. `attn_config.clip_qkv`."""
+        return f"{self._section}.{key}" if self._section else key
+
+    def __contains__(self, key: str) -> bool:
+        return self._data.get(key) is not None
+
+    def take(self, key: str) -> Any:
+        """The raw value (None when absent or null); marks the key as known."""
+        self._taken.add(key)
+        return self._data.get(key)
+
+    def error(self, key: str, found: Any, meant: str) -> ConfigError:
+        shown = repr(found)
+        shown = shown if len(shown) <= 80 else shown[:77] + "..."
+        return ConfigError(f"config key '{self.name(key)}' is {shown}; {meant}")
+
+    def integer(self, key: str, default: int | _Required = REQUIRED, minimum: int = 1) -> int:
+        value = self.optional_integer(key, minimum)
+        return self._or_default(key, value, default)
+
+    def optional_integer(self, key: str, minimum: int = 0) -> int | None:
+        value = self.take(key)
+        if value is None:
+            return None
+        whole = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if not whole or value != int(value) or value < minimum:
+            raise self.error(key, value, f"a whole number of at least {minimum} is meant")
+        return int(value)
+
+    def number(self, key: str, default: float | _Required = REQUIRED) -> float:
+        return self._or_default(key, self.optional_number(key), default)
+
+    def optional_number(self, key: str) -> float | None:
+        value = self.take(key)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise self.error(key, value, "a finite number is meant")
+        return float(value)
+
+    def positive(self, key: str, default: float | _Required = REQUIRED) -> float:
+        value = self.number(key, default)
+        if value <= 0:
+            raise self.error(key, value, "a number above 0 is meant")
+        return value
+
+    def optional_positive(self, key: str) -> float | None:
+        return None if self.take(key) is None else self.positive(key)
+
+    def boolean(self, key: str, default: bool) -> bool:
+        value = self.take(key)
+        if value is None:
+            return default
+        if isinstance(value, bool) or value in (0, 1):
+            return bool(value)
+        raise self.error(key, value, "true or false is meant")
+
+    def choice(self, key: str, default: str, allowed: Collection[str]) -> str:
+        value = self.take(key)
+        if value is None:
+            return default
+        if not isinstance(value, str) or value not in allowed:
+            raise self.error(key, value, f"this package runs {', '.join(sorted(allowed))}")
+        return value
+
+    def section(self, key: str) -> "ConfigReader":
+        value = self.take(key)
+        if value is None:
+            value = {}
+        if not isinstance(value, Mapping):
+            raise self.error(key, value, "an object is meant")
+        return ConfigReader(value, self.name(key))
+
+    def refuse(self, key: str, inert: Collection[Any], why: str) -> None:
+        """Takes a key whose feature is not built: any value but null and the `inert` ones is refused."""
+        value = self.take(key)
+        if value is not None and not any(value == v and isinstance(value, type(v)) for v in inert):
+            raise self.error(key, value, f"{why}, and ignoring it would change the model's output")
+
+    def ignore(self, keys: Collection[str]) -> None:
+        """Marks keys that do not change inference as known."""
+        self._taken.update(keys)
+
+    def finish(self) -> None:
+        """Refuses the keys nobody took: an unknown key may change the mathematics."""
+        unknown = sorted(set(self._data) - self._taken)
+        if not unknown:
+            return
+        key = unknown[0]
+        near = difflib.get_close_matches(key, self._taken, n=1)
+        hint = f"did you mean '{self.name(near[0])}'?" if near else "no MPT semantics are known for it"
+        more = f" (and {len(unknown) - 1} more: {', '.join(unknown[1:9])})" if len(unknown) > 1 else ""
+        raise self.error(key, self._data[key], f"unknown key; {hint}{more}")
+
+    def _or_default(self, key: str, value: Any, default: Any) -> Any:
+        if value is not None:
+            return value
+        if isinstance(default, _Required):
+            raise ConfigError(f"config key '{self.name(key)}' is missing; a config.json of the MPT family has it")
+        return default

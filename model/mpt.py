@@ -1,0 +1,117 @@
+"""The MPT forward pass, top to bottom (llm-foundry 0.22 `models/mpt/modeling_mpt.py`, `models/layers/`).
+
+Pure functions over the records of `weights.py`. `forward` runs whole sequences without a cache; `step.py` runs the
+same `block` over a ragged batch and the paged cache. The residual stream, norms and softmax are float32.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from model.attention import dense_attention
+from model.config import MptConfig
+from model.linear import matmul, project
+from model.rope import apply_rope, rope_frequencies
+from model.weights import Attention, Block, Ffn, Norm, Weights
+
+# (q [..., T, H, hd], k and v [..., T, Hkv, hd]) -> [..., T, H, hd]; where keys come from is the caller's business
+Attend = Callable[[Array, Array, Array], Array]
+
+
+def forward(weights: Weights, config: MptConfig, input_ids: Array) -> Array:
+    """Logits of whole sequences: input_ids [B, T] int32 -> [B, T, V] float32. Causal; nothing is padded.
+
+    Raises ValueError where learned positions end before T.
+    """
+    T = input_ids.shape[1]
+    if config.learned_positions and config.max_seq_len < T:
+        raise ValueError(f"{T} tokens are longer than the {config.max_seq_len} learned positions (max_seq_len)")
+    positions = jnp.arange(T, dtype=jnp.int32)
+    frequencies = _frequencies(config, T)
+
+    def attend(q: Array, k: Array, v: Array) -> Array:
+        return dense_attention(q, k, v, positions, config)
+
+    x = embed(weights, config, input_ids, positions)
+    for b in weights.blocks:
+        x = block(x, b, config, positions, frequencies, attend)
+    return logits(weights, config, norm(x, weights.norm_f, config))
+
+
+def embed(weights: Weights, config: MptConfig, tokens: Array, positions: Array) -> Array:
+    """Token embedding, and the learned position's where the model has them: tokens [..., T] -> [..., T, d] float32."""
+    x = weights.wte[tokens].astype(jnp.float32)
+    if config.learned_positions and weights.wpe is not None:
+        x = x + weights.wpe[positions].astype(jnp.float32)
+    return x
+
+
+def block(
+    x: Array, b: Block, config: MptConfig, positions: Array, frequencies: np.ndarray | None, attend: Attend
+) -> Array:
+    """One pre-norm block: x [..., T, d] float32 -> the same."""
+    x = x + attention(norm(x, b.norm_1, config), b.attn, config, positions, frequencies, attend)
+    return x + ffn(norm(x, b.norm_2, config), b.ffn, config)
+
+
+def attention(
+    x: Array, w: Attention, config: MptConfig, positions: Array, frequencies: np.ndarray | None, attend: Attend
+) -> Array:
+    """Wqkv, clamp, split, q/k norm, RoPE, attention, out_proj, in llm-foundry's order: x [..., T, d] -> the same."""
+    qkv = project(x, w.wqkv)  # [..., T, (H + 2 Hkv) hd]
+    if config.clip_qkv is not None:
+        qkv = jnp.clip(qkv, -config.clip_qkv, config.clip_qkv)
+    q, k, v = split_qkv(qkv, config, w.shards)
+    if w.q_norm is not None and w.k_norm is not None:
+        q, k = _qk_norm(q, w.q_norm, config), _qk_norm(k, w.k_norm, config)
+    if frequencies is not None:
+        q, k = apply_rope(q, positions, frequencies), apply_rope(k, positions, frequencies)
+    y = attend(q, k, v)  # [..., T, H, hd]
+    return project(y.reshape(*y.shape[:-2], -1), w.out_proj)
+
+
+def split_qkv(qkv: Array, config: MptConfig, shards: int) -> tuple[Array, Array, Array]:
+    """[..., (H + 2 Hkv) hd] -> q [..., H, hd], k and v [..., Hkv, hd], from `shards` runs of [Q | K | V]."""
+    lead, hd = qkv.shape[:-1], config.head_dim
+    q_size, kv_size = config.n_heads * hd // shards, config.kv_n_heads * hd // shards
+    runs = qkv.reshape(*lead, shards, q_size + 2 * kv_size)
+    q, k, v = jnp.split(runs, (q_size, q_size + kv_size), axis=-1)
+    return q.reshape(*lead, -1, hd), k.reshape(*lead, -1, hd), v.reshape(*lead, -1, hd)
+
+
+def ffn(x: Array, w: Ffn, config: MptConfig) -> Array:
+    """mptmlp, down(act(up(x))), or mptglu, down(act(gate(x)) * up(x)): x [..., T, d] -> the same."""
+    up = project(x, w.up_proj)
+    hidden = config.activation(up) if w.gate_proj is None else config.activation(project(x, w.gate_proj)) * up
+    return project(hidden, w.down_proj)
+
+
+def norm(x: Array, w: Norm, config: MptConfig) -> Array:
+    """LayerNorm (population variance) or RMSNorm over the last axis, in float32."""
+    x = x.astype(jnp.float32)
+    if not config.rms_norm:
+        x = x - x.mean(axis=-1, keepdims=True)
+    x = x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + config.norm_eps)
+    x = x * w.weight.astype(jnp.float32)
+    return x if w.bias is None else x + w.bias.astype(jnp.float32)
+
+
+def logits(weights: Weights, config: MptConfig, x: Array) -> Array:
+    """Output head on normed states: x [..., d] -> [..., V] float32; scaled first, soft-capped last."""
+    y = matmul(x, weights.wte if weights.lm_head is None else weights.lm_head) * config.logit_scale
+    cap = config.final_logit_softcap
+    return y if cap is None else cap * jnp.tanh(y / cap)
+
+
+def _qk_norm(x: Array, w: Norm, config: MptConfig) -> Array:
+    """x [..., H, hd]: over all heads together ("ln") or within each head ("gn")."""
+    if config.qk_norm == "gn":
+        return norm(x, w, config)
+    return norm(x.reshape(*x.shape[:-2], -1), w, config).reshape(x.shape)
+
+
+def _frequencies(config: MptConfig, length: int) -> np.ndarray | None:
+    return None if config.rope is None else rope_frequencies(config.rope, config.head_dim, length)

@@ -1,0 +1,126 @@
+"""`mpt_from_pretrained`: from a folder's path or a hub id to weights on their devices.
+
+A repository's own Python (`auto_map` in config.json) is never downloaded, imported or run: the config is read as data
+and the mathematics is this package's, so loading a model cannot execute what its author wrote.
+"""
+
+import re
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh, SingleDeviceSharding
+from jax.typing import DTypeLike
+
+from model.checkpoint import WEIGHT_FILES, CheckpointError, load_weights
+from model.config import MptConfig
+from model.sharding import weight_shardings
+from model.weights import Weights
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_TEXT_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "spiece.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+_SAFETENSORS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
+_PICKLES = ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json")
+
+LAYOUT = f"a folder with config.json, tokenizer.json and one of {', '.join(WEIGHT_FILES)} (an index with its shards)"
+
+
+def mpt_from_pretrained(
+    path_or_id: str | Path,
+    device: jax.Device | str | None = None,
+    dtype: DTypeLike | None = None,
+    mesh: Mesh | None = None,
+    fsdp: bool = True,
+    revision: str | None = None,
+    progress: bool | None = None,
+) -> tuple[Weights, MptConfig]:
+    """Loads a model: `path_or_id` is a checkpoint folder or a hub id such as "owner/name".
+
+    device: a JAX device, "cpu", "gpu" or "tpu"; None is JAX's default. Not together with `mesh`.
+    dtype: bfloat16, float16 or float32 for every parameter; None keeps the checkpoint's.
+    mesh: lays the weights over several devices (`sharding.make_mesh`), with `fsdp` over both of its axes.
+    revision: a branch, tag or commit of the hub repository.
+    progress: a bar on stderr; None shows it on a terminal only.
+
+    Raises CheckpointError (no such checkpoint, or a damaged or unfit one), ConfigError (a config.json that this
+    package does not run), ValueError (device or mesh).
+    """
+    if device is not None and mesh is not None:
+        raise ValueError("give a device or a mesh, not both: a mesh says itself which devices it uses")
+    folder = resolve_checkpoint(path_or_id, revision)
+    config = MptConfig.from_file(folder)
+    if mesh is not None:
+        return load_weights(folder, config, dtype, weight_shardings(config, mesh, fsdp), progress), config
+    placement = None if device is None else SingleDeviceSharding(_find_device(device))
+    return load_weights(folder, config, dtype, placement, progress), config
+
+
+def resolve_checkpoint(path_or_id: str | Path, revision: str | None = None) -> Path:
+    """The local folder of a checkpoint: the path itself, or where the hub's cache keeps the repository's files.
+
+    From the hub come config, tokenizer and safetensors; pickled weights only where there are no safetensors; never
+    code. Raises CheckpointError saying which folder would do.
+    """
+    folder = Path(path_or_id).expanduser()
+    if folder.is_dir():
+        return _check_folder(folder)
+    if folder.exists():
+        raise CheckpointError(f"'{path_or_id}' is a file; {LAYOUT} is needed")
+    if isinstance(path_or_id, Path) or _HUB_ID.fullmatch(path_or_id) is None:
+        raise CheckpointError(f"there is no folder '{path_or_id}'; {LAYOUT} is needed, or a hub id as 'owner/name'")
+    return _check_folder(_download(path_or_id, revision))
+
+
+def _check_folder(folder: Path) -> Path:
+    weights = any((folder / name).is_file() for name in WEIGHT_FILES)
+    if weights and (folder / "config.json").is_file():
+        return folder
+    missing = "weights" if (folder / "config.json").is_file() else "config.json"
+    found = sorted(entry.name for entry in folder.iterdir())
+    listed = ", ".join(found[:10]) + (", ..." if len(found) > 10 else "") or "nothing"
+    raise CheckpointError(f"'{folder}' holds no {missing}: {LAYOUT} is needed; found: {listed}")
+
+
+def _download(hub_id: str, revision: str | None) -> Path:
+    import huggingface_hub  # a second to import, and needed for hub ids only
+
+    def fetch(*patterns: str) -> Path:
+        return Path(huggingface_hub.snapshot_download(hub_id, revision=revision, allow_patterns=list(patterns)))
+
+    try:
+        folder = fetch(*_TEXT_FILES, *_SAFETENSORS)
+        if not any((folder / name).is_file() for name in WEIGHT_FILES):
+            folder = fetch(*_TEXT_FILES, *_PICKLES)
+        return folder
+    except (OSError, ValueError) as error:  # the hub's errors: unreachable, gone, gated, not a valid id
+        raise CheckpointError(_no_download(hub_id, error)) from error
+
+
+def _no_download(hub_id: str, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+    message = f"'{hub_id}' is neither a local folder nor to be had from the hub ({type(error).__name__}: {reason})."
+    if hub_id.lower().startswith("mosaicml/"):
+        message += " The mosaicml/* repositories were removed from the hub; any local copy or mirror of one works."
+    return f"{message} Give the path of {LAYOUT}."
+
+
+def _find_device(device: jax.Device | str) -> jax.Device:
+    if not isinstance(device, str):
+        return device
+    try:
+        return jax.local_devices(backend=device)[0]
+    except RuntimeError:
+        names = sorted({available.platform for available in jax.local_devices()} | {"cpu"})
+        raise ValueError(f"device '{device}' is not there; this machine has {', '.join(names)}") from None

@@ -1,0 +1,74 @@
+"""One ragged step over the paged cache: any mix of decode rows and prefill chunks in one flat run of tokens."""
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from model.attention import paged_attention
+from model.config import MptConfig
+from model.kv_cache import KvCache, write_kv
+from model.mpt import block, embed, logits, norm
+from model.rope import rope_frequencies
+from model.weights import Block, Weights
+
+if TYPE_CHECKING:
+    from dataclasses import dataclass
+else:
+    from flax.struct import dataclass
+
+
+@dataclass
+class StepBatch:
+    """T tokens of R rows, decode rows first, then chunks; T, R and W are bucket sizes with padding at their ends.
+
+    A row's tokens follow each other; its keys lie in the blocks of its table, the step's own keys included.
+    """
+
+    tokens: Array  # [T] int32, padding 0
+    positions: Array  # [T] int32, place in the sequence, padding 0
+    slots: Array  # [T] int32, where the token's key and value go; beyond the pool for padding, which is dropped
+    block_tables: Array  # [R, W] int32, padding 0
+    query_start: Array  # [R] int32, the row's first token
+    query_len: Array  # [R] int32, the row's tokens in this step; 0 for padding
+    context_len: Array  # [R] int32, position of the row's last token + 1; 0 for padding
+    num_decode: Array  # [] int32, the first so many rows have one token each, row r's being token r
+    decode_only: bool = flax.struct.field(pytree_node=False, default=False)  # no chunk in it: a leaner program
+
+
+def forward_step(weights: Weights, config: MptConfig, cache: KvCache, batch: StepBatch) -> tuple[Array, KvCache]:
+    """-> normed states [R, d] float32 of each row's last token (garbage for padding), and the cache with new keys.
+
+    Donate the cache: its pools are then updated in place.
+    """
+    x = embed(weights, config, batch.tokens, batch.positions)  # [T, d]
+    keys, values = list(cache.keys), list(cache.values)
+    for i, b in enumerate(weights.blocks):
+        x, keys[i], values[i] = _cached_block(x, b, keys[i], values[i], batch, config)
+    last = jnp.maximum(batch.query_start + batch.query_len - 1, 0)  # [R]
+    return norm(x[last], weights.norm_f, config), KvCache(tuple(keys), tuple(values))
+
+
+def lm_logits(weights: Weights, config: MptConfig, hidden: Array) -> Array:
+    """Logits [R, V] float32 of the states that `forward_step` returns."""
+    return logits(weights, config, hidden)
+
+
+@partial(jax.jit, static_argnames="config")  # traced once for all layers, inlined by the compiler
+def _cached_block(
+    x: Array, b: Block, k_pool: Array, v_pool: Array, batch: StepBatch, config: MptConfig
+) -> tuple[Array, Array, Array]:
+    pools = (k_pool, v_pool)
+
+    def attend(q: Array, k: Array, v: Array) -> Array:
+        nonlocal pools
+        pools = (write_kv(k_pool, k, batch.slots), write_kv(v_pool, v, batch.slots))
+        return paged_attention(q, *pools, batch, config)
+
+    rope = config.rope  # `dynamic` stretches only beyond `length_limit`, where no cached sequence goes
+    frequencies = None if rope is None else rope_frequencies(rope, config.head_dim, rope.train_length)
+    x = block(x, b, config, batch.positions, frequencies, attend)
+    return x, *pools

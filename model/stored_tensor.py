@@ -1,0 +1,157 @@
+"""A tensor where it lies in a checkpoint file, and the one way to read its numbers.
+
+The safetensors and torch readers only find tensors: each returns `StoredTensor` records. Numbers are read here, with
+plain reads into the caller's buffer. Reads rather than a memory map: a map counts the file's pages as the process's
+memory while it is copied, and turns a file cut short by another process into a fatal SIGBUS instead of an error.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+CHUNK_BYTES = 8 * 2**20  # what a conversion between dtypes may hold beside its source and its target
+
+FLOAT_DTYPES = tuple(np.dtype(d) for d in (ml_dtypes.bfloat16, np.float16, np.float32, np.float64))
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be read, or does not fit the model. The message names the file, the tensor and the fix."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where one tensor lies. `strides` (in elements) is None for the usual dense row-major layout."""
+
+    path: Path
+    name: str
+    offset: int  # bytes from the file's start to the first element
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    strides: tuple[int, ...] | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor's elements, gaps between strided rows not counted."""
+        return self.size * self.dtype.itemsize
+
+    @property
+    def is_float(self) -> bool:
+        """True for the dtypes that weights may have: bfloat16, float16, float32 and float64."""
+        return self.dtype in FLOAT_DTYPES
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """An uninitialised dense array whose data starts on a 64-byte boundary, which JAX on the CPU adopts without a copy.
+
+    Raises MemoryError as numpy does.
+    """
+    nbytes = math.prod(shape) * dtype.itemsize
+    buffer = np.empty(nbytes + 64, np.uint8)
+    start = -buffer.ctypes.data % 64
+    return buffer[start : start + nbytes].view(dtype).reshape(shape)
+
+
+def read_tensor(tensor: StoredTensor, out: NDArray[Any]) -> None:
+    """Fills `out` (dense, same number of elements, any float dtype) with the tensor's numbers, converted if need be.
+
+    Needs at most CHUNK_BYTES beside `out`; a tensor stored with strides needs its own size once more.
+    Raises CheckpointError where the file is shorter than its header said, or a number does not fit `out`'s dtype.
+    """
+    flat = out.reshape(-1)
+    if not np.shares_memory(flat, out) and out.size:
+        raise ValueError("read_tensor needs a dense buffer")
+    if tensor.strides is None and tensor.dtype == out.dtype:
+        with tensor.path.open("rb", buffering=0) as file:
+            file.seek(tensor.offset)
+            _read_exactly(tensor, file, flat)
+        return
+    start = 0
+    for chunk in read_chunks(tensor):
+        _convert(tensor, chunk, flat[start : start + chunk.size])
+        start += chunk.size
+
+
+def read_chunks(tensor: StoredTensor) -> Iterator[NDArray[Any]]:
+    """Yields the tensor's elements in row-major order, in pieces of at most CHUNK_BYTES, in the file's dtype.
+
+    A piece is valid until the next one is asked for. A strided tensor comes whole.
+    """
+    with tensor.path.open("rb", buffering=0) as file:
+        file.seek(tensor.offset)
+        if tensor.strides is not None:
+            yield _read_strided(tensor, file, tensor.strides)
+            return
+        step = CHUNK_BYTES // tensor.dtype.itemsize
+        buffer = np.empty(min(step, tensor.size), tensor.dtype)
+        for start in range(0, tensor.size, step):
+            chunk = buffer[: min(step, tensor.size - start)]
+            _read_exactly(tensor, file, chunk)
+            yield chunk
+
+
+def same_numbers(left: StoredTensor, right: StoredTensor) -> bool:
+    """True if both tensors have the same shape, dtype and bytes."""
+    if (left.shape, left.dtype) != (right.shape, right.dtype):
+        return False
+    if (left.strides is None) == (right.strides is None):
+        pairs = zip(read_chunks(left), read_chunks(right), strict=True)
+    else:
+        pairs = zip([_whole(left)], [_whole(right)], strict=True)
+    return all(np.array_equal(a.view(np.uint8), b.view(np.uint8)) for a, b in pairs)
+
+
+def _whole(tensor: StoredTensor) -> NDArray[Any]:
+    out = np.empty(tensor.size, tensor.dtype)
+    read_tensor(tensor, out)
+    return out
+
+
+def _read_exactly(tensor: StoredTensor, file: io.FileIO, out: NDArray[Any]) -> None:
+    view = out.view(np.uint8).data
+    done = 0
+    while done < len(view):  # a raw read may return less than asked for, and at most 2 GiB
+        count = file.readinto(view[done:])
+        if not count:
+            raise CheckpointError(
+                f"{tensor.path}: the file ends inside {tensor.name!r}: {len(view)} bytes expected at "
+                f"byte {tensor.offset}, {done} found; was it replaced while it was read?"
+            )
+        done += count
+
+
+def _read_strided(tensor: StoredTensor, file: io.FileIO, strides: tuple[int, ...]) -> NDArray[Any]:
+    if not tensor.size:
+        return np.empty(0, tensor.dtype)
+    span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, strides, strict=True))
+    flat = np.empty(span, tensor.dtype)
+    _read_exactly(tensor, file, flat)
+    steps = tuple(stride * tensor.dtype.itemsize for stride in strides)
+    return np.ascontiguousarray(np.lib.stride_tricks.as_strided(flat, tensor.shape, steps)).reshape(-1)
+
+
+def _convert(tensor: StoredTensor, chunk: NDArray[Any], out: NDArray[Any]) -> None:
+    with np.errstate(over="ignore"):
+        np.copyto(out, chunk, casting="unsafe")
+    # Only float16 has too short a range for numbers that the other dtypes hold.
+    if out.dtype == np.float16 and chunk.dtype != np.float16:
+        overflow = np.isinf(out) & ~np.isinf(chunk)
+        if overflow.any():
+            worst = float(np.abs(chunk[overflow]).max())
+            raise CheckpointError(
+                f"{tensor.path}: {tensor.name!r} holds {worst:g}, beyond float16's largest number 65504; "
+                f"use dtype bfloat16 or float32"
+            )

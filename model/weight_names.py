@@ -1,0 +1,62 @@
+"""Names of the family's parameters across its formats, brought to llm-foundry's (those of `weight_specs`).
+
+| here | mosaic_gpt, early 2023 |
+|---|---|
+| norm_1, norm_2, norm_f | ln_1, ln_2, ln_f |
+| ffn.up_proj, ffn.down_proj | mlp.mlp_up, mlp.mlp_down |
+
+Checkpoints saved through Composer begin every name with `model.`; those of a bare MPTModel lack `transformer.`.
+"""
+
+import re
+
+_RENAMED = {
+    ".ln_1.": ".norm_1.",
+    ".ln_2.": ".norm_2.",
+    ".ln_f.": ".norm_f.",
+    ".mlp.mlp_up.": ".ffn.up_proj.",
+    ".mlp.mlp_down.": ".ffn.down_proj.",
+}
+_BARE_MODEL = re.compile(r"(wte|wpe|blocks|norm_f|ln_f)\.")
+
+# Constants that some releases saved beside the parameters: the forward pass computes them.
+_BUFFERS = re.compile(
+    r"""(transformer\.)?(blocks\.\d+\.attn\.)?(
+        attn_bias                                  # the ALiBi bias of a whole context
+        | (causal_)?mask | bias | masked_bias      # causal masks (a projection's bias has its projection's name)
+        | rotary_embedding(\.\w+)*\.inv_freq       # RoPE frequencies
+        | rotary_emb(\.\w+)*\.inv_freq
+    )""",
+    re.VERBOSE,
+)
+_QUANTISED = re.compile(
+    r"\.(qweight|qzeros|scales|g_idx|SCB|weight_format|absmax|quant_map|quant_state.*|weight_scale)$"
+)
+
+
+def canonical_name(name: str) -> str:
+    """The name in llm-foundry's form of a parameter of any release; unknown names come back as they are."""
+    name = name.removeprefix("model.")
+    if _BARE_MODEL.match(name):
+        name = f"transformer.{name}"
+    for old, new in _RENAMED.items():
+        name = name.replace(old, new)
+    return name
+
+
+def is_buffer(name: str) -> bool:
+    """True for a canonical name of a saved constant that is no parameter."""
+    return _BUFFERS.fullmatch(name) is not None
+
+
+def is_quantised(name: str) -> bool:
+    """True for names that only quantised checkpoints (AWQ, GPTQ, bitsandbytes) have."""
+    return _QUANTISED.search(name) is not None
+
+
+def separate_qkv_names(name: str) -> tuple[str, str, str] | None:
+    """For a fused Wqkv's name, the three names under which llm-foundry stores it with `fused_qkv: false`."""
+    before, fused, after = name.partition(".Wqkv.")
+    if not fused:
+        return None
+    return f"{before}.Wq.{after}", f"{before}.Wk.{after}", f"{before}.Wv.{after}"
