@@ -1,6 +1,13 @@
-"""MPT in JAX: configs, checkpoints, the forward pass and the paged step. Knows nothing of Ray, HTTP or text."""
+"""MPT in JAX: configs, checkpoints, the forward pass and the paged step. Knows nothing of Ray, HTTP or text.
 
+params, config = mpt_from_pretrained("path/to/mpt-7b", dtype=jnp.bfloat16)
+model = FlaxMptForCausalLM(config)
+logits = model(input_ids, params=params).logits  # [B, T] -> [B, T, V] float32
+"""
+
+from model.checkpoint import CheckpointError
 from model.config import ConfigError, MptConfig
 from model.flax_module import FlaxMptForCausalLM
+from model.pretrained import mpt_from_pretrained
 
-__all__ = ["ConfigError", "FlaxMptForCausalLM", "MptConfig"]
+__all__ = ["CheckpointError", "ConfigError", "FlaxMptForCausalLM", "MptConfig", "mpt_from_pretrained"]

@@ -44,6 +44,9 @@ class MptConfig:
     bias: bool = False  # on every linear layer and LayerNorm (llm-foundry's `not no_bias`)
     qkv_bias: bool | None = None  # None stands for `bias`
     qk_norm: str | None = None  # "ln" over all heads of q (and of k) together, "gn" per head with one shared weight
+    qk_rms_norm: bool = False  # q and k are normed by LayerNorm of eps 1e-5 whatever the blocks' norms are:
+    qk_norm_eps: float = 1e-5  # llm-foundry's block hands its norm_type and norm_eps not on to its attention
+    temperature: tuple[float, float] | None = None  # (floor_scale, attn_scale) of attention temperature tuning
     fused_qkv: bool = True  # how the checkpoint stores it; the computation is the same
     clip_qkv: float | None = None
     softmax_scale: float = 0.0  # 0 stands for 1 / sqrt(head_dim)
@@ -150,9 +153,13 @@ def _read_model(r: ConfigReader) -> MptConfig:
     d_model, n_heads = r.integer("d_model"), r.integer("n_heads")
     max_seq_len = r.integer("max_seq_len", 2048)
     bias = not r.boolean("no_bias", False)
-    norm_type = r.choice("norm_type", "low_precision_layernorm", _LAYER_NORMS | _RMS_NORMS)
     learned = r.boolean("learned_pos_emb", True)
-    expansion = r.positive("expansion_ratio", 4)
+    hidden_size = d_model * r.positive("expansion_ratio", 4)
+    if hidden_size != int(hidden_size):
+        raise r.error(
+            "expansion_ratio", r.take("expansion_ratio"), f"{hidden_size} feed-forward features are no whole number"
+        )
+    r.refuse("head_dim", (d_model // n_heads,), "heads of another width than d_model / n_heads are not built")
     r.refuse("block_overrides", ({},), "blocks that differ from each other are not built")
     attention = _read_attention(r.section("attn_config"), n_heads, d_model, max_seq_len)
     config = MptConfig(
@@ -161,9 +168,10 @@ def _read_model(r: ConfigReader) -> MptConfig:
         n_layers=r.integer("n_layers"),
         vocab_size=r.integer("vocab_size"),
         max_seq_len=max_seq_len,
-        rms_norm=norm_type in _RMS_NORMS,
+        rms_norm=_is_rms_norm(r),
         norm_eps=_norm_eps(r),
         bias=bias,
+        qkv_bias=r.boolean("attention_bias", bias),
         # Published configs say learned_pos_emb: true beside alibi; llm-foundry turns it off there.
         learned_positions=learned and not attention["alibi"] and attention["rope"] is None,
         tied_head=r.boolean("tie_word_embeddings", True),
@@ -174,7 +182,7 @@ def _read_model(r: ConfigReader) -> MptConfig:
         eos_token_ids=_token_ids(r, "eos_token_id"),
         pad_token_id=r.optional_integer("pad_token_id"),
         **attention,
-        **_read_ffn(r.section("ffn_config"), int(expansion * d_model)),
+        **_read_ffn(r.section("ffn_config"), int(hidden_size)),
     )
     r.ignore(MODEL_KEYS)
     r.finish()
@@ -193,11 +201,9 @@ def _read_attention(r: ConfigReader, n_heads: int, d_model: int, max_seq_len: in
             "kv_n_heads", kv_n_heads, f"{kind} has {implied}; a number of groups needs grouped_query_attention"
         )
     r.refuse("prefix_lm", (False,), "prefix language models are not built")
-    r.refuse("head_dim", (d_model // n_heads,), "heads wider than d_model / n_heads are not built")
     r.refuse("kv_dim", (d_model,), "keys from another width (cross attention) are not built")
     r.refuse("reuse_kv_layer_idx", (), "keys and values reused from another layer are not built")
     r.refuse("nope", (False,), "layers without positions are not built")
-    r.refuse("attn_temperature_tuning", ({},), "attention temperature tuning is not built")
     ln, gn = r.boolean("qk_ln", False), r.boolean("qk_gn", False)
     if ln and gn:
         raise r.error("qk_gn", True, "qk_ln is true as well; one of the two is meant")
@@ -205,8 +211,10 @@ def _read_attention(r: ConfigReader, n_heads: int, d_model: int, max_seq_len: in
     alibi = r.boolean("alibi", False)
     read = {
         "kv_n_heads": kv_n_heads or implied,
-        "qkv_bias": r.boolean("attention_bias", False) if "attention_bias" in r else None,
         "qk_norm": "ln" if ln else "gn" if gn else None,
+        "qk_rms_norm": _is_rms_norm(r),
+        "qk_norm_eps": r.positive("norm_eps", 1e-5),
+        "temperature": _read_temperature(r.section("attn_temperature_tuning")),
         "fused_qkv": r.boolean("fused_qkv", True),
         "clip_qkv": r.optional_positive("clip_qkv") if r.take("clip_qkv") != 0 else None,
         "softmax_scale": r.positive("softmax_scale", 1.0 / math.sqrt(d_model / n_heads)),
@@ -216,10 +224,15 @@ def _read_attention(r: ConfigReader, n_heads: int, d_model: int, max_seq_len: in
         "alibi_bias_max": r.positive("alibi_bias_max", 8),
         "rope": _read_rope(r, max_seq_len),
     }
-    r.take("attention_bias")
     r.ignore(ATTENTION_KEYS | MODEL_KEYS)  # transformers 4 wrote its general keys into this section too
     r.finish()
     return read
+
+
+def _read_temperature(r: ConfigReader) -> tuple[float, float] | None:
+    floor_scale, attn_scale = r.positive("floor_scale", 8192), r.number("attn_scale", 0)
+    r.finish()
+    return (floor_scale, attn_scale) if attn_scale else None
 
 
 def _read_rope(r: ConfigReader, max_seq_len: int) -> RopeConfig | None:
@@ -271,6 +284,15 @@ def _activation(r: ConfigReader, spec: Any) -> Activation:
     if arguments.get("approximate", "none") not in ("none", "tanh"):
         raise r.error("ffn_act_fn.approximate", arguments["approximate"], "'none' or 'tanh' is meant")
     return Activation(spec["name"], tuple(sorted(arguments.items())))
+
+
+def _is_rms_norm(r: ConfigReader) -> bool:
+    value = r.take("norm_type")
+    if isinstance(value, str) and value.lower() in _RMS_NORMS:
+        return True
+    if value is None or (isinstance(value, str) and value.lower() in _LAYER_NORMS):
+        return False
+    raise r.error("norm_type", value, f"this package runs {', '.join(sorted(_LAYER_NORMS | _RMS_NORMS))}")
 
 
 def _norm_eps(r: ConfigReader) -> float:

@@ -61,8 +61,9 @@ def save_checkpoint(
     if len(groups) > 1:
         index = {"metadata": {"total_size": sum(nbytes.values())}, "weight_map": weight_map}
         _write_json(folder / "model.safetensors.index.json", index)
+    others = {key: value for key, value in config.items() if key != "dtype"}  # transformers 5's name for torch_dtype
     saved = target or leaves[specs[0].path].dtype
-    _write_json(folder / "config.json", {"architectures": ["MPTForCausalLM"], **config, "torch_dtype": saved.name})
+    _write_json(folder / "config.json", {"architectures": ["MPTForCausalLM"], **others, "torch_dtype": saved.name})
     return folder
 
 

@@ -67,6 +67,8 @@ def attention(
     q, k, v = split_qkv(qkv, config, w.shards)
     if w.q_norm is not None and w.k_norm is not None:
         q, k = _qk_norm(q, w.q_norm, config), _qk_norm(k, w.k_norm, config)
+    if config.temperature is not None:
+        q = q * _temperature(positions, *config.temperature)[..., None, None]
     if frequencies is not None:
         q, k = apply_rope(q, positions, frequencies), apply_rope(k, positions, frequencies)
     y = attend(q, k, v)  # [..., T, H, hd]
@@ -90,11 +92,16 @@ def ffn(x: Array, w: Ffn, config: MptConfig) -> Array:
 
 
 def norm(x: Array, w: Norm, config: MptConfig) -> Array:
-    """LayerNorm (population variance) or RMSNorm over the last axis, in float32."""
+    """The blocks' norm over the last axis of x [..., d], in float32."""
+    return _normalise(x, w, config.rms_norm, config.norm_eps)
+
+
+def _normalise(x: Array, w: Norm, rms: bool, eps: float) -> Array:
+    """LayerNorm (population variance) or RMSNorm."""
     x = x.astype(jnp.float32)
-    if not config.rms_norm:
+    if not rms:
         x = x - x.mean(axis=-1, keepdims=True)
-    x = x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + config.norm_eps)
+    x = x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + eps)
     x = x * w.weight.astype(jnp.float32)
     return x if w.bias is None else x + w.bias.astype(jnp.float32)
 
@@ -108,9 +115,13 @@ def logits(weights: Weights, config: MptConfig, x: Array) -> Array:
 
 def _qk_norm(x: Array, w: Norm, config: MptConfig) -> Array:
     """x [..., H, hd]: over all heads together ("ln") or within each head ("gn")."""
-    if config.qk_norm == "gn":
-        return norm(x, w, config)
-    return norm(x.reshape(*x.shape[:-2], -1), w, config).reshape(x.shape)
+    runs = x if config.qk_norm == "gn" else x.reshape(*x.shape[:-2], -1)
+    return _normalise(runs, w, config.qk_rms_norm, config.qk_norm_eps).reshape(x.shape)
+
+
+def _temperature(positions: Array, floor_scale: float, attn_scale: float) -> Array:
+    """Factor on the queries that grows with their position: [..., T] int32 -> [..., T] float32."""
+    return 1.0 + attn_scale * jnp.log(jnp.floor((positions + 1.0) / floor_scale) + 1.0)
 
 
 def _frequencies(config: MptConfig, length: int) -> np.ndarray | None:

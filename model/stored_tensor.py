@@ -146,12 +146,12 @@ def _read_strided(tensor: StoredTensor, file: io.FileIO, strides: tuple[int, ...
 def _convert(tensor: StoredTensor, chunk: NDArray[Any], out: NDArray[Any]) -> None:
     with np.errstate(over="ignore"):
         np.copyto(out, chunk, casting="unsafe")
-    # Only float16 has too short a range for numbers that the other dtypes hold.
-    if out.dtype == np.float16 and chunk.dtype != np.float16:
+    # Everywhere else the target reaches as far as the source, but for a last sliver of float32 that no weight enters.
+    if (out.dtype == np.float16 and chunk.dtype != np.float16) or chunk.dtype == np.float64:
         overflow = np.isinf(out) & ~np.isinf(chunk)
         if overflow.any():
             worst = float(np.abs(chunk[overflow]).max())
             raise CheckpointError(
-                f"{tensor.path}: {tensor.name!r} holds {worst:g}, beyond float16's largest number 65504; "
-                f"use dtype bfloat16 or float32"
+                f"{tensor.path}: {tensor.name!r} holds {worst:g}, beyond {out.dtype}'s largest number "
+                f"{float(ml_dtypes.finfo(out.dtype).max):g}; use a dtype with a wider range (bfloat16, float32)"
             )

@@ -9,6 +9,7 @@ exist here, so a hostile file can at worst be refused.
 from __future__ import annotations
 
 import pickletools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NoReturn, cast
@@ -18,8 +19,9 @@ import numpy as np
 
 from model.stored_tensor import CheckpointError
 
-MAX_PICKLE_BYTES = 4 * 2**20  # 20,000 tensors; the largest MPT has fewer than 500
+MAX_PICKLE_BYTES = 2**20  # some 5,000 tensors; the largest MPT has fewer than 1,000
 _MAX_STRING = 64 * 2**10
+_NAME_LINE = re.compile(rb"[\w.]+\n")
 
 STORAGE_DTYPES: dict[str, np.dtype[Any]] = {
     f"torch.{name}Storage": np.dtype(dtype)
@@ -94,7 +96,10 @@ class _Bounded:
         return self._spend(self._file.read(count))
 
     def readline(self) -> bytes:
-        return self._spend(self._file.readline(_MAX_STRING))
+        line = self._spend(self._file.readline(_MAX_STRING))
+        if not _NAME_LINE.fullmatch(line):  # genops would decode any text of the oldest protocol
+            raise CheckpointError(f"{self._where}: the file asks for text of pickle protocol 0; only tensors are read")
+        return line
 
     def tell(self) -> int:
         return self._file.tell()

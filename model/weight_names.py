@@ -21,12 +21,9 @@ _BARE_MODEL = re.compile(r"(wte|wpe|blocks|norm_f|ln_f)\.")
 
 # Constants that some releases saved beside the parameters: the forward pass computes them.
 _BUFFERS = re.compile(
-    r"""(transformer\.)?(blocks\.\d+\.attn\.)?(
-        attn_bias                                  # the ALiBi bias of a whole context
-        | (causal_)?mask | bias | masked_bias      # causal masks (a projection's bias has its projection's name)
-        | rotary_embedding(\.\w+)*\.inv_freq       # RoPE frequencies
-        | rotary_emb(\.\w+)*\.inv_freq
-    )""",
+    r"""(transformer\.)?attn_bias                                  # the ALiBi bias of a whole context
+      | transformer\.blocks\.\d+\.attn\.(bias|masked_bias|mask)   # causal masks
+      | (transformer\.)?(blocks\.\d+\.attn\.)?rotary_emb(edding)?(\.\w+)*\.inv_freq""",
     re.VERBOSE,
 )
 _QUANTISED = re.compile(

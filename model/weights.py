@@ -95,30 +95,31 @@ def _specs(c: MptConfig) -> Iterator[WeightSpec]:
         yield WeightSpec("wpe", "transformer.wpe.weight", (c.max_seq_len, c.d_model), "normal")
     for i in range(c.n_layers):
         yield from _block_specs(c, f"blocks/{i}", f"transformer.blocks.{i}")
-    yield from _norm("norm_f", "transformer.norm_f", c.d_model, c)
+    yield from _norm("norm_f", "transformer.norm_f", c.d_model, c.bias and not c.rms_norm)
     if not c.tied_head:
         yield WeightSpec("lm_head", "lm_head.weight", (c.vocab_size, c.d_model), "normal")
 
 
 def _block_specs(c: MptConfig, path: str, name: str) -> Iterator[WeightSpec]:
+    norm_bias, qk_norm_bias = c.bias and not c.rms_norm, c.bias and not c.qk_rms_norm  # RMSNorm has none
     q_size, kv_size = c.n_heads * c.head_dim, c.kv_n_heads * c.head_dim
-    yield from _norm(f"{path}/norm_1", f"{name}.norm_1", c.d_model, c)
+    yield from _norm(f"{path}/norm_1", f"{name}.norm_1", c.d_model, norm_bias)
     yield from _linear(f"{path}/attn/wqkv", f"{name}.attn.Wqkv", q_size + 2 * kv_size, c.d_model, bool(c.qkv_bias))
     if c.qk_norm is not None:
         per_head = c.qk_norm == "gn"
-        yield from _norm(f"{path}/attn/q_norm", f"{name}.attn.q_ln", c.head_dim if per_head else q_size, c)
-        yield from _norm(f"{path}/attn/k_norm", f"{name}.attn.k_ln", c.head_dim if per_head else kv_size, c)
+        yield from _norm(f"{path}/attn/q_norm", f"{name}.attn.q_ln", c.head_dim if per_head else q_size, qk_norm_bias)
+        yield from _norm(f"{path}/attn/k_norm", f"{name}.attn.k_ln", c.head_dim if per_head else kv_size, qk_norm_bias)
     yield from _linear(f"{path}/attn/out_proj", f"{name}.attn.out_proj", c.d_model, q_size, c.bias)
-    yield from _norm(f"{path}/norm_2", f"{name}.norm_2", c.d_model, c)
+    yield from _norm(f"{path}/norm_2", f"{name}.norm_2", c.d_model, norm_bias)
     yield from _linear(f"{path}/ffn/up_proj", f"{name}.ffn.up_proj", c.ffn_hidden_size, c.d_model, c.bias)
     if c.ffn_gated:
         yield from _linear(f"{path}/ffn/gate_proj", f"{name}.ffn.gate_proj", c.ffn_hidden_size, c.d_model, c.bias)
     yield from _linear(f"{path}/ffn/down_proj", f"{name}.ffn.down_proj", c.d_model, c.ffn_hidden_size, c.bias)
 
 
-def _norm(path: str, name: str, size: int, c: MptConfig) -> Iterator[WeightSpec]:
+def _norm(path: str, name: str, size: int, bias: bool) -> Iterator[WeightSpec]:
     yield WeightSpec(f"{path}/weight", f"{name}.weight", (size,), "ones")
-    if c.bias and not c.rms_norm:
+    if bias:
         yield WeightSpec(f"{path}/bias", f"{name}.bias", (size,), "zeros")
 
 

@@ -1,0 +1,70 @@
+"""Loading needs the memory of the weights and little more: measured in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_model import TINY
+from torch_writer import View, write_zip
+
+from model.config import MptConfig
+from model.weights import weight_specs
+
+BIG = TINY | {"d_model": 1024, "n_heads": 8, "n_layers": 10, "vocab_size": 50432}  # 178 million parameters
+MEASURE = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
+from model.checkpoint import load_weights
+from model.config import MptConfig
+from model.weights import weight_bytes
+
+def status(key):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
+
+jax.device_put(np.zeros(8)).block_until_ready()
+before = status("VmRSS:")
+weights = load_weights(sys.argv[1], MptConfig.from_file(sys.argv[1]), sys.argv[2] or None)
+print((status("VmHWM:") - before) / weight_bytes(weights), weight_bytes(weights))
+"""
+
+
+def write_safetensors(folder: Path) -> None:
+    header, offset = {}, 0
+    for spec in weight_specs(MptConfig.from_dict(BIG)):
+        size = 2 * spec.shape[0] * (spec.shape[1] if len(spec.shape) > 1 else 1)
+        header[spec.name] = {"dtype": "BF16", "shape": spec.shape, "data_offsets": [offset, offset + size]}
+        offset += size
+    raw = json.dumps(header).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(raw).to_bytes(8, "little") + raw)
+        file.truncate(8 + len(raw) + offset)  # zeros that take no disk
+
+
+def write_bin(folder: Path) -> None:
+    state, storages = {}, {}
+    for spec in weight_specs(MptConfig.from_dict(BIG)):
+        shape = (*spec.shape, 1)[:2]
+        size = shape[0] * shape[1]
+        strides = (shape[1], 1)[: len(spec.shape)]
+        state[spec.name] = View(spec.path, "float16", size, 0, spec.shape, strides)
+        storages[spec.path] = bytes(2 * size)
+    write_zip(folder / "pytorch_model.bin", state, storages)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads its peak memory from Linux's /proc")
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_peak_memory(tmp_path: Path, kind: str) -> None:
+    (write_safetensors if kind == "safetensors" else write_bin)(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(BIG))
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[2])}
+    for dtype, size in (("", 2), ("float32", 4)):
+        command = [sys.executable, "-c", MEASURE, str(tmp_path), dtype]
+        run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+        assert run.returncode == 0, run.stderr[-3000:]
+        ratio, loaded = run.stdout.split()
+        assert int(loaded) > size * 170_000_000
+        assert 0.9 < float(ratio) < 1.1, f"{dtype or 'as stored'}: peak {ratio} x the weights"

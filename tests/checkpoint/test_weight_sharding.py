@@ -1,0 +1,162 @@
+"""Partition rules, and a model over eight virtual devices that computes what one device does."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.sharding import PartitionSpec
+from tiny_model import TINY, random_weights
+
+from model.config import MptConfig
+from model.export import save_checkpoint
+from model.sharding import (
+    check_mesh,
+    deal_qkv_rows,
+    gather_qkv_rows,
+    get_partition_rules,
+    leaf_paths,
+    make_mesh,
+    match_partition_rules,
+    named_shardings,
+    weight_shardings,
+)
+
+WIDE = TINY | {"d_model": 64, "n_heads": 8, "vocab_size": 80}
+GQA_ALL_BIASES = WIDE | {
+    "no_bias": False,
+    "tie_word_embeddings": False,
+    "vocab_size": 81,  # no axis divides it
+    "attn_config": {
+        "alibi": True,
+        "attn_type": "grouped_query_attention",
+        "kv_n_heads": 4,
+        "qk_ln": True,
+        "clip_qkv": 0.5,
+    },
+    "ffn_config": {"ffn_type": "mptglu"},
+}
+LEARNED_POSITIONS = WIDE | {"no_bias": False, "attn_config": {"alibi": False}}
+PER_HEAD_NORM_AND_ROPE = WIDE | {"attn_config": {"alibi": False, "rope": True, "qk_gn": True}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("config", "fsdp", "tensor"),
+    [
+        pytest.param(WIDE, 1, 8, id="MHA"),
+        pytest.param(GQA_ALL_BIASES, 2, 4, id="GQA, qk_ln, clip, biases, GLU, untied"),
+        pytest.param(LEARNED_POSITIONS, 4, 2, id="biases, learned positions"),
+        pytest.param(PER_HEAD_NORM_AND_ROPE, 8, 1, id="qk_gn, RoPE, fsdp alone"),
+    ],
+)
+def test_eight_devices_compute_what_one_does(tmp_path: Path, config: dict[str, Any], fsdp: int, tensor: int) -> None:
+    save_checkpoint(random_weights(config), config, tmp_path)
+    flags = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    root = str(Path(__file__).parents[2])
+    script = str(Path(__file__).with_name("sharded_run.py"))
+    run = subprocess.run(
+        [sys.executable, script, str(tmp_path), str(fsdp), str(tensor)],
+        env=flags | {"PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    report = json.loads(run.stdout.splitlines()[-1])
+    assert report["forward"] < 1e-5 * report["scale"]
+    assert report["step"] < 1e-5 * report["scale"]
+    parsed = MptConfig.from_dict(config)
+    assert report["cache"] == [4, parsed.kv_n_heads // tensor, 8, 8]
+    rows = (parsed.n_heads + 2 * parsed.kv_n_heads) * parsed.head_dim
+    assert report["local_shapes"]["blocks/0/attn/wqkv/weight"] == [rows // tensor, 64 // fsdp]
+    assert report["local_shapes"]["blocks/1/ffn/down_proj/weight"] == [64 // fsdp, 256 // tensor]
+    assert report["local_shapes"]["norm_f/weight"] == [64]
+    vocabulary = parsed.vocab_size if parsed.vocab_size % tensor else parsed.vocab_size // tensor
+    assert report["local_shapes"]["wte"] == [vocabulary, 64 // fsdp]
+
+
+@pytest.mark.parametrize("config", [WIDE, GQA_ALL_BIASES, LEARNED_POSITIONS, PER_HEAD_NORM_AND_ROPE])
+def test_every_parameter_has_a_rule(config: dict[str, Any]) -> None:
+    weights = random_weights(config)
+    specs = leaf_paths(match_partition_rules(get_partition_rules(), weights))
+    whole = leaf_paths(match_partition_rules(MptConfig.from_dict(config).get_partition_rules(fsdp=False), weights))
+    assert specs.keys() == leaf_paths(weights).keys()
+    assert specs["blocks/1/attn/wqkv/weight"] == PartitionSpec("tensor", "fsdp")
+    assert specs["blocks/1/attn/out_proj/weight"] == PartitionSpec("fsdp", "tensor")
+    assert whole["blocks/1/attn/out_proj/weight"] == PartitionSpec(None, "tensor")
+    assert not any("fsdp" in spec for spec in whole.values())
+    for path, leaf in leaf_paths(weights).items():
+        assert ("fsdp" in specs[path]) == (leaf.ndim == 2), path
+
+
+def test_rules_fit_trees_that_hold_weights() -> None:
+    """An optimizer's state: moments by the weights' paths beside a counter."""
+    weights = random_weights(TINY)
+    state = {"count": np.zeros((), np.int32), "moments": (weights, weights)}
+    specs = match_partition_rules(get_partition_rules(), state)
+    assert specs["count"] == PartitionSpec()
+    assert specs["moments"][1].wte == PartitionSpec("tensor", "fsdp")
+
+
+def test_first_rule_counts_and_none_is_an_error() -> None:
+    rules = ((r"^wte$", PartitionSpec("tensor")), (r"wte", PartitionSpec("fsdp")))
+    assert match_partition_rules(rules, {"wte": np.zeros(2)}) == {"wte": PartitionSpec("tensor")}
+    with pytest.raises(ValueError, match=r"no partition rule matches the parameter 'blocks/0/new' \(2, 3\)"):
+        match_partition_rules(get_partition_rules(), {"blocks": [{"new": np.zeros((2, 3))}]})
+    with pytest.raises(ValueError, match=r"'wte' has 2 axes, the parameter 1: \(5,\)"):
+        match_partition_rules(get_partition_rules(), {"wte": np.zeros(5)})
+
+
+def test_mesh() -> None:
+    mesh = make_mesh(devices=jax.devices()[:1])
+    assert dict(mesh.shape) == {"fsdp": 1, "tensor": 1}
+    for sizes in ({"tensor": 2}, {"fsdp": 2}, {"fsdp": 0}, {"tensor": 0}):
+        with pytest.raises(ValueError, match=r"needs [0-9]+ devices, there are 1"):
+            make_mesh(**sizes, devices=jax.devices()[:1])
+    other = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
+    with pytest.raises(ValueError, match=r"axes \('data',\); 'fsdp' and 'tensor'"):
+        weight_shardings(MptConfig.from_dict(TINY), other)
+
+
+def test_heads_that_cannot_be_dealt() -> None:
+    config = MptConfig.from_dict(TINY | {"attn_config": {"alibi": True, "attn_type": "multiquery_attention"}})
+    mesh: Any = SimpleNamespace(axis_names=("fsdp", "tensor"), shape={"fsdp": 1, "tensor": 4})
+    with pytest.raises(ValueError, match=r"1 key/value heads cannot be dealt to tensor = 4 devices; use one of \[1\]"):
+        check_mesh(config, mesh)
+
+
+def test_shards_travel_with_the_shardings() -> None:
+    shardings = weight_shardings(MptConfig.from_dict(TINY), make_mesh(devices=jax.devices()[:1]))
+    assert shardings.blocks[0].attn.shards == 1
+    placed = named_shardings(make_mesh(devices=jax.devices()[:1]), get_partition_rules(), random_weights(TINY))
+    assert jax.tree.structure(placed) == jax.tree.structure(shardings)
+
+
+@given(heads=st.sampled_from([(4, 4), (8, 4), (8, 8), (12, 4)]), shards=st.sampled_from([1, 2, 4]), bias=st.booleans())
+def test_deal_gives_each_shard_its_heads(heads: tuple[int, int], shards: int, bias: bool) -> None:
+    n_heads, kv_heads = heads
+    attention = {"alibi": True, "attn_type": "grouped_query_attention", "kv_n_heads": kv_heads}
+    config = MptConfig.from_dict(TINY | {"d_model": 2 * n_heads, "n_heads": n_heads, "attn_config": attention})
+    labels = [
+        f"{part}{h}" for part, count in zip("qkv", (n_heads, kv_heads, kv_heads), strict=True) for h in range(count)
+    ]
+    rows = np.repeat(labels, 2)  # a head's two rows carry its name
+    fused = rows if bias else np.stack([rows] * 3, axis=1)
+    dealt = deal_qkv_rows(fused, config, shards)
+    for shard, run in enumerate(np.split(dealt if bias else dealt[:, 0], shards)):
+        expected = []
+        for part, count in zip("qkv", (n_heads, kv_heads, kv_heads), strict=True):
+            own = range(shard * count // shards, (shard + 1) * count // shards)
+            expected += [f"{part}{head}" for head in own for _ in range(2)]
+        assert list(run) == expected
+    np.testing.assert_array_equal(gather_qkv_rows(dealt, config, shards), fused)
