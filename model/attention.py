@@ -14,6 +14,7 @@ from jax import Array, lax
 
 from model.alibi import alibi_slopes
 from model.config import MptConfig
+from model.linear import product_precision
 
 if TYPE_CHECKING:
     from model.step import StepBatch
@@ -31,7 +32,9 @@ def score(q: Array, k: Array, q_positions: Array, k_positions: Array, config: Mp
     -> [..., Hkv, G, Tq, S] float32. Query head h = kv * G + g reads key head kv. Bias and mask come from positions
     alone: -slope * (i - j), never a bias anchored at the end of a buffer.
     """
-    s = jnp.einsum("...thgd,...shd->...hgts", q, k, preferred_element_type=jnp.float32) * config.softmax_scale
+    precision = product_precision(k.dtype)
+    s = jnp.einsum("...thgd,...shd->...hgts", q, k, precision=precision, preferred_element_type=jnp.float32)
+    s = s * config.softmax_scale
     if config.attn_logit_softcap is not None:
         s = config.attn_logit_softcap * jnp.tanh(s / config.attn_logit_softcap)
     distance = q_positions[..., :, None] - k_positions[..., None, :]  # [..., Tq, S]
@@ -51,7 +54,7 @@ def dense_attention(q: Array, k: Array, v: Array, positions: Array, config: MptC
 
     def attend(q: Array, q_positions: Array) -> Array:  # a slice of the queries against all keys
         weights = jax.nn.softmax(score(q, k, q_positions, positions, config), axis=-1)  # [B, Hkv, G, t, T]
-        return jnp.einsum("bhgts,bshd->bthgd", weights, v.astype(jnp.float32))
+        return jnp.einsum("bhgts,bshd->bthgd", weights, v.astype(jnp.float32), precision=product_precision(v.dtype))
 
     if _DENSE_QUERIES >= T:
         return attend(q, positions).reshape(B, T, H, hd)
@@ -143,7 +146,10 @@ def _attend_pages(
         p = jnp.exp(s - new_top[..., None])
         p = jnp.where(s == _NEVER, 0.0, p)
         keep = jnp.exp(top - new_top)
-        weighted = jnp.einsum("nhgts,nhsd->nhgtd", p, v_pool[blocks].astype(jnp.float32))
+        # A weight of 0 does not silence a value that is inf or nan, which a block may hold of its last owner.
+        owned = (key_positions < lengths[:, None])[:, None, :, None]
+        v = jnp.where(owned, v_pool[blocks].astype(jnp.float32), 0.0)  # [n, Hkv, block, hd]
+        weighted = jnp.einsum("nhgts,nhsd->nhgtd", p, v, precision=product_precision(v_pool.dtype))
         return new_top, total * keep + p.sum(axis=-1), values * keep[..., None] + weighted
 
     shape = (n, Hkv, G, t)

@@ -4,7 +4,6 @@ Understood are llm-foundry's `mpt` (all releases up to 0.22), transformers' `mpt
 2023. Every key that changes the mathematics is honoured or refused by name; the rest is listed in `config_keys.py`.
 """
 
-import dataclasses
 import json
 import math
 from collections.abc import Mapping
@@ -106,7 +105,7 @@ class MptConfig:
             data = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ConfigError(f"no {path.name} in folder '{path.parent.name}'; a checkpoint folder has one") from None
-        except (UnicodeDecodeError, json.JSONDecodeError) as e:
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as e:
             raise ConfigError(f"{path.name} is not JSON: {e}") from None
         return cls.from_dict(data)
 
@@ -150,18 +149,16 @@ def _from_mosaic_gpt(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_model(r: ConfigReader) -> MptConfig:
     r.take("model_type")
+    by_transformers = r.take("layer_norm_epsilon") is not None or r.take("initializer_range") is not None
     d_model, n_heads = r.integer("d_model"), r.integer("n_heads")
     max_seq_len = r.integer("max_seq_len", 2048)
-    bias = not r.boolean("no_bias", False)
+    # transformers leaves out what equals its own defaults, which are not llm-foundry's.
+    bias = not r.boolean("no_bias", by_transformers)
     learned = r.boolean("learned_pos_emb", True)
-    hidden_size = d_model * r.positive("expansion_ratio", 4)
-    if hidden_size != int(hidden_size):
-        raise r.error(
-            "expansion_ratio", r.take("expansion_ratio"), f"{hidden_size} feed-forward features are no whole number"
-        )
     r.refuse("head_dim", (d_model // n_heads,), "heads of another width than d_model / n_heads are not built")
     r.refuse("block_overrides", ({},), "blocks that differ from each other are not built")
-    attention = _read_attention(r.section("attn_config"), n_heads, d_model, max_seq_len)
+    _refuse_other_architectures(r)
+    attention = _read_attention(r.section("attn_config"), n_heads, d_model, max_seq_len, by_transformers)
     config = MptConfig(
         d_model=d_model,
         n_heads=n_heads,
@@ -182,14 +179,23 @@ def _read_model(r: ConfigReader) -> MptConfig:
         eos_token_ids=_token_ids(r, "eos_token_id"),
         pad_token_id=r.optional_integer("pad_token_id"),
         **attention,
-        **_read_ffn(r.section("ffn_config"), int(hidden_size)),
+        **_read_ffn(r.section("ffn_config"), d_model * r.positive("expansion_ratio", 4)),
     )
     r.ignore(MODEL_KEYS)
     r.finish()
     return config
 
 
-def _read_attention(r: ConfigReader, n_heads: int, d_model: int, max_seq_len: int) -> dict[str, Any]:
+def _refuse_other_architectures(r: ConfigReader) -> None:
+    """General keys of transformers that are inert only as they stand in every MPT config."""
+    r.refuse("is_encoder_decoder", (False,), "encoder-decoder models are not built")
+    r.refuse("add_cross_attention", (False,), "cross attention is not built")
+    r.refuse("pruned_heads", ({},), "pruned heads are not built")
+
+
+def _read_attention(
+    r: ConfigReader, n_heads: int, d_model: int, max_seq_len: int, alibi_default: bool
+) -> dict[str, Any]:
     kinds = ("multihead_attention", "multiquery_attention", "grouped_query_attention")
     kind = r.choice("attn_type", kinds[0], kinds)
     kv_n_heads = r.optional_integer("kv_n_heads", minimum=1)
@@ -204,11 +210,12 @@ def _read_attention(r: ConfigReader, n_heads: int, d_model: int, max_seq_len: in
     r.refuse("kv_dim", (d_model,), "keys from another width (cross attention) are not built")
     r.refuse("reuse_kv_layer_idx", (), "keys and values reused from another layer are not built")
     r.refuse("nope", (False,), "layers without positions are not built")
+    _refuse_other_architectures(r)
     ln, gn = r.boolean("qk_ln", False), r.boolean("qk_gn", False)
     if ln and gn:
         raise r.error("qk_gn", True, "qk_ln is true as well; one of the two is meant")
     window = r.take("sliding_window_size")
-    alibi = r.boolean("alibi", False)
+    alibi = r.boolean("alibi", alibi_default)
     read = {
         "kv_n_heads": kv_n_heads or implied,
         "qk_norm": "ln" if ln else "gn" if gn else None,
@@ -262,24 +269,29 @@ def _read_rope(r: ConfigReader, max_seq_len: int) -> RopeConfig | None:
     return rope
 
 
-def _read_ffn(r: ConfigReader, hidden_size: int) -> dict[str, Any]:
+def _read_ffn(r: ConfigReader, expanded: float) -> dict[str, Any]:
     kind = r.choice("ffn_type", "mptmlp", ("mptmlp", "mptglu"))
     size = r.optional_integer("ffn_hidden_size", minimum=1)
+    if size is None and (expanded < 1 or expanded != int(expanded)):
+        raise ConfigError(
+            f"config key 'expansion_ratio' gives {expanded} feed-forward features; a whole number is meant"
+        )
     spec = r.take("ffn_act_fn") or {"name": "gelu"}
     r.ignore(FFN_KEYS)
     r.finish()
-    return {"ffn_gated": kind == "mptglu", "ffn_hidden_size": size or hidden_size, "activation": _activation(r, spec)}
+    return {"ffn_gated": kind == "mptglu", "ffn_hidden_size": size or int(expanded), "activation": _activation(r, spec)}
 
 
 def _activation(r: ConfigReader, spec: Any) -> Activation:
     if isinstance(spec, str):
         spec = {"name": spec}
-    if not isinstance(spec, Mapping) or spec.get("name") not in ACTIVATIONS:
+    if not isinstance(spec, Mapping) or not isinstance(spec.get("name"), str) or spec["name"] not in ACTIVATIONS:
         raise r.error("ffn_act_fn", spec, f"this package runs {{'name': ...}} with {', '.join(sorted(ACTIVATIONS))}")
     defaults = ACTIVATIONS[spec["name"]][1]
     arguments = {k: v for k, v in spec.items() if k not in ("name", "inplace")}
     for key, value in arguments.items():
-        if key not in defaults or isinstance(value, str) != isinstance(defaults[key], str):
+        kinds = str if isinstance(defaults.get(key), str) else (int, float)
+        if key not in defaults or not isinstance(value, kinds):
             raise r.error(f"ffn_act_fn.{key}", value, f"{spec['name']} takes {dict(defaults) or 'no argument'}")
     if arguments.get("approximate", "none") not in ("none", "tanh"):
         raise r.error("ffn_act_fn.approximate", arguments["approximate"], "'none' or 'tanh' is meant")
@@ -323,8 +335,3 @@ def _token_ids(r: ConfigReader, key: str) -> tuple[int, ...]:
     if any(isinstance(v, bool) or not isinstance(v, int) or v < 0 for v in values):
         raise r.error(key, value, "a token id or a list of them is meant")
     return tuple(values)
-
-
-def config_to_dict(config: MptConfig) -> dict[str, Any]:
-    """The fields as plain data, for logs and reports."""
-    return dataclasses.asdict(config)

@@ -10,9 +10,9 @@ MODEL_KEYS: Final = frozenset(
         "init_device", "init_config", "init_std", "init_nonlinearity", "init_div_is_residual", "init_gain",
         "param_init_fn", "emb_init_std", "emb_init_uniform_lim", "initializer_range", "fan_mode",
         "emb_pdrop", "resid_pdrop", "embedding_fraction", "use_cache", "use_pad_tok_in_ffn", "fc_type",
-        "loss_fn", "is_decoder", "is_encoder_decoder", "task_specific_params", "problem_type", "id2label", "label2id",
-        "output_attentions", "output_hidden_states", "return_dict", "torchscript", "use_bfloat16", "pruned_heads",
-        "chunk_size_feed_forward", "add_cross_attention", "cross_attention_hidden_size", "tie_encoder_decoder",
+        "loss_fn", "is_decoder", "task_specific_params", "problem_type", "id2label", "label2id",
+        "output_attentions", "output_hidden_states", "return_dict", "torchscript", "use_bfloat16",
+        "chunk_size_feed_forward", "cross_attention_hidden_size", "tie_encoder_decoder",
         "finetuning_task", "prefix", "decoder_start_token_id", "sep_token_id", "tf_legacy_loss", "tokenizer_class",
         "use_return_dict", "torch_dtype", "dtype", "model_max_length", "attn_implementation", "_attn_implementation",
         "max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups",
@@ -24,9 +24,14 @@ MODEL_KEYS: Final = frozenset(
     }
 )  # fmt: skip
 
-# `attn_impl` chooses among equal kernels; `attn_uses_sequence_id` concerns packed training batches alone;
-# `model_type` is written into this section by transformers.
-ATTENTION_KEYS: Final = frozenset({"attn_pdrop", "attn_impl", "attn_uses_sequence_id", "fc_type", "model_type"})
+# `attn_impl` chooses among equal kernels; `attn_uses_sequence_id` concerns packed training batches alone. The rest is
+# what transformers writes into every section, beside `MODEL_KEYS`.
+ATTENTION_KEYS: Final = frozenset(
+    {
+        "attn_pdrop", "attn_impl", "attn_uses_sequence_id", "fc_type",
+        "model_type", "bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings",
+    }
+)  # fmt: skip
 
 # How the layer is built for training, not what it computes.
 FFN_KEYS: Final = frozenset({"fc_type", "device"})

@@ -1,7 +1,6 @@
 """Reading one JSON object of a config strictly: every key is taken with a type, and none is left over."""
 
 import difflib
-import math
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
@@ -15,6 +14,11 @@ class _Required:
 
 
 REQUIRED: Final = _Required()
+
+
+def _is_number(value: Any) -> bool:
+    """Finite, and small enough for float64 to hold it exactly where it is whole."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 2**53
 
 
 class ConfigReader:
@@ -31,9 +35,6 @@ class ConfigReader:
     def name(self, key: str) -> str:
         """The key as the user finds it in the file, e.g. `attn_config.clip_qkv`."""
         return f"{self._section}.{key}" if self._section else key
-
-    def __contains__(self, key: str) -> bool:
-        return self._data.get(key) is not None
 
     def take(self, key: str) -> Any:
         """The raw value (None when absent or null); marks the key as known."""
@@ -53,8 +54,7 @@ class ConfigReader:
         value = self.take(key)
         if value is None:
             return None
-        whole = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        if not whole or value != int(value) or value < minimum:
+        if not _is_number(value) or value != int(value) or value < minimum:
             raise self.error(key, value, f"a whole number of at least {minimum} is meant")
         return int(value)
 
@@ -65,7 +65,7 @@ class ConfigReader:
         value = self.take(key)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if not _is_number(value):
             raise self.error(key, value, "a finite number is meant")
         return float(value)
 
@@ -105,7 +105,7 @@ class ConfigReader:
     def refuse(self, key: str, inert: Collection[Any], why: str) -> None:
         """Takes a key whose feature is not built: any value but null and the `inert` ones is refused."""
         value = self.take(key)
-        if value is not None and not any(value == v and isinstance(value, type(v)) for v in inert):
+        if value is not None and value not in inert:
             raise self.error(key, value, f"{why}, and ignoring it would change the model's output")
 
     def ignore(self, keys: Collection[str]) -> None:

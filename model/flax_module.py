@@ -46,8 +46,8 @@ class FlaxMptForCausalLM:
         dtype: type of the products' operands; parameters of another type are cast to it. None keeps theirs. Products
             accumulate in float32, and the residual stream, norms and softmax are float32 whatever this says.
         param_dtype: type of parameters made here, by `init_weights` or `_do_init`.
-        precision: precision of float32 products on accelerators, as `jax.default_matmul_precision` names it
-            (None leaves JAX's default; "highest" is exact).
+        precision: precision of float32 products on accelerators, as `jax.default_matmul_precision` names it; None is
+            exact float32.
         seed: of the parameters made with `_do_init`.
         _do_init: True makes random parameters at once and keeps them in `params`.
         input_shape: (B, T) of the trace that makes parameters.

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 
 if TYPE_CHECKING:
     from dataclasses import dataclass
@@ -43,6 +44,17 @@ def matmul(x: Array, weight: Array) -> Array:
     )
 
 
+def product_precision(operands: DTypeLike) -> jax.lax.Precision | None:
+    """float32 operands are multiplied as float32, unless `jax.default_matmul_precision` says otherwise.
+
+    JAX's own default would round them on accelerators: to TF32 on a GPU, to bfloat16 on a TPU.
+    """
+    asked = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    exact = jnp.dtype(operands) == jnp.float32 and asked is None
+    return jax.lax.Precision.HIGHEST if exact else None
+
+
 def _dot(x: Array, weight: Array) -> Array:
     contract = (((x.ndim - 1,), (1,)), ((), ()))
-    return jax.lax.dot_general(x, weight, contract, preferred_element_type=jnp.float32)
+    precision = product_precision(weight.dtype)
+    return jax.lax.dot_general(x, weight, contract, precision=precision, preferred_element_type=jnp.float32)

@@ -29,7 +29,11 @@ class PagedRun:
         order = np.random.default_rng(7).permutation(blocks)[: rows * width]
         self._tables = order.reshape(rows, width).astype(np.int32)
         self._cache = init_kv_cache(config, blocks, BLOCK, jnp.float32)
-        self._step = jax.jit(partial(_step, config), donate_argnums=1)
+        self._config = config
+
+    def fill_cache(self, value: float) -> None:
+        """What blocks may hold of their last owners."""
+        self._cache = jax.tree.map(lambda pool: jnp.full_like(pool, value), self._cache)
 
     def step(self, chunks: Sequence[tuple[int, int, Sequence[int]]]) -> dict[int, np.ndarray]:
         """Runs chunks (row, position of its first token, ids) in one step -> logits [V] of each row's last token."""
@@ -48,10 +52,11 @@ class PagedRun:
             at += len(ids)
         decodes = sum(len(ids) == 1 for _, _, ids in ordered)
         batch = StepBatch(*token, tables, *row, np.int32(decodes))  # type: ignore[arg-type]
-        logits, self._cache = self._step(self._weights, self._cache, batch)
+        logits, self._cache = _step(self._config, self._weights, self._cache, batch)
         return {sequence: np.asarray(logits[r]) for r, (sequence, _, _) in enumerate(ordered)}
 
 
+@partial(jax.jit, static_argnums=0, donate_argnums=2)
 def _step(config, weights, cache, batch):  # type: ignore[no-untyped-def]
     hidden, cache = forward_step(weights, config, cache, batch)
     return lm_logits(weights, config, hidden), cache

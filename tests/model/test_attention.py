@@ -60,6 +60,20 @@ def test_ragged_steps_equal_whole_sequences(
         np.testing.assert_allclose(last[row], whole[row, len(sequence) - 1], atol=1e-4)
 
 
+def test_what_a_block_held_before_reaches_nobody() -> None:
+    """A longer row beside it makes a short row's loop run over blocks that are not its own; inf there does nothing."""
+    config = MptConfig.from_dict({**SHAPE, "attn_config": {"alibi": True}})
+    weights = init_weights(config, random.key(0), scale=0.2)
+    ids = np.random.default_rng(0).integers(0, 64, 60)
+    whole = np.asarray(full_forward(weights, config, ids[None]))[0]
+    run = PagedRun(weights, config, rows=4, length=70, tokens=280)
+    run.fill_cache(np.inf)
+    run.step([(0, 0, ids[:3]), (1, 0, ids[:59])])
+    both = run.step([(0, 3, ids[3:4]), (1, 59, ids[59:])])
+    np.testing.assert_allclose(both[0], whole[3], atol=1e-4)
+    np.testing.assert_allclose(both[1], whole[59], atol=1e-4)
+
+
 def test_dense_attention_in_tiles_equals_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     config = MptConfig.from_dict({**SHAPE, "attn_config": {"alibi": True}})
     q, k, v = (random.normal(random.key(i), (2, 45, 4, 8)) for i in range(3))

@@ -69,6 +69,19 @@ def test_transformers_calls_eps_by_another_name() -> None:
         read(layer_norm_epsilon=1e-3, norm_eps=1e-5)
 
 
+def test_transformers_leaves_out_its_own_defaults() -> None:
+    """As transformers 4 saved it: ALiBi and no biases are defaults there, and not in llm-foundry."""
+    config = MptConfig.from_dict({**SHAPE, "initializer_range": 0.02, "attn_config": {"model_type": ""}})
+    assert (config.alibi, config.bias, config.learned_positions) == (True, False, False)
+    config = MptConfig.from_dict({**SHAPE, "attn_config": {}})
+    assert (config.alibi, config.bias, config.learned_positions) == (False, True, True)
+
+
+def test_hidden_size_given_outright() -> None:
+    """llm-foundry does not look at the ratio then."""
+    assert read(ffn={"ffn_hidden_size": 171}, expansion_ratio=2.67).ffn_hidden_size == 171
+
+
 def test_auto_map_is_data(tmp_path: Path) -> None:
     """A config names Python of its own; it is neither imported nor run."""
     marker = tmp_path / "ran"
@@ -111,7 +124,11 @@ def test_auto_map_is_data(tmp_path: Path) -> None:
         ({"d_model": None}, "'d_model' is missing"),
         ({"n_layers": 2.5}, "'n_layers' is 2.5; a whole number of at least 1"),
         ({"n_heads": True}, "'n_heads' is True; a whole number"),
-        ({"expansion_ratio": 0.01}, "'expansion_ratio' is 0.01"),
+        ({"expansion_ratio": 0.01}, "'expansion_ratio' gives 0.64 feed-forward features"),
+        ({"pruned_heads": {"0": [1]}}, "'pruned_heads' is {'0': [1]}"),
+        ({"vocab_size": 10**400}, "'vocab_size' is 1000"),
+        ({"ffn": {"ffn_act_fn": {"name": ["gelu"]}}}, "'ffn_config.ffn_act_fn' is {'name': ['gelu']}"),
+        ({"ffn": {"ffn_act_fn": {"name": "elu", "alpha": None}}}, "'ffn_config.ffn_act_fn.alpha' is None"),
         ({"logit_scale": "inv_sqrt"}, "'logit_scale' is 'inv_sqrt'; a number or 'inv_sqrt_d_model'"),
         ({"block_overrides": {"order": []}}, "'block_overrides' is {'order': []}"),
         ({"head_dim": 32}, "'head_dim' is 32; heads of another width"),
