@@ -1,0 +1,88 @@
+"""What the HTTP routes need from the machinery behind them."""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from mpt_serve.engine.request import Delta
+from mpt_serve.engine.sampling_params import SamplingParams
+from mpt_serve.text.chat_template import Message
+
+__all__ = ["Backend", "DeltaStream", "Detokenizer", "ModelInfo", "Readiness"]
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """The served model, as `/v1/models` and the request checks see it."""
+
+    id: str
+    created: int  # seconds since the epoch
+    max_model_len: int  # prompt and completion together, in tokens; 0 while the model loads and it is not known
+    vocab_len: int  # ids in [0, vocab_len) mean something; others are refused in prompts
+    eos_token_ids: tuple[int, ...] = ()
+    root: str | None = None  # the checkpoint the model came from; None shows the id
+    has_chat_template: bool = False
+    max_chars_per_token: int | None = None  # no token stands for more characters; None: no bound before tokenizing
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """Whether a request would be served now. `code` is `loading`, `overloaded` or `shutting_down` when it would not."""
+
+    ready: bool
+    reason: str = ""
+    code: str = "loading"
+    retry_after_s: int = 5
+
+
+class DeltaStream(Protocol):
+    """One request's deltas; any async generator of `Delta` is one."""
+
+    def __aiter__(self) -> AsyncIterator[Delta]:
+        """Iterate over the deltas; the one with a finish_reason is the last."""
+
+    async def aclose(self) -> None:
+        """End the request in the engine, from whatever state it is in."""
+
+
+class Detokenizer(Protocol):
+    """Ids to text as they come; `IncrementalDetokenizer` is one."""
+
+    def push(self, ids: Sequence[int]) -> str:
+        """Return the text that these ids complete."""
+
+    def flush(self) -> str:
+        """Return what is left when no more ids come."""
+
+
+class Backend(Protocol):
+    """Tokenizer and generator behind the routes.
+
+    Any method may raise an `ApiError` of its own choice (`NotReadyError`, `ShuttingDownError`), which keeps its
+    status. `RequestError` and `ChatTemplateError` become a 400, `EngineClosedError` a 503; anything else a 500 whose
+    text stays in the log.
+    """
+
+    @property
+    def model(self) -> ModelInfo:
+        """The served model."""
+
+    async def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        """Return the text's ids."""
+
+    async def encode_chat(
+        self, messages: Sequence[Message], add_generation_prompt: bool, continue_final_message: bool
+    ) -> list[int]:
+        """Return the ids of the rendered conversation; raises `ChatTemplateError`."""
+
+    async def decode(self, ids: Sequence[int]) -> str:
+        """Return the ids' text, special tokens included."""
+
+    def detokenizer(self, skip_special_tokens: bool) -> Detokenizer:
+        """Return a fresh detokenizer for text that continues a prompt."""
+
+    def generate(self, ids: Sequence[int], params: SamplingParams, request_id: str) -> DeltaStream:
+        """Start a request. Closing the stream, or cancelling the task that reads it, ends it in the engine."""
+
+    async def readiness(self) -> Readiness:
+        """Say whether a request would be served now; asked before each request, so it answers from memory."""

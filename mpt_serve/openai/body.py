@@ -1,0 +1,94 @@
+"""The JSON body of a request, bounded before it is parsed."""
+
+import json
+import math
+import re
+from typing import Any, NoReturn
+
+from starlette.requests import Request
+
+from mpt_serve.openai.errors import InvalidValueError, RequestTooLargeError, UnsupportedMediaTypeError
+from mpt_serve.openai.limits import Limits
+
+__all__ = ["parse_json_object", "read_json_object"]
+
+# Possessive and with an optional end, so that the scan is linear on any input.
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
+_NOT_BRACKET = re.compile(rb"[^\[\]{}]+")
+
+
+async def read_json_object(request: Request, limits: Limits) -> dict[str, Any]:
+    """Read and parse the body. Raises UnsupportedMediaTypeError, RequestTooLargeError or InvalidValueError."""
+    _check_media_type(request)
+    return parse_json_object(await _read(request, limits.max_body_bytes), limits)
+
+
+def parse_json_object(body: bytes, limits: Limits) -> dict[str, Any]:
+    """Parse a JSON object strictly: UTF-8, no NaN or infinity in any spelling, depth and items within the limits."""
+    _check_structure(body, limits)
+    try:
+        value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite)
+    except UnicodeDecodeError:
+        raise InvalidValueError("The body is not UTF-8.") from None
+    except json.JSONDecodeError as error:
+        raise InvalidValueError(
+            f"The body is not JSON: {error.msg}, line {error.lineno} column {error.colno}."
+        ) from None
+    except ValueError:  # an integer of thousands of digits
+        raise InvalidValueError("The body holds a number that is too long.") from None
+    if not isinstance(value, dict):
+        raise InvalidValueError(f"The body must be a JSON object, not {_kind(value)}.")
+    return value
+
+
+def _check_media_type(request: Request) -> None:
+    media_type, _, parameters = request.headers.get("content-type", "").partition(";")
+    if media_type.strip().lower() != "application/json":
+        raise UnsupportedMediaTypeError("The body must be JSON: send the header 'Content-Type: application/json'.")
+    if "charset" in parameters.lower() and "utf-8" not in parameters.lower():
+        raise UnsupportedMediaTypeError("The body must be JSON in UTF-8.")
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise UnsupportedMediaTypeError("The body must not be compressed: send no Content-Encoding.")
+
+
+async def _read(request: Request, max_bytes: int) -> bytes:
+    declared = request.headers.get("content-length", "")
+    too_large = RequestTooLargeError(f"The body is larger than {max_bytes} bytes.")
+    if declared.isdecimal() and int(declared[:20]) > max_bytes:
+        raise too_large
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > max_bytes:
+            raise too_large
+    return bytes(body)
+
+
+def _check_structure(body: bytes, limits: Limits) -> None:
+    skeleton = _STRING.sub(b"", body)
+    items = skeleton.count(b",") + skeleton.count(b"[") + skeleton.count(b"{")
+    if items > limits.max_json_items:
+        raise InvalidValueError(f"The body holds more than {limits.max_json_items} items.")
+    depth = 0
+    for bracket in _NOT_BRACKET.sub(b"", skeleton):
+        depth += 1 if bracket in b"[{" else -1
+        if depth > limits.max_json_depth:
+            raise InvalidValueError(f"The body is nested more than {limits.max_json_depth} deep.")
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise InvalidValueError(f"The body holds {name}, which JSON does not have: numbers must be finite.")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise InvalidValueError("The body holds a number beyond the range of 64-bit floats: numbers must be finite.")
+    return value
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "null"
+    names = {bool: "a boolean", int: "an integer", float: "a number", str: "a string", list: "an array"}
+    return names.get(type(value), "an object")

@@ -1,0 +1,38 @@
+"""Ending work when the client leaves."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from starlette.types import Receive
+
+__all__ = ["ClientDisconnectedError", "run_while_connected"]
+
+T = TypeVar("T")
+
+
+class ClientDisconnectedError(Exception):
+    """The client closed the connection; there is nobody to answer."""
+
+
+async def run_while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """Await the work and return its result, or cancel it and raise ClientDisconnectedError when the client disconnects.
+
+    The work's own clean-up has finished either way. The body must have been read: nothing else may call `receive`.
+    """
+    task = asyncio.ensure_future(work)
+    watcher = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnectedError
+        return task.result()
+    finally:
+        task.cancel()
+        watcher.cancel()
+        await asyncio.gather(task, watcher, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,57 @@
+"""What surrounds every request: its id, the bound on headers, and the last place an exception can reach."""
+
+import logging
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mpt_serve.openai.errors import HeadersTooLargeError, as_api_error, error_response
+from mpt_serve.openai.ids import request_id_from
+from mpt_serve.openai.limits import Limits
+
+__all__ = ["Envelope"]
+
+logger = logging.getLogger(__name__)
+
+
+class Envelope:
+    """ASGI middleware. Every response carries `x-request-id`; every exception becomes an error of the contract."""
+
+    def __init__(self, app: ASGIApp, limits: Limits) -> None:
+        self._app = app
+        self._limits = limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = request_id_from(Headers(scope=scope).get("x-request-id"))
+        scope.setdefault("state", {})["request_id"] = request_id
+        started = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        try:
+            self._check_headers(scope)
+            await self._app(scope, receive, send_with_id)
+        except ClientDisconnect:
+            logger.info("%s: the client left", request_id)
+        except Exception as error:
+            if started:  # too late for another status; the server cuts the connection
+                raise
+            await error_response(as_api_error(error))(scope, receive, send_with_id)
+
+    def _check_headers(self, scope: Scope) -> None:
+        headers = scope["headers"]
+        size = sum(len(name) + len(value) for name, value in headers)
+        if len(headers) > self._limits.max_headers or size > self._limits.max_header_bytes:
+            raise HeadersTooLargeError(
+                f"The request's headers are too large: at most {self._limits.max_headers} with"
+                f" {self._limits.max_header_bytes} bytes together."
+            )

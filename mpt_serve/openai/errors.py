@@ -1,0 +1,221 @@
+"""Errors as clients see them: `{"error": {"message", "type", "param", "code"}}`, with the status on the class."""
+
+import logging
+from typing import Any, ClassVar
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from mpt_serve.engine.request import EngineClosedError, RequestError
+from mpt_serve.text.chat_template import ChatTemplateError
+
+logger = logging.getLogger(__name__)
+
+__all__ = [
+    "ERROR_KINDS",
+    "ApiError",
+    "ContextLengthError",
+    "DeadlineError",
+    "HeadersTooLargeError",
+    "InternalServerError",
+    "InvalidApiKeyError",
+    "InvalidValueError",
+    "MethodNotAllowedError",
+    "ModelNotFoundError",
+    "NotReadyError",
+    "RateLimitError",
+    "RequestTooLargeError",
+    "RouteNotFoundError",
+    "ShuttingDownError",
+    "UnsupportedMediaTypeError",
+    "UnsupportedParameterError",
+    "as_api_error",
+    "error_body",
+    "error_response",
+    "on_http_exception",
+]
+
+MAX_MESSAGE_CHARS = 600  # a character takes at most 6 bytes, so every error body stays below 4 KiB
+
+
+class ApiError(Exception):
+    """An error with a place in the wire contract. The message never quotes a request's values, only their kinds."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: str | None = None
+
+    def __init__(self, message: str, *, param: str | None = None, headers: dict[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.headers = headers or {}
+
+
+class InvalidValueError(ApiError):
+    """The body is not a JSON object, or a field's value is not accepted."""
+
+    status, type, code = 400, "invalid_request_error", "invalid_value"
+
+
+class UnsupportedParameterError(InvalidValueError):
+    """A field asks for something that is not offered."""
+
+    code = "unsupported_parameter"
+
+
+class ContextLengthError(InvalidValueError):
+    """Prompt and `max_tokens` are more than the model's context."""
+
+    code = "context_length_exceeded"
+
+
+class InvalidApiKeyError(ApiError):
+    """The API key is missing or wrong."""
+
+    status, type, code = 401, "authentication_error", "invalid_api_key"
+
+    def __init__(self, message: str = "No valid API key in the header 'Authorization: Bearer KEY'.") -> None:
+        super().__init__(message, headers={"www-authenticate": "Bearer"})
+
+
+class RouteNotFoundError(ApiError):
+    """There is nothing at this path."""
+
+    status, type, code = 404, "not_found_error", "route_not_found"
+
+
+class ModelNotFoundError(ApiError):
+    """`model` is not the served model's id."""
+
+    status, type, code = 404, "not_found_error", "model_not_found"
+
+
+class MethodNotAllowedError(ApiError):
+    """The path does not take this method; `Allow` lists those it takes."""
+
+    status, type, code = 405, "not_found_error", "method_not_allowed"
+
+
+class RequestTooLargeError(ApiError):
+    """The body is too large."""
+
+    status, type, code = 413, "invalid_request_error", "request_too_large"
+
+
+class UnsupportedMediaTypeError(ApiError):
+    """The body is not `application/json`, not UTF-8 or compressed."""
+
+    status, type, code = 415, "invalid_request_error", "unsupported_media_type"
+
+
+class HeadersTooLargeError(ApiError):
+    """The headers are too large."""
+
+    status, type, code = 431, "invalid_request_error", "headers_too_large"
+
+
+class TemporaryError(ApiError):
+    """An error that goes away by itself: `retry_after_s` (1 to 120, what clients honour) says when to ask again."""
+
+    def __init__(self, message: str, *, retry_after_s: float = 5) -> None:
+        super().__init__(message, headers={"retry-after": str(min(120, max(1, round(retry_after_s))))})
+
+
+class RateLimitError(TemporaryError):
+    """This caller's limit is reached."""
+
+    status, type, code = 429, "rate_limit_error", "rate_limit_exceeded"
+
+
+class NotReadyError(TemporaryError):
+    """The server as a whole cannot take the request now."""
+
+    status, type = 503, "server_error"
+    CODES: ClassVar[tuple[str, ...]] = ("loading", "overloaded", "shutting_down")
+
+    def __init__(self, message: str, *, code: str = "overloaded", retry_after_s: float = 5) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.code = code
+
+
+class ShuttingDownError(NotReadyError):
+    """The server is going away; `NotReadyError` with that code."""
+
+    def __init__(self, message: str = "The server is shutting down.", *, retry_after_s: float = 5) -> None:
+        super().__init__(message, code="shutting_down", retry_after_s=retry_after_s)
+
+
+class DeadlineError(ApiError):
+    """The request's time is over."""
+
+    status, type, code = 504, "server_error", "timeout"
+
+
+class InternalServerError(ApiError):
+    """The server failed; its log says how."""
+
+    status, type, code = 500, "server_error", "internal_error"
+
+    def __init__(self, message: str = "The server failed on this request; its log says more.") -> None:
+        super().__init__(message)
+
+
+ERROR_KINDS: tuple[type[ApiError], ...] = (
+    InvalidValueError,
+    UnsupportedParameterError,
+    ContextLengthError,
+    InvalidApiKeyError,
+    RouteNotFoundError,
+    ModelNotFoundError,
+    MethodNotAllowedError,
+    RequestTooLargeError,
+    UnsupportedMediaTypeError,
+    RateLimitError,
+    HeadersTooLargeError,
+    InternalServerError,
+    NotReadyError,
+    DeadlineError,
+)
+
+
+def as_api_error(error: Exception) -> ApiError:
+    """Return the wire's view of any exception. What is not meant for clients becomes a bare 500."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, EngineClosedError):
+        return ShuttingDownError()
+    if isinstance(error, ChatTemplateError):
+        return InvalidValueError(_sentence(error), param="messages")
+    if isinstance(error, RequestError):
+        return InvalidValueError(_sentence(error))
+    logger.error("a request failed", exc_info=error)
+    return InternalServerError()
+
+
+def _sentence(error: Exception) -> str:
+    text = str(error)
+    return text[:1].upper() + text[1:].rstrip(".") + "."
+
+
+def error_body(error: ApiError) -> dict[str, Any]:
+    """Return the error's JSON body."""
+    message = error.message
+    if len(message) > MAX_MESSAGE_CHARS:
+        message = message[: MAX_MESSAGE_CHARS - 3] + "..."
+    return {"error": {"message": message, "type": error.type, "param": error.param, "code": error.code}}
+
+
+def error_response(error: ApiError) -> JSONResponse:
+    """Return the error as a response, `Retry-After` and its like included."""
+    return JSONResponse(error_body(error), status_code=error.status, headers=error.headers)
+
+
+async def on_http_exception(request: Request, error: Exception) -> JSONResponse:
+    """Answer what the router itself refuses: a method, or a path."""
+    allowed = error.headers.get("Allow") if isinstance(error, HTTPException) and error.headers else None
+    if allowed is not None:
+        message = f"This path does not take that method; it takes {allowed}."
+        return error_response(MethodNotAllowedError(message, headers={"allow": allowed}))
+    return error_response(RouteNotFoundError("There is nothing at this path; /v1/models is a good place to begin."))

@@ -1,0 +1,18 @@
+"""Ids of requests and answers."""
+
+import re
+import secrets
+
+__all__ = ["new_id", "request_id_from"]
+
+_ACCEPTED = re.compile(r"[\w.-]{1,128}", re.ASCII)
+
+
+def new_id(prefix: str) -> str:
+    """Return a fresh id such as `cmpl-3f...`: 128 random bits, so that nobody can guess another's."""
+    return f"{prefix}-{secrets.token_hex(16)}"
+
+
+def request_id_from(header: str | None) -> str:
+    """Return the client's own id where it is harmless in logs and headers, else a fresh one."""
+    return header if header is not None and _ACCEPTED.fullmatch(header) else new_id("req")

@@ -1,0 +1,146 @@
+"""docs/api.md, made from the tables that the routes work with."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import fields as dataclass_fields
+from typing import Any
+
+from mpt_serve.openai.chat import CHAT_FIELDS
+from mpt_serve.openai.completions import COMPLETION_FIELDS
+from mpt_serve.openai.errors import ERROR_KINDS, NotReadyError
+from mpt_serve.openai.fields import Field, Fields, Ignored, Offered, Refused
+from mpt_serve.openai.limits import Limits
+from mpt_serve.openai.messages import CONVERSATION_FIELDS, MESSAGE_FIELDS
+from mpt_serve.openai.sampling import IGNORED_FIELDS, REFUSED_FIELDS, SAMPLING_FIELDS, STREAM_OPTIONS
+from mpt_serve.openai.tokenize import DETOKENIZE_FIELDS, TOKENIZE_CHAT_FIELDS, TOKENIZE_FIELDS
+
+__all__ = ["render_reference"]
+
+_INTRODUCTION = """\
+# HTTP API
+
+Written by `python -m mpt_serve.openai.reference > docs/api.md` from the tables that the server checks requests with.
+
+| endpoint | answers with |
+|---|---|
+| `POST /v1/completions` | text that continues one prompt or several, whole or as server-sent events |
+| `POST /v1/chat/completions` | the assistant's next message; needs a model with a chat template |
+| `GET /v1/models`, `GET /v1/models/{id}` | the served model, with `max_model_len` and `root` |
+| `POST /tokenize` | ids of a `prompt`, or of `messages`: `{"count", "max_model_len", "tokens", "token_strs"}` |
+| `POST /detokenize` | text of `tokens`: `{"prompt"}` |
+| `GET /health` | 200 while the process lives |
+| `GET /ready` | 200 when a request would be served now, else 503 |
+| `GET /version` | the program's version |
+
+Bodies are JSON objects in UTF-8, sent as `application/json`. In every field `null` means the same as leaving it out.
+A field that is in no table below changes nothing: the answer's header `x-mpt-ignored-fields` names it. Every answer
+carries `x-request-id`: the request's own where it matches `[A-Za-z0-9_.-]{1,128}`, else a new one.
+"""
+
+_STREAMS = """\
+## Streams
+
+With `"stream": true` the answer is `text/event-stream`: one `data:` line of JSON for each chunk, then `data: [DONE]`.
+The status is sent with the first token, so an error before it keeps its own status; a later one comes as
+`data: {"error": {...}}` before `data: [DONE]`. Chunks hold whole UTF-8 characters and never part of a stop string. A
+chat stream begins with the delta `{"role": "assistant", "content": ""}`. The last chunk of a choice has its
+`finish_reason`: `stop` (end of text, a stop string or a stop id; `stop_reason` holds the string or id) or `length`.
+While nothing comes the server sends comments, `: keep-alive`. A client that leaves ends its request.
+
+`stream_options`:
+"""
+
+_ERRORS = """\
+## Errors
+
+Always `{"error": {"message", "type", "param", "code"}}`; `param` is the field's path or null. Statuses that pass by
+themselves (429, 503) carry `Retry-After` in seconds.
+"""
+
+
+def render_reference() -> str:
+    """Return the whole of docs/api.md."""
+    shared = {field.name for field in (*SAMPLING_FIELDS, *REFUSED_FIELDS, *IGNORED_FIELDS)}
+    parts = [
+        _INTRODUCTION,
+        "## POST /v1/completions\n",
+        *_tables(field for field in COMPLETION_FIELDS.rows if field.name not in shared),
+        "## POST /v1/chat/completions\n",
+        *_tables(field for field in CHAT_FIELDS.rows if field.name not in shared),
+        "Each of the `messages`:\n",
+        *_tables(MESSAGE_FIELDS.rows),
+        "## Fields of both\n",
+        *_tables((*SAMPLING_FIELDS, *REFUSED_FIELDS, *IGNORED_FIELDS)),
+        _STREAMS,
+        *_tables(STREAM_OPTIONS.rows),
+        "## POST /tokenize\n",
+        "Either a text:\n",
+        *_tables(TOKENIZE_FIELDS.rows),
+        "or a conversation, with the fields that chat has for it:\n",
+        *_tables(_without(TOKENIZE_CHAT_FIELDS, CONVERSATION_FIELDS)),
+        "## POST /detokenize\n",
+        *_tables(DETOKENIZE_FIELDS.rows),
+        _ERRORS,
+        *_errors(),
+        "## Bounds\n",
+        *_limits(),
+    ]
+    return "\n".join(parts)
+
+
+def _without(fields: Fields, others: Iterable[Field]) -> list[Field]:
+    names = {field.name for field in others}
+    return [field for field in fields.rows if field.name not in names]
+
+
+def _tables(fields: Iterable[Field]) -> Iterator[str]:
+    rows = tuple(fields)
+    offered = [_offered(field) for field in rows if isinstance(field, Offered)]
+    refused = [_refused(field) for field in rows if isinstance(field, Refused)]
+    ignored = [_ignored(field) for field in rows if isinstance(field, Ignored)]
+    if offered:
+        yield _table("| field | takes | default | meaning |\n|---|---|---|---|", offered)
+    if refused:
+        yield _table("| not offered, answered with 400 | unless it is | because |\n|---|---|---|", refused)
+    if ignored:
+        yield _table("| accepted without effect | takes | because |\n|---|---|---|", ignored)
+
+
+def _table(head: str, rows: list[str]) -> str:
+    return "\n".join([head, *rows, ""])
+
+
+def _offered(field: Offered) -> str:
+    default = "required" if field.required else field.shown_default or _json(field.default)
+    meaning = field.meaning.replace("|", "\\|")  # a bar would end the cell
+    return f"| `{field.name}` | {field.kind.takes} | {default} | {meaning} |"
+
+
+def _refused(field: Refused) -> str:
+    neutral = " or ".join(["`null`", *(_json(value) for value in field.neutral)])
+    return f"| `{field.name}` | {neutral} | {field.why} |"
+
+
+def _ignored(field: Ignored) -> str:
+    return f"| `{field.name}` | {field.kind.takes} | {field.meaning} |"
+
+
+def _json(value: Any) -> str:
+    return f"`{json.dumps(value)}`"
+
+
+def _errors() -> Iterator[str]:
+    rows = []
+    for kind in ERROR_KINDS:
+        codes = NotReadyError.CODES if kind is NotReadyError else (kind.code,)
+        rows.append(f"| {kind.status} | `{kind.type}` | {', '.join(f'`{code}`' for code in codes)} | {kind.__doc__} |")
+    yield _table("| status | `type` | `code` | when |\n|---|---|---|---|", rows)
+
+
+def _limits() -> Iterator[str]:
+    rows = [f"| `{field.name}` | {field.default} | {field.metadata['meaning']} |" for field in dataclass_fields(Limits)]
+    yield _table("| bound | default | meaning |\n|---|---|---|", rows)
+
+
+if __name__ == "__main__":
+    print(render_reference(), end="")

@@ -1,0 +1,35 @@
+"""Token counts as clients see them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Usage"]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Each prompt counts once; completion tokens count the ids that ended a text."""
+
+    prompt_tokens: int
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+    @classmethod
+    def total(cls, parts: Iterable["Usage"]) -> "Usage":
+        """Return the sum over prompts."""
+        all_parts = tuple(parts)
+        return cls(
+            prompt_tokens=sum(part.prompt_tokens for part in all_parts),
+            completion_tokens=sum(part.completion_tokens for part in all_parts),
+            cached_tokens=sum(part.cached_tokens for part in all_parts),
+        )
+
+    def body(self) -> dict[str, Any]:
+        """Return the wire's `usage` object."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+        }

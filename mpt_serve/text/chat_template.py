@@ -1,0 +1,163 @@
+"""Conversations to prompts."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, TypedDict
+
+from mpt_serve.text.template_process import TemplateProcess, TemplateRenderError
+from mpt_serve.text.tokenizer import TextTokenizer, read_json_object, token_text
+
+__all__ = ["BUILT_IN_TEMPLATES", "ChatTemplate", "ChatTemplateError", "Message", "MissingChatTemplateError"]
+
+MAX_TEMPLATE_CHARS = 128 * 1024
+CHATML_MARKERS = ("<|im_start|>", "<|im_end|>")
+
+# The newline belongs after <|im_end|>: the chat models were trained on it there.
+_CHATML = """\
+{%- for message in messages -%}
+{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{ '<|im_start|>assistant\\n' }}
+{%- endif -%}
+"""
+
+# The instruct models know one instruction and one response. Earlier turns repeat that pair, so that nothing of the
+# conversation is lost; system messages come before the sentence that the models expect first.
+_DOLLY = """\
+{%- for message in messages if message.role == 'system' -%}
+{{ message.content + '\\n\\n' }}
+{%- endfor -%}
+{{ 'Below is an instruction that describes a task. Write a response that appropriately completes the request.\\n\\n' }}
+{%- for message in messages -%}
+{%- if message.role == 'user' -%}
+{{ '### Instruction:\\n' + message.content + '\\n\\n' }}
+{%- elif message.role == 'assistant' -%}
+{{ '### Response:\\n' + message.content + '\\n\\n' }}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{ '### Response:\\n' }}
+{%- endif -%}
+"""
+
+BUILT_IN_TEMPLATES = {"chatml": _CHATML, "dolly": _DOLLY}
+
+
+class ChatTemplateError(ValueError):
+    """A conversation cannot be rendered, or a template cannot be used; the message says what to change."""
+
+
+class MissingChatTemplateError(ChatTemplateError):
+    """The model has no chat template: completions work, conversations do not."""
+
+
+class Message(TypedDict):
+    """One message of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class ChatTemplate:
+    """A model's chat format.
+
+    Templates come with checkpoints, so they count as hostile: Jinja's immutable sandbox runs them in a process of
+    their own under limits of time, memory and output (see `template_process`). `render` blocks until that answers, at
+    most `TIME_LIMIT_S`: call it from a worker thread, not from an event loop. Threads may share one template.
+    """
+
+    def __init__(self, source: str, bos_token: str = "", eos_token: str = "") -> None:
+        if len(source) > MAX_TEMPLATE_CHARS:
+            raise ChatTemplateError(f"the chat template has {len(source)} characters; at most {MAX_TEMPLATE_CHARS}")
+        self.source = source
+        self._process = TemplateProcess(source, {"bos_token": bos_token, "eos_token": eos_token})
+
+    @classmethod
+    def from_folder(
+        cls, path: str | Path, setting: str | None = None, tokenizer: TextTokenizer | None = None
+    ) -> "ChatTemplate":
+        """Choose the chat template of a checkpoint folder.
+
+        `setting` is a built-in name (`chatml`, `dolly`), the path of a .jinja file or the text of a template; None
+        takes the folder's chat_template.jinja, then tokenizer_config.json's chat_template; `none` takes nothing.
+        Raises MissingChatTemplateError where there is none, and ChatTemplateError where the template cannot render a
+        plain question or the tokenizer lacks the ChatML tokens that the template writes.
+        """
+        folder = Path(path)
+        config = read_json_object(folder / "tokenizer_config.json")
+        source = _from_setting(setting) if setting is not None else _from_checkpoint(folder, config)
+        if any(marker in source for marker in CHATML_MARKERS):
+            _require_chatml_tokens(source, tokenizer or TextTokenizer.from_folder(folder))
+        template = cls(source, token_text(config.get("bos_token")), token_text(config.get("eos_token")))
+        template.render([Message(role="user", content="Hi")])  # a broken template shows now, not with the first request
+        return template
+
+    def render(
+        self, messages: Sequence[Message], add_generation_prompt: bool = True, continue_final_message: bool = False
+    ) -> str:
+        """Return the conversation as a prompt; with `continue_final_message` it ends inside the last message.
+
+        Raises ChatTemplateError: the template's own refusal, or a limit that it broke.
+        """
+        if continue_final_message and add_generation_prompt:
+            raise ChatTemplateError("continue_final_message and add_generation_prompt exclude each other")
+        try:
+            prompt = self._process.render({"messages": list(messages), "add_generation_prompt": add_generation_prompt})
+        except TemplateRenderError as error:
+            raise ChatTemplateError(f"the chat template failed: {error}") from error
+        return _cut_after(prompt, messages[-1]["content"]) if continue_final_message else prompt
+
+    def close(self) -> None:
+        """End the process that renders; the next `render` starts another."""
+        self._process.close()
+
+
+def _from_setting(setting: str) -> str:
+    if setting == "none":
+        raise MissingChatTemplateError("conversations are switched off: chat_template is 'none'")
+    if setting in BUILT_IN_TEMPLATES:
+        return BUILT_IN_TEMPLATES[setting]
+    if "{" in setting:  # no path has one, every template does
+        return setting
+    file = Path(setting)
+    if not file.is_file():
+        raise ChatTemplateError(
+            f"chat_template = {setting!r} is neither {' nor '.join(BUILT_IN_TEMPLATES)} nor the path of a template file"
+        )
+    return file.read_text(encoding="utf-8")
+
+
+def _from_checkpoint(folder: Path, config: dict[str, object]) -> str:
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    source = config.get("chat_template")
+    if isinstance(source, list):  # several named templates
+        named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
+        source = named.get("default")
+    if not isinstance(source, str):
+        raise MissingChatTemplateError(
+            "this model has no chat template. Set chat_template to 'chatml' (the MPT chat models), 'dolly' (the MPT"
+            " instruct models) or the path of a .jinja file; a base model is better served by /v1/completions"
+        )
+    return source
+
+
+def _require_chatml_tokens(source: str, tokenizer: TextTokenizer) -> None:
+    missing = [marker for marker in CHATML_MARKERS if marker in source and tokenizer.token_id(marker) is None]
+    if missing:
+        raise ChatTemplateError(
+            f"the chat template writes {' and '.join(missing)}, but the tokenizer has no such token and would break it"
+            " into pieces the model has never seen. Use the chat model's own tokenizer.json (the plain GPT-NeoX one"
+            " lacks these tokens), or set chat_template to 'dolly' or to a template for this model"
+        )
+
+
+def _cut_after(prompt: str, content: str) -> str:
+    """Return the prompt up to the end of the last message; templates may trim its white space."""
+    for wanted in (content, content.strip()):
+        start = prompt.rfind(wanted)
+        if wanted and start >= 0:
+            return prompt[: start + len(wanted)]
+    raise ChatTemplateError("continue_final_message needs a template that writes the last message's content unchanged")

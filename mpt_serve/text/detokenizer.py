@@ -1,0 +1,37 @@
+"""Ids to text while they come."""
+
+import codecs
+from collections.abc import Iterable
+
+from mpt_serve.text.tokenizer import TextTokenizer
+
+__all__ = ["IncrementalDetokenizer"]
+
+
+class IncrementalDetokenizer:
+    """Turns ids into text that never has to be taken back.
+
+    Only whole UTF-8 characters leave; the bytes of an unfinished one wait for the next ids. All that `push` and
+    `flush` return, joined, is `TextTokenizer.decode` of all ids. With `continues_text` the ids follow a prompt, so a
+    leading space is text, not the tokenizer's mark of a beginning.
+    """
+
+    def __init__(
+        self, tokenizer: TextTokenizer, skip_special_tokens: bool = True, continues_text: bool = False
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset()
+        self._at_start = not continues_text
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, ids: Iterable[int]) -> str:
+        """Return the text that these ids complete; may be empty."""
+        data = b"".join(self._tokenizer.token_bytes(i) for i in ids if i not in self._skipped)
+        if self._at_start and data:
+            data = self._tokenizer.strip_leading_space(data)
+            self._at_start = False
+        return self._decoder.decode(data)
+
+    def flush(self) -> str:
+        """Return the replacement character for a character that stayed unfinished, if one did."""
+        return self._decoder.decode(b"", final=True)

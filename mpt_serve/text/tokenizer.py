@@ -1,0 +1,122 @@
+"""Text to ids and back, over the checkpoint folder's own tokenizer."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from mpt_serve.text.token_bytes import TokenBytes, TokenizerError
+
+__all__ = ["TextTokenizer", "TokenizerError"]
+
+_NFC_SHRINKAGE = 4  # NFC joins at most four characters into one
+
+
+class TextTokenizer:
+    """A checkpoint's tokenizer. Threads may share one: nothing in it changes after construction."""
+
+    def __init__(self, tokenizer: Tokenizer, eos_token_ids: Sequence[int] = ()) -> None:
+        tokenizer.no_truncation()  # a tokenizer.json may carry both from training, and either would change prompts
+        tokenizer.no_padding()
+        self._tokenizer = tokenizer
+        self._token_bytes = TokenBytes(tokenizer)
+        self.vocab_len = len(self._token_bytes)
+        self.special_ids = frozenset(
+            token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special
+        )
+        self.max_chars_per_token = _max_chars_per_token(tokenizer, self._token_bytes)
+        self.eos_token_ids = tuple(dict.fromkeys(i for i in eos_token_ids if 0 <= i < self.vocab_len))
+
+    @classmethod
+    def from_folder(cls, path: str | Path) -> "TextTokenizer":
+        """Load a checkpoint folder's tokenizer. Raises TokenizerError."""
+        folder = Path(path)
+        tokenizer = _load(folder)
+        return cls(tokenizer, _eos_token_ids(folder, tokenizer))
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Return the text's ids. `<|endoftext|>` and its like in the text become their special ids."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
+
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
+        """Return the text of any ids: bytes that are not UTF-8 show as U+FFFD, ids that mean nothing as nothing."""
+        skipped = self.special_ids if skip_special_tokens else frozenset()
+        data = b"".join(self._token_bytes[i] for i in ids if i not in skipped)
+        return self._token_bytes.strip_leading_space(data).decode("utf-8", "replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return what the token adds to a running text; nothing for an id without a token."""
+        return self._token_bytes[token_id]
+
+    def strip_leading_space(self, data: bytes) -> bytes:
+        """Return a text's bytes without the space that the tokenizer puts before every text, where it does so."""
+        return self._token_bytes.strip_leading_space(data)
+
+    def token_id(self, token: str) -> int | None:
+        """Return the id of a token by its spelling, e.g. `<|im_end|>`; None where there is no such token."""
+        token_id: int | None = self._tokenizer.token_to_id(token)
+        return token_id
+
+
+def _load(folder: Path) -> Tokenizer:
+    file = folder / "tokenizer.json"
+    if file.is_file():
+        try:
+            return Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises plain Exception
+            raise TokenizerError(f"tokenizer.json in {folder} cannot be read: {error}") from error
+    try:
+        # Seconds to import, so only for folders that leave no other way.
+        from transformers import AutoTokenizer
+
+        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False).backend_tokenizer
+        return tokenizer
+    except Exception as error:
+        raise TokenizerError(
+            f"{folder} has no tokenizer.json, and transformers cannot make one of its other files"
+            f" ({type(error).__name__}). Put the tokenizer.json of the model there; most MPT checkpoints use the one of"
+            " EleutherAI/gpt-neox-20b."
+        ) from error
+
+
+def _eos_token_ids(folder: Path, tokenizer: Tokenizer) -> list[int]:
+    """Collect every id that ends a text: the config files' and ChatML's end of turn. 0 is one of them in GPT-NeoX."""
+    named = [read_json_object(folder / name).get("eos_token_id") for name in ("generation_config.json", "config.json")]
+    named.append(tokenizer.token_to_id(token_text(read_json_object(folder / "tokenizer_config.json").get("eos_token"))))
+    named.append(tokenizer.token_to_id("<|im_end|>"))
+    flat = [i for value in named for i in (value if isinstance(value, list) else [value])]
+    return [i for i in flat if isinstance(i, int) and not isinstance(i, bool)]
+
+
+def _max_chars_per_token(tokenizer: Tokenizer, token_bytes: TokenBytes) -> int | None:
+    """Bound the characters of input that one id stands for; None where there is no bound.
+
+    Without the byte-level alphabet one unknown-token id, or a normalizer, may swallow any number of characters.
+    """
+    normalizer = tokenizer.normalizer
+    if not token_bytes.byte_level or not (normalizer is None or type(normalizer).__name__ == "NFC"):
+        return None
+    return max(map(len, token_bytes), default=1) * (1 if normalizer is None else _NFC_SHRINKAGE)
+
+
+def read_json_object(file: Path) -> dict[str, Any]:
+    """Return the object in a JSON file, or an empty one where there is no such file. Raises TokenizerError."""
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise TokenizerError(f"{file} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise TokenizerError(f"{file} must hold a JSON object, not a {type(content).__name__}")
+    return content
+
+
+def token_text(value: Any) -> str:
+    """Return a special token's spelling from tokenizer_config.json, where it is a string or an AddedToken's object."""
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) else ""

@@ -1,0 +1,116 @@
+"""What only an ASGI server can do to the application, and uvicorn does not."""
+
+import asyncio
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from fake_backend import FakeBackend
+from starlette.types import ASGIApp, Message
+
+from mpt_serve.openai.app import create_app
+from mpt_serve.openai.envelope import Envelope
+from mpt_serve.openai.limits import Limits
+
+GONE = {"type": "http.disconnect"}
+STREAM = {"prompt": "abcdef", "stream": True}
+
+
+def body(content: Any) -> Message:
+    return {"type": "http.request", "body": json.dumps(content).encode(), "more_body": False}
+
+
+class Call:
+    """One request: what the application receives, and what it sends until `broken_after` messages."""
+
+    def __init__(self, received: Iterable[Message], broken_after: int | None = None) -> None:
+        self.sent: list[Message] = []
+        self._received = list(received)
+        self._broken_after = broken_after
+
+    async def receive(self) -> Message:
+        if not self._received:
+            await asyncio.Event().wait()
+        return self._received.pop(0)
+
+    async def send(self, message: Message) -> None:
+        if len(self.sent) == self._broken_after:
+            raise OSError("nobody listens")
+        self.sent.append(message)
+
+    async def run(self, app: ASGIApp, path: str = "/v1/completions") -> list[Message]:
+        headers = [(b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": headers}
+        await asyncio.wait_for(app(scope, self.receive, self.send), 30)
+        return self.sent
+
+
+def run(backend: FakeBackend, call: Call, path: str = "/v1/completions") -> list[Message]:
+    return asyncio.run(call.run(create_app(backend), path))
+
+
+@pytest.mark.parametrize("broken_after", [0, 1, 2])
+def test_send_that_fails_means_the_client_left(broken_after: int) -> None:
+    backend = FakeBackend(hang_after=3)
+    assert len(run(backend, Call([body(STREAM)], broken_after))) == broken_after
+    assert not backend.running
+    assert len(backend.cancelled) == 1
+
+
+def test_send_that_fails_after_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    backend = FakeBackend(fail_after=1, pause_s=0.001)
+    assert len(run(backend, Call([body(STREAM)], broken_after=2))) == 2
+    assert not backend.running
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"])
+def test_client_that_leaves_while_sending_gets_nothing(path: str) -> None:
+    assert run(FakeBackend(), Call([{"type": "http.request", "body": b"{", "more_body": True}, GONE]), path) == []
+
+
+def test_messages_after_the_body_are_not_a_disconnect() -> None:
+    messages = run(FakeBackend(), Call([body({"prompt": "ab"}), {"type": "http.request", "body": b""}]))
+    assert json.loads(messages[1]["body"])["choices"][0]["text"] == "ab"
+
+
+def test_server_that_cancels_the_request_ends_it_in_the_engine() -> None:
+    backend = FakeBackend(hang_after=1)
+
+    async def cancel() -> None:
+        task = asyncio.create_task(Call([body(STREAM)]).run(create_app(backend)))
+        while not backend.running:
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancel())
+    assert not backend.running
+    assert len(backend.cancelled) == 1
+
+
+def test_text_before_a_failure_is_sent() -> None:
+    messages = run(FakeBackend(fail_after=2, ids_per_delta=2), Call([body(STREAM)]))
+    sent = b"".join(message.get("body", b"") for message in messages).decode()
+    assert "".join(json.loads(e[6:])["choices"][0]["text"] for e in sent.split("\n\n") if '"text":' in e) == "abcd"
+    assert '"internal_error"' in sent
+
+
+def test_other_protocols_pass_through() -> None:
+    calls = []
+
+    async def inner(scope: Any, receive: Any, send: Any) -> None:
+        calls.append(scope["type"])
+
+    asyncio.run(Envelope(inner, Limits())({"type": "lifespan"}, Call([]).receive, Call([]).send))
+    assert calls == ["lifespan"]
+
+
+def test_exception_after_the_status_is_left_to_the_server() -> None:
+    async def inner(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise RuntimeError("half an answer")
+
+    with pytest.raises(RuntimeError, match="half an answer"):
+        asyncio.run(Call([]).run(Envelope(inner, Limits())))

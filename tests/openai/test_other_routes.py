@@ -1,0 +1,140 @@
+import json
+import logging
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from fake_backend import MODEL, FakeBackend
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from loopback_server import serving
+
+from mpt_serve.openai.ids import request_id_from
+from mpt_serve.openai.reference import render_reference
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+class TestModels:
+    def test_list(self, http: httpx.Client) -> None:
+        model = {
+            "id": "mpt-echo",
+            "object": "model",
+            "created": 1_700_000_000,
+            "owned_by": "mpt_serve",
+            "root": "mpt-echo",
+            "parent": None,
+            "max_model_len": 256,
+        }
+        assert http.get("/v1/models").json() == {"object": "list", "data": [model]}
+        assert http.get("/v1/models/mpt-echo").json() == model
+
+    def test_ids_may_have_slashes(self) -> None:
+        with serving(FakeBackend(replace(MODEL, id="mosaicml/mpt-7b", root="mpt-7b"))) as server:
+            assert httpx.get(f"{server.url}/v1/models/mosaicml/mpt-7b").json()["root"] == "mpt-7b"
+
+    def test_unknown_id(self, http: httpx.Client) -> None:
+        response = http.get("/v1/models/gpt-4")
+        assert response.status_code == 404
+        assert response.json()["error"]["code"] == "model_not_found"
+
+    def test_official_client(self, client: openai.OpenAI) -> None:
+        assert [model.id for model in client.models.list()] == ["mpt-echo"]
+        assert client.models.retrieve("mpt-echo").owned_by == "mpt_serve"
+
+
+class TestTokenize:
+    def test_text(self, http: httpx.Client, backend: FakeBackend) -> None:
+        answer = http.post("/tokenize", json={"prompt": "aé", "model": "mpt-echo"}).json()
+        ids = backend.tokenizer.encode("aé")
+        assert answer == {"count": 3, "max_model_len": 256, "tokens": ids, "token_strs": None}
+
+    def test_empty_text(self, http: httpx.Client) -> None:
+        assert http.post("/tokenize", json={"prompt": ""}).json()["tokens"] == []
+
+    def test_conversation(self, http: httpx.Client, backend: FakeBackend) -> None:
+        body = {"messages": [{"role": "user", "content": "a"}], "add_generation_prompt": False}
+        assert http.post("/tokenize", json=body).json()["tokens"] == backend.tokenizer.encode("[user]a")
+
+    @pytest.mark.parametrize("body", [{}, {"prompt": 1}, {"prompt": ["a"]}, {"prompt": None}])
+    def test_bad_prompts(self, http: httpx.Client, body: Any) -> None:
+        response = http.post("/tokenize", json=body)
+        assert (response.status_code, response.json()["error"]["param"]) == (400, "prompt")
+
+    def test_unknown_fields_are_named(self, http: httpx.Client) -> None:
+        response = http.post("/tokenize", json={"prompt": "a", "x": 1})
+        assert response.headers["x-mpt-ignored-fields"] == "x"
+
+    @settings(max_examples=30)
+    @given(text=st.text(max_size=50))
+    def test_detokenize_is_the_way_back(self, shared_http: httpx.Client, text: str) -> None:
+        tokens = shared_http.post("/tokenize", json={"prompt": text}).json()["tokens"]
+        assert shared_http.post("/detokenize", json={"tokens": tokens}).json() == {"prompt": text}
+
+    @pytest.mark.parametrize("tokens", [None, "a", 1, [-1], [257], [True], [1.5], ["1"], [2**64], [[1]]], ids=repr)
+    def test_bad_tokens(self, http: httpx.Client, tokens: Any) -> None:
+        response = http.post("/detokenize", json={"tokens": tokens})
+        assert response.status_code == 400
+        assert response.json()["error"]["param"].startswith("tokens")
+
+
+def test_health_ready_version(http: httpx.Client) -> None:
+    assert http.get("/health").json() == {"status": "ok"}
+    assert http.get("/ready").json() == {"status": "ready"}
+    assert http.get("/version").json() == {"version": version("mpt-serve")}
+
+
+def test_version_of_a_tree_that_is_not_installed(http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("mpt_serve.openai.health.version", missing)
+    assert http.get("/version").json() == {"version": "unknown"}
+
+
+class TestRequestId:
+    @pytest.mark.parametrize("path", ["/health", "/nowhere", "/v1/models"])
+    def test_own_id_comes_back(self, http: httpx.Client, path: str) -> None:
+        assert http.get(path, headers={"x-request-id": "my-id_1.2"}).headers["x-request-id"] == "my-id_1.2"
+
+    @pytest.mark.parametrize("request_id", ["a b", "<b>", "a" * 129, "é", "a;b", ""])
+    def test_harmful_ids_are_replaced(self, http: httpx.Client, request_id: str) -> None:
+        response = http.get("/health", headers={"x-request-id": request_id.encode()})
+        assert response.headers["x-request-id"].startswith("req-")
+
+    def test_line_ends_are_not_accepted(self) -> None:
+        assert request_id_from("a\r\nset-cookie: b").startswith("req-")
+        assert request_id_from("a\n").startswith("req-")
+
+    def test_engine_knows_the_request_by_it(self, http: httpx.Client, backend: FakeBackend) -> None:
+        for prompt in ("a", ["a", "b"]):
+            http.post("/v1/completions", json={"prompt": prompt}, headers={"x-request-id": "mine"})
+        assert [request_id for request_id, _ in backend.started] == ["mine", "mine-0", "mine-1"]
+
+    def test_streams_carry_it(self, http: httpx.Client) -> None:
+        response = http.post("/v1/completions", json={"prompt": "a", "stream": True}, headers={"x-request-id": "mine"})
+        assert response.headers["x-request-id"] == "mine"
+
+
+def test_each_unknown_field_is_logged_once_and_no_value_ever(
+    http: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.DEBUG, logger="mpt_serve"):
+        for _ in range(2):
+            http.post("/v1/completions", json={"prompt": "\x1b[31msecret", "user": "secret", "once\x1b": 1, "twice": 1})
+    assert [record.getMessage() for record in caplog.records] == ["ignored unknown request fields: twice"]
+
+
+def test_docs_are_what_the_tables_say() -> None:
+    assert (DOCS / "api.md").read_text(encoding="utf-8") == render_reference()
+
+
+def test_docs_name_every_route_and_parse_as_tables() -> None:
+    text = render_reference()
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert all(line.replace("\\|", "").count("|") >= 3 and line.endswith("|") for line in rows)
+    assert json.dumps("left") in text

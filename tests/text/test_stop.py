@@ -1,0 +1,68 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mpt_serve.text.stop import StopMatcher
+
+TEXT = st.text(alphabet="abé", max_size=20)
+STOPS = st.lists(st.text(alphabet="abé", min_size=1, max_size=4), max_size=4)
+
+
+def naive(text: str, stops: list[str], include: bool) -> tuple[str, str | None]:
+    """Look at the text as it is after each character."""
+    for end in range(1, len(text) + 1):
+        found = [stop for stop in stops if text[:end].endswith(stop)]
+        if found:
+            longest = max(found, key=len)
+            return text[: end if include else end - len(longest)], longest
+    return text, None
+
+
+def run(pieces: list[str], stops: list[str], include: bool) -> tuple[list[str], str | None]:
+    matcher = StopMatcher(stops, include)
+    emitted = []
+    for piece in pieces:
+        text, matched = matcher.push(piece)
+        emitted.append(text)
+        if matched is not None:
+            return emitted, matched
+    return [*emitted, matcher.flush()], None
+
+
+@given(text=TEXT, stops=STOPS, cuts=st.lists(st.integers(0, 20), max_size=6), include=st.booleans())
+def test_agrees_with_a_naive_search_however_the_text_is_cut(
+    text: str, stops: list[str], cuts: list[int], include: bool
+) -> None:
+    ends = [*sorted(cuts), len(text)]
+    pieces = [text[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    emitted, matched = run(pieces, stops, include)
+    assert ("".join(emitted), matched) == naive(text, stops, include)
+
+
+@given(text=TEXT, stops=STOPS.filter(bool))
+def test_nothing_that_may_become_a_match_leaves(text: str, stops: list[str]) -> None:
+    matcher = StopMatcher(stops)
+    sent = ""
+    for i, char in enumerate(text, 1):
+        emitted, matched = matcher.push(char)
+        sent += emitted
+        if matched is not None:
+            return
+        held = text[:i].removeprefix(sent)
+        assert all(not stop.startswith(sent[-n:] + held) for stop in stops for n in range(1, len(sent) + 1))
+
+
+def test_text_leaves_at_once_when_no_stop_string_can_begin_in_it() -> None:
+    assert StopMatcher(["###"]).push("Hello #1") == ("Hello #1", None)
+    assert StopMatcher(["###"]).push("Hello ##") == ("Hello ", None)
+
+
+def test_no_stop_strings_hold_nothing() -> None:
+    matcher = StopMatcher([])
+    assert matcher.push("any") == ("any", None)
+    assert matcher.flush() == ""
+
+
+def test_empty_stop_string_is_refused() -> None:
+    with pytest.raises(ValueError, match="empty"):
+        StopMatcher(["a", ""])
