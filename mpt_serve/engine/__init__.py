@@ -1,0 +1,34 @@
+"""The engine: token ids in, token ids out. No text, no HTTP, no Ray; one process, one model.
+
+Requests, parameters and settings are plain Python. `Engine` brings JAX with it, and is imported when it is first named.
+"""
+
+from typing import TYPE_CHECKING
+
+from mpt_serve.engine.completion import Completion
+from mpt_serve.engine.config import EngineConfig
+from mpt_serve.engine.request import Delta, EngineClosedError, FinishReason, RequestError
+from mpt_serve.engine.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from mpt_serve.engine.engine import Engine, EngineStats
+
+__all__ = [
+    "Completion",
+    "Delta",
+    "Engine",
+    "EngineClosedError",
+    "EngineConfig",
+    "EngineStats",
+    "FinishReason",
+    "RequestError",
+    "SamplingParams",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name in ("Engine", "EngineStats"):
+        from mpt_serve.engine import engine
+
+        return getattr(engine, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,59 @@
+"""What a deployer decides about an engine."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Engine settings; checked on construction (`ValueError` names the field).
+
+    max_num_seqs: requests that run at once; others wait.
+    max_num_batched_tokens: tokens that one step computes at most. More finishes prompts sooner, and makes those who
+        are already reading their answer wait longer for each token meanwhile.
+    block_size: tokens per block of the key-value cache.
+    num_blocks: cache blocks; None takes kv_cache_memory, or else a share of the memory that is free.
+    kv_cache_memory: bytes for the key-value cache; ignored when num_blocks is given.
+    max_model_len: longest request in tokens, prompt and answer together; None is the model's max_seq_len.
+    cache_dtype: 'auto' (as the weights), 'float32', 'bfloat16' or 'float16'.
+    pre_compile: compile every step shape before the first request; otherwise on first use.
+    compilation_cache_dir: folder of JAX's persistent compilation cache; None leaves JAX's own setting alone.
+    """
+
+    max_num_seqs: int = 32
+    max_num_batched_tokens: int = 512
+    block_size: int = 32
+    num_blocks: int | None = None
+    kv_cache_memory: int | None = None
+    max_model_len: int | None = None
+    cache_dtype: str = "auto"
+    pre_compile: bool = True
+    compilation_cache_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
+            _require_positive(name, getattr(self, name))
+        for name in ("num_blocks", "kv_cache_memory"):
+            if getattr(self, name) is not None:
+                _require_positive(name, getattr(self, name))
+        if self.max_model_len is not None and (not _is_integer(self.max_model_len) or self.max_model_len < 2):
+            raise ValueError(f"max_model_len must be null or an integer of at least 2, got {self.max_model_len!r}")
+        if self.max_num_batched_tokens <= self.max_num_seqs:
+            raise ValueError(
+                f"max_num_batched_tokens={self.max_num_batched_tokens} must be above max_num_seqs={self.max_num_seqs}: "
+                "every running request needs a token per step, and prompts need what is left"
+            )
+        if self.cache_dtype not in CACHE_DTYPES:
+            raise ValueError(f"cache_dtype must be one of {', '.join(CACHE_DTYPES)}, got {self.cache_dtype!r}")
+
+
+CACHE_DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _require_positive(name: str, value: Any) -> None:
+    if not _is_integer(value) or value < 1:
+        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")

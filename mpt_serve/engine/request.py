@@ -1,0 +1,92 @@
+"""One request inside the engine, and what the engine says about it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mpt_serve.engine.sampling_params import SamplingParams
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+class RequestError(ValueError):
+    """The engine refuses a request; the message names what is wrong with it and what would be accepted."""
+
+
+class EngineClosedError(RequestError):
+    """The engine takes no requests: it was closed, or one of its steps failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """News about one request. Exactly one delta of a request has a finish_reason, and it is the last one.
+
+    token_ids: newly generated ids, in order; the stop id that ended the request is included.
+    stop_reason: the id that matched, when finish_reason is 'stop'.
+    num_cached_tokens: prompt tokens whose keys and values were reused rather than computed.
+    message: what went wrong, when finish_reason is 'error'.
+    """
+
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None
+    stop_reason: int | None
+    num_prompt_tokens: int
+    num_cached_tokens: int = 0
+    message: str | None = None
+
+
+def ignore_delta(delta: Delta) -> None:
+    """The listener of a request nobody listens to."""
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """A request's ids and its place in the engine. Counters are in tokens.
+
+    num_computed: tokens whose keys and values are in the cache, counting the steps already dispatched.
+    in_flight: sampled tokens that the device has been asked for and the host has not read yet.
+    blocks: cache blocks in sequence order; block i holds positions [i * block_size, (i + 1) * block_size).
+    slot: row of the device-side state (the last sampled token) while running, else None.
+    """
+
+    request_id: str
+    prompt_ids: tuple[int, ...]
+    params: SamplingParams
+    seed: int  # 64 bits, unsigned
+    max_output: int  # generated tokens at most: max_tokens, or what the context length leaves
+    stop_ids: frozenset[int] = frozenset()
+    on_delta: Callable[[Delta], None] = ignore_delta
+    output_ids: list[int] = field(default_factory=list)
+    num_computed: int = 0
+    in_flight: int = 0
+    blocks: list[int] = field(default_factory=list)
+    slot: int | None = None
+    arrival: int = -1  # order of submission, given by the scheduler
+    finish_reason: FinishReason | None = None
+
+    @property
+    def num_known(self) -> int:
+        """Tokens whose ids the host knows."""
+        return len(self.prompt_ids) + len(self.output_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the sequence, counting those still in flight."""
+        return len(self.prompt_ids) + len(self.output_ids) + self.in_flight
+
+    @property
+    def num_generated(self) -> int:
+        """Generated tokens, counting those still in flight."""
+        return len(self.output_ids) + self.in_flight
+
+    @property
+    def exhausted(self) -> bool:
+        """Every token that the request may generate has been generated or is in flight."""
+        return self.num_generated >= self.max_output
+
+    def known_ids(self, start: int, stop: int) -> list[int]:
+        """Ids at positions [start, stop) that the host knows (a token in flight is missing at the end)."""
+        prompt = len(self.prompt_ids)
+        if start >= prompt:
+            return self.output_ids[start - prompt : stop - prompt]
+        return [*self.prompt_ids[start:stop], *self.output_ids[: max(0, stop - prompt)]]

@@ -1,0 +1,62 @@
+"""A tiny MPT, and programs compiled once for all tests of this folder."""
+
+from collections.abc import Iterator
+
+import jax
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from model.config import MptConfig
+from model.weights import Weights, init_weights
+from mpt_serve.engine import Engine, EngineConfig
+from mpt_serve.engine.runner import use_compilation_cache
+
+VOCAB_LIMIT = 90  # of 96 ids: the rest is padding, as in published checkpoints
+
+SETTINGS = EngineConfig(max_num_seqs=4, max_num_batched_tokens=16, block_size=4, num_blocks=64)
+
+COMPILATION_CACHE_OPTIONS = (
+    "jax_compilation_cache_dir",
+    "jax_persistent_cache_min_compile_time_secs",
+    "jax_persistent_cache_min_entry_size_bytes",
+)
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _compile_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Engines of the same shape share their programs, through JAX's persistent cache."""
+    before = {name: getattr(jax.config, name) for name in COMPILATION_CACHE_OPTIONS}
+    use_compilation_cache(str(tmp_path_factory.mktemp("compiled")))
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="package")
+def config() -> MptConfig:
+    return MptConfig.from_dict(
+        {
+            "model_type": "mpt",
+            "d_model": 32,
+            "n_heads": 4,
+            "n_layers": 2,
+            "expansion_ratio": 2,
+            "vocab_size": 96,
+            "max_seq_len": 64,
+            "attn_config": {"alibi": True},
+        }
+    )
+
+
+@pytest.fixture(scope="package")
+def weights(config: MptConfig) -> Weights:
+    # Large enough that the ids of an answer vary.
+    return init_weights(config, jax.random.key(0), scale=0.4)
+
+
+@pytest.fixture(scope="package")
+def engine(weights: Weights, config: MptConfig) -> Iterator[Engine]:
+    """An engine in its usual state: everything compiled at start."""
+    with Engine(weights, config, SETTINGS, vocab_limit=VOCAB_LIMIT) as engine:
+        yield engine

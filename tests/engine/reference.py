@@ -1,0 +1,70 @@
+"""What the engine must generate: exact distributions in float64, and the full forward pass without a cache."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from model.config import MptConfig
+from model.mpt import forward
+from model.weights import Weights
+from mpt_serve.engine import SamplingParams
+from mpt_serve.engine.sampler import _uniform
+
+_forward = jax.jit(forward, static_argnums=1)
+
+
+def distribution(
+    logits: np.ndarray,
+    vocab_limit: int,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    masked: tuple[int, ...] = (),
+) -> np.ndarray:
+    """The exact distribution [V], by sorting, in float64 (ids tie when float32 cannot tell them apart)."""
+    logits = logits.astype(np.float32)
+    logits[vocab_limit:] = -np.inf
+    logits[list(masked)] = -np.inf
+    scaled = ((logits - logits.max()) / np.float32(temperature)).astype(np.float64)
+    weights = np.exp(scaled)
+    weights[weights < min_p] = 0
+    if 0 < top_k < len(weights):
+        weights[scaled < np.sort(scaled)[-top_k]] = 0
+    probabilities = weights / weights.sum()
+    if top_p < 1:
+        order = np.argsort(-probabilities, kind="stable")
+        last = order[np.searchsorted(np.cumsum(probabilities[order]), top_p)]
+        probabilities[probabilities < probabilities[last]] = 0
+    return probabilities / probabilities.sum()
+
+
+def check_generated(
+    weights: Weights,
+    config: MptConfig,
+    vocab_limit: int,
+    prompt: Sequence[int],
+    params: SamplingParams,
+    generated: Sequence[int],
+) -> None:
+    """Each id is the one that the full forward pass and the request's seed give, as far as float32 can tell.
+
+    A greedy id may tie with the best one; a sampled one may be next to its draw, at the border between two ids.
+    """
+    length = len(prompt) + len(generated)
+    ids = jnp.zeros((1, config.max_seq_len), jnp.int32).at[0, :length].set(jnp.array([*prompt, *generated]))
+    logits = np.asarray(_forward(weights, config, ids))[0]
+    for position, chosen in enumerate(generated, start=len(prompt)):
+        row = logits[position - 1]
+        if params.greedy:
+            assert row[chosen] > row[:vocab_limit].max() - 1e-4, f"position {position}: {chosen} is not the best id"
+            continue
+        probabilities = distribution(row, vocab_limit, params.temperature, params.top_k, params.top_p, params.min_p)
+        seed = (params.seed or 0) % 2**64
+        words = jnp.array([seed >> 32, seed & 0xFFFFFFFF], jnp.uint32)
+        drawn = float(_uniform(words, jnp.int32(params.choice_index), jnp.int32(position)))
+        stop = probabilities[: chosen + 1].sum()
+        start = stop - probabilities[chosen]
+        assert start - 1e-5 <= drawn < stop + 1e-5, f"position {position}: {chosen} is not what {drawn} draws"

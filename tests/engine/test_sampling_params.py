@@ -1,0 +1,61 @@
+"""Sampling parameters refuse what makes no sense, by name."""
+
+from typing import Any
+
+import pytest
+
+from mpt_serve.engine import EngineConfig, SamplingParams
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("max_tokens", 0),
+        ("max_tokens", 1.5),
+        ("max_tokens", True),
+        ("min_tokens", -1),
+        ("min_tokens", 17),
+        ("temperature", -0.1),
+        ("temperature", float("nan")),
+        ("temperature", float("inf")),
+        ("temperature", "1"),
+        ("top_k", -1),
+        ("top_p", 0),
+        ("top_p", 1.1),
+        ("min_p", -0.1),
+        ("min_p", 1.1),
+        ("seed", 2**64),
+        ("seed", -(2**63) - 1),
+        ("seed", 1.0),
+        ("choice_index", -1),
+        ("stop_token_ids", "12"),
+        ("stop_token_ids", [-1]),
+        ("ignore_eos", 1),
+    ],
+)
+def test_a_bad_value_is_refused_by_name(field: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"^{field} must be .*got {value!r}".replace("(", r"\(").replace("[", r"\[")):
+        SamplingParams(**{field: value})
+
+
+def test_lists_of_stop_ids_are_stored_as_tuples() -> None:
+    params = SamplingParams(stop_token_ids=[1, 2])  # type: ignore[arg-type]
+    assert params.stop_token_ids == (1, 2)
+    assert hash(params) == hash(SamplingParams(stop_token_ids=(1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("max_num_seqs", 0),
+        ("max_num_batched_tokens", 32),
+        ("block_size", -1),
+        ("num_blocks", 0),
+        ("kv_cache_memory", 0.5),
+        ("max_model_len", 1),
+        ("cache_dtype", "int3"),
+    ],
+)
+def test_a_bad_engine_setting_is_refused_by_name(field: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=field):
+        EngineConfig(**{field: value})

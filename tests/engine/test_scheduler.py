@@ -1,0 +1,232 @@
+"""The scheduler and the block pool: random histories against a device without a model, and the rules one by one."""
+
+import pytest
+from fake_device import VOCAB, FakeDevice, completion, make_request
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from mpt_serve.engine.block_pool import BlockPool
+from mpt_serve.engine.request import Request
+from mpt_serve.engine.scheduler import Scheduler
+
+MAX_MODEL_LEN = 24
+
+
+class Histories(RuleBasedStateMachine):
+    """Requests come, are cancelled and are computed in any order, in pools of all sizes from just enough on.
+
+    After every rule all blocks and slots add up; at the end every request that nobody cancelled has generated exactly
+    what it generates alone, and every block is free.
+    """
+
+    @initialize(
+        max_num_seqs=st.integers(1, 5),
+        spare_tokens=st.integers(1, 20),
+        block_size=st.sampled_from([1, 2, 4, 8]),
+        spare_blocks=st.integers(0, 12),
+    )
+    def start(self, max_num_seqs: int, spare_tokens: int, block_size: int, spare_blocks: int) -> None:
+        num_blocks = -(-MAX_MODEL_LEN // block_size) + spare_blocks
+        self.scheduler = Scheduler(BlockPool(num_blocks, block_size), max_num_seqs, max_num_seqs + spare_tokens)
+        self.device = FakeDevice(self.scheduler, MAX_MODEL_LEN)
+        self.requests: list[Request] = []
+
+    @rule(
+        prompt=st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=10),
+        max_output=st.integers(1, MAX_MODEL_LEN),
+        stop_ids=st.frozensets(st.integers(0, VOCAB - 1), max_size=4),
+    )
+    def submit(self, prompt: list[int], max_output: int, stop_ids: frozenset[int]) -> None:
+        max_output = min(max_output, MAX_MODEL_LEN - len(prompt))
+        self.requests.append(make_request(str(len(self.requests)), prompt, max_output, stop_ids))
+        self.scheduler.add(self.requests[-1])
+
+    @precondition(lambda self: self.requests)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        request = data.draw(st.sampled_from(self.requests))
+        self.scheduler.finish(request, "cancelled")
+        assert not request.blocks
+        assert request.slot is None
+
+    @rule(turns=st.integers(1, 6))
+    def compute(self, turns: int) -> None:
+        for _ in range(turns):
+            self.turn()
+
+    def turn(self) -> None:
+        step = self.device.turn()
+        assert step.num_tokens <= self.scheduler.max_num_batched_tokens
+        assert len(step.rows) <= self.scheduler.max_num_seqs
+        assert len({row.request.request_id for row in step.rows}) == len(step.rows)
+        # A step is idle only when the host must first read the one in flight, or when there is nothing to do.
+        assert step.rows or self.device.busy or not (self.scheduler.running and self.scheduler.waiting)
+
+    @invariant()
+    def adds_up(self) -> None:
+        if hasattr(self, "scheduler"):
+            self.scheduler.check_integrity()
+
+    def teardown(self) -> None:
+        if not hasattr(self, "scheduler"):
+            return
+        for _ in self.device.drain():
+            self.scheduler.check_integrity()
+        assert self.scheduler.pool.num_free == self.scheduler.pool.num_blocks
+        for request in self.requests:
+            expected = completion(request.prompt_ids, request.max_output, request.stop_ids)
+            if request.finish_reason == "cancelled":
+                assert request.output_ids == expected[: len(request.output_ids)]
+            else:
+                assert request.output_ids == expected
+                assert request.finish_reason == ("stop" if expected[-1] in request.stop_ids else "length")
+
+
+test_histories = Histories.TestCase
+test_histories.settings = settings(max_examples=120, stateful_step_count=25, deadline=None)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+class TestManyHistories(Histories.TestCase):  # type: ignore[name-defined,misc]
+    settings = settings(max_examples=1500, stateful_step_count=40, deadline=None)
+
+
+def scheduler_of(num_blocks: int = 64, block_size: int = 4, max_num_seqs: int = 4, budget: int = 16) -> Scheduler:
+    return Scheduler(BlockPool(num_blocks, block_size), max_num_seqs, budget)
+
+
+def add(scheduler: Scheduler, *lengths: int, max_output: int = 8) -> list[Request]:
+    requests = [make_request(str(i), range(length), max_output) for i, length in enumerate(lengths)]
+    for request in requests:
+        scheduler.add(request)
+    return requests
+
+
+def shares(scheduler: Scheduler) -> list[tuple[str, int, int]]:
+    """(request, start, length) of the next step's rows."""
+    return [(row.request.request_id, row.start, row.length) for row in scheduler.schedule().rows]
+
+
+def test_prompts_are_computed_in_chunks_of_the_budget_in_order_of_arrival() -> None:
+    scheduler = scheduler_of(budget=16)
+    add(scheduler, 20, 3, 30)
+    assert shares(scheduler) == [("0", 0, 16)]
+    assert shares(scheduler) == [("0", 16, 4), ("1", 0, 3), ("2", 0, 9)]
+    # The first two decode now, without the host having read their first tokens.
+    assert shares(scheduler) == [("0", 20, 1), ("1", 3, 1), ("2", 9, 14)]
+
+
+def test_decode_rows_come_first_and_take_their_token_from_the_device() -> None:
+    scheduler = scheduler_of()
+    add(scheduler, 5)
+    scheduler.schedule()
+    add(scheduler, 6)
+    step = scheduler.schedule()
+    assert step.num_decode == 1
+    assert [(row.length, row.token_in_flight, row.samples) for row in step.rows] == [(1, True, True), (6, False, True)]
+
+
+def test_no_row_is_computed_for_a_token_that_max_tokens_rules_out() -> None:
+    scheduler = scheduler_of()
+    add(scheduler, 5, max_output=2)
+    assert shares(scheduler) == [("0", 0, 5)]
+    assert shares(scheduler) == [("0", 5, 1)]
+    assert shares(scheduler) == []
+
+
+def test_the_row_of_a_request_that_stopped_is_ignored_and_its_blocks_are_free_at_once() -> None:
+    scheduler = scheduler_of()
+    request = make_request("a", [1, 2], 8, stop_ids=[7])
+    scheduler.add(request)
+    first = scheduler.schedule()
+    second = scheduler.schedule()
+    assert scheduler.accept(first.rows, [7]) == [(request, 7)]
+    assert request.finish_reason == "stop"
+    assert scheduler.pool.num_free == scheduler.pool.num_blocks
+    assert scheduler.accept(second.rows, [9]) == []
+    assert request.output_ids == [7]
+
+
+def test_the_youngest_gives_up_its_blocks_and_goes_to_the_front_of_the_queue() -> None:
+    scheduler = scheduler_of(num_blocks=5, block_size=2, max_num_seqs=2)
+    old, young = add(scheduler, 3, 2)
+    waiting = make_request("w", [1], 2)
+    scheduler.add(waiting)
+    first = scheduler.schedule()  # the old one has two blocks, the young one one
+    scheduler.accept(first.rows, [10, 20])
+    while not scheduler.num_preemptions:
+        before = scheduler.schedule()
+        if not scheduler.num_preemptions:
+            scheduler.accept(before.rows, [11] * len(before.rows))
+    assert scheduler.running == [old]
+    assert list(scheduler.waiting) == [young, waiting]
+    assert (young.num_computed, young.blocks, young.slot) == (0, [], None)
+    assert young.output_ids[0] == 20
+
+
+def test_a_preempted_request_waits_for_its_token_in_flight() -> None:
+    scheduler = scheduler_of(num_blocks=4, block_size=2, max_num_seqs=2)
+    old, young = add(scheduler, 3, 2, max_output=4)
+    first = scheduler.schedule()
+    second = scheduler.schedule()
+    scheduler.accept(first.rows, [10, 20])
+    while not scheduler.num_preemptions:
+        third = scheduler.schedule()
+        if not scheduler.num_preemptions:
+            scheduler.accept(second.rows, [1] * len(second.rows))
+            second = third
+    assert young in scheduler.waiting
+    assert young.in_flight == 1
+    known = len(young.output_ids)
+    scheduler.finish(old, "cancelled")
+    assert scheduler.schedule().rows == []  # every block is free, but the token is not here yet
+    scheduler.accept(second.rows, [1] * len(second.rows))
+    assert len(young.output_ids) == known + 1
+    assert shares(scheduler) == [("1", 0, young.num_known)]
+
+
+def test_admission_leaves_a_block_for_each_running_request() -> None:
+    scheduler = scheduler_of(num_blocks=3, block_size=4, max_num_seqs=3)
+    add(scheduler, 4, 8, max_output=4)
+    assert shares(scheduler) == [("0", 0, 4)]  # the second would fit exactly, and be preempted at the next token
+
+
+def test_nobody_overtakes_a_request_that_waits_for_blocks() -> None:
+    scheduler = scheduler_of(num_blocks=4, block_size=4, max_num_seqs=4)
+    add(scheduler, 9, 8, 1, max_output=1)
+    assert shares(scheduler) == [("0", 0, 9)]
+
+
+def test_a_request_that_can_never_fit_is_refused() -> None:
+    scheduler = scheduler_of(num_blocks=2, block_size=4)
+    scheduler.add(make_request("fits", range(5), 4))  # nine tokens, of which the last is never stored
+    with pytest.raises(ValueError, match="can never fit"):
+        scheduler.add(make_request("too long", range(5), 5))
+
+
+def test_a_budget_below_the_number_of_requests_is_refused() -> None:
+    with pytest.raises(ValueError, match="max_num_batched_tokens=3"):
+        scheduler_of(max_num_seqs=4, budget=3)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda scheduler: scheduler.running.reverse(), "order of arrival"),
+        (lambda scheduler: scheduler.running[0].blocks.pop(), "holders"),
+        (lambda scheduler: setattr(scheduler.running[0], "slot", 3), "slots"),
+        (lambda scheduler: setattr(scheduler.running[0], "num_computed", 100), "without blocks"),
+        (lambda scheduler: setattr(scheduler.running[0], "in_flight", 100), "more than"),
+        (lambda scheduler: setattr(scheduler.waiting[0], "slot", 0), "waits"),
+    ],
+)
+def test_check_integrity_sees_what_is_broken(break_it, message: str) -> None:  # type: ignore[no-untyped-def]
+    scheduler = scheduler_of(max_num_seqs=2)
+    add(scheduler, 4, 4, 4)
+    scheduler.schedule()
+    scheduler.check_integrity()
+    break_it(scheduler)
+    with pytest.raises(AssertionError, match=message):
+        scheduler.check_integrity()
