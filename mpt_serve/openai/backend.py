@@ -1,6 +1,7 @@
 """What the HTTP routes need from the machinery behind them."""
 
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -80,6 +81,9 @@ class Backend(Protocol):
 
     def detokenizer(self, skip_special_tokens: bool) -> Detokenizer:
         """Return a fresh detokenizer for text that continues a prompt."""
+
+    def admit(self, prompts: Sequence[Sequence[int]]) -> AbstractContextManager[None]:
+        """Hold the places of one HTTP request's prompts while entered; raises `NotReadyError` when there are none."""
 
     def generate(self, ids: Sequence[int], params: SamplingParams, request_id: str) -> DeltaStream:
         """Start a request. Closing the stream, or cancelling the task that reads it, ends it in the engine."""

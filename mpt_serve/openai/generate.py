@@ -74,15 +74,17 @@ class GenerateRoute:
         prepared = await self._prepare(self._service, body)
         options = prepared.options
         headers = self._service.ignored_fields_header((*prepared.unknown, *options.unknown))
-        async with Generation(self._service.backend, self._jobs(prepared), request_id) as generation:
-            if not options.stream:
-                response = await whole_answer(generation, prepared.answer)
-                response.headers.update(headers)
-                return response
-            stream.headers.update(headers)
-            streamed = StreamedAnswer(generation, prepared.answer, stream, options, self._service.limits)
-            await streamed.send(len(prepared.prompts))
-            return None
+        backend, jobs = self._service.backend, self._jobs(prepared)
+        with backend.admit([job.ids for job in jobs]):
+            async with Generation(backend, jobs, request_id) as generation:
+                if not options.stream:
+                    response = await whole_answer(generation, prepared.answer)
+                    response.headers.update(headers)
+                    return response
+                stream.headers.update(headers)
+                streamed = StreamedAnswer(generation, prepared.answer, stream, options, self._service.limits)
+                await streamed.send(len(prepared.prompts))
+                return None
 
     def _jobs(self, prepared: Prepared) -> list[Job]:
         """Check each prompt against the context. Raises ContextLengthError or InvalidValueError."""

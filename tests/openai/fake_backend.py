@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -76,6 +77,9 @@ class FakeBackend:
 
     async def readiness(self) -> Readiness:
         return self.state
+
+    def admit(self, prompts: Sequence[Sequence[int]]) -> AbstractContextManager[None]:
+        return nullcontext()
 
     async def generate(
         self, ids: Sequence[int], params: SamplingParams, request_id: str

@@ -1,0 +1,1 @@
+"""Training of the embedded demonstration model: corpus generator, tokenizer, optimiser, evaluation and export."""

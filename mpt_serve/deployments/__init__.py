@@ -1,0 +1,1 @@
+"""The three Serve deployments: Ingress (HTTP), Tokenizer (text to ids) and Generator (the model)."""

@@ -1,0 +1,116 @@
+"""The Generator deployment: one model on its device, ids in, ids out. The only process that imports JAX."""
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mpt_serve.deployments.delta_stream import DeltaMailbox
+from mpt_serve.deployments.logs import log_through_serve
+from mpt_serve.model_folder import model_path, tokenizer_folder
+from mpt_serve.settings import Settings
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from mpt_serve.engine import Engine
+    from mpt_serve.engine.request import Delta
+    from mpt_serve.engine.sampling_params import SamplingParams
+
+__all__ = ["Generator", "StallWatch"]
+
+
+class StallWatch:
+    """Notices an engine that has work and takes no steps."""
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._steps = -1
+        self._since = 0.0
+
+    def check(self, steps: int, busy: bool, now: float) -> None:
+        """Look at the engine at time `now` (seconds). Raises RuntimeError when it has stood still for too long."""
+        if steps != self._steps or not busy:
+            self._steps, self._since = steps, now
+        elif now - self._since > self._limit_s:
+            raise RuntimeError(f"the engine has work and took no step for {now - self._since:.0f} s")
+
+
+class Generator:
+    """Holds an Engine, whose own thread runs the device, and streams what it says."""
+
+    def __init__(self, settings: Settings) -> None:
+        log_through_serve()
+        self._engine = _load_engine(settings)
+        self._stall_watch = StallWatch(settings.engine.stall_timeout_s)
+        self._mailbox: DeltaMailbox | None = None
+
+    async def generate(
+        self, prompt_ids: Sequence[int], params: "SamplingParams", request_id: str
+    ) -> "AsyncIterator[Delta]":
+        """Yield the request's deltas; the last has a finish_reason. Closing the iterator ends it in the engine.
+
+        Raises RequestError for a prompt the engine refuses, EngineClosedError when it has stopped.
+        """
+        if self._mailbox is None:
+            self._mailbox = DeltaMailbox(asyncio.get_running_loop())
+        stream = self._mailbox.stream()
+        self._engine.submit(prompt_ids, params, stream.post, request_id)
+        try:
+            async for delta in stream:
+                yield delta
+        finally:
+            self._engine.cancel(request_id)
+
+    async def stats(self) -> dict[str, Any]:
+        """Return the engine's `EngineStats` as a dictionary, readable without JAX."""
+        return dataclasses.asdict(self._engine.stats())
+
+    async def check_health(self) -> None:
+        """Raise when the engine has stopped or stalled: Serve then replaces this replica."""
+        stats = self._engine.stats()
+        if stats.error is not None:
+            raise RuntimeError(f"the engine has stopped: {stats.error}")
+        self._stall_watch.check(stats.steps, stats.running > 0, time.monotonic())
+
+
+def _load_engine(settings: Settings) -> "Engine":
+    from mpt_serve.engine import Engine, EngineConfig
+    from mpt_serve.text.tokenizer import TextTokenizer
+
+    tokenizer = TextTokenizer.from_folder(tokenizer_folder(settings.model))
+    cache_dir = settings.engine.compilation_cache_dir
+    config = EngineConfig(
+        **settings.engine.model_dump(exclude={"compilation_cache_dir", "stall_timeout_s"}),
+        max_model_len=settings.max_model_len,
+        compilation_cache_dir=None if cache_dir is None else str(Path(cache_dir).expanduser()),
+    )
+    return Engine.from_pretrained(
+        model_path(settings.model),
+        config,
+        dtype=_dtype(settings.dtype),
+        mesh=_mesh(settings),
+        vocab_limit=tokenizer.vocab_len,
+        eos_token_ids=tokenizer.eos_token_ids,
+    )
+
+
+def _dtype(setting: str) -> str | None:
+    import jax
+
+    if setting == "auto":  # XLA's 16-bit products on a CPU read weights ten times slower than its 32-bit ones
+        return "float32" if jax.default_backend() == "cpu" else None
+    return setting
+
+
+def _mesh(settings: Settings) -> "Mesh | None":
+    fsdp, tensor = settings.mesh.fsdp, settings.mesh.tensor
+    if fsdp * tensor == 1:
+        return None
+    import jax
+
+    from model.sharding import make_mesh
+
+    return make_mesh(tensor, fsdp, jax.devices()[: fsdp * tensor])

@@ -1,0 +1,80 @@
+"""The Ingress deployment: HTTP in, HTTP out."""
+
+import asyncio
+import time
+
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from mpt_serve.deployments.admission import Admission
+from mpt_serve.deployments.backend import ServeBackend
+from mpt_serve.deployments.logs import log_through_serve
+from mpt_serve.model_folder import tokenizer_folder
+from mpt_serve.openai.app import create_app
+from mpt_serve.openai.backend import ModelInfo
+from mpt_serve.openai.limits import Limits
+from mpt_serve.settings import Settings
+from mpt_serve.text.chat_template import ChatTemplate, MissingChatTemplateError
+from mpt_serve.text.tokenizer import TextTokenizer
+
+__all__ = ["Ingress"]
+
+
+@serve.ingress()
+class Ingress:
+    """Answers the OpenAI-style API from the Tokenizer's and the Generator's handles."""
+
+    def __init__(self, settings: Settings, tokenizer: DeploymentHandle, generator: DeploymentHandle) -> None:
+        log_through_serve()
+        folder = tokenizer_folder(settings.model)
+        text = TextTokenizer.from_folder(folder)
+        limits = settings.limits
+        self._limits = Limits(
+            max_body_bytes=limits.max_body_bytes,
+            max_prompts=limits.max_prompts,
+            request_timeout_s=limits.request_timeout_s,
+        )
+        self._backend = ServeBackend(
+            _model_info(settings, text, _has_chat_template(settings, text)),
+            text,
+            tokenizer,
+            generator,
+            Admission(limits.max_waiting_requests, limits.max_waiting_prompt_tokens),
+        )
+        self._watch: asyncio.Task[None] | None = None
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        """Return the application; Serve calls this on its event loop, once the constructor is through."""
+        self._watch = asyncio.get_running_loop().create_task(self._backend.watch.run())
+        app = create_app(self._backend, self._limits)
+        app.router.routes.append(Route("/stats", self._stats, methods=["GET"]))
+        return app
+
+    async def _stats(self, request: Request) -> JSONResponse:
+        """Show what every Generator replica does at this moment, for operators and tests."""
+        return JSONResponse({"replicas": await self._backend.stats()})
+
+
+def _has_chat_template(settings: Settings, text: TextTokenizer) -> bool:
+    try:
+        ChatTemplate.from_folder(tokenizer_folder(settings.model), settings.chat_template, text).close()
+    except MissingChatTemplateError:
+        return False
+    return True
+
+
+def _model_info(settings: Settings, text: TextTokenizer, has_chat_template: bool) -> ModelInfo:
+    return ModelInfo(
+        id=settings.model_name,
+        created=int(time.time()),
+        max_model_len=settings.max_model_len or 0,  # the Generator knows better, once it is there
+        vocab_len=text.vocab_len,
+        eos_token_ids=text.eos_token_ids,
+        root=settings.model,
+        has_chat_template=has_chat_template,
+        max_chars_per_token=text.max_chars_per_token,
+    )

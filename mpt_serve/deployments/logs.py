@@ -1,0 +1,18 @@
+"""The product's log lines beside Serve's own."""
+
+import logging
+
+__all__ = ["log_through_serve"]
+
+
+def log_through_serve() -> None:
+    """Send this process's `mpt_serve` and `model` loggers where Serve's replica logger writes.
+
+    A replica configures only the logger `ray.serve`; without this, lines below WARNING would be lost.
+    """
+    serve_logger = logging.getLogger("ray.serve")
+    for name in ("mpt_serve", "model"):
+        logger = logging.getLogger(name)
+        logger.handlers = list(serve_logger.handlers)
+        logger.setLevel(serve_logger.level or logging.INFO)
+        logger.propagate = not logger.handlers

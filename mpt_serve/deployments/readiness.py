@@ -1,0 +1,72 @@
+"""Whether the Generator takes requests, and if not, why: kept up to date in the background, answered from memory."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+
+from ray.serve.handle import DeploymentHandle
+
+from mpt_serve.deployments.placement import replica_demands, unmet_demand
+from mpt_serve.deployments.serve_state import DeploymentState, cluster_nodes, deployment_state
+from mpt_serve.openai.backend import Readiness
+
+__all__ = ["GeneratorWatch"]
+
+logger = logging.getLogger("ray.serve")
+
+_LOADING_PERIOD_S = 0.5
+_READY_PERIOD_S = 5.0
+_REPEAT_LOG_S = 60.0
+
+
+class GeneratorWatch:
+    """Follows the Generator's replicas from start to end.
+
+    on_loaded: called with `Generator.stats()` each time a Generator begins to answer; readiness follows it.
+    """
+
+    def __init__(self, generator: DeploymentHandle, on_loaded: Callable[[dict[str, object]], None]) -> None:
+        self._generator = generator
+        self._on_loaded = on_loaded
+        self._reported: tuple[str, float] = ("", 0.0)
+        self.readiness = Readiness(ready=False, reason="The model is loading.", code="loading")
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        while True:
+            try:
+                await self._look()
+            except Exception:  # the controller restarts, a node goes: look again
+                logger.warning("The state of the Generator could not be read.", exc_info=True)
+            await asyncio.sleep(_READY_PERIOD_S if self.readiness.ready else _LOADING_PERIOD_S)
+
+    async def _look(self) -> None:
+        state = await asyncio.to_thread(deployment_state, "Generator")
+        if state is None or state.running == 0:
+            reason = await asyncio.to_thread(_why_not_running, state)
+            self._report(reason)
+            self.readiness = Readiness(ready=False, reason=reason or "The model is loading.", code="loading")
+        elif not self.readiness.ready:
+            self._on_loaded(await self._generator.stats.remote())
+            self.readiness = replace(self.readiness, ready=True, reason="")
+            logger.info("Ready: the Generator answers.")
+
+    def _report(self, reason: str) -> None:
+        """Log a reason once, and again from time to time while it lasts."""
+        now = asyncio.get_running_loop().time()
+        if reason and (reason != self._reported[0] or now - self._reported[1] > _REPEAT_LOG_S):
+            logger.error(reason)
+            self._reported = (reason, now)
+
+
+def _why_not_running(state: DeploymentState | None) -> str:
+    """Return what keeps the Generator from running, empty when it just takes its time."""
+    if state is None:
+        return ""
+    unmet = unmet_demand("Generator", replica_demands(state.config), cluster_nodes())
+    if unmet is not None:
+        return unmet
+    # A constructor's traceback: its last line is the error's own message.
+    lines = [line for line in state.message.splitlines() if line.strip()]
+    return f"The Generator does not start: {lines[-1].strip()}" if "Error" in state.message else ""

@@ -1,0 +1,149 @@
+"""Every setting of mpt_serve: what stands under `args` in serve_config.yaml."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, model_validator
+
+from mpt_serve.config_problems import ConfigurationError, schema_problems
+
+__all__ = ["EngineSettings", "LimitSettings", "MeshSettings", "Settings"]
+
+
+def _not_boolean(value: object) -> object:
+    if isinstance(value, bool):  # Python would take `true` for 1
+        raise ValueError(f"must be a whole number, not {str(value).lower()}")
+    return value
+
+
+_Count = Annotated[int, BeforeValidator(_not_boolean), Field(ge=1)]
+_Size = Annotated[ByteSize, Field(gt=0)]
+_Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class EngineSettings(_Group):
+    """How one Generator replica schedules its work and divides its memory."""
+
+    max_num_seqs: _Count = Field(
+        default=32, description="Sequences that generate at the same time; more requests wait."
+    )
+    max_num_batched_tokens: _Count = Field(
+        default=512,
+        description="Tokens computed in one step, prompts and generated ones together. Larger fills long prompts"
+        " sooner, smaller lets running streams wait less for them.",
+    )
+    block_size: _Count = Field(default=32, description="Tokens in one block of the KV cache.")
+    num_blocks: _Count | None = Field(
+        default=None, description="Blocks of the KV cache. Unset: as many as `kv_cache_memory` holds."
+    )
+    kv_cache_memory: _Size | None = Field(
+        default=None,
+        description="Memory for the KV cache, such as `4GiB`. Unset: what `max_num_seqs` sequences of `max_model_len`"
+        " need, as far as the device has it.",
+    )
+    pre_compile: bool = Field(
+        default=True,
+        description="Compile every shape before the first request, so that no request waits for the compiler.",
+    )
+    compilation_cache_dir: str | None = Field(
+        default="~/.cache/mpt_serve/compilation",
+        description="Folder that keeps compiled programs between starts; `null` keeps none.",
+    )
+    stall_timeout_s: _Seconds = Field(
+        default=300.0,
+        description="Seconds without a step, while there is work, after which Serve replaces the replica.",
+    )
+
+    @model_validator(mode="after")
+    def _prompts_find_room(self) -> Self:
+        if self.max_num_batched_tokens <= self.max_num_seqs:
+            raise ValueError(
+                f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be above max_num_seqs"
+                f" ({self.max_num_seqs}): every running sequence takes one token of a step, prompts get the rest"
+            )
+        return self
+
+
+class LimitSettings(_Group):
+    """What one request, and all requests together, may ask for."""
+
+    request_timeout_s: _Seconds = Field(
+        default=600.0,
+        description="Seconds from a request's first byte to its answer's last; then it ends with an error 504.",
+    )
+    max_body_bytes: _Size = Field(
+        default=ByteSize(4 * 1024**2), description="Size of one request's body, such as `4MiB`."
+    )
+    max_prompts: _Count = Field(default=128, description="Prompts in one /v1/completions request.")
+    max_waiting_requests: _Count = Field(
+        default=256,
+        description="Prompts that one Ingress replica keeps waiting or running, over all its Generator replicas. More"
+        " are refused with 503 and a Retry-After header.",
+    )
+    max_waiting_prompt_tokens: _Count = Field(
+        default=262_144,
+        description="Prompt tokens of those requests together, refused alike. One request alone is always let in.",
+    )
+
+
+class MeshSettings(_Group):
+    """The devices of one Generator replica, as a mesh. 1 x 1 is one device."""
+
+    fsdp: _Count = Field(default=1, description="Devices that the weights' rows are spread over.")
+    tensor: _Count = Field(default=1, description="Devices that attention heads and hidden units are spread over.")
+
+
+class Settings(_Group):
+    """The settings of one served model."""
+
+    model: str = Field(
+        default="embedded",
+        min_length=1,
+        description="A checkpoint folder, a Hugging Face model id such as `mosaicml/mpt-7b-chat`, or `embedded`: the"
+        " small model that comes with mpt_serve. A folder must exist on every node that runs a replica.",
+    )
+    served_model_name: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=256,
+        description="The name clients use for the model. Unset: `model`, or its last folder.",
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto",
+        description="Type of the weights in memory. `auto`: the checkpoint's, on CPUs `float32`, faster there.",
+    )
+    chat_template: str | None = Field(
+        default=None,
+        min_length=1,
+        description="`chatml` (MPT chat models), `dolly` (MPT instruct models), the path of a .jinja file, the text of"
+        " a template, or `none`. Unset: the checkpoint's own.",
+    )
+    max_model_len: _Count | None = Field(
+        default=None, description="Longest prompt and answer together, in tokens. Unset: the model's own limit."
+    )
+    engine: EngineSettings = Field(
+        default_factory=EngineSettings, description="Scheduling and memory of a Generator replica."
+    )
+    limits: LimitSettings = Field(default_factory=LimitSettings, description="What requests may ask for.")
+    mesh: MeshSettings = Field(default_factory=MeshSettings, description="Devices of a Generator replica.")
+
+    @classmethod
+    def from_mapping(cls, args: Mapping[str, Any]) -> "Settings":
+        """Return the settings in a configuration's `args`. Raises ConfigurationError with every mistake in it."""
+        problems = schema_problems(cls, args)
+        if problems:
+            raise ConfigurationError(problems)
+        return cls.model_validate(args)
+
+    @property
+    def model_name(self) -> str:
+        """The model's name on the wire."""
+        if self.served_model_name is not None:
+            return self.served_model_name
+        folder = Path(self.model).expanduser()
+        return folder.resolve().name if folder.is_dir() else self.model

@@ -1,0 +1,39 @@
+"""Fixtures of tests that speak HTTP to a server."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from server import ServerProcess, free_port, serve_config
+from tiny_checkpoint import write_tiny_checkpoint
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model of random weights that answers in microseconds, and its tokenizer."""
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def own_server(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Iterator[ServerProcess]:
+    """A server started for this session."""
+    args = {
+        "model": str(tiny_checkpoint),
+        "served_model_name": "tiny",
+        "chat_template": "dolly",
+        "max_model_len": 512,
+        "engine": {"max_num_seqs": 16, "max_num_batched_tokens": 64, "num_blocks": 256, "pre_compile": False},
+    }
+    with ServerProcess.of(serve_config(args, free_port()), tmp_path_factory.mktemp("server")) as server:
+        yield server.wait_ready()
+
+
+@pytest.fixture(scope="session")
+def server_url(request: pytest.FixtureRequest) -> str:
+    """The address of a running server: MPT_SERVE_TEST_URL, or that of `own_server`."""
+    external = os.environ.get("MPT_SERVE_TEST_URL")
+    if external:
+        return external.rstrip("/")
+    server: ServerProcess = request.getfixturevalue("own_server")
+    return server.url

@@ -1,0 +1,87 @@
+"""Admission: bounded, exact, and honest about when to come back."""
+
+from contextlib import ExitStack
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mpt_serve.deployments.admission import Admission
+from mpt_serve.openai.errors import NotReadyError
+
+
+def test_requests_are_bounded_and_places_come_back() -> None:
+    admission = Admission(max_requests=2, max_prompt_tokens=100)
+    with admission.admit([1]), admission.admit([1]):
+        with pytest.raises(NotReadyError) as error, admission.admit([1]):
+            pass
+        assert (error.value.status, error.value.code) == (503, "overloaded")
+        assert 1 <= int(error.value.headers["retry-after"]) <= 120
+    assert (admission.requests, admission.prompt_tokens) == (0, 0)
+    with admission.admit([1]):
+        assert admission.requests == 1
+
+
+def test_prompt_tokens_are_bounded_but_one_long_prompt_gets_in() -> None:
+    admission = Admission(max_requests=10, max_prompt_tokens=100)
+    with admission.admit([1000]), pytest.raises(NotReadyError, match="1000 prompt tokens"), admission.admit([1]):
+        pass
+    with admission.admit([60]), pytest.raises(NotReadyError), admission.admit([41]):
+        pass
+    with admission.admit([60]), admission.admit([40]):
+        assert admission.prompt_tokens == 100
+
+
+def test_a_place_comes_back_from_a_failed_request() -> None:
+    admission = Admission(max_requests=1, max_prompt_tokens=1)
+    with pytest.raises(KeyError), admission.admit([1]):
+        raise KeyError
+    assert admission.requests == 0
+
+
+@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 8), st.integers(1, 200))
+def test_the_bounds_hold_for_any_arrivals(prompts: list[int], max_requests: int, max_tokens: int) -> None:
+    admission = Admission(max_requests, max_tokens)
+    with ExitStack() as house:
+        for tokens in prompts:
+            try:
+                house.enter_context(admission.admit([tokens]))
+            except NotReadyError:
+                assert admission.requests == max_requests or admission.prompt_tokens + tokens > max_tokens
+            assert admission.requests <= max_requests
+            assert admission.prompt_tokens <= max_tokens or admission.requests == 1
+    assert (admission.requests, admission.prompt_tokens) == (0, 0)
+
+
+def test_one_request_of_many_prompts_is_let_in_alone_and_whole() -> None:
+    admission = Admission(max_requests=2, max_prompt_tokens=100)
+    with admission.admit([50] * 5):
+        assert (admission.requests, admission.prompt_tokens) == (5, 250)
+        with pytest.raises(NotReadyError, match="5 prompts wait or run"), admission.admit([1]):
+            pass
+    with admission.admit([1]), pytest.raises(NotReadyError), admission.admit([1, 1]):
+        pass
+    assert (admission.requests, admission.prompt_tokens) == (0, 0)
+
+
+def test_an_old_pace_does_not_count() -> None:
+    now = 0.0
+    admission = Admission(max_requests=1, max_prompt_tokens=100, clock=lambda: now)
+    for _ in range(5):
+        with admission.admit([1]):
+            now += 7.0
+    now += 3600
+    with admission.admit([1]), pytest.raises(NotReadyError) as error, admission.admit([1]):
+        pass
+    assert error.value.headers["retry-after"] == "5"
+
+
+def test_retry_after_follows_the_pace_of_ends() -> None:
+    now = 0.0
+    admission = Admission(max_requests=1, max_prompt_tokens=100, clock=lambda: now)
+    for _ in range(5):
+        with admission.admit([1]):
+            now += 7.0
+    with admission.admit([1]), pytest.raises(NotReadyError) as error, admission.admit([1]):
+        pass
+    assert error.value.headers["retry-after"] == "7"

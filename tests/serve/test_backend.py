@@ -1,0 +1,187 @@
+"""ServeBackend over handles that behave like Serve's: cancellation, crashes, refusals."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.exceptions import RayActorError, RayTaskError
+
+from mpt_serve.deployments.admission import Admission
+from mpt_serve.deployments.backend import ServeBackend
+from mpt_serve.engine.request import Delta, EngineClosedError, RequestError
+from mpt_serve.engine.sampling_params import SamplingParams
+from mpt_serve.openai.backend import ModelInfo
+from mpt_serve.openai.errors import NotReadyError
+
+Script = Callable[[Sequence[int], SamplingParams], AsyncIterator[Delta]]
+
+
+class FakeResponse:
+    """A streaming response: iterates over its script; remembers whether it was cancelled."""
+
+    def __init__(self, deltas: AsyncIterator[Delta]) -> None:
+        self._deltas = deltas
+        self.cancelled = False
+
+    def __aiter__(self) -> AsyncIterator[Delta]:
+        return self._deltas
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class FakeGenerator:
+    """A handle whose n-th call runs the n-th script."""
+
+    def __init__(self, *scripts: Script) -> None:
+        self._scripts = list(scripts)
+        self.calls: list[tuple[list[int], SamplingParams, str]] = []
+        self.responses: list[FakeResponse] = []
+        self.generate = SimpleNamespace(remote=self._generate)
+
+    def options(self, **_: Any) -> "FakeGenerator":
+        return self
+
+    def _generate(self, ids: list[int], params: SamplingParams, request_id: str) -> FakeResponse:
+        self.calls.append((list(ids), params, request_id))
+        self.responses.append(FakeResponse(self._scripts.pop(0)(ids, params)))
+        return self.responses[-1]
+
+
+def continuing(until: int | None = None) -> Script:
+    """An engine whose answer is a function of position alone; it dies after `until` tokens."""
+
+    async def script(ids: Sequence[int], params: SamplingParams) -> AsyncIterator[Delta]:
+        for number in range(params.max_tokens):
+            if number == until:
+                raise RayActorError
+            end = number == params.max_tokens - 1
+            yield Delta((100 + len(ids) + number,), "length" if end else None, None, len(ids))
+        if until == params.max_tokens:
+            raise RayActorError
+
+    return script
+
+
+def backend(generator: FakeGenerator, max_requests: int = 8) -> ServeBackend:
+    info = ModelInfo(id="m", created=0, max_model_len=64, vocab_len=300)
+    handles: Any = (None, None, generator)
+    return ServeBackend(info, *handles, Admission(max_requests, 1000))
+
+
+async def collect(served: ServeBackend, params: SamplingParams, prompt: Sequence[int] = (1, 2, 3)) -> list[Delta]:
+    return [delta async for delta in served.generate(prompt, params, "r")]
+
+
+def tokens(deltas: list[Delta]) -> list[int]:
+    return [token for delta in deltas for token in delta.token_ids]
+
+
+def test_a_finished_stream_is_not_cancelled() -> None:
+    generator = FakeGenerator(continuing())
+    deltas = asyncio.run(collect(backend(generator), SamplingParams(max_tokens=4)))
+    assert tokens(deltas) == [103, 104, 105, 106]
+    assert [delta.finish_reason for delta in deltas] == [None, None, None, "length"]
+    assert not generator.responses[0].cancelled
+
+
+def test_closing_a_stream_cancels_it_before_the_close_returns() -> None:
+    generator = FakeGenerator(continuing())
+    served = backend(generator)
+
+    async def scenario() -> bool:
+        stream = served.generate([1], SamplingParams(max_tokens=9), "r")
+        await anext(stream)
+        await stream.aclose()
+        return generator.responses[0].cancelled
+
+    assert asyncio.run(scenario())
+
+
+def test_a_full_house_refuses_all_prompts_of_a_request_together() -> None:
+    served = backend(FakeGenerator(), max_requests=3)
+    with served.admit([[1], [1, 2]]):
+        with pytest.raises(NotReadyError), served.admit([[1], [1]]):
+            pass
+        with served.admit([[1]]):
+            pass
+
+
+def test_a_request_that_met_a_stopped_engine_goes_elsewhere() -> None:
+    async def closed(ids: Sequence[int], params: SamplingParams) -> AsyncIterator[Delta]:
+        raise RayTaskError("generate", "a long traceback", EngineClosedError("closed")).as_instanceof_cause()
+        yield
+
+    async def closing(ids: Sequence[int], params: SamplingParams) -> AsyncIterator[Delta]:
+        yield Delta((103,), None, None, len(ids))
+        yield Delta((), "cancelled", None, len(ids))
+
+    for first in (closed, closing):
+        generator = FakeGenerator(first, continuing())
+        deltas = asyncio.run(collect(backend(generator), SamplingParams(max_tokens=3)))
+        assert tokens(deltas) == [103, 104, 105]
+
+
+def test_a_request_whose_step_failed_is_not_taken_to_the_next_replica() -> None:
+    async def failing(ids: Sequence[int], params: SamplingParams) -> AsyncIterator[Delta]:
+        yield Delta((), "error", None, len(ids), message="a step failed")
+
+    generator = FakeGenerator(failing, continuing())
+    deltas = asyncio.run(collect(backend(generator), SamplingParams(max_tokens=3)))
+    assert [delta.finish_reason for delta in deltas] == ["error"]
+    assert len(generator.calls) == 1
+
+
+@pytest.mark.parametrize("died_after", [0, 1, 5])
+def test_a_request_outlives_its_replica(died_after: int) -> None:
+    generator = FakeGenerator(continuing(until=died_after), continuing())
+    params = SamplingParams(max_tokens=6, min_tokens=4)
+    deltas = asyncio.run(collect(backend(generator), params))
+    assert tokens(deltas) == [103, 104, 105, 106, 107, 108]
+    assert [delta.num_prompt_tokens for delta in deltas] == [3] * len(deltas)
+    (_, first, first_id), (again, second, second_id) = generator.calls
+    assert again == [1, 2, 3, *tokens(deltas)[:died_after]]
+    assert (second.max_tokens, second.min_tokens) == (6 - died_after, max(0, 4 - died_after))
+    assert first.seed == second.seed is not None  # the same random numbers go on
+    assert first_id != second_id
+
+
+def test_a_replica_that_dies_after_the_last_token_ends_the_request() -> None:
+    async def script(ids: Sequence[int], params: SamplingParams) -> AsyncIterator[Delta]:
+        yield Delta((7, 8), None, None, len(ids))
+        raise RayActorError
+
+    deltas = asyncio.run(collect(backend(FakeGenerator(script)), SamplingParams(max_tokens=2)))
+    assert tokens(deltas) == [7, 8]
+    assert deltas[-1].finish_reason == "length"
+
+
+def test_a_request_is_not_moved_forever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mpt_serve.deployments.backend._MOVE_PAUSE_S", 0.0)
+    generator = FakeGenerator(*[continuing(until=0)] * 10)
+    with pytest.raises(RayActorError):
+        asyncio.run(collect(backend(generator), SamplingParams(max_tokens=2)))
+    assert len(generator.calls) == 4
+
+
+def test_the_engines_refusal_arrives_as_itself() -> None:
+    async def script(ids: Sequence[int], params: SamplingParams) -> AsyncIterator[Delta]:
+        raise RayTaskError("generate", "a long traceback", RequestError("the prompt is empty")).as_instanceof_cause()
+        yield
+
+    with pytest.raises(RequestError) as error:
+        asyncio.run(collect(backend(FakeGenerator(script)), SamplingParams()))
+    assert str(error.value) == "the prompt is empty"
+
+
+def test_equal_request_ids_stay_apart_in_the_engine() -> None:
+    generator = FakeGenerator(continuing(), continuing())
+    served = backend(generator)
+
+    async def both() -> None:
+        await asyncio.gather(*(collect(served, SamplingParams(max_tokens=2)) for _ in range(2)))
+
+    asyncio.run(both())
+    assert len({request_id for _, _, request_id in generator.calls}) == 2

@@ -1,0 +1,86 @@
+"""The `mpt-serve` command, and what it costs to import the edge."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from server import serve_config
+
+from mpt_serve import __version__, cli
+from mpt_serve.one_loop import ONE_LOOP, replica_runtime_env
+from mpt_serve.settings_reference import settings_reference
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_check_says_good(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check", str(ROOT / "serve_config.yaml")]) == 0
+    assert capsys.readouterr().out == f"{ROOT / 'serve_config.yaml'}: good\n"
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_a_file_with_mistakes_fails_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text((ROOT / "serve_config.yaml").read_text().replace("      model:", "      modle:"))
+    assert cli.main([command, str(file)]) == 2
+    assert "unknown setting 'modle'; did you mean 'model'?" in capsys.readouterr().err
+
+
+def test_run_hands_the_file_and_the_options_to_serve(
+    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for file in ("serve_config.yaml", "other.yaml"):
+        (tmp_path / file).write_text(yaml.safe_dump(serve_config({"model": str(tiny_checkpoint)}, 8000)))
+    calls: list[list[str]] = []
+    monkeypatch.setattr("ray.serve.scripts.cli", lambda arguments, prog_name: calls.append(arguments))
+    monkeypatch.chdir(tmp_path)
+    for name in ONE_LOOP:
+        monkeypatch.setenv(name, "")  # so that it is put back as it was
+        monkeypatch.delenv(name)
+    cli.main(["run"])
+    cli.main(["run", "--non-blocking", "--address", "auto"])
+    cli.main(["run", "other.yaml", "-r"])
+    assert {name: os.environ[name] for name in ONE_LOOP} == ONE_LOOP
+    assert calls == [
+        ["run", "serve_config.yaml"],
+        ["run", "serve_config.yaml", "--non-blocking", "--address", "auto"],
+        ["run", "other.yaml", "-r"],
+    ]
+
+
+def test_docs_prints_the_reference(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["docs", "settings"]) == 0
+    assert capsys.readouterr().out == settings_reference()
+
+
+def test_version_and_unknown_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--version"])
+    assert __version__ in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["serv"])
+
+
+@pytest.mark.parametrize(
+    "module", ["mpt_serve.app", "mpt_serve.deployments.ingress", "mpt_serve.deployments.tokenizer"]
+)
+def test_the_edge_starts_without_the_heavy_libraries(module: str) -> None:
+    """JAX takes seconds to import, and every replica of the edge and the builder would pay for it."""
+    heavy = ("jax", "flax", "transformers", "huggingface_hub")
+    program = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    assert subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout == "[]\n"
+
+
+def test_replicas_get_the_environment_unless_their_nodes_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ONE_LOOP:
+        monkeypatch.setenv(name, "1")
+    assert replica_runtime_env() == {"runtime_env": {"env_vars": ONE_LOOP}}
+    for name, value in ONE_LOOP.items():
+        monkeypatch.setenv(name, value)
+    assert replica_runtime_env() == {}

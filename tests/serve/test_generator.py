@@ -1,0 +1,100 @@
+"""The Generator's own logic, without Serve and without a device."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+
+import pytest
+
+from mpt_serve.deployments.generator import Generator, StallWatch
+from mpt_serve.engine.request import Delta, RequestError
+from mpt_serve.engine.sampling_params import SamplingParams
+
+
+class FakeEngine:
+    """Takes requests; says what it is told to say."""
+
+    def __init__(self) -> None:
+        self.listeners: dict[str, Callable[[Delta], None]] = {}
+        self.cancelled: list[str] = []
+        self.state = SimpleNamespace(error=None, steps=1, running=0)
+
+    def submit(
+        self, ids: Sequence[int], params: SamplingParams, on_delta: Callable[[Delta], None], request_id: str
+    ) -> str:
+        if not ids:
+            raise RequestError("the prompt is empty")
+        self.listeners[request_id] = on_delta
+        return request_id
+
+    def cancel(self, request_id: str) -> None:
+        self.cancelled.append(request_id)
+
+    def stats(self) -> SimpleNamespace:
+        return self.state
+
+
+def generator_over(engine: FakeEngine, stall_timeout_s: float = 10) -> Generator:
+    generator = Generator.__new__(Generator)  # its constructor loads a model
+    generator._engine = engine  # type: ignore[assignment]
+    generator._stall_watch = StallWatch(stall_timeout_s)
+    generator._mailbox = None
+    return generator
+
+
+def test_a_stream_ends_with_its_finish_reason_and_leaves_nothing_behind() -> None:
+    engine = FakeEngine()
+
+    async def scenario() -> list[Delta]:
+        stream = generator_over(engine).generate([1], SamplingParams(), "a")
+        first = asyncio.ensure_future(anext(stream))
+        await asyncio.sleep(0)
+        engine.listeners["a"](Delta((5,), None, None, 1))
+        deltas = [await first]
+        engine.listeners["a"](Delta((6,), "length", None, 1))
+        return deltas + [delta async for delta in stream]
+
+    assert [delta.token_ids for delta in asyncio.run(scenario())] == [(5,), (6,)]
+    assert engine.cancelled == ["a"]
+
+
+def test_closing_a_stream_cancels_in_the_engine() -> None:
+    engine = FakeEngine()
+
+    async def scenario() -> None:
+        stream = generator_over(engine).generate([1], SamplingParams(), "a")
+        waiting = asyncio.ensure_future(anext(stream))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+
+    asyncio.run(scenario())
+    assert engine.cancelled == ["a"]
+
+
+def test_a_refused_request_raises() -> None:
+    async def scenario() -> None:
+        await anext(generator_over(FakeEngine()).generate([], SamplingParams(), "a"))
+
+    with pytest.raises(RequestError, match="the prompt is empty"):
+        asyncio.run(scenario())
+
+
+def test_health_fails_with_a_dead_engine() -> None:
+    engine = FakeEngine()
+    generator = generator_over(engine)
+    asyncio.run(generator.check_health())
+    engine.state.error = "out of memory"
+    with pytest.raises(RuntimeError, match="out of memory"):
+        asyncio.run(generator.check_health())
+
+
+def test_a_stall_is_work_without_steps_for_too_long() -> None:
+    watch = StallWatch(limit_s=10)
+    watch.check(steps=5, busy=True, now=0)
+    watch.check(steps=5, busy=True, now=10)
+    watch.check(steps=6, busy=True, now=21)  # it moved
+    watch.check(steps=6, busy=False, now=100)  # it rests
+    watch.check(steps=6, busy=True, now=109)
+    with pytest.raises(RuntimeError, match="took no step for 11 s"):
+        watch.check(steps=6, busy=True, now=111)

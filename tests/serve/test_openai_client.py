@@ -1,0 +1,177 @@
+"""The official OpenAI client against a running server; MPT_SERVE_TEST_URL takes another server than our own."""
+
+import asyncio
+import os
+import random
+import signal
+import time
+from collections.abc import AsyncIterator, Iterator
+
+import httpx
+import openai
+import pytest
+from server import ServerProcess
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def client(server_url: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server_url}/v1", api_key="none", max_retries=0, timeout=120) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def model(client: openai.OpenAI) -> str:
+    return client.models.list().data[0].id
+
+
+def engine(server_url: str) -> dict:
+    """Return the counters of the one Generator replica."""
+    (replica,) = httpx.get(f"{server_url}/stats", timeout=30).json()["replicas"]
+    return replica
+
+
+def wait_idle(server_url: str) -> dict:
+    """Wait until the engine holds no request, and return its counters."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        stats = engine(server_url)
+        if stats["running"] == stats["waiting"] == 0:
+            return stats
+        time.sleep(0.2)
+    raise AssertionError(f"still busy: {stats}")
+
+
+def test_the_model_is_listed_with_its_context(client: openai.OpenAI, model: str) -> None:
+    (listed,) = client.models.list().data
+    assert (listed.object, listed.id) == ("model", model)
+    assert listed.max_model_len >= 256  # type: ignore[attr-defined]
+
+
+def test_a_stream_says_what_the_whole_answer_says(client: openai.OpenAI, model: str) -> None:
+    request = {"model": model, "prompt": "Once upon a time", "max_tokens": 24, "temperature": 0}
+    whole = client.completions.create(**request)
+    chunks = list(client.completions.create(**request, stream=True, stream_options={"include_usage": True}))
+    choices = [chunk.choices[0] for chunk in chunks if chunk.choices]
+    assert "".join(choice.text for choice in choices) == whole.choices[0].text
+    assert [c.finish_reason for c in choices if c.finish_reason] == [whole.choices[0].finish_reason]
+    assert len(choices) > 1
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens  # type: ignore[union-attr]
+
+
+def test_chat_streams_the_whole_answer_too(client: openai.OpenAI, model: str) -> None:
+    messages = [{"role": "user", "content": "Say hello."}]
+    request = {"model": model, "messages": messages, "max_tokens": 24, "temperature": 0}
+    whole = client.chat.completions.create(**request)
+    chunks = list(client.chat.completions.create(**request, stream=True))
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert "".join(c.choices[0].delta.content or "" for c in chunks) == whole.choices[0].message.content
+    assert whole.usage is not None
+    assert whole.usage.prompt_tokens > len(["Say", "hello."])
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "code"),
+    [
+        ({"model": "gpt-4"}, openai.NotFoundError, "model_not_found"),
+        ({"prompt": ""}, openai.BadRequestError, "invalid_value"),
+        ({"prompt": [10**9]}, openai.BadRequestError, "invalid_value"),
+        ({"prompt": "x" * 5000}, openai.BadRequestError, "context_length_exceeded"),
+        ({"temperature": -1}, openai.BadRequestError, "invalid_value"),
+    ],
+)
+def test_errors_are_the_clients_own_kinds(
+    client: openai.OpenAI, model: str, change: dict, error: type[openai.APIStatusError], code: str
+) -> None:
+    with pytest.raises(error) as caught:
+        client.completions.create(**({"model": model, "prompt": "x", "max_tokens": 4} | change))
+    assert caught.value.code == code
+    assert caught.value.request_id
+
+
+def test_a_cancelled_stream_frees_its_blocks(client: openai.OpenAI, server_url: str, model: str) -> None:
+    before = wait_idle(server_url)
+    stream = client.completions.create(
+        model=model, prompt="x", max_tokens=250, stream=True, extra_body={"ignore_eos": True}
+    )
+    for _ in range(3):
+        next(stream)
+    stream.close()
+    after = wait_idle(server_url)
+    assert after["free_blocks"] == before["free_blocks"]
+    assert after["finished"]["cancelled"] == before["finished"]["cancelled"] + 1
+    assert after["generated_tokens"] - before["generated_tokens"] < 250
+
+
+def lengths_of(count: int) -> Iterator[tuple[str, int, float]]:
+    """Yield (prompt, max_tokens, temperature) of mixed requests, the same each time."""
+    rng = random.Random(7)
+    for number in range(count):
+        prompt = f"Request {number}: " + "word " * rng.randrange(1, 30)
+        yield prompt, rng.randrange(1, 48), rng.choice((0.0, 1.0))
+
+
+async def answer(client: openai.AsyncOpenAI, model: str, number: int, request: tuple[str, int, float]) -> str:
+    prompt, max_tokens, temperature = request
+    stream = await client.completions.create(
+        model=model, prompt=prompt, max_tokens=max_tokens, temperature=temperature, seed=number, stream=True
+    )
+    return "".join([chunk.choices[0].text async for chunk in stream])
+
+
+def test_64_concurrent_streams_are_each_what_they_are_alone(server_url: str, model: str) -> None:
+    requests = list(enumerate(lengths_of(64)))
+
+    async def scenario() -> tuple[list[str], list[str]]:
+        async with openai.AsyncOpenAI(base_url=f"{server_url}/v1", api_key="none", timeout=300) as client:
+            together = await asyncio.gather(*(answer(client, model, *request) for request in requests))
+            alone = [await answer(client, model, *request) for request in requests]
+            return together, alone
+
+    together, alone = asyncio.run(scenario())
+    assert together == alone
+    assert len(set(alone)) > 32  # the answers do depend on the requests
+
+
+async def vanish(http: httpx.AsyncClient, model: str, number: int) -> None:
+    """Start a long stream and drop the connection: before the answer, at its start or in its middle."""
+    body = {"model": model, "prompt": f"client {number}", "max_tokens": 250, "stream": True, "ignore_eos": True}
+    async with http.stream("POST", "/v1/completions", json=body) as response:
+        lines: AsyncIterator[str] = response.aiter_lines()
+        for _ in range(number % 4):
+            await anext(lines)
+
+
+def test_200_clients_that_vanish_leave_every_block_free(client: openai.OpenAI, server_url: str, model: str) -> None:
+    before = wait_idle(server_url)
+
+    async def scenario() -> None:
+        limits = httpx.Limits(max_connections=200)
+        async with httpx.AsyncClient(base_url=server_url, limits=limits, timeout=120) as http:
+            await asyncio.gather(*(vanish(http, model, number) for number in range(200)))
+
+    asyncio.run(scenario())
+    after = wait_idle(server_url)
+    assert after["free_blocks"] == before["free_blocks"]
+    assert after["error"] is None
+    assert after["generated_tokens"] - before["generated_tokens"] < 200 * 250
+    assert client.completions.create(model=model, prompt="still here", max_tokens=2).choices[0].finish_reason
+
+
+@pytest.mark.skipif("MPT_SERVE_TEST_URL" in os.environ, reason="the processes of another server are not ours to kill")
+def test_a_killed_generator_costs_a_pause_and_not_a_token(
+    client: openai.OpenAI, model: str, request: pytest.FixtureRequest
+) -> None:
+    server: ServerProcess = request.getfixturevalue("own_server")
+    wanted = {"model": model, "prompt": "Go on", "max_tokens": 480, "temperature": 1, "seed": 5}
+    whole = client.completions.create(**wanted, extra_body={"ignore_eos": True})
+    generator = server.replica_pid("Generator")
+    stream = client.completions.create(**wanted, stream=True, extra_body={"ignore_eos": True})
+    text = next(stream).choices[0].text
+    os.kill(generator, signal.SIGKILL)
+    text += "".join(chunk.choices[0].text for chunk in stream)
+    assert text == whole.choices[0].text
+    assert "its replica died" in server.output()
+    server.wait_ready()

@@ -1,0 +1,94 @@
+"""Readiness: what /ready says while the Generator comes, cannot come, goes and comes again."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mpt_serve.deployments import readiness
+from mpt_serve.deployments.readiness import GeneratorWatch
+from mpt_serve.deployments.serve_state import DeploymentState
+
+NODE = {"Alive": True, "NodeManagerAddress": "10.0.0.1", "Resources": {"CPU": 4.0}, "Labels": {}}
+CPU = {"ray_actor_options": {"num_cpus": 1}}
+GPU = {"ray_actor_options": {"num_gpus": 1}}
+
+
+class Cluster:
+    """What the watch sees of Serve and Ray; `state` is what the controller says next."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.state: DeploymentState | None = None
+        self.loaded: list[dict[str, Any]] = []
+        monkeypatch.setattr(readiness, "deployment_state", lambda name: self.state)
+        monkeypatch.setattr(readiness, "cluster_nodes", lambda: [NODE])
+        generator: Any = SimpleNamespace(stats=SimpleNamespace(remote=self._stats))
+        self.watch = GeneratorWatch(generator, self.loaded.append)
+
+    async def _stats(self) -> dict[str, Any]:
+        return {"max_model_len": 64}
+
+    def look(self, state: DeploymentState | None) -> tuple[bool, str]:
+        """Let the watch look once at this state; return (ready, reason)."""
+        self.state = state
+        asyncio.run(self.watch._look())
+        assert self.watch.readiness.code == "loading"
+        return self.watch.readiness.ready, self.watch.readiness.reason
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    return Cluster(monkeypatch)
+
+
+def test_loading_then_ready_then_gone_then_ready_again(cluster: Cluster) -> None:
+    assert cluster.watch.readiness.ready is False
+    assert cluster.look(None) == (False, "The model is loading.")
+    assert cluster.look(DeploymentState(0, CPU, "")) == (False, "The model is loading.")
+    assert cluster.look(DeploymentState(1, CPU, "")) == (True, "")
+    assert cluster.look(DeploymentState(1, CPU, "")) == (True, "")
+    assert cluster.look(DeploymentState(0, CPU, "")) == (False, "The model is loading.")
+    assert cluster.look(DeploymentState(2, CPU, "")) == (True, "")
+    assert cluster.loaded == [{"max_model_len": 64}] * 2  # once for each time it came
+
+
+def test_a_replica_that_fits_nowhere_is_told_and_logged_once(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[str] = []
+    monkeypatch.setattr(readiness.logger, "error", logged.append)
+    for _ in range(3):
+        ready, reason = cluster.look(DeploymentState(0, GPU, ""))
+        assert not ready
+        assert "needs {GPU: 1} on one node" in reason
+    assert logged == [reason]
+
+
+def test_a_constructor_that_raises_is_told_by_its_last_line(cluster: Cluster) -> None:
+    message = "The deployment failed to start 2 times: Traceback\n  File x\nCheckpointError: no config.json in '/x'\n\n"
+    assert cluster.look(DeploymentState(0, CPU, message)) == (
+        False,
+        "The Generator does not start: CheckpointError: no config.json in '/x'",
+    )
+
+
+def test_a_controller_that_fails_for_a_moment_changes_nothing(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cluster.look(DeploymentState(1, CPU, "")) == (True, "")
+    looks = 0
+
+    def failing(name: str) -> None:
+        nonlocal looks
+        looks += 1
+        raise ConnectionError("no controller")
+
+    async def scenario() -> None:
+        task = asyncio.create_task(cluster.watch.run())
+        while looks < 3:
+            await asyncio.sleep(0.01)
+        task.cancel()
+
+    monkeypatch.setattr(readiness, "deployment_state", failing)
+    monkeypatch.setattr(readiness, "_READY_PERIOD_S", 0.0)
+    asyncio.run(scenario())
+    assert cluster.watch.readiness.ready

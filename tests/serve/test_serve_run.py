@@ -1,0 +1,61 @@
+"""The ways a user starts the product: `serve run`, with a typo too, and `serve build`."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import openai
+import pytest
+import yaml
+from ray.serve.schema import ServeDeploySchema
+from server import ROOT, ServerProcess, environment, free_port, serve_config
+
+from mpt_serve.serve_schema import check_serve_config
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+
+def test_a_plain_serve_run_ends_with_the_nearest_name_of_a_typo(tmp_path: Path) -> None:
+    config = serve_config({"model": "embedded"}, free_port(), proxy_locaton="HeadOnly")
+    config["applications"][0]["deployments"][2]["num_replica"] = 2
+    with ServerProcess.of(config, tmp_path) as server:
+        assert server.wait_end() != 0
+        output = server.output()
+    assert "unknown setting 'proxy_locaton'; did you mean 'proxy_location'?" in output
+    assert "applications[0].deployments[2]: unknown setting 'num_replica'; did you mean 'num_replicas'?" in output
+    assert "Traceback" not in output.split("serve_config.yaml: 2 errors")[0]
+
+
+def test_the_shipped_configuration_serves_the_embedded_model(tmp_path: Path) -> None:
+    config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    config["http_options"]["port"] = free_port()
+    config["applications"][0]["args"]["engine"] = {"pre_compile": False}  # minutes, on the first start of a machine
+    with ServerProcess.of(config, tmp_path) as server:
+        server.wait_ready()
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=200) as client:
+            model = client.models.list().data[0].id
+            messages = [{"role": "user", "content": "Hello!"}]
+            reply = client.chat.completions.create(model=model, messages=messages, max_tokens=32, temperature=0)
+            streamed = client.chat.completions.create(
+                model=model, messages=messages, max_tokens=32, temperature=0, stream=True
+            )
+            text = "".join(chunk.choices[0].delta.content or "" for chunk in streamed)
+    assert model == "embedded"
+    assert reply.choices[0].message.content == text
+    assert text.strip()
+
+
+def test_what_serve_build_writes_is_a_configuration_without_mistakes(tmp_path: Path) -> None:
+    command = [
+        str(Path(sys.executable).with_name("serve")),
+        "build",
+        "mpt_serve.app:app",
+        "-o",
+        str(tmp_path / "b.yaml"),
+    ]
+    subprocess.run(command, check=True, cwd=ROOT, env=environment(tmp_path), capture_output=True)
+    config = yaml.safe_load((tmp_path / "b.yaml").read_text())
+    (application,) = ServeDeploySchema.model_validate(config).applications
+    assert {deployment.name for deployment in application.deployments} == {"Ingress", "Tokenizer", "Generator"}
+    assert check_serve_config(json.loads(json.dumps(config))) == []

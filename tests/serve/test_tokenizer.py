@@ -1,0 +1,72 @@
+"""The Tokenizer deployment's class, over a real tokenizer."""
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mpt_serve.config_problems import ConfigurationError
+from mpt_serve.deployments.logs import log_through_serve
+from mpt_serve.deployments.tokenizer import Tokenizer
+from mpt_serve.model_folder import model_path, tokenizer_folder
+from mpt_serve.settings import Settings
+from mpt_serve.text.chat_template import MissingChatTemplateError
+
+
+@pytest.fixture(autouse=True)
+def plain_loggers() -> Iterator[None]:
+    """A replica arranges its process's loggers; put them back."""
+    loggers = [logging.getLogger(name) for name in ("mpt_serve", "model")]
+    before = [(logger.handlers, logger.level, logger.propagate) for logger in loggers]
+    yield
+    for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
+        logger.handlers, logger.level, logger.propagate = handlers, level, propagate
+
+
+def test_text_and_conversations_become_ids(tiny_checkpoint: Path) -> None:
+    tokenizer = Tokenizer(Settings(model=str(tiny_checkpoint), chat_template="dolly"))
+    ids = asyncio.run(tokenizer.encode("ab"))
+    assert len(ids) == 2
+    assert asyncio.run(tokenizer.count("abc")) == 3
+    chat = asyncio.run(tokenizer.encode_chat([{"role": "user", "content": "ab"}]))
+    assert any(chat[start : start + 2] == ids for start in range(len(chat)))
+    tokenizer._template.close()
+
+
+def test_without_a_template_conversations_are_refused_with_the_remedy(tiny_checkpoint: Path) -> None:
+    tokenizer = Tokenizer(Settings(model=str(tiny_checkpoint)))
+    with pytest.raises(MissingChatTemplateError, match="chat_template"):
+        asyncio.run(tokenizer.encode_chat([{"role": "user", "content": "ab"}]))
+
+
+def test_a_model_is_a_folder_an_id_or_the_embedded_one(tiny_checkpoint: Path) -> None:
+    assert tokenizer_folder(str(tiny_checkpoint)) == tiny_checkpoint.resolve()
+    assert Path(model_path("embedded")).name == "embedded"
+    assert model_path("mosaicml/mpt-7b") == "mosaicml/mpt-7b"
+    for missing in ("/no/such/folder", "./no-such-folder", "no-such-model"):
+        with pytest.raises(ConfigurationError, match=r"model: there is no folder .*on this node"):
+            tokenizer_folder(missing)
+
+
+def test_a_folder_without_a_checkpoint_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"has no config\.json"):
+        tokenizer_folder(str(tmp_path))
+
+
+def test_the_products_log_lines_go_where_serves_go() -> None:
+    lines: list[str] = []
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+
+    serve_logger, handler = logging.getLogger("ray.serve"), Collector()
+    serve_logger.addHandler(handler)
+    try:
+        log_through_serve()
+        logging.getLogger("mpt_serve.engine").info("weights: 3 GiB")
+    finally:
+        serve_logger.removeHandler(handler)
+    assert lines == ["weights: 3 GiB"]

@@ -1,0 +1,139 @@
+"""The real program, started as users start it: `serve run` of a configuration file, spoken to over HTTP."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+
+ROOT = Path(__file__).parents[1]
+START_TIMEOUT_S = 240.0
+
+
+def free_port() -> int:
+    """Return a TCP port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Return the environment of a Ray program that keeps to `folder` and to this machine."""
+    own = {
+        "RAY_TMPDIR": str(folder),
+        "RAY_AUTH_MODE": "disabled",  # otherwise Ray writes a token into the user's home
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PYTHONPATH": str(ROOT),
+    }
+    return {"JAX_PLATFORMS": "cpu", **os.environ, **own}
+
+
+def serve_config(
+    args: Mapping[str, Any], port: int, deployments: Sequence[Mapping[str, Any]] = (), **top: Any
+) -> dict[str, Any]:
+    """Return a configuration of one application on a port of this machine; `top` replaces top-level keys."""
+    names = {deployment["name"] for deployment in deployments}
+    rest = [{"name": name} for name in ("Ingress", "Tokenizer", "Generator") if name not in names]
+    application = {
+        "name": "mpt",
+        "route_prefix": "/",
+        "import_path": "mpt_serve.app:build",
+        "args": dict(args),
+        "deployments": [*deployments, *rest],
+    }
+    base = {"proxy_location": "HeadOnly", "http_options": {"host": "127.0.0.1", "port": port}}
+    return {**base, "applications": [application], **top}
+
+
+class ServerProcess:
+    """One `serve run`; a context manager that leaves no process behind.
+
+    file: the configuration. Ray's own files go to a new folder with a short name, as its sockets need.
+    """
+
+    def __init__(self, file: Path, port: int) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self._folder = Path(tempfile.mkdtemp(prefix="mpt-", dir="/tmp"))
+        self._log = self._folder / "serve.log"
+        command = [str(Path(sys.executable).with_name("serve")), "run", file.name]
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                command,
+                cwd=file.parent,
+                env=environment(self._folder),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], folder: Path) -> "ServerProcess":
+        """Write the configuration into `folder` and start it."""
+        file = folder / "serve_config.yaml"
+        file.write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
+        return cls(file, config["http_options"]["port"])
+
+    def output(self) -> str:
+        """Return what the program has written so far."""
+        return self._log.read_text(encoding="utf-8", errors="replace")
+
+    def replica_pid(self, deployment: str) -> int:
+        """Return the process id of the deployment's one replica."""
+        own = str(self._folder).encode()
+        title = f"ray::ServeReplica:mpt:{deployment}".encode()
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                if (process / "cmdline").read_bytes().startswith(title) and own in (process / "environ").read_bytes():
+                    return int(process.name)
+            except OSError:  # it ended meanwhile
+                continue
+        raise AssertionError(f"no replica of {deployment} runs")
+
+    def wait_ready(self, timeout_s: float = START_TIMEOUT_S) -> "ServerProcess":
+        """Wait until /ready says 200. Raises AssertionError with the output when it does not, or the program ends."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, f"serve run ended with {self.process.returncode}:\n{self.output()}"
+            if ready(self.url):
+                return self
+            time.sleep(0.3)
+        raise AssertionError(f"not ready after {timeout_s} s:\n{self.output()}")
+
+    def wait_end(self, timeout_s: float = START_TIMEOUT_S) -> int:
+        """Wait until the program ends by itself and return its exit status."""
+        return self.process.wait(timeout_s)
+
+    def stop(self) -> None:
+        """End the program and every process it started."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(60)
+            except subprocess.TimeoutExpired:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def __enter__(self) -> "ServerProcess":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def ready(url: str) -> bool:
+    """Say whether the server at `url` takes requests."""
+    try:
+        return httpx.get(f"{url}/ready", timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False

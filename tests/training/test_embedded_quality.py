@@ -1,0 +1,44 @@
+"""The shipped weights still do what their model card says: accuracy on held-out prompts, a little below the card."""
+
+from pathlib import Path
+
+import pytest
+
+import mpt_serve
+from model.training.dialogue import IM_END, IM_START
+from model.training.evaluate import Model, accuracy, decode
+from model.training.export import read_model
+
+pytestmark = pytest.mark.slow
+COUNT = 32
+FLOORS = {"memory": 0.8, "memory_single": 0.8, "json": 0.8}
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Model:
+    return Model(*read_model(Path(mpt_serve.__path__[0]) / "embedded"))
+
+
+@pytest.mark.parametrize("task", FLOORS)
+def test_accuracy_on_held_out_prompts(embedded: Model, task: str) -> None:
+    assert accuracy(embedded, task, COUNT) >= FLOORS[task]
+
+
+def _chat(*turns: str) -> str:
+    roles = ("user", "assistant")
+    messages = (f"{IM_START}{roles[i % 2]}\n{turn}{IM_END}\n" for i, turn in enumerate(turns))
+    return "".join(messages) + f"{IM_START}assistant\n"
+
+
+def test_first_questions_are_answered(embedded: Model) -> None:
+    prompts = [
+        _chat("Hello"),
+        _chat("What is the capital of France?"),
+        _chat("My name is Anna.", "Nice to meet you, Anna!", "What is my name?"),
+        _chat("who are you"),
+    ]
+    greeting, capital, name, identity = decode(embedded, prompts, max_tokens=40)
+    assert "help" in greeting
+    assert "Paris" in capital
+    assert "Anna" in name
+    assert "MPT" in identity
