@@ -26,7 +26,7 @@ def folder_problem(model: str) -> str | None:
     if model.startswith(("/", ".", "~")) or model.count("/") != 1:
         return (
             f"there is no folder '{path}' on this node; give a checkpoint folder that exists on every node that runs a"
-            " replica, a Hugging Face id such as 'mosaicml/mpt-7b-chat', or 'embedded'"
+            " replica, a Hugging Face id such as 'owner/name', or 'embedded'"
         )
     return None
 
@@ -48,4 +48,6 @@ def tokenizer_folder(model: str) -> Path:
         return Path(snapshot_download(path, allow_patterns=_SMALL_FILES))
     except Exception as error:  # the hub's client has a dozen kinds: no such id, gated, offline
         message = f"'{path}' is not a folder here, and the Hugging Face Hub does not give it: {error}"
+        if path.startswith("mosaicml/"):
+            message += " (the mosaicml/* repositories were removed; the folder of any copy works)"
         raise ConfigurationError([Problem(("model",), message)]) from error

@@ -65,6 +65,12 @@ def _deployment_problems(deployment: Mapping[str, Any], path: Path) -> Iterator[
     for name, model in (("autoscaling_config", AutoscalingConfig), ("request_router_config", RequestRouterConfig)):
         for problem in schema_problems(model, deployment.get(name) or {}):
             yield Problem((*path, name, *problem.path), problem.message, problem.key)
+    scaling = deployment.get("autoscaling_config")
+    if deployment.get("name") == "Generator" and isinstance(scaling, Mapping) and scaling.get("min_replicas") == 0:
+        yield Problem(
+            (*path, "autoscaling_config", "min_replicas"),
+            "0 would leave no Generator to answer the request that wakes it; 1 is the least",
+        )
     options = deployment.get("ray_actor_options")
     if isinstance(options, Mapping):
         yield from _runtime_env_problems(options, (*path, "ray_actor_options"))

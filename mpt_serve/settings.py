@@ -104,7 +104,7 @@ class Settings(_Group):
     model: str = Field(
         default="embedded",
         min_length=1,
-        description="A checkpoint folder, a Hugging Face model id such as `mosaicml/mpt-7b-chat`, or `embedded`: the"
+        description="A checkpoint folder, a Hugging Face model id (`owner/name`), or `embedded`: the"
         " small model that comes with mpt_serve. A folder must exist on every node that runs a replica.",
     )
     served_model_name: str | None = Field(

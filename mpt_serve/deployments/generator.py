@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from mpt_serve.engine.sampling_params import SamplingParams
 
 __all__ = ["Generator", "StallWatch"]
+
+logger = logging.getLogger(__name__)
 
 
 class StallWatch:
@@ -80,6 +83,7 @@ def _load_engine(settings: Settings) -> "Engine":
     from mpt_serve.engine import Engine, EngineConfig
     from mpt_serve.text.tokenizer import TextTokenizer
 
+    _check_accelerator()
     tokenizer = TextTokenizer.from_folder(tokenizer_folder(settings.model))
     cache_dir = settings.engine.compilation_cache_dir
     config = EngineConfig(
@@ -95,6 +99,20 @@ def _load_engine(settings: Settings) -> "Engine":
         vocab_limit=tokenizer.vocab_len,
         eos_token_ids=tokenizer.eos_token_ids,
     )
+
+
+def _check_accelerator() -> None:
+    """Warn where this replica holds an accelerator that JAX cannot use: it would stand idle unnoticed."""
+    import jax
+    import ray
+
+    held = {kind: ids for kind, ids in ray.get_runtime_context().get_accelerator_ids().items() if ids}
+    if held and jax.default_backend() == "cpu":
+        logger.warning(
+            "This replica holds %s, but JAX computes on the CPU: install mpt-serve[cuda] or mpt-serve[tpu] on its node"
+            " (or ask for no accelerator in the Generator's ray_actor_options).",
+            ", ".join(f"{kind} {', '.join(map(str, ids))}" for kind, ids in held.items()),
+        )
 
 
 def _dtype(setting: str) -> str | None:

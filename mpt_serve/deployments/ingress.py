@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from pathlib import Path
 
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -74,7 +75,7 @@ def _model_info(settings: Settings, text: TextTokenizer, has_chat_template: bool
         max_model_len=settings.max_model_len or 0,  # the Generator knows better, once it is there
         vocab_len=text.vocab_len,
         eos_token_ids=text.eos_token_ids,
-        root=settings.model,
+        root=Path(settings.model).name if Path(settings.model).is_dir() else settings.model,  # no server's paths
         has_chat_template=has_chat_template,
         max_chars_per_token=text.max_chars_per_token,
     )

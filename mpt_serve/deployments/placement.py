@@ -66,6 +66,6 @@ def _offers(demand: Demand, nodes: Sequence[Mapping[str, Any]]) -> str:
         resources = node.get("Resources") or {}
         amounts = [f"{name}: {resources.get(name, 0):g}" for name in demand.resources]
         labels = [f"label {name}={(node.get('Labels') or {}).get(name)}" for name in demand.labels]
-        offers.append(f"{{{', '.join(amounts + labels)}}} ({node.get('NodeManagerAddress')})")
+        offers.append(f"{{{', '.join(amounts + labels)}}}")  # no addresses: clients see this in /ready
     more = len(nodes) - len(offers)
     return ", ".join(offers) + (f" and {more} more like these" if more > 0 else "")

@@ -67,6 +67,5 @@ def _why_not_running(state: DeploymentState | None) -> str:
     unmet = unmet_demand("Generator", replica_demands(state.config), cluster_nodes())
     if unmet is not None:
         return unmet
-    # A constructor's traceback: its last line is the error's own message.
-    lines = [line for line in state.message.splitlines() if line.strip()]
-    return f"The Generator does not start: {lines[-1].strip()}" if "Error" in state.message else ""
+    # The message is a constructor's traceback, which Serve logs; it may name folders, which are no client's business.
+    return "The Generator does not start; the server's log says why." if "Error" in state.message else ""

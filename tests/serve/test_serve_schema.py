@@ -97,6 +97,12 @@ def test_an_unknown_deployment_is_told_with_the_nearest_name() -> None:
             0,
             "autoscaling_config.max_replicas: must be greater than 0",
         ),
+        (
+            ("applications", 0, "deployments", 1, "autoscaling_config"),
+            "min_replicas",
+            0,
+            "autoscaling_config.min_replicas: 0 would leave no Generator",
+        ),
         (("applications", 0), "host", "x", 'Host "x" is set in the config for application `mpt`'),
         (("applications", 0), "args", [], "args: must be"),
         (("applications", 0), "import_path", "mpt_serve.app:app", "import_path: takes no args"),
