@@ -16,7 +16,7 @@ from model.weights import Weights
 GOLDEN = Path(__file__).parents[1] / "golden"
 # Refused by name, with the key that the refusal must name.
 REFUSED = {
-    "rope-dail-xpos": "rope_dail_config.type",
+    "rope-dail-xpos": "attn_config.rope_dail_config.type",
     "head-dim-24": "head_dim",
     "head-dim-24-rope-hf": "head_dim",
     "head-dim-24-rope-dail": "head_dim",

@@ -67,7 +67,7 @@ COPY_PHASE: Mapping[str, float] = {
     "translation": 2, "sums": 2, "fallback": 2, "writing": 1,
 }  # fmt: skip
 FULL_PHASE: Mapping[str, float] = {
-    "memory": 16, "memory_single": 8, "memory_unknown": 2, "json": 26, "field": 3, "repeat": 6, "repeat_long": 3,
+    "memory": 16, "memory_single": 8, "memory_unknown": 2, "json": 48, "field": 3, "repeat": 6, "repeat_long": 3,
     "times": 1, "bullets": 2, "pick": 3, "people": 5, "reading": 3, "summary": 5, "story": 9, "plain_story": 4,
     "plain_profile": 1, "plain_facts": 1, "knowledge": 7, "smalltalk": 6, "sentiment": 5, "code": 5, "translation": 9,
     "sums": 5, "word_problem": 1, "count": 1, "units": 1, "fallback": 6, "writing": 2,
