@@ -63,6 +63,7 @@ def export(run: Path, out: Path) -> None:
     tensors = {spec.name: arrays[spec.path].astype(ml_dtypes.bfloat16) for spec in weight_specs(config)}
     out.mkdir(parents=True, exist_ok=True)
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    (out / "model.safetensors").chmod(0o644)  # safetensors writes it for the owner alone; a package is for everyone
     shutil.copyfile(run / "config.json", out / "config.json")
     shutil.copyfile(run / "tokenizer.json", out / "tokenizer.json")
     _write_json(out / "tokenizer_config.json", tokenizer_config(config.max_seq_len))
