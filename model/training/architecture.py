@@ -33,7 +33,7 @@ def config_dict(
         "pad_token_id": SPECIAL_TOKENS.index(PADDING),
         "attn_config": {
             "attn_type": "multihead_attention",
-            "attn_pdrop": 0.0,
+            "attn_pdrop": 0,
             "attn_impl": "torch",
             "qk_ln": False,
             "clip_qkv": None,
