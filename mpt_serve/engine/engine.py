@@ -272,7 +272,8 @@ class Engine:
         except Exception as error:
             logger.exception("the engine stops: a step failed")
             with self._lock:
-                self._error = f"the engine stopped because a step failed: {type(error).__name__}: {error}"
+                # Its kind alone: this travels to clients, the exception's text stays in the log.
+                self._error = f"the engine stopped because a step failed ({type(error).__name__})"
                 self._end_all("error", self._error)
         else:
             with self._lock:
