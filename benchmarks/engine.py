@@ -1,6 +1,6 @@
 """Speed of the engine alone: a whole batch at once, greedy, without HTTP.
 
-    python benchmarks/engine.py CHECKPOINT B:P:N [B:P:N ...] --dtype bfloat16
+    python benchmarks/engine.py CHECKPOINT B:P:N [B:P:N ...] --dtype bf16
 
 prints one JSON line per B:P:N (batch : prompt tokens : new tokens), medians over --reps repetitions after one warm-up.
 Prompts are distinct random ids from a fixed seed, others at each repetition, so that no prefix is met twice.
@@ -31,14 +31,14 @@ STARTED = time.perf_counter()
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 PEER = "mpt_serve"
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}  # short names are those of other engines
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint")
     parser.add_argument("shapes", nargs="+", metavar="B:P:N", type=lambda text: tuple(map(int, text.split(":"))))
-    parser.add_argument("--dtype", default="bfloat16", choices=DTYPES)
+    parser.add_argument("--dtype", default="bf16", choices=[*DTYPES, *DTYPES.values()])
     parser.add_argument("--reps", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2, help="cores this process may use")
     parser.add_argument("--max-num-batched-tokens", type=int, default=512)
@@ -137,7 +137,7 @@ def main() -> None:
         max_model_len=max(length + new for _, length, new in arguments.shapes),
         compilation_cache_dir=arguments.compilation_cache_dir,
     )
-    engine = Engine.from_pretrained(arguments.checkpoint, settings, dtype=arguments.dtype)
+    engine = Engine.from_pretrained(arguments.checkpoint, settings, dtype=DTYPES.get(arguments.dtype, arguments.dtype))
     loaded = time.perf_counter()
     for shape in arguments.shapes:
         result: dict[str, object] = {

@@ -55,6 +55,7 @@ def save_checkpoint(
         tensors = dict(_named_arrays(group, leaves, target, parsed, weights.blocks[0].attn.shards))
         with _whole_file(folder / name) as path:
             save_file(tensors, path, metadata={"format": "pt"})
+            path.chmod(0o644)  # the library makes files that their owner alone can read
         weight_map |= dict.fromkeys(tensors, name)
     for name in old - set(weight_map.values()):
         (folder / name).unlink()  # a loader might prefer it to the new files
