@@ -4,9 +4,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from server import ServerProcess, free_port, serve_config
 from tiny_checkpoint import write_tiny_checkpoint
+
+# A busy machine must not fail a test: hypothesis' own time limits say nothing about the code.
+hypothesis.settings.register_profile("shared", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("shared")
 
 
 @pytest.fixture(scope="session")

@@ -13,10 +13,10 @@ pytestmark = pytest.mark.slow
 COUNT = 32
 FLOORS = {
     "memory": 0.8,
-    "memory_single": 0.9,
-    "json": 0.7,
+    "memory_single": 0.8,
+    "json": 0.75,
     "reading": 0.85,
-    "summary": 0.8,
+    "summary": 0.75,
     "code": 0.8,
     "fallback": 0.85,
 }
