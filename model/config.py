@@ -44,7 +44,7 @@ class MptConfig:
     qkv_bias: bool | None = None  # None stands for `bias`
     qk_norm: str | None = None  # "ln" over all heads of q (and of k) together, "gn" per head with one shared weight
     qk_rms_norm: bool = False  # q and k are normed by LayerNorm of eps 1e-5 whatever the blocks' norms are:
-    qk_norm_eps: float = 1e-5  # llm-foundry's block hands its norm_type and norm_eps not on to its attention
+    qk_norm_eps: float = 1e-5  # llm-foundry's block does not pass its norm_type and norm_eps to its attention
     temperature: tuple[float, float] | None = None  # (floor_scale, attn_scale) of attention temperature tuning
     fused_qkv: bool = True  # how the checkpoint stores it; the computation is the same
     clip_qkv: float | None = None

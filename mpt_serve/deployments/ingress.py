@@ -40,7 +40,7 @@ class Ingress:
             request_timeout_s=limits.request_timeout_s,
         )
         self._backend = ServeBackend(
-            _model_info(settings, text, _has_chat_template(settings, text)),
+            _model_info(settings, text, _has_chat_template(folder, settings, text)),
             text,
             tokenizer,
             generator,
@@ -60,9 +60,9 @@ class Ingress:
         return JSONResponse({"replicas": await self._backend.stats()})
 
 
-def _has_chat_template(settings: Settings, text: TextTokenizer) -> bool:
+def _has_chat_template(folder: Path, settings: Settings, text: TextTokenizer) -> bool:
     try:
-        ChatTemplate.from_folder(tokenizer_folder(settings.model), settings.chat_template, text).close()
+        ChatTemplate.from_folder(folder, settings.chat_template, text).close()
     except MissingChatTemplateError:
         return False
     return True
