@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from model.config import MptConfig
+from model.packed import PackedMatrix
+from model.quantization import AS_STORED, WeightFormat, pack_matrix
 from model.safetensors_file import read_safetensors
 from model.sharding import deal_qkv_rows, leaf_paths
 from model.stored_tensor import CheckpointError, StoredTensor, aligned_empty, read_tensor, same_numbers
@@ -47,6 +49,7 @@ def load_weights(
     dtype: DTypeLike | None = None,
     shardings: Weights | Sharding | None = None,
     progress: bool | None = None,
+    format: WeightFormat = AS_STORED,
 ) -> Weights:
     """Reads the weights of the checkpoint in `folder`.
 
@@ -54,6 +57,7 @@ def load_weights(
     shardings: where parameters go: one Sharding for all, a `Weights` of them (`sharding.weight_shardings`, whose
         `Attention.shards` also says how Wqkv rows are dealt), or None for JAX's default device.
     progress: a bar on stderr; None shows it on a terminal only.
+    format: how matrices are kept; packed and quantised ones go to a single device.
 
     Raises CheckpointError where files are missing or damaged, or names, shapes or dtypes do not fit `config`.
     """
@@ -66,8 +70,10 @@ def load_weights(
     with _progress_bar(sum(source.nbytes for source in sources), progress) as bar:
         for source in sources:
             host = _read(source, target, config, shards)
-            leaves[source.spec.path] = _place(host, placements.get(source.spec.path, shardings))
-            del host
+            packed = format.of(source.spec.path, host.dtype, config.tied_head)
+            leaf = host if packed is None else pack_matrix(host, packed, format.group)
+            leaves[source.spec.path] = _place(leaf, placements.get(source.spec.path, shardings))
+            del host, leaf
             bar.update(source.nbytes)
     return assemble_weights(config, leaves, shards)
 
@@ -231,13 +237,13 @@ def _read(source: _Source, target: np.dtype[Any] | None, config: MptConfig, shar
     return host
 
 
-def _place(host: NDArray[Any], sharding: Any) -> jax.Array:
+def _place(host: NDArray[Any] | PackedMatrix, sharding: Any) -> jax.Array | PackedMatrix:
     """Moves a parameter to its devices. On the CPU the array adopts `host`, which nobody writes to any more."""
-    if sharding is None or len(sharding.device_set) == 1:
+    if isinstance(host, PackedMatrix) or sharding is None or len(sharding.device_set) == 1:
         array = jax.device_put(host, sharding)
     else:  # every process hands out only its own devices' slices
         array = jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
-    return array.block_until_ready()  # so that the host's copies do not pile up
+    return jax.block_until_ready(array)  # so that the host's copies do not pile up
 
 
 def _progress_bar(total: int, progress: bool | None) -> tqdm[Any]:

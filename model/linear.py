@@ -7,33 +7,68 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+from model.activations import Activation
+from model.kernels.cpu import calls
+from model.norm import Norm, normalise
+from model.packed import PackedMatrix, take_rows, unpack
+
 if TYPE_CHECKING:
     from dataclasses import dataclass
 else:
     from flax.struct import dataclass
 
+Matrix = Array | PackedMatrix
+
 
 @dataclass
 class Linear:
-    """weight [out, in] in the checkpoint's order and dtype, bias [out] or None."""
+    """weight [out, in], an array in the checkpoint's order and dtype or a packed one; bias [out] or None."""
 
-    weight: Array
+    weight: Matrix
     bias: Array | None = None
 
 
-def project(x: Array, linear: Linear) -> Array:
-    """x [..., in] float32 -> [..., out] float32: x W^T + b, accumulated in float32."""
-    y = matmul(x, linear.weight)
-    return y if linear.bias is None else y + linear.bias.astype(jnp.float32)
+def project(
+    x: Array,
+    linear: Linear,
+    norm: Norm | None = None,
+    activation: Activation | None = None,
+    times: Array | None = None,
+    plus: Array | None = None,
+) -> Array:
+    """activation(norm(x) W^T + b) * times + plus: x [..., in] float32 -> [..., out] float32.
+
+    Summed in float32. What a layer does around its product belongs here because a kernel does it on the way.
+    """
+    assert times is None or plus is None
+    packed = linear.weight
+    if isinstance(packed, PackedMatrix) and calls.available():
+        return jax.lax.platform_dependent(
+            cpu=lambda: calls.linear(x, packed, linear.bias, norm, activation, times, plus),
+            default=lambda: _project(x, linear, norm, activation, times, plus),
+        )
+    return _project(x, linear, norm, activation, times, plus)
 
 
-def matmul(x: Array, weight: Array) -> Array:
+def _project(
+    x: Array, linear: Linear, norm: Norm | None, activation: Activation | None, times: Array | None, plus: Array | None
+) -> Array:
+    y = _product(x if norm is None else normalise(x, norm), linear.weight)
+    y = y if linear.bias is None else y + linear.bias.astype(jnp.float32)
+    y = y if activation is None else activation(y)
+    y = y if times is None else y * times
+    return y if plus is None else y + plus
+
+
+def _product(x: Array, weight: Matrix) -> Array:
     """x [..., in] float32 times weight [out, in] transposed -> [..., out] float32.
 
     The contraction lies on the minor axis of both, where XLA's CPU product is fastest. With 16-bit weights a CPU keeps
     x in float32 (the weights are then the only rounding); accelerators round x to the weights' type for their matrix
     units and accumulate in float32.
     """
+    if isinstance(weight, PackedMatrix):
+        weight = unpack(weight).astype(weight.dtype)
     if weight.dtype == jnp.float32:
         return _dot(x, weight)
     return jax.lax.platform_dependent(
@@ -42,6 +77,20 @@ def matmul(x: Array, weight: Array) -> Array:
         cpu=lambda x, w: _dot(x, w.astype(jnp.float32)),
         default=lambda x, w: _dot(x.astype(w.dtype), w),
     )
+
+
+def apply_norm(x: Array, norm: Norm, weight: Matrix) -> Array:
+    """norm(x) [..., n] float32, computed where `project` computes with such a weight."""
+    if isinstance(weight, PackedMatrix) and calls.available():
+        return jax.lax.platform_dependent(cpu=lambda: calls.norm(x, norm), default=lambda: normalise(x, norm))
+    return normalise(x, norm)
+
+
+def take(matrix: Matrix, ids: Array) -> Array:
+    """Rows `ids` [...] int32 of a matrix [n, d] -> [..., d] float32."""
+    if isinstance(matrix, PackedMatrix):
+        return take_rows(matrix, ids)
+    return matrix[ids].astype(jnp.float32)
 
 
 def product_precision(operands: DTypeLike) -> jax.lax.Precision | None:

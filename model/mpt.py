@@ -6,16 +6,16 @@ same `block` over a ragged batch and the paged cache. The residual stream, norms
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from model.attention import dense_attention
 from model.config import MptConfig
-from model.linear import matmul, project
+from model.linear import Linear, apply_norm, project, take
+from model.norm import Norm
 from model.rope import apply_rope, rope_frequencies
-from model.weights import Attention, Block, Ffn, Norm, Weights
+from model.weights import Attention, Block, Ffn, Weights
 
 # (q [..., T, H, hd], k and v [..., T, Hkv, hd]) -> [..., T, H, hd]; where keys come from is the caller's business
 Attend = Callable[[Array, Array, Array], Array]
@@ -38,12 +38,12 @@ def forward(weights: Weights, config: MptConfig, input_ids: Array) -> Array:
     x = embed(weights, config, input_ids, positions)
     for b in weights.blocks:
         x = block(x, b, config, positions, frequencies, attend)
-    return logits(weights, config, norm(x, weights.norm_f, config))
+    return logits(weights, config, x)
 
 
 def embed(weights: Weights, config: MptConfig, tokens: Array, positions: Array) -> Array:
     """Token embedding, and the learned position's where the model has them: tokens [..., T] -> [..., T, d] float32."""
-    x = weights.wte[tokens].astype(jnp.float32)
+    x = take(weights.wte, tokens)
     if config.learned_positions and weights.wpe is not None:
         x = x + weights.wpe[positions].astype(jnp.float32)
     return x
@@ -53,26 +53,32 @@ def block(
     x: Array, b: Block, config: MptConfig, positions: Array, frequencies: np.ndarray | None, attend: Attend
 ) -> Array:
     """One pre-norm block: x [..., T, d] float32 -> the same."""
-    x = x + attention(norm(x, b.norm_1, config), b.attn, config, positions, frequencies, attend)
-    return x + ffn(norm(x, b.norm_2, config), b.ffn, config)
+    x = attention(x, b.norm_1, b.attn, config, positions, frequencies, attend)
+    return ffn(x, b.norm_2, b.ffn, config)
 
 
 def attention(
-    x: Array, w: Attention, config: MptConfig, positions: Array, frequencies: np.ndarray | None, attend: Attend
+    x: Array,
+    norm: Norm,
+    w: Attention,
+    config: MptConfig,
+    positions: Array,
+    frequencies: np.ndarray | None,
+    attend: Attend,
 ) -> Array:
-    """Wqkv, clamp, split, q/k norm, RoPE, attention, out_proj, in llm-foundry's order: x [..., T, d] -> the same."""
-    qkv = project(x, w.wqkv)  # [..., T, (H + 2 Hkv) hd]
+    """x + attention(norm(x)): Wqkv, clamp, split, q/k norm, RoPE, attention, out_proj, in llm-foundry's order."""
+    qkv = project(x, w.wqkv, norm)  # [..., T, (H + 2 Hkv) hd]
     if config.clip_qkv is not None:
         qkv = jnp.clip(qkv, -config.clip_qkv, config.clip_qkv)
     q, k, v = split_qkv(qkv, config, w.shards)
     if w.q_norm is not None and w.k_norm is not None:
-        q, k = _qk_norm(q, w.q_norm, config), _qk_norm(k, w.k_norm, config)
+        q, k = _qk_norm(q, w.q_norm, w, config), _qk_norm(k, w.k_norm, w, config)
     if config.temperature is not None:
         q = q * _temperature(positions, *config.temperature)[..., None, None]
     if frequencies is not None:
         q, k = apply_rope(q, positions, frequencies), apply_rope(k, positions, frequencies)
     y = attend(q, k, v)  # [..., T, H, hd]
-    return project(y.reshape(*y.shape[:-2], -1), w.out_proj)
+    return project(y.reshape(*y.shape[:-2], -1), w.out_proj, plus=x)
 
 
 def split_qkv(qkv: Array, config: MptConfig, shards: int) -> tuple[Array, Array, Array]:
@@ -84,39 +90,27 @@ def split_qkv(qkv: Array, config: MptConfig, shards: int) -> tuple[Array, Array,
     return q.reshape(*lead, -1, hd), k.reshape(*lead, -1, hd), v.reshape(*lead, -1, hd)
 
 
-def ffn(x: Array, w: Ffn, config: MptConfig) -> Array:
-    """mptmlp, down(act(up(x))), or mptglu, down(act(gate(x)) * up(x)): x [..., T, d] -> the same."""
-    up = project(x, w.up_proj)
-    hidden = config.activation(up) if w.gate_proj is None else config.activation(project(x, w.gate_proj)) * up
-    return project(hidden, w.down_proj)
-
-
-def norm(x: Array, w: Norm, config: MptConfig) -> Array:
-    """The blocks' norm over the last axis of x [..., d], in float32."""
-    return _normalise(x, w, config.rms_norm, config.norm_eps)
-
-
-def _normalise(x: Array, w: Norm, rms: bool, eps: float) -> Array:
-    """LayerNorm (population variance) or RMSNorm."""
-    x = x.astype(jnp.float32)
-    if not rms:
-        x = x - x.mean(axis=-1, keepdims=True)
-    x = x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + eps)
-    x = x * w.weight.astype(jnp.float32)
-    return x if w.bias is None else x + w.bias.astype(jnp.float32)
+def ffn(x: Array, norm: Norm, w: Ffn, config: MptConfig) -> Array:
+    """x + mlp(norm(x)): mptmlp is down(act(up(x))), mptglu is down(act(gate(x)) * up(x))."""
+    if w.gate_proj is None:
+        hidden = project(x, w.up_proj, norm, config.activation)
+    else:
+        hidden = project(x, w.gate_proj, norm, config.activation, times=project(x, w.up_proj, norm))
+    return project(hidden, w.down_proj, plus=x)
 
 
 def logits(weights: Weights, config: MptConfig, x: Array) -> Array:
-    """Output head on normed states: x [..., d] -> [..., V] float32; scaled first, soft-capped last."""
-    y = matmul(x, weights.wte if weights.lm_head is None else weights.lm_head) * config.logit_scale
+    """Last norm and output head: x [..., d] -> [..., V] float32; scaled first, soft-capped last."""
+    head = weights.wte if weights.lm_head is None else weights.lm_head
+    y = project(x, Linear(head), weights.norm_f) * config.logit_scale
     cap = config.final_logit_softcap
     return y if cap is None else cap * jnp.tanh(y / cap)
 
 
-def _qk_norm(x: Array, w: Norm, config: MptConfig) -> Array:
+def _qk_norm(x: Array, norm: Norm, w: Attention, config: MptConfig) -> Array:
     """x [..., H, hd]: over all heads together ("ln") or within each head ("gn")."""
     runs = x if config.qk_norm == "gn" else x.reshape(*x.shape[:-2], -1)
-    return _normalise(runs, w, config.qk_rms_norm, config.qk_norm_eps).reshape(x.shape)
+    return apply_norm(runs, norm, w.wqkv.weight).reshape(x.shape)
 
 
 def _temperature(positions: Array, floor_scale: float, attn_scale: float) -> Array:

@@ -8,11 +8,13 @@ import re
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, SingleDeviceSharding
 from jax.typing import DTypeLike
 
 from model.checkpoint import WEIGHT_FILES, CheckpointError, load_weights
 from model.config import MptConfig
+from model.quantization import AS_STORED, WeightFormat
 from model.sharding import weight_shardings
 from model.weights import Weights
 
@@ -45,6 +47,7 @@ def mpt_from_pretrained(
     fsdp: bool = True,
     revision: str | None = None,
     progress: bool | None = None,
+    format: WeightFormat = AS_STORED,
 ) -> tuple[Weights, MptConfig]:
     """Loads a model: `path_or_id` is a checkpoint folder or a hub id such as "owner/name".
 
@@ -53,6 +56,7 @@ def mpt_from_pretrained(
     mesh: lays the weights over several devices (`sharding.make_mesh`), with `fsdp` over both of its axes.
     revision: a branch, tag or commit of the hub repository.
     progress: a bar on stderr; None shows it on a terminal only.
+    format: how matrices are kept: as arrays in the checkpoint's order, in that of the CPU kernels, or quantised.
 
     Raises CheckpointError (no such checkpoint, or a damaged or unfit one), ConfigError (a config.json that this
     package does not run), ValueError (device or mesh).
@@ -62,9 +66,11 @@ def mpt_from_pretrained(
     folder = resolve_checkpoint(path_or_id, revision)
     config = MptConfig.from_file(folder)
     if mesh is not None:
+        if format != AS_STORED:
+            raise ValueError("packed and quantised weights go to one device; a mesh takes neither")
         return load_weights(folder, config, dtype, weight_shardings(config, mesh, fsdp), progress), config
-    placement = None if device is None else SingleDeviceSharding(_find_device(device))
-    return load_weights(folder, config, dtype, placement, progress), config
+    placement = None if device is None else SingleDeviceSharding(find_device(device))
+    return load_weights(folder, config, dtype, placement, progress, format), config
 
 
 def resolve_checkpoint(path_or_id: str | Path, revision: str | None = None) -> Path:
@@ -116,7 +122,10 @@ def _no_download(hub_id: str, error: Exception) -> str:
     return f"{message} Give the path of {LAYOUT}."
 
 
-def _find_device(device: jax.Device | str) -> jax.Device:
+def find_device(device: jax.Device | str | None) -> jax.Device:
+    """A device, the first of a platform, or JAX's default. Raises ValueError where there is none."""
+    if device is None:
+        return jnp.zeros(()).devices().pop()
     if not isinstance(device, str):
         return device
     try:

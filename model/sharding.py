@@ -6,7 +6,7 @@ weights to save memory; XLA gathers them when they are used.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -102,7 +102,7 @@ def weight_shardings(config: MptConfig, mesh: Mesh, fsdp: bool = True) -> Weight
     """
     tensor = check_mesh(config, mesh)
     leaves = {s.path: jax.ShapeDtypeStruct(s.shape, np.float32) for s in weight_specs(config)}
-    abstract = assemble_weights(config, leaves, tensor)  # type: ignore[arg-type]  # shapes stand for arrays
+    abstract = assemble_weights(config, leaves, tensor)  # shapes stand for arrays
     return named_shardings(mesh, get_partition_rules(fsdp), abstract)
 
 
@@ -139,9 +139,9 @@ def gather_qkv_rows(dealt: NDArray[Any], config: MptConfig, shards: int) -> NDAr
     return np.concatenate([run[part] for part in range(3) for run in runs])
 
 
-def leaf_paths(tree: Any) -> dict[str, Any]:
-    """The leaves of a tree by path, as in `WeightSpec.path`."""
-    return {_path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+def leaf_paths(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
+    """The leaves of a tree by path, as in `WeightSpec.path`; `is_leaf` says where else to stop than at arrays."""
+    return {_path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree, is_leaf)[0]}
 
 
 def _qkv_rows(config: MptConfig, shards: int) -> tuple[int, int, int]:

@@ -1,5 +1,6 @@
 """One ragged step over the paged cache: any mix of decode rows and prefill chunks in one flat run of tokens."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from jax import Array
 from model.attention import paged_attention
 from model.config import MptConfig
 from model.kv_cache import KvCache, write_kv
-from model.mpt import block, embed, logits, norm
+from model.mpt import block, embed, logits
 from model.rope import rope_frequencies
 from model.weights import Block, Weights
 
@@ -39,17 +40,31 @@ class StepBatch:
     decode_only: bool = flax.struct.field(pytree_node=False, default=False)  # no chunk in it: a leaner program
 
 
-def forward_step(weights: Weights, config: MptConfig, cache: KvCache, batch: StepBatch) -> tuple[Array, KvCache]:
-    """-> normed states [R, d] float32 of each row's last token (garbage for padding), and the cache with new keys.
+# (q [T, H, hd], k and v [T, Hkv, hd], both pools, batch, config) -> ([T, H, hd], both pools with k and v in them)
+CacheAttention = Callable[[Array, Array, Array, Array, Array, StepBatch, MptConfig], tuple[Array, Array, Array]]
+
+
+def xla_attention(
+    q: Array, k: Array, v: Array, k_pool: Array, v_pool: Array, batch: StepBatch, config: MptConfig
+) -> tuple[Array, Array, Array]:
+    """The reference `CacheAttention`, which runs everywhere."""
+    k_pool, v_pool = write_kv(k_pool, k, batch.slots), write_kv(v_pool, v, batch.slots)
+    return paged_attention(q, k_pool, v_pool, batch, config), k_pool, v_pool
+
+
+def forward_step(
+    weights: Weights, config: MptConfig, cache: KvCache, batch: StepBatch, attention: CacheAttention = xla_attention
+) -> tuple[Array, KvCache]:
+    """-> states [R, d] float32 of each row's last token (garbage for padding), and the cache with new keys.
 
     Donate the cache: its pools are then updated in place.
     """
     x = embed(weights, config, batch.tokens, batch.positions)  # [T, d]
     keys, values = list(cache.keys), list(cache.values)
     for i, b in enumerate(weights.blocks):
-        x, keys[i], values[i] = _cached_block(x, b, keys[i], values[i], batch, config)
+        x, keys[i], values[i] = _cached_block(x, b, keys[i], values[i], batch, config, attention)
     last = jnp.maximum(batch.query_start + batch.query_len - 1, 0)  # [R]
-    return norm(x[last], weights.norm_f, config), KvCache(tuple(keys), tuple(values))
+    return x[last], KvCache(tuple(keys), tuple(values))
 
 
 def lm_logits(weights: Weights, config: MptConfig, hidden: Array) -> Array:
@@ -57,18 +72,16 @@ def lm_logits(weights: Weights, config: MptConfig, hidden: Array) -> Array:
     return logits(weights, config, hidden)
 
 
-@partial(jax.jit, static_argnames="config")  # traced once for all layers, inlined by the compiler
+@partial(jax.jit, static_argnames=("config", "attention"))  # traced once for all layers, inlined by the compiler
 def _cached_block(
-    x: Array, b: Block, k_pool: Array, v_pool: Array, batch: StepBatch, config: MptConfig
+    x: Array, b: Block, k_pool: Array, v_pool: Array, batch: StepBatch, config: MptConfig, attention: CacheAttention
 ) -> tuple[Array, Array, Array]:
-    pools = (k_pool, v_pool)
-
     def attend(q: Array, k: Array, v: Array) -> Array:
-        nonlocal pools
-        pools = (write_kv(k_pool, k, batch.slots), write_kv(v_pool, v, batch.slots))
-        return paged_attention(q, *pools, batch, config)
+        nonlocal k_pool, v_pool
+        y, k_pool, v_pool = attention(q, k, v, k_pool, v_pool, batch, config)
+        return y
 
     rope = config.rope  # `dynamic` stretches only beyond `length_limit`, where no cached sequence goes
     frequencies = None if rope is None else rope_frequencies(rope, config.head_dim, rope.train_length)
     x = block(x, b, config, batch.positions, frequencies, attend)
-    return x, *pools
+    return x, k_pool, v_pool

@@ -5,7 +5,7 @@ models/layers), which published checkpoints use.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import flax.struct
 import jax
@@ -14,7 +14,8 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from model.config import MptConfig
-from model.linear import Linear
+from model.linear import Linear, Matrix
+from model.norm import Norm
 
 if TYPE_CHECKING:
     from dataclasses import dataclass
@@ -22,14 +23,6 @@ else:
     from flax.struct import dataclass
 
 Leaf = TypeVar("Leaf")
-
-
-@dataclass
-class Norm:
-    """LayerNorm or RMSNorm: weight [n], bias [n] or None."""
-
-    weight: Array
-    bias: Array | None = None
 
 
 @dataclass
@@ -68,11 +61,11 @@ class Block:
 class Weights:
     """wte [V, d]; wpe [max_seq_len, d] for learned positions; lm_head [V, d] where it is not tied to wte."""
 
-    wte: Array
+    wte: Matrix
     blocks: tuple[Block, ...]
     norm_f: Norm
     wpe: Array | None = None
-    lm_head: Array | None = None
+    lm_head: Matrix | None = None
 
 
 class WeightSpec(NamedTuple):
@@ -129,11 +122,14 @@ def _linear(path: str, name: str, rows: int, columns: int, bias: bool) -> Iterat
         yield WeightSpec(f"{path}/bias", f"{name}.bias", (rows,), "zeros")
 
 
-def assemble_weights(config: MptConfig, leaves: Mapping[str, Array], shards: int = 1) -> Weights:
+def assemble_weights(config: MptConfig, leaves: Mapping[str, Any], shards: int = 1) -> Weights:
     """Builds the record from arrays keyed by `WeightSpec.path`; `shards` is the tensor-parallel deal of wqkv."""
 
     def norm(path: str) -> Norm:
-        return Norm(leaves[f"{path}/weight"], leaves.get(f"{path}/bias"))
+        return Norm(leaves[f"{path}/weight"], leaves.get(f"{path}/bias"), config.rms_norm, config.norm_eps)
+
+    def qk_norm(path: str) -> Norm:
+        return Norm(leaves[f"{path}/weight"], leaves.get(f"{path}/bias"), config.qk_rms_norm, config.qk_norm_eps)
 
     def linear(path: str) -> Linear:
         return Linear(leaves[f"{path}/weight"], leaves.get(f"{path}/bias"))
@@ -145,8 +141,8 @@ def assemble_weights(config: MptConfig, leaves: Mapping[str, Array], shards: int
         attn = Attention(
             wqkv=linear(f"{p}/attn/wqkv"),
             out_proj=linear(f"{p}/attn/out_proj"),
-            q_norm=optional(norm, f"{p}/attn/q_norm"),
-            k_norm=optional(norm, f"{p}/attn/k_norm"),
+            q_norm=optional(qk_norm, f"{p}/attn/q_norm"),
+            k_norm=optional(qk_norm, f"{p}/attn/k_norm"),
             shards=shards,
         )
         ffn = Ffn(

@@ -20,7 +20,9 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from model.config import MptConfig
-from model.pretrained import mpt_from_pretrained
+from model.kernels.choice import weight_format
+from model.pretrained import find_device, mpt_from_pretrained
+from model.quantization import pack_weights
 from model.weights import Weights
 from mpt_serve.engine.block_pool import BlockPool
 from mpt_serve.engine.completion import Collector, Completion
@@ -87,6 +89,7 @@ class Engine:
         eos_token_ids: Sequence[int] | None = None,
     ) -> None:
         settings = settings or EngineConfig()
+        weights = pack_weights(weights, config, weight_format(weights.norm_f.weight.devices()))
         self._vocab_limit = config.vocab_size if vocab_limit is None else min(vocab_limit, config.vocab_size)
         self._eos_token_ids = frozenset(config.eos_token_ids if eos_token_ids is None else eos_token_ids)
         if settings.compilation_cache_dir is not None:
@@ -123,9 +126,15 @@ class Engine:
         mesh: Mesh | None = None,
         vocab_limit: int | None = None,
         eos_token_ids: Sequence[int] | None = None,
+        quantization: str = "none",
     ) -> Self:
-        """Load a checkpoint as `model.mpt_from_pretrained` does, and serve it."""
-        weights, config = mpt_from_pretrained(path_or_id, device=device, dtype=dtype, mesh=mesh)
+        """Load a checkpoint as `model.mpt_from_pretrained` does, and serve it.
+
+        quantization: 'none', 'int8' or 'int4' weights.
+        """
+        devices = set(mesh.devices.flat) if mesh is not None else {find_device(device)}
+        format = weight_format(devices, quantization)
+        weights, config = mpt_from_pretrained(path_or_id, device=device, dtype=dtype, mesh=mesh, format=format)
         return cls(weights, config, settings, vocab_limit, eos_token_ids)
 
     @property

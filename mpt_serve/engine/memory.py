@@ -70,7 +70,7 @@ def cache_plan_for(weights: Weights, config: MptConfig, settings: EngineConfig, 
 
 def _available_for_cache(weights: Weights) -> int:
     """Bytes for the cache as a whole: it is split over a mesh's `tensor` axis and repeated along the other."""
-    placed = weights.wte.sharding
+    placed = weights.norm_f.weight.sharding
     split = placed.mesh.shape["tensor"] if isinstance(placed, NamedSharding) else 1
     return split * min(available_memory(device) for device in placed.device_set)
 

@@ -17,6 +17,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from model.config import MptConfig
+from model.kernels.choice import attention_for
 from model.kv_cache import KvCache, init_kv_cache
 from model.sharding import cache_sharding
 from model.step import forward_step, lm_logits
@@ -53,6 +54,7 @@ class Runner:
         self._leaves, self._treedef = jax.tree.flatten(weights)
         self._config = config
         self._vocab_limit = vocab_limit
+        self._attention = attention_for(weights.norm_f.weight.devices(), cache_dtype)
         pool_sharding, self._replicated = _state_shardings(weights, config)
         self._cache = init_kv_cache(config, cache_plan.num_blocks, cache_plan.block_size, cache_dtype, pool_sharding)
         self._last_tokens = jnp.zeros(max_num_seqs, jnp.int32, device=self._replicated)
@@ -98,7 +100,7 @@ class Runner:
         ) -> tuple[Array, Array, KvCache]:
             weights = jax.tree.unflatten(self._treedef, leaves)
             batch, sampling, state_slot = unpack(packed, last_tokens, shape)
-            hidden, cache = forward_step(weights, self._config, cache, batch)
+            hidden, cache = forward_step(weights, self._config, cache, batch, self._attention)
             ids = sample(lm_logits(weights, self._config, hidden), sampling, self._vocab_limit)
             return ids, last_tokens.at[state_slot].set(ids, mode="drop"), cache
 
@@ -113,7 +115,7 @@ class Runner:
 
 def _state_shardings(weights: Weights, config: MptConfig) -> tuple[Sharding, Sharding]:
     """Where the cache's pools and the small arrays go, so that they are with the weights."""
-    placed = weights.wte.sharding
+    placed = weights.norm_f.weight.sharding
     if isinstance(placed, NamedSharding):
         assert isinstance(placed.mesh, Mesh)  # not abstract: arrays lie on it
         return cache_sharding(config, placed.mesh), NamedSharding(placed.mesh, PartitionSpec())

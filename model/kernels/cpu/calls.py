@@ -1,0 +1,138 @@
+"""The CPU kernels as JAX functions. Each docstring names the readable reference that defines the function."""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from model.activations import Activation
+from model.alibi import alibi_slopes
+from model.config import MptConfig
+from model.kernels.cpu.library import kernel_library
+from model.norm import Norm
+from model.packed import PackedMatrix
+
+if TYPE_CHECKING:
+    from model.step import StepBatch
+
+__all__ = ["available", "linear", "norm", "paged_attention"]
+
+# In the order of the enumerations in src/kernels.h.
+FORMATS = ("float32", "bfloat16", "int8", "int4")
+ACTIVATIONS = ("none", "gelu", "gelu_tanh", "silu", "relu", "quick_gelu")
+_COMBINATIONS = ("none", "add", "multiply")
+_FUSED = {
+    Activation("gelu"): "gelu",
+    Activation("gelu", (("approximate", "none"),)): "gelu",
+    Activation("gelu", (("approximate", "tanh"),)): "gelu_tanh",
+    Activation("silu"): "silu",
+    Activation("relu"): "relu",
+    Activation("quick_gelu"): "quick_gelu",
+}
+
+
+def available() -> bool:
+    """True where the kernels can run; asked on the host, before a program is traced."""
+    return kernel_library() is not None
+
+
+def linear(
+    x: Array,
+    weight: PackedMatrix,
+    bias: Array | None = None,
+    norm: Norm | None = None,
+    activation: Activation | None = None,
+    times: Array | None = None,
+    plus: Array | None = None,
+) -> Array:
+    """`model.linear.project` over a packed matrix: x [..., K] float32 -> [..., N] float32.
+
+    Inputs are rounded to bfloat16 where the weights are, and quantised where the weights are: per row and 256 inputs
+    (int8) or group (int4), to whole numbers from -127 to 127. A row's result does not depend on the other rows.
+    """
+    lead, (N, K) = x.shape[:-1], weight.shape
+    fused = _FUSED.get(activation) if activation is not None else "none"
+    other = times if times is not None else plus
+    combination = "none" if other is None or fused is None else "add" if times is None else "multiply"
+    norm_arguments, norm_attributes = _norm_arguments(norm)
+    arguments = [*norm_arguments, weight.row_scale, weight.group_scale, _vector(bias)]
+    if combination != "none" and other is not None:
+        arguments.append(other.reshape(-1, N))
+    arguments = [x.reshape(-1, K), weight.data, *(a for a in arguments if a is not None)]
+    y = jax.ffi.ffi_call(
+        "mpt_linear",
+        jax.ShapeDtypeStruct((math.prod(lead), N), jnp.float32),
+        input_output_aliases={} if combination == "none" else {len(arguments) - 1: 0},
+    )(
+        *arguments,
+        **norm_attributes,
+        format=np.int32(FORMATS.index(weight.format)),
+        bias=bias is not None,
+        activation=np.int32(ACTIVATIONS.index(fused or "none")),
+        combine=np.int32(_COMBINATIONS.index(combination)),
+        group=np.int64(weight.group),
+    ).reshape(*lead, N)
+    if fused is None and activation is not None:  # one that no kernel has
+        y = activation(y)
+        y = y if times is None else y * times
+        y = y if plus is None else y + plus
+    return y
+
+
+def norm(x: Array, norm: Norm) -> Array:
+    """`model.norm.normalise`: x [..., K] float32 -> the same; a row's result does not depend on the other rows."""
+    arguments, attributes = _norm_arguments(norm)
+    call = jax.ffi.ffi_call("mpt_norm", jax.ShapeDtypeStruct(x.shape, jnp.float32))
+    return call(x, *arguments, **attributes)
+
+
+def paged_attention(
+    q: Array, k: Array, v: Array, k_pool: Array, v_pool: Array, batch: "StepBatch", config: MptConfig
+) -> tuple[Array, Array, Array]:
+    """Writes a step's keys and values, then attends over the cache (`model.attention.paged_attention`).
+
+    q [T, H, hd], k, v [T, Hkv, hd] float32; pools [N, Hkv, block, hd] float32 or bfloat16, updated in place if donated
+    -> ([T, H, hd] float32, both pools). A query's result depends on its own sequence alone, to the last bit.
+    """
+    T, H, hd = q.shape
+    qkv = jnp.concatenate([q.reshape(T, -1), k.reshape(T, -1), v.reshape(T, -1)], axis=1)
+    slopes = alibi_slopes(H, config.alibi_bias_max) if config.alibi else np.zeros(0, np.float32)
+    y, k_pool, v_pool = jax.ffi.ffi_call(
+        "mpt_attention",
+        (
+            jax.ShapeDtypeStruct((T, H * hd), jnp.float32),
+            jax.ShapeDtypeStruct(k_pool.shape, k_pool.dtype),
+            jax.ShapeDtypeStruct(v_pool.shape, v_pool.dtype),
+        ),
+        input_output_aliases={1: 1, 2: 2},
+    )(
+        qkv,
+        k_pool,
+        v_pool,
+        batch.slots,
+        batch.block_tables,
+        batch.query_start,
+        batch.query_len,
+        batch.context_len,
+        slopes=slopes,
+        scale=np.float32(config.softmax_scale),
+        softcap=np.float32(config.attn_logit_softcap or 0),
+        window=np.int64(-1 if config.sliding_window is None else config.sliding_window),
+    )
+    return y.reshape(T, H, hd), k_pool, v_pool
+
+
+def _norm_arguments(norm: Norm | None) -> tuple[list[Array | None], dict[str, Any]]:
+    if norm is None:
+        return [], {"norm": np.int32(0), "norm_bias": False, "eps": np.float32(0)}
+    kind = np.int32(2 if norm.rms else 1)
+    attributes = {"norm": kind, "norm_bias": norm.bias is not None, "eps": np.float32(norm.eps)}
+    return [_vector(norm.weight), _vector(norm.bias)], attributes
+
+
+def _vector(x: Array | None) -> Array | None:
+    """The kernels read vectors of float32 and bfloat16."""
+    return x if x is None or x.dtype in (jnp.float32, jnp.bfloat16) else x.astype(jnp.float32)

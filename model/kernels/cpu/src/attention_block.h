@@ -1,0 +1,255 @@
+// The inner loops of paged attention: a few queries of one head against one block of keys, by a running softmax
+// (Milakov and Gimelshein 2018).
+//
+// What a query gets is one chain of operations, whichever queries stand beside it: a score is a vector of partial sums
+// along the head's features, added up in one order; a block's exponentials are added lane by lane; values are added
+// key by key. Keys that a query does not see take no part, whatever they hold.
+#pragma once
+
+#include <algorithm>
+
+#include "rows.h"
+#include "vector_math.h"
+
+namespace mpt {
+namespace MPT_ISA {
+
+constexpr int64_t kKeys = 128;  // keys of a block, which begins at a multiple of it; a multiple of VL
+constexpr int kQueries = kRegisters == 32 ? 4 : 3;  // queries that share the loads of keys and values
+constexpr int kKeysAtOnce = 4;                      // and keys that share the loads of queries
+constexpr float kUnseen = -3.4028235e38f;           // finite: the difference of two is a number
+
+template <DType D>
+using Element = std::conditional_t<D == DType::kFloat32, float, uint16_t>;
+
+// Keys and values that lie next to each other, `stride` elements apart: those from `begin` to `end` of a block.
+struct KeyRun {
+  const void* k;
+  const void* v;
+  const void* ahead;  // keys that are needed next
+  int64_t begin, end, stride;
+};
+
+struct KeyBlock {
+  int64_t start;  // position of its first key
+  int runs;
+  KeyRun run[kKeys];
+};
+
+// Where a kernel finds keys and values: in the pools, which lie in memory, or widened next to it.
+template <DType D, bool Pooled>
+struct Source {
+  static constexpr DType kType = D;
+  // Asks for what is needed a block later: each block lies elsewhere, so that the processor itself does not foresee it.
+  static MPT_INLINE void prefetch(const void* p, int64_t index, int64_t count) {
+    if constexpr (Pooled) {
+      const char* at = static_cast<const char*>(p) + index * sizeof(Element<D>);
+      for (int64_t byte = 0; byte < count * static_cast<int64_t>(sizeof(Element<D>)); byte += 64) {
+        __builtin_prefetch(at + byte, 0, 2);  // into the second-level cache, which has more misses under way
+      }
+    }
+  }
+};
+
+// How a dot product becomes a score.
+struct ScoreRule {
+  float scale;
+  float softcap;   // 0 for none
+  int64_t window;  // negative for none
+};
+
+// The queries of a tile and what they have gathered so far. `width` is the head's features in whole vectors, with zeros
+// behind the last.
+struct Queries {
+  int64_t count, width;
+  float* q;           // [count, width]
+  float* values;      // [count, width]: sums of weight * value
+  float* top;         // [count] the largest score
+  float* total;       // [count] sums of weights, relative to the top
+  float* slope;       // [count] of ALiBi
+  int32_t* position;  // [count]
+};
+
+struct KeyRange {
+  int64_t begin, end;
+};
+
+// The keys of a block that a query sees.
+MPT_INLINE KeyRange visible(int64_t position, int64_t start, const ScoreRule& rule) {
+  const int64_t oldest = rule.window < 0 ? 0 : position - rule.window;
+  const int64_t begin = std::max<int64_t>(oldest - start, 0), end = std::min(position + 1 - start, kKeys);
+  return begin < end ? KeyRange{begin, end} : KeyRange{0, 0};
+}
+
+// Dot products of R queries and C keys.
+template <DType D, int R, int C>
+MPT_INLINE void dot_products(const float* q, int64_t width, const Element<D>* k, int64_t stride, float* scores) {
+  vf acc[R][C] = {};
+  for (int64_t d = 0; d < width; d += VL) {
+    vf ks[C];
+    for (int c = 0; c < C; ++c) ks[c] = load_as_float<D>(k, c * stride + d);
+    for (int r = 0; r < R; ++r) {
+      const vf x = load<vf>(q + r * width + d);
+      for (int c = 0; c < C; ++c) acc[r][c] = x * ks[c] + acc[r][c];
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    float sums[4];
+    if constexpr (C == 4) {
+      sum4(acc[r][0], acc[r][1], acc[r][2], acc[r][3], sums);
+    } else {
+      sum4(acc[r][0], vf{}, vf{}, vf{}, sums);
+    }
+    for (int c = 0; c < C; ++c) scores[r * kKeys + c] = sums[c];
+  }
+}
+
+// Dot products of R queries and the keys `seen` of a run, into scores [R, kKeys].
+template <class From, int R>
+__attribute__((noinline)) void score_run(const float* q, int64_t width, const KeyRun& run, KeyRange seen,
+                                         float* scores) {
+  constexpr DType D = From::kType;
+  const int64_t begin = std::max(seen.begin, run.begin), end = std::min(seen.end, run.end);
+  const Element<D>* k = static_cast<const Element<D>*>(run.k) - run.begin * run.stride;
+  int64_t key = begin;
+  for (; key + kKeysAtOnce <= end; key += kKeysAtOnce) {
+    From::prefetch(run.v, (key - run.begin) * run.stride, kKeysAtOnce * run.stride);
+    dot_products<D, R, kKeysAtOnce>(q, width, k + key * run.stride, run.stride, scores + key);
+  }
+  for (; key < end; ++key) dot_products<D, R, 1>(q, width, k + key * run.stride, run.stride, scores + key);
+}
+
+// Adds weight * value of `count` keys to R queries, J vectors of each.
+template <class From, int R, int J, class E>
+MPT_INLINE void add_values(const float* weights, const E* v, const E* ahead, int64_t stride, int64_t count,
+                           float* values, int64_t width) {
+  vf acc[R][J];
+  for (int r = 0; r < R; ++r) {
+    for (int j = 0; j < J; ++j) acc[r][j] = load<vf>(values + r * width + j * VL);
+  }
+  for (int64_t key = 0; key < count; ++key) {
+    vf vs[J];
+    for (int j = 0; j < J; ++j) vs[j] = load_as_float<From::kType>(v, key * stride + j * VL);
+    From::prefetch(ahead, key * stride, J * VL);
+    for (int r = 0; r < R; ++r) {
+      const vf w = splat(weights[r * kKeys + key]);
+      for (int j = 0; j < J; ++j) acc[r][j] = w * vs[j] + acc[r][j];
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int j = 0; j < J; ++j) store(values + r * width + j * VL, acc[r][j]);
+  }
+}
+
+// Adds the values of the keys `seen` of a run, which all R queries see; weights [R, kKeys], values [R, width].
+template <class From, int R>
+__attribute__((noinline)) void weigh_run(const float* weights, const KeyRun& run, KeyRange seen, float* values,
+                                         int64_t width) {
+  using E = Element<From::kType>;
+  const int64_t begin = std::max(seen.begin, run.begin), count = std::min(seen.end, run.end) - begin;
+  if (count <= 0) return;
+  const E* v = static_cast<const E*>(run.v) + (begin - run.begin) * run.stride;
+  const E* ahead = static_cast<const E*>(run.ahead) + (begin - run.begin) * run.stride;
+  weights += begin;
+  int64_t d = 0;
+  for (; d + 4 * VL <= width; d += 4 * VL) add_values<From, R, 4>(weights, v + d, ahead + d, run.stride, count, values + d, width);
+  if (d + 2 * VL <= width) {
+    add_values<From, R, 2>(weights, v + d, ahead + d, run.stride, count, values + d, width);
+    d += 2 * VL;
+  }
+  if (d < width) add_values<From, R, 1>(weights, v + d, ahead + d, run.stride, count, values + d, width);
+}
+
+// The largest lane; no order matters here.
+MPT_INLINE float highest(vf v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps(v);
+#elif defined(__AVX__)
+  __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+  return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+#elif defined(__aarch64__)
+  return vmaxvq_f32((float32x4_t)v);
+#else
+  return largest(v);
+#endif
+}
+
+// Turns the dot products of query i with the keys it sees of a block into their weights, and brings what it has
+// gathered so far to the new top.
+inline void soften(const Queries& queries, int64_t i, int64_t start, KeyRange seen, const ScoreRule& rule,
+                   float* scores) {
+  vi lane;
+  for (int n = 0; n < VL; ++n) lane[n] = n;
+  const float distance = static_cast<float>(queries.position[i] - start);  // to the block's first key
+  vf tops = splat(kUnseen);
+  for (int64_t key = 0; key < seen.end; key += VL) {
+    vf s = load<vf>(scores + key) * rule.scale;
+    if (rule.softcap > 0) s = rule.softcap * tanh(s / rule.softcap);
+    s -= queries.slope[i] * (distance - to_float(lane + static_cast<int32_t>(key)));
+    const vi unseen = (lane < static_cast<int32_t>(seen.begin - key)) | (lane >= static_cast<int32_t>(seen.end - key));
+    s = select(unseen, splat(kUnseen), s);
+    store(scores + key, s);
+    tops = max(tops, s);
+  }
+  const float top = std::max(queries.top[i], highest(tops));
+  vf weights = {};
+  for (int64_t key = 0; key < seen.end; key += VL) {
+    const vf w = exp(load<vf>(scores + key) - top);
+    store(scores + key, w);
+    weights += w;
+  }
+  float sums[4];
+  sum4(weights, vf{}, vf{}, vf{}, sums);
+  if (top == queries.top[i]) {
+    queries.total[i] += sums[0];
+    return;
+  }
+  const float keep = exp(splat(queries.top[i] - top))[0];
+  queries.top[i] = top;
+  queries.total[i] = queries.total[i] * keep + sums[0];
+  float* values = queries.values + i * queries.width;
+  for (int64_t d = 0; d < queries.width; d += VL) store(values + d, load<vf>(values + d) * keep);
+}
+
+// R queries from i on see a block of keys; scores is room for [R, kKeys].
+template <class From, int R>
+void attend_block(const Queries& queries, int64_t i, const KeyBlock& block, const ScoreRule& rule, float* scores) {
+  KeyRange seen[R], any = {kKeys, 0}, all = {0, kKeys};  // by one query, by any of them, by all
+  for (int r = 0; r < R; ++r) {
+    seen[r] = visible(queries.position[i + r], block.start, rule);
+    if (seen[r].begin < seen[r].end) any = {std::min(any.begin, seen[r].begin), std::max(any.end, seen[r].end)};
+    all = {std::max(all.begin, seen[r].begin), std::min(all.end, seen[r].end)};
+  }
+  for (int n = 0; n < block.runs; ++n) {
+    score_run<From, R>(queries.q + i * queries.width, queries.width, block.run[n], any, scores);
+  }
+  for (int r = 0; r < R; ++r) {
+    if (seen[r].begin < seen[r].end) soften(queries, i + r, block.start, seen[r], rule, scores + r * kKeys);
+  }
+  const bool together = all.begin < all.end;
+  for (int n = 0; n < block.runs; ++n) {
+    const KeyRun& run = block.run[n];
+    const auto weigh_alone = [&](int r, KeyRange keys) {
+      weigh_run<From, 1>(scores + r * kKeys, run, keys, queries.values + (i + r) * queries.width, queries.width);
+    };
+    for (int r = 0; r < R; ++r) weigh_alone(r, {seen[r].begin, together ? all.begin : seen[r].end});
+    if (!together) continue;
+    weigh_run<From, R>(scores, run, all, queries.values + i * queries.width, queries.width);
+    for (int r = 0; r < R; ++r) weigh_alone(r, {all.end, seen[r].end});
+  }
+}
+
+// All queries of a tile see a block of keys.
+template <class From>
+void attend_block(const Queries& queries, const KeyBlock& block, const ScoreRule& rule, float* scores) {
+  int64_t i = 0;
+  for (; i + kQueries <= queries.count; i += kQueries) attend_block<From, kQueries>(queries, i, block, rule, scores);
+  if constexpr (kQueries > 2) {
+    for (; i + 2 <= queries.count; i += 2) attend_block<From, 2>(queries, i, block, rule, scores);
+  }
+  if (i < queries.count) attend_block<From, 1>(queries, i, block, rule, scores);
+}
+
+}  // namespace MPT_ISA
+}  // namespace mpt

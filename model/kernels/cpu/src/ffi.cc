@@ -1,0 +1,264 @@
+// The kernels as XLA custom calls: buffers and attributes in, records of kernels.h out. Each handler checks what it is
+// given, since a wrong shape here would be a wrong read there.
+#include <algorithm>
+#include <cstdint>
+#include <string>
+
+#include "kernels.h"
+#include "pack.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+namespace mpt {
+namespace {
+
+class XlaPool : public Pool {
+ public:
+  explicit XlaPool(ffi::ThreadPool& pool) : pool_(pool), threads_(static_cast<int>(pool.num_threads())) {}
+  int threads() const override { return threads_ > 0 ? threads_ : 1; }
+  void schedule(void (*task)(void*), void* data) override {
+    pool_.Schedule([task, data] { task(data); });
+  }
+
+ private:
+  ffi::ThreadPool& pool_;
+  int threads_;
+};
+
+ffi::Error wrong(const std::string& what) { return ffi::Error::InvalidArgument("mpt kernels: " + what); }
+
+int64_t last(const ffi::AnyBuffer& b) { return b.dimensions().size() ? b.dimensions().back() : 1; }
+int64_t count(const ffi::AnyBuffer& b) { return static_cast<int64_t>(b.element_count()); }
+
+// Takes the optional arguments one after the other, remembering the first that did not fit.
+class Rest {
+ public:
+  explicit Rest(ffi::RemainingArgs args) : args_(args) {}
+
+  const ffi::AnyBuffer* next(const char* name, int64_t size) {
+    auto found = args_.get<ffi::AnyBuffer>(index_++);
+    if (!found.has_value()) {
+      if (error_.empty()) error_ = std::string(name) + " is missing";
+      return nullptr;
+    }
+    buffers_[index_ - 1] = found.value();
+    if (count(found.value()) != size && error_.empty()) {
+      error_ = std::string(name) + " has " + std::to_string(count(found.value())) + " elements, not " + std::to_string(size);
+    }
+    return &buffers_[index_ - 1];
+  }
+
+  Vector vector(const char* name, int64_t size) {
+    const ffi::AnyBuffer* b = next(name, size);
+    if (!b) return {};
+    if (b->element_type() == ffi::F32) return {b->untyped_data(), DType::kFloat32};
+    if (b->element_type() == ffi::BF16) return {b->untyped_data(), DType::kBfloat16};
+    if (error_.empty()) error_ = std::string(name) + " is neither float32 nor bfloat16";
+    return {};
+  }
+
+  template <class T>
+  const T* typed(const char* name, int64_t size, ffi::DataType type) {
+    const ffi::AnyBuffer* b = next(name, size);
+    if (!b) return nullptr;
+    if (b->element_type() != type && error_.empty()) error_ = std::string(name) + " has another element type";
+    return static_cast<const T*>(b->untyped_data());
+  }
+
+  const std::string& error() {
+    if (error_.empty() && index_ != args_.size()) error_ = "more arguments than the attributes speak of";
+    return error_;
+  }
+
+ private:
+  ffi::RemainingArgs args_;
+  size_t index_ = 0;
+  ffi::AnyBuffer buffers_[8] = {ffi::AnyBuffer(nullptr), ffi::AnyBuffer(nullptr), ffi::AnyBuffer(nullptr),
+                                ffi::AnyBuffer(nullptr), ffi::AnyBuffer(nullptr), ffi::AnyBuffer(nullptr),
+                                ffi::AnyBuffer(nullptr), ffi::AnyBuffer(nullptr)};
+  std::string error_;
+};
+
+void take_norm(Rest& rest, Norm& norm, int32_t kind, bool has_bias, float eps, int64_t K) {
+  norm.kind = static_cast<Norm::Kind>(kind);
+  norm.eps = eps;
+  if (kind == Norm::kNone) return;
+  norm.weight = rest.vector("norm weight", K);
+  if (has_bias) norm.bias = rest.vector("norm bias", K);
+}
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+ffi::Error check_weight(const LinearArgs& a, const ffi::AnyBuffer& weight) {
+  const int64_t features = ceil_div(a.N, kPanel) * kPanel;
+  int64_t elements = 0;
+  ffi::DataType type = ffi::U8;
+  switch (a.format) {
+    case WeightFormat::kFloat32: type = ffi::F32, elements = features * a.K; break;
+    case WeightFormat::kBfloat16: type = ffi::BF16, elements = features * ceil_div(a.K, 2) * 2; break;
+    case WeightFormat::kInt8: elements = features * ceil_div(a.K, 4) * 4; break;
+    case WeightFormat::kInt4: elements = features * ceil_div(a.K, 4) * 2; break;
+    default: return wrong("no such weight format");
+  }
+  if (weight.element_type() != type) return wrong("the weight's element type is not its format's");
+  if (count(weight) != elements) return wrong("the weight has " + std::to_string(count(weight)) + " elements, not " + std::to_string(elements));
+  return ffi::Error::Success();
+}
+
+ffi::Error linear(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::AnyBuffer weight, ffi::RemainingArgs remaining,
+                  ffi::Result<ffi::BufferR2<ffi::F32>> y, int32_t format, int32_t norm, bool norm_bias, float eps,
+                  bool bias, int32_t activation, int32_t combine, int64_t group) {
+  LinearArgs a = {};
+  a.K = last(x);
+  a.M = a.K ? count(x) / a.K : 0;
+  a.N = y->dimensions()[1];
+  if (x.element_type() != ffi::F32 || y->dimensions()[0] != a.M) return wrong("x [M, K] and y [M, N] float32 are needed");
+  a.x = x.typed_data<float>();
+  a.y = y->typed_data();
+  a.format = static_cast<WeightFormat>(format);
+  a.weight = weight.untyped_data();
+  if (ffi::Error error = check_weight(a, weight); !error.success()) return error;
+  Rest rest(remaining);
+  take_norm(rest, a.norm, norm, norm_bias, eps, a.K);
+  if (a.format == WeightFormat::kInt8 || a.format == WeightFormat::kInt4) {
+    a.row_scale = rest.typed<float>("row scale", a.N, ffi::F32);
+  }
+  if (a.format == WeightFormat::kInt4) {
+    if (group < 4 || group % 4) return wrong("a group of inputs is a multiple of 4");
+    a.group = group;
+    a.group_scale = rest.typed<uint16_t>("group scale", ceil_div(a.N, kPanel) * kPanel * ceil_div(a.K, group), ffi::F16);
+  }
+  if (bias) a.bias = rest.vector("bias", a.N);
+  a.activation = static_cast<Activation>(activation);
+  a.combine = static_cast<Combine>(combine);
+  if (a.combine != Combine::kNone) a.other = rest.typed<float>("other", a.M * a.N, ffi::F32);
+  if (!rest.error().empty()) return wrong(rest.error());
+  if (a.M * a.N == 0) return ffi::Error::Success();
+  XlaPool pool(thread_pool);
+  kernels().linear(a, pool);
+  return ffi::Error::Success();
+}
+
+ffi::Error norm(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::RemainingArgs remaining,
+                ffi::Result<ffi::AnyBuffer> y, int32_t norm, bool norm_bias, float eps) {
+  NormArgs a = {};
+  a.K = last(x);
+  a.M = a.K ? count(x) / a.K : 0;
+  if (x.element_type() != ffi::F32 || y->element_type() != ffi::F32) return wrong("x and y float32 are needed");
+  if (static_cast<int64_t>(y->element_count()) != count(x)) return wrong("y is as large as x");
+  a.x = x.typed_data<float>();
+  a.y = y->typed_data<float>();
+  Rest rest(remaining);
+  take_norm(rest, a.norm, norm, norm_bias, eps, a.K);
+  if (a.norm.kind == Norm::kNone) return wrong("no such norm");
+  if (!rest.error().empty()) return wrong(rest.error());
+  XlaPool pool(thread_pool);
+  if (a.M) kernels().norm(a, pool);
+  return ffi::Error::Success();
+}
+
+using Integers = ffi::BufferR1<ffi::S32>;
+
+ffi::Error attention(ffi::ThreadPool thread_pool, ffi::BufferR2<ffi::F32> qkv, ffi::AnyBuffer k_in, ffi::AnyBuffer v_in,
+                     Integers slots, ffi::BufferR2<ffi::S32> block_tables, Integers query_start, Integers query_len,
+                     Integers context_len, ffi::Result<ffi::BufferR2<ffi::F32>> out, ffi::Result<ffi::AnyBuffer> k_pool,
+                     ffi::Result<ffi::AnyBuffer> v_pool, ffi::Span<const float> slopes, float scale, float softcap,
+                     int64_t window) {
+  AttentionArgs a = {};
+  const auto pool_shape = k_pool->dimensions();
+  const auto v_shape = v_pool->dimensions();
+  if (pool_shape.size() != 4 || !std::equal(pool_shape.begin(), pool_shape.end(), v_shape.begin(), v_shape.end())) return wrong("pools [N, Hkv, block, hd] are needed");
+  a.N = pool_shape[0], a.Hkv = pool_shape[1], a.block = pool_shape[2], a.hd = pool_shape[3];
+  const ffi::DataType type = k_pool->element_type();
+  if (type != v_pool->element_type() || (type != ffi::F32 && type != ffi::BF16)) return wrong("pools are float32 or bfloat16");
+  a.cache_dtype = type == ffi::F32 ? DType::kFloat32 : DType::kBfloat16;
+  a.k_pool = k_pool->untyped_data();
+  a.v_pool = v_pool->untyped_data();
+  if (a.k_pool != k_in.untyped_data() || a.v_pool != v_in.untyped_data()) return wrong("pools are updated in place");
+  a.T = qkv.dimensions()[0];
+  a.H = a.hd ? qkv.dimensions()[1] / a.hd - 2 * a.Hkv : 0;
+  if (a.H < 1 || a.H % a.Hkv || (a.H + 2 * a.Hkv) * a.hd != qkv.dimensions()[1]) return wrong("qkv [T, (H + 2 Hkv) hd] is needed");
+  if (out->dimensions()[0] != a.T || out->dimensions()[1] != a.H * a.hd) return wrong("out [T, H hd] is needed");
+  a.R = block_tables.dimensions()[0], a.W = block_tables.dimensions()[1];
+  for (const Integers* rows : {&query_start, &query_len, &context_len}) {
+    if (static_cast<int64_t>(rows->element_count()) != a.R) return wrong("there are as many rows as block tables");
+  }
+  if (static_cast<int64_t>(slots.element_count()) != a.T) return wrong("there are as many slots as tokens");
+  if (slopes.size() && static_cast<int64_t>(slopes.size()) != a.H) return wrong("there are as many slopes as heads");
+  a.qkv = qkv.typed_data();
+  a.slots = slots.typed_data();
+  a.block_tables = block_tables.typed_data();
+  a.query_start = query_start.typed_data();
+  a.query_len = query_len.typed_data();
+  a.context_len = context_len.typed_data();
+  a.slopes = slopes.size() ? slopes.begin() : nullptr;
+  a.scale = scale, a.softcap = softcap, a.window = window;
+  a.out = out->typed_data();
+  XlaPool pool(thread_pool);
+  kernels().attention(a, pool);
+  return ffi::Error::Success();
+}
+
+}  // namespace
+}  // namespace mpt
+
+#define MPT_EXPORT __attribute__((visibility("default")))
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(mpt_linear_handler, mpt::linear,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .RemainingArgs()
+                                  .Ret<ffi::BufferR2<ffi::F32>>()
+                                  .Attr<int32_t>("format")
+                                  .Attr<int32_t>("norm")
+                                  .Attr<bool>("norm_bias")
+                                  .Attr<float>("eps")
+                                  .Attr<bool>("bias")
+                                  .Attr<int32_t>("activation")
+                                  .Attr<int32_t>("combine")
+                                  .Attr<int64_t>("group"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(mpt_norm_handler, mpt::norm,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .RemainingArgs()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Attr<int32_t>("norm")
+                                  .Attr<bool>("norm_bias")
+                                  .Attr<float>("eps"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(mpt_attention_handler, mpt::attention,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::BufferR2<ffi::F32>>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<mpt::Integers>()
+                                  .Arg<ffi::BufferR2<ffi::S32>>()
+                                  .Arg<mpt::Integers>()
+                                  .Arg<mpt::Integers>()
+                                  .Arg<mpt::Integers>()
+                                  .Ret<ffi::BufferR2<ffi::F32>>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Attr<ffi::Span<const float>>("slopes")
+                                  .Attr<float>("scale")
+                                  .Attr<float>("softcap")
+                                  .Attr<int64_t>("window"));
+
+extern "C" {
+MPT_EXPORT const char* const* mpt_supported_kernels(int* count) { return mpt::supported_kernels(count); }
+MPT_EXPORT const char* mpt_kernels_in_use() { return mpt::kernels().name; }
+MPT_EXPORT bool mpt_use_kernels(const char* name) { return mpt::use_kernels(name); }
+MPT_EXPORT void mpt_pack_panels(const uint32_t* from, int64_t N, int64_t steps, uint32_t padding, int64_t first,
+                                int64_t last, uint32_t* to) {
+  mpt::pack_panels(from, N, steps, padding, first, last, to);
+}
+MPT_EXPORT XLA_FFI_Error* mpt_linear(XLA_FFI_CallFrame* frame) { return mpt_linear_handler(frame); }
+MPT_EXPORT XLA_FFI_Error* mpt_norm(XLA_FFI_CallFrame* frame) { return mpt_norm_handler(frame); }
+MPT_EXPORT XLA_FFI_Error* mpt_attention(XLA_FFI_CallFrame* frame) { return mpt_attention_handler(frame); }
+}

@@ -1,0 +1,106 @@
+// What the kernels are asked for: plain records, without XLA and without Python. Arrays are dense and row-major.
+#pragma once
+
+#include <cstdint>
+
+#include "parallel.h"
+
+namespace mpt {
+
+// How numbers lie in memory.
+enum class DType : int32_t { kFloat32 = 0, kBfloat16 = 1 };
+
+// A vector of one number per feature, or nothing.
+struct Vector {
+  const void* data = nullptr;
+  DType dtype = DType::kFloat32;
+};
+
+// A norm over each row: LayerNorm (population variance) or RMSNorm. `kind` kNone leaves the row as it is.
+struct Norm {
+  enum Kind : int32_t { kNone = 0, kLayer = 1, kRms = 2 };
+  Kind kind = kNone;
+  float eps = 0;
+  Vector weight;  // [K]
+  Vector bias;    // [K] or nothing
+};
+
+enum class WeightFormat : int32_t { kFloat32 = 0, kBfloat16 = 1, kInt8 = 2, kInt4 = 3 };
+
+enum class Activation : int32_t { kNone = 0, kGelu = 1, kGeluTanh = 2, kSilu = 3, kRelu = 4, kQuickGelu = 5 };
+
+enum class Combine : int32_t { kNone = 0, kAdd = 1, kMultiply = 2 };
+
+constexpr int64_t kPanel = 32;            // output features that packed weights keep together
+constexpr int64_t kInt8InputGroup = 256;  // inputs of a row that share a scale where weights are int8
+
+// y = combine(activation(norm(x) W^T + bias), other), row by row.
+//
+// W [N, K] is packed: panels of 32 features, then steps along K, then features; four bytes each, all zero weights where
+// N or K does not fill them. float32: [N/32, K, 32]; bfloat16: [N/32, K/2, 32, 2]; int8, as w + 128: [N/32, K/4, 32, 4];
+// int4, as w + 8: [N/32, K/4, 16, 4] bytes, features 0 to 15 of a panel in the low nibbles, 16 to 31 in the high ones.
+// Quantised weights have a scale per feature; int4 also one per `group` inputs, relative to it: float16
+// [N/32, K/group, 32].
+struct LinearArgs {
+  const float* x;  // [M, K]
+  int64_t M, K, N;
+  Norm norm;
+  WeightFormat format;
+  const void* weight;
+  const float* row_scale = nullptr;         // [N], quantised weights
+  const uint16_t* group_scale = nullptr;    // int4
+  int64_t group = 0;                        // int4: inputs that share a scale, a multiple of 4
+  Vector bias;                              // [N] or nothing
+  Activation activation = Activation::kNone;
+  Combine combine = Combine::kNone;
+  const float* other = nullptr;  // [M, N]; may be y itself
+  float* y;                      // [M, N]
+};
+
+struct NormArgs {
+  const float* x;  // [M, K]
+  int64_t M, K;
+  Norm norm;
+  float* y;  // [M, K]
+};
+
+// Attention of a ragged step over the paged cache, and the writing of the step's keys and values into it.
+struct AttentionArgs {
+  const float* qkv;  // [T, (H + 2 Hkv) hd]: of each token its queries, keys and values
+  int64_t T, H, Hkv, hd;
+  void* k_pool;  // [N, Hkv, block, hd], updated in place
+  void* v_pool;
+  DType cache_dtype;
+  int64_t N, block;
+  const int32_t* slots;         // [T] where a token's key and value go; from N * block on: nowhere
+  const int32_t* block_tables;  // [R, W]
+  int64_t R, W;
+  const int32_t* query_start;  // [R]
+  const int32_t* query_len;    // [R], 0 for padding
+  const int32_t* context_len;  // [R]
+  const float* slopes;         // [H] of ALiBi, or null
+  float scale;
+  float softcap;   // 0 for none
+  int64_t window;  // keys before its own that a query sees; negative for all
+  float* out;      // [T, H, hd]; zeros where no row has a token
+};
+
+// The kernels for one instruction set.
+struct KernelTable {
+  const char* name;
+  bool (*supported)();
+  void (*linear)(const LinearArgs&, Pool&);
+  void (*norm)(const NormArgs&, Pool&);
+  void (*attention)(const AttentionArgs&, Pool&);
+};
+
+// The kernels in use: the best that this machine has, unless `use_kernels` chose others.
+const KernelTable& kernels();
+
+// Names of the instruction sets that this build has and this machine supports, best first; `count` of them.
+const char* const* supported_kernels(int* count);
+
+// Chooses by name; false where it is not among the supported ones. For tests and measurements.
+bool use_kernels(const char* name);
+
+}  // namespace mpt

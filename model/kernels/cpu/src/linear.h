@@ -1,0 +1,240 @@
+// Linear layers over packed weights: y = combine(activation(norm(x) W^T + b), other).
+//
+// Every output is one running sum along K in a lane of its own, so a row's result does not depend on the rows beside
+// it. bfloat16 weights meet inputs rounded to bfloat16. Quantised weights meet inputs quantised per row and group:
+// sums within a group are exact whole numbers, and are added up as float32 in the order of the groups.
+#pragma once
+
+#include <algorithm>
+
+#include "rows.h"
+#include "vector_math.h"
+#include "weight_formats.h"
+
+namespace mpt {
+namespace MPT_ISA {
+
+template <class Format>
+class Linear {
+  static constexpr int kRows = kRegisters == 32 ? 12 : 6;       // of inputs that meet a pair of vectors of weights
+  static constexpr int kPasses = kPanel / (kPair * VL);         // over a panel, a pair of vectors each
+  static constexpr int64_t kRowsAtOnce = 1024;                  // rows whose prepared inputs are in memory at a time
+  static constexpr int64_t kAhead = 4096;                       // bytes of weights to ask memory for ahead of use
+  static constexpr int64_t kAloneBytes = 128 * 1024;            // weights and products below which a second thread
+  static constexpr int64_t kAloneProducts = 1'500'000;          // costs more than it brings
+
+ public:
+  static void run(const LinearArgs& args, Pool& pool) {
+    for (int64_t row = 0; row < args.M; row += kRowsAtOnce) {
+      LinearArgs part = args;
+      part.M = std::min(kRowsAtOnce, args.M - row);
+      part.x += row * args.K;
+      part.y += row * args.N;
+      if (part.other) part.other += row * args.N;
+      Linear(part).run_rows(pool);
+    }
+  }
+
+ private:
+  explicit Linear(const LinearArgs& a)
+      : a_(a),
+        row_panels_(a.M, kRows),
+        steps_((a.K + Format::kInputs - 1) / Format::kInputs),
+        group_(Format::kGrouped ? a.group : Format::kQuantised ? kInt8InputGroup : a.K),
+        groups_((a.K + group_ - 1) / group_) {}
+
+  void run_rows(Pool& pool) {
+    thread_local Scratch inputs, sums, scales;
+    inputs_ = inputs.get<uint32_t>(a_.M * steps_);
+    if (Format::kQuantised) {
+      input_sums_ = sums.get<int32_t>(a_.M * groups_);
+      input_scales_ = scales.get<float>(a_.M * groups_);
+    }
+    const int64_t panels = (a_.N + kPanel - 1) / kPanel, bytes = panels * steps_ * Format::kPanelBytes;
+    const int threads = bytes < kAloneBytes && a_.M * a_.N * a_.K < kAloneProducts ? 1 : pool.threads();
+    // Rows are cut too where there are too few panels to keep every thread busy.
+    const int64_t cuts = std::clamp<int64_t>(4 * threads / panels, 1, row_panels_.count);
+    auto prepare = [&](int64_t row_panel) { prepare_rows(row_panel); };
+    auto multiply = [&](int64_t tile) {
+      const int64_t cut = tile % cuts;
+      for (int64_t p = row_panels_.count * cut / cuts; p < row_panels_.count * (cut + 1) / cuts; ++p) {
+        multiply_panels(tile / cuts, p);
+      }
+    };
+    run_phases(pool, threads, phase(row_panels_.count, prepare), phase(panels * cuts, multiply));
+  }
+
+  // inputs_: row panel after row panel; in one [steps, rows] of four bytes each. Sums and scales: [groups, rows].
+  void prepare_rows(int64_t row_panel) {
+    thread_local Scratch scratch;
+    const int64_t padded = (steps_ * Format::kInputs + VL - 1) / VL * VL;
+    float* row = scratch.get<float>(padded);
+    std::fill(row + a_.K, row + padded, 0.f);
+    const int64_t first = row_panels_.first(row_panel), rows = row_panels_.size(row_panel);
+    for (int64_t m = 0; m < rows; ++m) {
+      const float* x = a_.x + (first + m) * a_.K;
+      if (a_.norm.kind == Norm::kNone) {
+        std::copy(x, x + a_.K, row);
+      } else {
+        normalise(x, row, a_.K, a_.norm);
+      }
+      if constexpr (Format::kQuantised) quantise(row, first * groups_ + m, rows);
+      if constexpr (Format::kInputs == 2) round(row, padded);
+      // Four bytes of each step lie at the front of `row` now.
+      uint32_t* to = inputs_ + first * steps_ + m;
+      for (int64_t s = 0; s < steps_; ++s) std::memcpy(to + s * rows, reinterpret_cast<char*>(row) + 4 * s, 4);
+    }
+  }
+
+  // float32 -> bfloat16, in place from the front
+  static void round(float* row, int64_t count) {
+    char* to = reinterpret_cast<char*>(row);
+    for (int64_t i = 0; i < count; i += VL) store(to + 2 * i, to_bf16(load<vf>(row + i)));
+  }
+
+  // float32 -> int8, in place from the front; sums and scales of the groups go to `at`, `stride` apart
+  void quantise(float* row, int64_t at, int64_t stride) {
+    typedef int8_t vb __attribute__((vector_size(VL)));
+    const vf shift = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to the nearest whole number
+    char* to = reinterpret_cast<char*>(row);
+    for (int64_t g = 0; g < groups_; ++g) {
+      const int64_t begin = g * group_, count = std::min(group_, steps_ * 4 - begin);
+      vf top = {};
+      for_lanes(count, [&](int64_t i, int64_t n) { top = max(top, abs(load_some<vf>(row + begin + i, n))); });
+      const float most = largest(top), factor = most > 0 ? 127.f / most : 0.f;
+      vi total = {};
+      for_lanes(count, [&](int64_t i, int64_t n) {
+        const vi whole = bits<vi>(load_some<vf>(row + begin + i, n) * factor + shift) - bits<vi>(shift);
+        total += whole;
+        store_some(to + begin + i, __builtin_convertvector(whole, vb), n);
+      });
+      int32_t sum = 0;
+      for (int i = 0; i < VL; ++i) sum += total[i];
+      input_sums_[at + g * stride] = sum;
+      input_scales_[at + g * stride] = most / 127.f;
+    }
+  }
+
+  void multiply_panels(int64_t panel, int64_t row_panel) const {
+    switch (row_panels_.size(row_panel)) {
+      case 1: return multiply<1>(panel, row_panel);
+      case 2: return multiply<2>(panel, row_panel);
+      case 3: return multiply<3>(panel, row_panel);
+      case 4: return multiply<4>(panel, row_panel);
+      case 5: return multiply<5>(panel, row_panel);
+      case 6: return multiply<6>(panel, row_panel);
+      default:
+        if constexpr (kRows == 12) return multiply_many(panel, row_panel);
+    }
+  }
+
+  void multiply_many(int64_t panel, int64_t row_panel) const {
+    switch (row_panels_.size(row_panel)) {
+      case 7: return multiply<7>(panel, row_panel);
+      case 8: return multiply<8>(panel, row_panel);
+      case 9: return multiply<9>(panel, row_panel);
+      case 10: return multiply<10>(panel, row_panel);
+      case 11: return multiply<11>(panel, row_panel);
+      default: return multiply<12>(panel, row_panel);
+    }
+  }
+
+  // R rows against one panel of 32 features
+  template <int R>
+  __attribute__((noinline)) void multiply(int64_t panel, int64_t row_panel) const {
+    const int64_t first = row_panels_.first(row_panel);
+    const uint8_t* w = static_cast<const uint8_t*>(a_.weight) + panel * steps_ * Format::kPanelBytes;
+    const uint32_t* x = inputs_ + first * steps_;
+    alignas(64) float tile[R][kPanel];
+    for (int pass = 0; pass < kPasses; ++pass) {
+      vf sums[R][kPair];
+      if constexpr (Format::kQuantised) {
+        sum_groups<R>(sums, x, w, first, panel, pass);
+      } else {
+        for (auto& row : sums) row[0] = row[1] = vf{};
+        add_steps<R>(sums, x, w + pass * kPair * 4 * VL, 0, steps_);
+      }
+#pragma GCC unroll 12
+      for (int r = 0; r < R; ++r) {
+        for (int v = 0; v < kPair; ++v) store(tile[r] + feature<Format>(pass, v), sums[r][v]);
+      }
+    }
+    for (int r = 0; r < R; ++r) finish(tile[r], first + r, panel * kPanel);
+  }
+
+  template <int R>
+  MPT_INLINE void sum_groups(vf (&sums)[R][kPair], const uint32_t* x, const uint8_t* w, int64_t first, int64_t panel,
+                             int pass) const {
+    w += pass * (Format::kGrouped ? 1 : kPair) * 4 * VL;
+    const int64_t steps_per_group = group_ / Format::kInputs;
+    for (auto& row : sums) row[0] = row[1] = vf{};
+    for (int64_t g = 0; g < groups_; ++g) {
+      const int32_t* input_sums = input_sums_ + first * groups_ + g * R;
+      const float* input_scales = input_scales_ + first * groups_ + g * R;
+      vi whole[R][kPair];
+      for (int r = 0; r < R; ++r) whole[r][0] = whole[r][1] = splat(input_sums[r] * -Format::kOffset);
+      add_steps<R>(whole, x, w, g * steps_per_group, std::min((g + 1) * steps_per_group, steps_));
+#pragma GCC unroll 2
+      for (int v = 0; v < kPair; ++v) {
+        vf scale = {};
+        if constexpr (Format::kGrouped) {
+          scale = from_f16(a_.group_scale + (panel * groups_ + g) * kPanel + feature<Format>(pass, v));
+        }
+#pragma GCC unroll 12
+        for (int r = 0; r < R; ++r) {
+          sums[r][v] += to_float(whole[r][v]) * (Format::kGrouped ? scale * input_scales[r] : splat(input_scales[r]));
+        }
+      }
+    }
+  }
+
+  template <int R>
+  static MPT_INLINE void add_steps(typename Format::Sum (&sums)[R][kPair], const uint32_t* x, const uint8_t* w,
+                                   int64_t begin, int64_t end) {
+    for (int64_t s = begin; s < end; ++s) {
+      typename Format::W ws[kPair];
+      Format::weights(w + s * Format::kPanelBytes, ws);
+      __builtin_prefetch(w + s * Format::kPanelBytes + kAhead);
+      if constexpr (Format::kPanelBytes == 128) __builtin_prefetch(w + s * Format::kPanelBytes + kAhead + 64);
+#pragma GCC unroll 12
+      for (int r = 0; r < R; ++r) {
+        sums[r][0] = Format::add(sums[r][0], x[s * R + r], ws[0]);
+        sums[r][1] = Format::add(sums[r][1], x[s * R + r], ws[1]);
+      }
+    }
+  }
+
+  // One row's features from n0 on: scale, bias, activation, and what it is combined with.
+  void finish(float* sums, int64_t row, int64_t n0) const {
+    const int64_t width = std::min(kPanel, a_.N - n0), at = row * a_.N + n0;
+    if constexpr (Format::kQuantised) {
+      for_lanes(width, [&](int64_t i, int64_t n) {
+        store(sums + i, load<vf>(sums + i) * load_some<vf>(a_.row_scale + n0 + i, n));
+      });
+    }
+    if (a_.bias.data) {
+      for_lanes(width, [&](int64_t i, int64_t n) {
+        store(sums + i, load<vf>(sums + i) + load_some_as_float(a_.bias.dtype, a_.bias.data, n0 + i, n));
+      });
+    }
+    if (a_.activation != Activation::kNone) {
+      for (int64_t i = 0; i < kPanel; i += VL) store(sums + i, activate(a_.activation, load<vf>(sums + i)));
+    }
+    for_lanes(width, [&](int64_t i, int64_t n) {
+      vf v = load<vf>(sums + i);
+      if (a_.combine == Combine::kAdd) v += load_some<vf>(a_.other + at + i, n);
+      if (a_.combine == Combine::kMultiply) v *= load_some<vf>(a_.other + at + i, n);
+      store_some(a_.y + at + i, v, n);
+    });
+  }
+
+  const LinearArgs& a_;
+  Panels row_panels_;
+  int64_t steps_, group_, groups_;
+  uint32_t* inputs_;
+  int32_t* input_sums_;
+  float* input_scales_;
+};
+
+}  // namespace MPT_ISA
+}  // namespace mpt
