@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from model.activations import Activation
 from model.kernels.cpu import calls
 from model.norm import Norm, normalise
-from model.packed import PackedMatrix, take_rows, unpack
+from model.packed import PackedMatrix, round_inputs, take_rows, unpack
 
 if TYPE_CHECKING:
     from dataclasses import dataclass
@@ -68,7 +68,11 @@ def _product(x: Array, weight: Matrix) -> Array:
     units and accumulate in float32.
     """
     if isinstance(weight, PackedMatrix):
-        weight = unpack(weight).astype(weight.dtype)
+        numbers = unpack(weight)
+        return jax.lax.platform_dependent(
+            cpu=lambda: _dot(round_inputs(x, weight), numbers),  # what the kernels compute
+            default=lambda: _dot(x.astype(weight.dtype), numbers.astype(weight.dtype)),
+        )
     if weight.dtype == jnp.float32:
         return _dot(x, weight)
     return jax.lax.platform_dependent(

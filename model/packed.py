@@ -26,6 +26,8 @@ else:
     from flax.struct import dataclass
 
 PANEL = 32
+INT8_INPUT_GROUP = 256  # inputs of a row that share a scale where weights are int8; int4 weights have groups of theirs
+_PANELS_PER_THREAD = 32  # at least: below it a thread costs more than it brings
 _OFFSET = {"int8": 128, "int4": 8}  # added to a quantised number, which makes it unsigned
 
 
@@ -93,7 +95,10 @@ def _pack_words(words: NDArray[np.uint32], padding: int) -> NDArray[np.uint32]:
 
 def _in_threads(work: Callable[[int, int], None], count: int) -> None:
     """work(first, last) over runs that cover [0, count); native code, which holds no interpreter lock."""
-    threads = min(os.cpu_count() or 1, count)
+    threads = min(os.cpu_count() or 1, count // _PANELS_PER_THREAD)
+    if threads < 2:
+        work(0, count)
+        return
     bounds = [count * i // threads for i in range(threads + 1)]
     with ThreadPoolExecutor(threads) as executor:
         list(executor.map(work, bounds[:-1], bounds[1:]))
@@ -109,6 +114,22 @@ def unpack(matrix: PackedMatrix) -> Array:
     if groups is not None:
         groups = jnp.swapaxes(groups, 1, 2).reshape(data.shape[0] * PANEL, -1)[:N]
     return _scaled(matrix, numbers, matrix.row_scale, groups)
+
+
+def round_inputs(x: Array, matrix: PackedMatrix) -> Array:
+    """x [..., K] float32 as the matrix meets it on a CPU: rounded to bfloat16 beside bfloat16 weights; beside
+    quantised ones, per row and group of inputs, a whole number from -127 to 127 times a scale.
+    """
+    if matrix.format == "float32":
+        return x
+    if matrix.format == "bfloat16":
+        return x.astype(jnp.bfloat16).astype(jnp.float32)
+    K = matrix.shape[1]
+    group = matrix.group or INT8_INPUT_GROUP
+    runs = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -K % group)]).reshape(*x.shape[:-1], -1, group)
+    top = jnp.max(jnp.abs(runs), axis=-1, keepdims=True)
+    factor = jnp.where(top > 0, 127 / top, 0)
+    return (jnp.round(runs * factor) * (top / 127)).reshape(*x.shape[:-1], -1)[..., :K]
 
 
 def take_rows(matrix: PackedMatrix, ids: Array) -> Array:

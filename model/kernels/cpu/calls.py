@@ -84,7 +84,8 @@ def linear(
 
 def norm(x: Array, norm: Norm) -> Array:
     """`model.norm.normalise`: x [..., K] float32 -> the same; a row's result does not depend on the other rows."""
-    arguments, attributes = _norm_arguments(norm)
+    vectors, attributes = _norm_arguments(norm)
+    arguments = [vector for vector in vectors if vector is not None]
     call = jax.ffi.ffi_call("mpt_norm", jax.ShapeDtypeStruct(x.shape, jnp.float32))
     return call(x, *arguments, **attributes)
 

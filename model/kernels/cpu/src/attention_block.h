@@ -7,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "rows.h"
 #include "vector_math.h"
@@ -152,12 +153,15 @@ __attribute__((noinline)) void weigh_run(const float* weights, const KeyRun& run
   const E* ahead = static_cast<const E*>(run.ahead) + (begin - run.begin) * run.stride;
   weights += begin;
   int64_t d = 0;
-  for (; d + 4 * VL <= width; d += 4 * VL) add_values<From, R, 4>(weights, v + d, ahead + d, run.stride, count, values + d, width);
-  if (d + 2 * VL <= width) {
-    add_values<From, R, 2>(weights, v + d, ahead + d, run.stride, count, values + d, width);
-    d += 2 * VL;
-  }
-  if (d < width) add_values<From, R, 1>(weights, v + d, ahead + d, run.stride, count, values + d, width);
+  const auto add = [&](auto vectors) {
+    constexpr int J = decltype(vectors)::value;
+    for (; d + J * VL <= width; d += J * VL) {
+      add_values<From, R, J>(weights, v + d, ahead + d, run.stride, count, values + d, width);
+    }
+  };
+  add(std::integral_constant<int, 4>());
+  add(std::integral_constant<int, 2>());
+  add(std::integral_constant<int, 1>());
 }
 
 // The largest lane; no order matters here.
@@ -195,7 +199,8 @@ inline void soften(const Queries& queries, int64_t i, int64_t start, KeyRange se
   const float top = std::max(queries.top[i], highest(tops));
   vf weights = {};
   for (int64_t key = 0; key < seen.end; key += VL) {
-    const vf w = exp(load<vf>(scores + key) - top);
+    const vf x = load<vf>(scores + key) - top;
+    const vf w = select(x == x, exp(x), x);  // NaN is not to vanish in exp
     store(scores + key, w);
     weights += w;
   }

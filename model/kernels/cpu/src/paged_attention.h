@@ -17,7 +17,7 @@ class PagedAttention {
   // Queries of a tile, over its heads; more where the heads that share one head of keys are more by themselves.
   static constexpr int64_t kTileQueries = 64 / kQueries * kQueries;
   static constexpr int64_t kTokensPerWrite = 8;
-  static constexpr int64_t kAloneProducts = 200'000;  // below so many a second thread costs more than it brings
+  static constexpr int64_t kAloneProducts = 100'000;  // below so many a second thread costs more than it brings
 
  public:
   explicit PagedAttention(const AttentionArgs& args)
@@ -33,8 +33,8 @@ class PagedAttention {
     auto attend = [&](int64_t unit) { attend_tile(tiles[unit % tiles.size()], unit / tiles.size()); };
     int64_t products = 0;
     for (const Tile& tile : tiles) products += 2 * tile.products * a.H * a.hd;
-    run_phases(pool, products < kAloneProducts ? 1 : pool.threads(), phase((a.T + kTokensPerWrite - 1) / kTokensPerWrite, write),
-               phase(units, attend));
+    const int threads = products < kAloneProducts ? 1 : pool.threads();
+    run_phases(pool, threads, phase((a.T + kTokensPerWrite - 1) / kTokensPerWrite, write), phase(units, attend));
   }
 
  private:
@@ -57,8 +57,8 @@ class PagedAttention {
     const int64_t most = std::max<int64_t>(1, kTileQueries / group);
     for (int64_t r = 0; r < a.R; ++r) {
       const int64_t start = a.query_start[r], length = a.query_len[r], context = a.context_len[r];
-      const bool sound = start >= 0 && length > 0 && start + length <= a.T && length <= context && context <= a.W * a.block;
-      if (!sound || a.N < 1) continue;  // padding, or what must not be read
+      const bool inside = start >= 0 && start + length <= a.T && length <= context && context <= a.W * a.block;
+      if (length < 1 || !inside || a.N < 1) continue;  // padding, or what must not be read
       for (int64_t i = 0; i < length; i += most) {
         const int64_t tokens = std::min(most, length - i), position = context - length + i, keys = position + tokens;
         const int64_t seen = a.window < 0 ? keys : std::min(keys, a.window + tokens);
@@ -110,6 +110,10 @@ class PagedAttention {
     int64_t start = a.window < 0 ? 0 : std::max<int64_t>(tile.position - a.window, 0) / kKeys * kKeys;
     KeyBlock blocks[2], *block = blocks, *next = blocks + 1;
     locate(tile.row, kv_head, start, end, block);
+    for (int n = 0; n < block->runs; ++n) {
+      const KeyRun& run = block->run[n];
+      Source<D, true>::prefetch(run.k, 0, (run.end - run.begin) * a.hd);
+    }
     for (; start < end; start += kKeys, std::swap(block, next)) {
       locate(tile.row, kv_head, start + kKeys, end, next);
       look_ahead(block, *next);

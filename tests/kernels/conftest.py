@@ -1,0 +1,20 @@
+import pytest
+
+from model.kernels.cpu.library import KernelLibrary, kernel_library
+
+
+def instruction_sets() -> tuple[str, ...]:
+    library = kernel_library()
+    return () if library is None else library.instruction_sets
+
+
+@pytest.fixture(
+    scope="module", params=instruction_sets() or [pytest.param(None, marks=pytest.mark.skip("kernels were not built"))]
+)
+def library(request):
+    """The library with the kernels of each instruction set in turn."""
+    library: KernelLibrary = kernel_library()
+    usual = library.instruction_set
+    library.use(request.param)
+    yield library
+    library.use(usual)
