@@ -20,6 +20,7 @@ from reference import check_generated
 
 from model.config import MptConfig
 from model.export import save_checkpoint
+from model.kernels.cpu import calls
 from model.weights import Weights
 from mpt_serve.engine import (
     Completion,
@@ -136,8 +137,9 @@ def test_64_requests_together_give_what_each_gives_alone(engine: Engine, weights
     assert_all_free(engine)
     for prompt, own, completion in zip(prompts, params, together, strict=True):
         (alone,) = engine.generate([prompt], own)
-        if alone != completion:  # a tie, or a mistake
-            check_generated(weights, config, VOCAB_LIMIT, prompt, own, completion.token_ids)
+        if calls.available():  # no row's numbers depend on another row
+            assert alone == completion
+        check_generated(weights, config, VOCAB_LIMIT, prompt, own, completion.token_ids)
 
 
 def test_preemption_loses_nothing(engine: Engine, weights: Weights, config: MptConfig) -> None:

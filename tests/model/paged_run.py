@@ -9,7 +9,7 @@ import numpy as np
 
 from model.config import MptConfig
 from model.kv_cache import init_kv_cache
-from model.step import StepBatch, forward_step, lm_logits
+from model.step import CacheAttention, StepBatch, forward_step, lm_logits, xla_attention
 from model.weights import Weights
 
 BLOCK = 16
@@ -21,8 +21,16 @@ class PagedRun:
     Every call compiles to one program: T = rows * length tokens at most, padded.
     """
 
-    def __init__(self, weights: Weights, config: MptConfig, rows: int, length: int, tokens: int) -> None:
-        self._weights, self._rows, self._tokens = weights, rows, tokens
+    def __init__(
+        self,
+        weights: Weights,
+        config: MptConfig,
+        rows: int,
+        length: int,
+        tokens: int,
+        attention: CacheAttention = xla_attention,
+    ) -> None:
+        self._weights, self._rows, self._tokens, self._attention = weights, rows, tokens, attention
         width = -(-length // BLOCK)
         blocks = rows * width + 3
         self._slots_end = blocks * BLOCK
@@ -52,11 +60,11 @@ class PagedRun:
             at += len(ids)
         decodes = sum(len(ids) == 1 for _, _, ids in ordered)
         batch = StepBatch(*token, tables, *row, np.int32(decodes))  # type: ignore[arg-type]
-        logits, self._cache = _step(self._config, self._weights, self._cache, batch)
+        logits, self._cache = _step(self._config, self._attention, self._weights, self._cache, batch)
         return {sequence: np.asarray(logits[r]) for r, (sequence, _, _) in enumerate(ordered)}
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=2)
-def _step(config, weights, cache, batch):  # type: ignore[no-untyped-def]
-    hidden, cache = forward_step(weights, config, cache, batch)
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+def _step(config, attention, weights, cache, batch):  # type: ignore[no-untyped-def]
+    hidden, cache = forward_step(weights, config, cache, batch, attention)
     return lm_logits(weights, config, hidden), cache

@@ -10,7 +10,10 @@ from paged_run import PagedRun
 
 from model.checkpoint import load_weights
 from model.config import ConfigError, MptConfig
+from model.kernels.cpu import calls
 from model.mpt import forward
+from model.quantization import WeightFormat, pack_weights
+from model.step import xla_attention
 from model.weights import Weights
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -52,13 +55,19 @@ def test_full_forward(name: str) -> None:
     close(np.asarray(logits[0]), golden["logits"])
 
 
+@pytest.mark.parametrize("kernels", ["xla", "cpu"])
 @pytest.mark.parametrize("name", CACHED)
-def test_paged_cache(name: str) -> None:
+def test_paged_cache(name: str, kernels: str) -> None:
     """One program per case: prefill then decode, every chunk size, beside unrelated rows, and greedy ids."""
     config, weights, golden = case(name)
+    attention = xla_attention
+    if kernels == "cpu":
+        if not calls.available():
+            pytest.skip("kernels were not built")
+        weights, attention = pack_weights(weights, config, WeightFormat(packed=True)), calls.paged_attention
     ids, logits, prompt, greedy = golden["ids"], golden["logits"], golden["prompt"], golden["greedy"]
     T = max(len(ids), len(prompt) + len(greedy))
-    run = PagedRun(weights, config, rows=3, length=T, tokens=T + 30)
+    run = PagedRun(weights, config, rows=3, length=T, tokens=T + 30, attention=attention)
 
     close(run.step([(0, 0, ids)])[0], logits[-1])
     for chunk in range(1, len(ids)):
