@@ -1,9 +1,10 @@
 """Which kernels the devices of a model have."""
 
-from collections.abc import Set
+from collections.abc import Callable, Set
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.typing import DTypeLike
 
 from model.kernels.cpu import calls
@@ -21,6 +22,11 @@ def attention_for(devices: Set[jax.Device], cache_dtype: DTypeLike) -> CacheAtte
     if _has_cpu_kernels(devices) and jnp.dtype(cache_dtype) in (jnp.float32, jnp.bfloat16):
         return calls.paged_attention
     return xla_attention
+
+
+def choose_ids_for(devices: Set[jax.Device]) -> Callable[..., Array] | None:
+    """A kernel that samples (`kernels.cpu.calls.choose_ids`), or None."""
+    return calls.choose_ids if _has_cpu_kernels(devices) else None
 
 
 def _has_cpu_kernels(devices: Set[jax.Device]) -> bool:

@@ -17,7 +17,9 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from model.config import MptConfig
-from model.kernels.choice import attention_for
+from model.kernels.choice import attention_for, choose_ids_for
+from model.kernels.cpu.calls import paged_attention as cpu_attention
+from model.kernels.cpu.huge_pages import use_huge_pages
 from model.kv_cache import KvCache, init_kv_cache
 from model.sharding import cache_sharding
 from model.step import forward_step, lm_logits
@@ -54,9 +56,12 @@ class Runner:
         self._leaves, self._treedef = jax.tree.flatten(weights)
         self._config = config
         self._vocab_limit = vocab_limit
-        self._attention = attention_for(weights.norm_f.weight.devices(), cache_dtype)
+        devices = weights.norm_f.weight.devices()
+        self._attention, self._choose_ids = attention_for(devices, cache_dtype), choose_ids_for(devices)
         pool_sharding, self._replicated = _state_shardings(weights, config)
         self._cache = init_kv_cache(config, cache_plan.num_blocks, cache_plan.block_size, cache_dtype, pool_sharding)
+        if self._attention is cpu_attention:
+            jax.tree.map(use_huge_pages, self._cache)
         self._last_tokens = jnp.zeros(max_num_seqs, jnp.int32, device=self._replicated)
         self._shapes = {
             (tokens, rows): StepShape(
@@ -101,7 +106,7 @@ class Runner:
             weights = jax.tree.unflatten(self._treedef, leaves)
             batch, sampling, state_slot = unpack(packed, last_tokens, shape)
             hidden, cache = forward_step(weights, self._config, cache, batch, self._attention)
-            ids = sample(lm_logits(weights, self._config, hidden), sampling, self._vocab_limit)
+            ids = sample(lm_logits(weights, self._config, hidden), sampling, self._vocab_limit, self._choose_ids)
             return ids, last_tokens.at[state_slot].set(ids, mode="drop"), cache
 
         # Fixed output shardings: the next step's program expects the state where this one's expected it.

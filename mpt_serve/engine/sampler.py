@@ -52,28 +52,36 @@ def _mask_ids(logits: Array, batch: SamplingBatch) -> Array:
 LOGIT_TRANSFORMS = (LogitTransform(lambda batch: jnp.any(batch.masked_ids >= 0, axis=1), _mask_ids),)
 
 
-def sample(logits: Array, batch: SamplingBatch, vocab_limit: int) -> Array:
+# (logits [R, V], temperature, top_k, top_p, min_p, uniform, each [R], vocab_limit) -> ids [R]
+ChooseIds = Callable[[Array, Array, Array, Array, Array, Array, int], Array]
+
+
+def sample(logits: Array, batch: SamplingBatch, vocab_limit: int, choose: ChooseIds | None = None) -> Array:
     """Sample one id per row, always below vocab_limit. logits [R, V] float32 -> [R] int32.
 
-    A step whose rows are all greedy and plain pays for one argmax.
+    choose: a kernel that does what `choose_ids` does, faster.
     """
-    drawing = batch.temperature > 0
-    asked = jnp.stack([drawing, *(transform.asked(batch) for transform in LOGIT_TRANSFORMS)])
-    ids: Array = lax.cond(
-        jnp.any(asked),
-        lambda: _transform_and_choose(logits, batch, vocab_limit),
-        lambda: _argmax(_within(logits, vocab_limit)),
-    )
-    return ids
-
-
-def _transform_and_choose(logits: Array, batch: SamplingBatch, vocab_limit: int) -> Array:
-    logits = _within(logits, vocab_limit)
     for asked, apply in LOGIT_TRANSFORMS:
         logits = lax.cond(jnp.any(asked(batch)), apply, lambda logits, _: logits, logits, batch)
+    uniform = jax.vmap(_uniform)(batch.seed, batch.choice_index, batch.position)
+    return (choose or choose_ids)(
+        logits, batch.temperature, batch.top_k, batch.top_p, batch.min_p, uniform, vocab_limit
+    )
+
+
+def choose_ids(
+    logits: Array, temperature: Array, top_k: Array, top_p: Array, min_p: Array, uniform: Array, vocab_limit: int
+) -> Array:
+    """The largest logit's id where temperature is 0, else a draw by `uniform` [R] in [0, 1) from what filters leave.
+
+    A step whose rows are all greedy pays for one argmax.
+    """
+    logits = _within(logits, vocab_limit)
     greedy = _argmax(logits)
-    drawing = batch.temperature > 0
-    drawn = lax.cond(jnp.any(drawing), lambda: _draw(logits, greedy, batch), lambda: greedy)
+    drawing = temperature > 0
+    drawn = lax.cond(
+        jnp.any(drawing), lambda: _draw(logits, greedy, temperature, top_k, top_p, min_p, uniform), lambda: greedy
+    )
     return jnp.where(drawing, drawn, greedy)
 
 
@@ -97,35 +105,36 @@ def _blocks(x: Array, padding: float) -> Array:
     return jnp.pad(x, ((0, 0), (0, -V % _BLOCK)), constant_values=padding).reshape(R, -1, _BLOCK)
 
 
-def _draw(logits: Array, greedy: Array, batch: SamplingBatch) -> Array:
+def _draw(
+    logits: Array, greedy: Array, temperature: Array, top_k: Array, top_p: Array, min_p: Array, uniform: Array
+) -> Array:
     """One id per row from the filtered distribution, logits [R, V] -> [R] int32."""
     top = jnp.take_along_axis(logits, greedy[:, None], axis=1)
-    # Subtracting first keeps tiny temperatures finite. Greedy rows go along; `sample` does not use what they draw.
-    scaled = (logits - top) / jnp.maximum(batch.temperature, jnp.finfo(jnp.float32).tiny)[:, None]  # [R, V], <= 0
-    threshold = _filter(scaled, batch)
-    uniform = jax.vmap(_uniform)(batch.seed, batch.choice_index, batch.position)
+    # Subtracting first keeps tiny temperatures finite. Greedy rows go along; what they draw is not used.
+    scaled = (logits - top) / jnp.maximum(temperature, jnp.finfo(jnp.float32).tiny)[:, None]  # [R, V], <= 0
+    threshold = _filter(scaled, top_k, top_p, min_p)
     ids, total = _inverse_cdf(_weights(scaled, threshold), uniform)
     # The greedy id's own weight is 1, so that a total is nan only where a logit is nan or infinite.
     return jnp.where(jnp.isfinite(total), ids, greedy)
 
 
-def _filter(scaled: Array, batch: SamplingBatch) -> Array:
+def _filter(scaled: Array, top_k: Array, top_p: Array, min_p: Array) -> Array:
     """The threshold [R] that min_p, top_k and top_p, in this order, set for scaled [R, V]; -inf keeps all."""
 
     def raise_threshold(which: Array, threshold: Array) -> Array:
         by_count = which == 0  # top_k is a number of ids, top_p a share of the probability left so far
-        asked = jnp.where(by_count, batch.top_k > 0, batch.top_p < 1)
+        asked = jnp.where(by_count, top_k > 0, top_p < 1)
 
         def search() -> Array:
             weights = jnp.where(by_count, 1.0, _weights(scaled, threshold))
-            target = jnp.where(by_count, batch.top_k.astype(jnp.float32), batch.top_p * jnp.sum(weights, axis=1))
+            target = jnp.where(by_count, top_k.astype(jnp.float32), top_p * jnp.sum(weights, axis=1))
             return _bisect(scaled, weights, target)
 
         found = lax.cond(jnp.any(asked), search, lambda: threshold)
         return jnp.where(asked, jnp.maximum(threshold, found), threshold)
 
     # A loop, so that the search is compiled once.
-    threshold: Array = lax.fori_loop(0, 2, raise_threshold, jnp.log(batch.min_p))
+    threshold: Array = lax.fori_loop(0, 2, raise_threshold, jnp.log(min_p))
     return threshold
 
 

@@ -1,6 +1,7 @@
 """Sampling: exact distributions for every filter, and the numbers of one row whatever is around it."""
 
 import math
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import distribution
 
-from mpt_serve.engine.sampler import SamplingBatch, sample
+from model.kernels.cpu import calls
+from mpt_serve.engine.sampler import ChooseIds, SamplingBatch, sample
 
-sample_jit = jax.jit(sample, static_argnums=2)
+sample_jit = jax.jit(sample, static_argnums=(2, 3))
+
+
+@pytest.fixture(autouse=True, scope="module", params=["xla", "cpu"])
+def kernel(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test runs with the reference, and with the native kernel where there is one."""
+    global choose
+    if request.param == "cpu" and not calls.available():
+        pytest.skip("kernels were not built")
+    choose = calls.choose_ids if request.param == "cpu" else None
+    yield
+    choose = None
+
+
+choose: ChooseIds | None = None
 
 
 def batch_of(
@@ -41,7 +57,7 @@ def batch_of(
 def draw(logits: np.ndarray, vocab_limit: int, batch: SamplingBatch) -> np.ndarray:
     """One id per row of the batch, all from the same logits [V]."""
     rows = batch.position.shape[0]
-    return np.asarray(sample_jit(jnp.tile(jnp.asarray(logits, jnp.float32), (rows, 1)), batch, vocab_limit))
+    return np.asarray(sample_jit(jnp.tile(jnp.asarray(logits, jnp.float32), (rows, 1)), batch, vocab_limit, choose))
 
 
 def deviation(counts: np.ndarray, probabilities: np.ndarray) -> float:
@@ -154,11 +170,11 @@ def test_a_row_draws_the_same_alone_and_among_others() -> None:
         SamplingBatch(*(np.stack(field)[np.arange(ROWS) % 4, np.arange(ROWS)] for field in zip(*kinds, strict=True))),
         kinds[0],
     )
-    together = np.asarray(sample_jit(logits, mixed, LIMIT))
+    together = np.asarray(sample_jit(logits, mixed, LIMIT, choose))
     for row in (0, 1, 2, 3, 17, 1234, ROWS - 1):
         own = np.arange(ROWS) == row
         fields = (np.where(own.reshape(-1, *(1,) * (a.ndim - 1)), a, b) for a, b in zip(mixed, padding, strict=True))
-        alone = np.asarray(sample_jit(logits * own[:, None], SamplingBatch(*fields), LIMIT))
+        alone = np.asarray(sample_jit(logits * own[:, None], SamplingBatch(*fields), LIMIT, choose))
         assert alone[row] == together[row]
 
 

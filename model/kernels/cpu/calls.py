@@ -1,6 +1,7 @@
 """The CPU kernels as JAX functions. Each docstring names the readable reference that defines the function."""
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -18,7 +19,7 @@ from model.packed import PackedMatrix
 if TYPE_CHECKING:
     from model.step import StepBatch
 
-__all__ = ["available", "linear", "norm", "paged_attention"]
+__all__ = ["available", "choose_ids", "linear", "norm", "paged_attention"]
 
 # In the order of the enumerations in src/kernels.h.
 FORMATS = ("float32", "bfloat16", "int8", "int4")
@@ -37,6 +38,12 @@ _FUSED = {
 def available() -> bool:
     """True where the kernels can run; asked on the host, before a program is traced."""
     return kernel_library() is not None
+
+
+def _call(target: str, result: Any, input_output_aliases: dict[int, int] | None = None) -> Callable[..., Any]:
+    """`jax.ffi.ffi_call` of a kernel, which is registered once the library is loaded."""
+    assert available(), f"{target} without the native kernels"
+    return jax.ffi.ffi_call(target, result, input_output_aliases=input_output_aliases)
 
 
 def linear(
@@ -62,10 +69,10 @@ def linear(
     if combination != "none" and other is not None:
         arguments.append(other.reshape(-1, N))
     arguments = [x.reshape(-1, K), weight.data, *(a for a in arguments if a is not None)]
-    y = jax.ffi.ffi_call(
+    y = _call(
         "mpt_linear",
         jax.ShapeDtypeStruct((math.prod(lead), N), jnp.float32),
-        input_output_aliases={} if combination == "none" else {len(arguments) - 1: 0},
+        input_output_aliases=None if combination == "none" else {len(arguments) - 1: 0},
     )(
         *arguments,
         **norm_attributes,
@@ -86,7 +93,7 @@ def norm(x: Array, norm: Norm) -> Array:
     """`model.norm.normalise`: x [..., K] float32 -> the same; a row's result does not depend on the other rows."""
     vectors, attributes = _norm_arguments(norm)
     arguments = [vector for vector in vectors if vector is not None]
-    call = jax.ffi.ffi_call("mpt_norm", jax.ShapeDtypeStruct(x.shape, jnp.float32))
+    call = _call("mpt_norm", jax.ShapeDtypeStruct(x.shape, jnp.float32))
     return call(x, *arguments, **attributes)
 
 
@@ -101,7 +108,7 @@ def paged_attention(
     T, H, hd = q.shape
     qkv = jnp.concatenate([q.reshape(T, -1), k.reshape(T, -1), v.reshape(T, -1)], axis=1)
     slopes = alibi_slopes(H, config.alibi_bias_max) if config.alibi else np.zeros(0, np.float32)
-    y, k_pool, v_pool = jax.ffi.ffi_call(
+    y, k_pool, v_pool = _call(
         "mpt_attention",
         (
             jax.ShapeDtypeStruct((T, H * hd), jnp.float32),
@@ -124,6 +131,23 @@ def paged_attention(
         window=np.int64(-1 if config.sliding_window is None else config.sliding_window),
     )
     return y.reshape(T, H, hd), k_pool, v_pool
+
+
+def choose_ids(
+    logits: Array,
+    temperature: Array,
+    top_k: Array,
+    top_p: Array,
+    min_p: Array,
+    uniform: Array,
+    vocab_limit: int,
+) -> Array:
+    """One id below vocab_limit per row of logits [R, V] float32 -> [R] int32; parameters [R] float32, top_k int32.
+
+    Temperature 0 takes the largest. `mpt_serve.engine.sampler` defines the rest; uniform [R] in [0, 1) is the draw.
+    """
+    call = _call("mpt_sample", jax.ShapeDtypeStruct(logits.shape[:1], jnp.int32))
+    return call(logits, temperature, top_k, top_p, min_p, uniform, limit=np.int64(vocab_limit))
 
 
 def _norm_arguments(norm: Norm | None) -> tuple[list[Array | None], dict[str, Any]]:

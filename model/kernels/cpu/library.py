@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 FILE_NAME = "libmpt_kernels.so"
 VARIABLE = "MPT_SERVE_CPU_KERNELS"  # an instruction set, or 'none'
-TARGETS = ("mpt_linear", "mpt_norm", "mpt_attention")
+TARGETS = ("mpt_linear", "mpt_norm", "mpt_attention", "mpt_sample")
 
 
 class KernelLibrary:

@@ -200,6 +200,31 @@ ffi::Error attention(ffi::ThreadPool thread_pool, ffi::BufferR2<ffi::F32> qkv, f
   return ffi::Error::Success();
 }
 
+using Floats = ffi::BufferR1<ffi::F32>;
+
+ffi::Error sample(ffi::ThreadPool thread_pool, ffi::BufferR2<ffi::F32> logits, Floats temperature, Integers top_k,
+                  Floats top_p, Floats min_p, Floats uniform, ffi::Result<Integers> ids, int64_t limit) {
+  SampleArgs a = {};
+  a.R = logits.dimensions()[0], a.V = logits.dimensions()[1], a.limit = limit;
+  if (limit < 1 || limit > a.V) return wrong("ids to choose from are needed, and no more than there are logits");
+  for (const Floats* rows : {&temperature, &top_p, &min_p, &uniform}) {
+    if (static_cast<int64_t>(rows->element_count()) != a.R) return wrong("every row has its parameters");
+  }
+  if (static_cast<int64_t>(top_k.element_count()) != a.R || static_cast<int64_t>(ids->element_count()) != a.R) {
+    return wrong("every row has its parameters");
+  }
+  a.logits = logits.typed_data();
+  a.temperature = temperature.typed_data();
+  a.top_k = top_k.typed_data();
+  a.top_p = top_p.typed_data();
+  a.min_p = min_p.typed_data();
+  a.uniform = uniform.typed_data();
+  a.ids = ids->typed_data();
+  XlaPool pool(thread_pool);
+  kernels().sample(a, pool);
+  return ffi::Error::Success();
+}
+
 }  // namespace
 }  // namespace mpt
 
@@ -250,6 +275,18 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(mpt_attention_handler, mpt::attention,
                                   .Attr<float>("softcap")
                                   .Attr<int64_t>("window"));
 
+XLA_FFI_DEFINE_HANDLER_SYMBOL(mpt_sample_handler, mpt::sample,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::BufferR2<ffi::F32>>()
+                                  .Arg<mpt::Floats>()
+                                  .Arg<mpt::Integers>()
+                                  .Arg<mpt::Floats>()
+                                  .Arg<mpt::Floats>()
+                                  .Arg<mpt::Floats>()
+                                  .Ret<mpt::Integers>()
+                                  .Attr<int64_t>("limit"));
+
 extern "C" {
 MPT_EXPORT const char* const* mpt_supported_kernels(int* count) { return mpt::supported_kernels(count); }
 MPT_EXPORT const char* mpt_kernels_in_use() { return mpt::kernels().name; }
@@ -260,5 +297,6 @@ MPT_EXPORT void mpt_pack_panels(const uint32_t* from, int64_t N, int64_t steps, 
 }
 MPT_EXPORT XLA_FFI_Error* mpt_linear(XLA_FFI_CallFrame* frame) { return mpt_linear_handler(frame); }
 MPT_EXPORT XLA_FFI_Error* mpt_norm(XLA_FFI_CallFrame* frame) { return mpt_norm_handler(frame); }
+MPT_EXPORT XLA_FFI_Error* mpt_sample(XLA_FFI_CallFrame* frame) { return mpt_sample_handler(frame); }
 MPT_EXPORT XLA_FFI_Error* mpt_attention(XLA_FFI_CallFrame* frame) { return mpt_attention_handler(frame); }
 }

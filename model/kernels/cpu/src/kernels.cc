@@ -1,6 +1,7 @@
 // The kernels of one instruction set: compiled once for each, with MPT_ISA and the compiler's flags saying which.
 #include "linear.h"
 #include "paged_attention.h"
+#include "sampling.h"
 
 #define MPT_STRING(x) MPT_STRING_(x)
 #define MPT_STRING_(x) #x
@@ -39,7 +40,7 @@ void norm(const NormArgs& a, Pool& pool) {
 }  // namespace
 
 extern const KernelTable table;
-const KernelTable table = {MPT_STRING(MPT_ISA), supported, linear, norm, paged_attention};
+const KernelTable table = {MPT_STRING(MPT_ISA), supported, linear, norm, paged_attention, sample};
 
 }  // namespace MPT_ISA
 }  // namespace mpt

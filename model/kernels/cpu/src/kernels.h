@@ -85,6 +85,18 @@ struct AttentionArgs {
   float* out;      // [T, H, hd]; zeros where no row has a token
 };
 
+// One id per row of logits.
+struct SampleArgs {
+  const float* logits;       // [R, V]
+  int64_t R, V, limit;       // ids below `limit` only
+  const float* temperature;  // [R], 0 for the largest logit
+  const int32_t* top_k;      // [R], 0 for all
+  const float* top_p;        // [R], 1 for all
+  const float* min_p;        // [R], 0 for all
+  const float* uniform;      // [R], in [0, 1)
+  int32_t* ids;              // [R]
+};
+
 // The kernels for one instruction set.
 struct KernelTable {
   const char* name;
@@ -92,6 +104,7 @@ struct KernelTable {
   void (*linear)(const LinearArgs&, Pool&);
   void (*norm)(const NormArgs&, Pool&);
   void (*attention)(const AttentionArgs&, Pool&);
+  void (*sample)(const SampleArgs&, Pool&);
 };
 
 // The kernels in use: the best that this machine has, unless `use_kernels` chose others.
