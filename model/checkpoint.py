@@ -53,7 +53,8 @@ def load_weights(
 ) -> Weights:
     """Reads the weights of the checkpoint in `folder`.
 
-    dtype: bfloat16, float16 or float32 for every parameter; None keeps each as it is stored (float64 as float32).
+    dtype: bfloat16, float16 or float32 for every parameter; None keeps each as it is stored (float64 as float32, and
+        so float16 where `format` is packed: no kernel reads it).
     shardings: where parameters go: one Sharding for all, a `Weights` of them (`sharding.weight_shardings`, whose
         `Attention.shards` also says how Wqkv rows are dealt), or None for JAX's default device.
     progress: a bar on stderr; None shows it on a terminal only.
@@ -65,15 +66,15 @@ def load_weights(
     sources = _match(Path(folder), find_tensors(folder), config)
     shards = shardings.blocks[0].attn.shards if isinstance(shardings, Weights) else 1
     placements = leaf_paths(shardings) if isinstance(shardings, Weights) else {}
-    sources.sort(key=lambda source: (source.parts[0].path.name, source.parts[0].offset))  # read each file forwards
+    # The largest first: a tensor that is packed is in memory twice meanwhile, and then little else is. Beyond that,
+    # each file forwards.
+    sources.sort(key=lambda source: (-source.nbytes, source.parts[0].path.name, source.parts[0].offset))
     leaves = {}
-    with _progress_bar(sum(source.nbytes for source in sources), progress) as bar:
+    with progress_bar(sum(source.nbytes for source in sources), progress) as bar:
         for source in sources:
-            host = _read(source, target, config, shards)
-            packed = format.of(source.spec.path, host.dtype, config.tied_head)
-            leaf = host if packed is None else pack_matrix(host, packed, format.group)
-            leaves[source.spec.path] = _place(leaf, placements.get(source.spec.path, shardings))
-            del host, leaf
+            leaf = _in_format(_read(source, target, config, shards, format), source, config, format)
+            leaves[source.spec.path] = place(leaf, placements.get(source.spec.path, shardings))
+            del leaf
             bar.update(source.nbytes)
     return assemble_weights(config, leaves, shards)
 
@@ -223,10 +224,12 @@ def _target_dtype(dtype: DTypeLike | None) -> np.dtype[Any] | None:
     return target
 
 
-def _read(source: _Source, target: np.dtype[Any] | None, config: MptConfig, shards: int) -> NDArray[Any]:
+def _read(
+    source: _Source, target: np.dtype[Any] | None, config: MptConfig, shards: int, format: WeightFormat
+) -> NDArray[Any]:
     """The parameter on the host, in its final dtype and row order."""
     stored = source.parts[0].dtype
-    dtype = target or (np.dtype(np.float32) if stored == np.float64 else stored)
+    dtype = target or format.kept_dtype(stored)
     host = aligned_empty(source.spec.shape, dtype)
     row = 0
     for part in source.parts:
@@ -237,7 +240,19 @@ def _read(source: _Source, target: np.dtype[Any] | None, config: MptConfig, shar
     return host
 
 
-def _place(host: NDArray[Any] | PackedMatrix, sharding: Any) -> jax.Array | PackedMatrix:
+def _in_format(
+    host: NDArray[Any], source: _Source, config: MptConfig, format: WeightFormat
+) -> NDArray[Any] | PackedMatrix:
+    packed = format.of(source.spec.path, host.dtype, config.tied_head)
+    if packed is None:
+        return host
+    try:
+        return pack_matrix(host, packed, format.group)
+    except ValueError as error:
+        raise CheckpointError(f"{source.parts[0].path}: {source.spec.name!r} {error}") from None
+
+
+def place(host: NDArray[Any] | PackedMatrix, sharding: Any) -> jax.Array | PackedMatrix:
     """Moves a parameter to its devices. On the CPU the array adopts `host`, which nobody writes to any more."""
     if isinstance(host, PackedMatrix) or sharding is None or len(sharding.device_set) == 1:
         array = jax.device_put(host, sharding)
@@ -246,7 +261,7 @@ def _place(host: NDArray[Any] | PackedMatrix, sharding: Any) -> jax.Array | Pack
     return jax.block_until_ready(array)  # so that the host's copies do not pile up
 
 
-def _progress_bar(total: int, progress: bool | None) -> tqdm[Any]:
+def progress_bar(total: int, progress: bool | None) -> tqdm[Any]:
     disable = None if progress is None else not progress  # tqdm's None: only on a terminal
     return tqdm(
         total=total, unit="B", unit_scale=True, desc="Loading weights", file=sys.stderr, disable=disable, leave=False

@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 
 from model.checkpoint import WEIGHT_FILES, CheckpointError, load_weights
 from model.config import MptConfig
+from model.packed_cache import load_through_cache
 from model.quantization import AS_STORED, WeightFormat
 from model.sharding import weight_shardings
 from model.weights import Weights
@@ -48,6 +49,7 @@ def mpt_from_pretrained(
     revision: str | None = None,
     progress: bool | None = None,
     format: WeightFormat = AS_STORED,
+    cache_dir: str | Path | None = None,
 ) -> tuple[Weights, MptConfig]:
     """Loads a model: `path_or_id` is a checkpoint folder or a hub id such as "owner/name".
 
@@ -57,6 +59,7 @@ def mpt_from_pretrained(
     revision: a branch, tag or commit of the hub repository.
     progress: a bar on stderr; None shows it on a terminal only.
     format: how matrices are kept: as arrays in the checkpoint's order, in that of the CPU kernels, or quantised.
+    cache_dir: a folder that keeps quantised weights between loads (`packed_cache`); None keeps none.
 
     Raises CheckpointError (no such checkpoint, or a damaged or unfit one), ConfigError (a config.json that this
     package does not run), ValueError (device or mesh).
@@ -66,10 +69,14 @@ def mpt_from_pretrained(
     folder = resolve_checkpoint(path_or_id, revision)
     config = MptConfig.from_file(folder)
     if mesh is not None:
-        if format != AS_STORED:
-            raise ValueError("packed and quantised weights go to one device; a mesh takes neither")
+        if format.quantization != "none":
+            raise ValueError(f"quantization '{format.quantization}' takes one device; with a mesh it must be 'none'")
+        if format.packed:
+            raise ValueError("packed weights take one device; with a mesh the format must be that of the checkpoint")
         return load_weights(folder, config, dtype, weight_shardings(config, mesh, fsdp), progress), config
     placement = None if device is None else SingleDeviceSharding(find_device(device))
+    if cache_dir is not None and format.quantization != "none":
+        return load_through_cache(cache_dir, folder, config, dtype, placement, progress, format), config
     return load_weights(folder, config, dtype, placement, progress, format), config
 
 

@@ -5,12 +5,13 @@ the least squared error. The embedding and the head stay int8 beside int4 blocks
 bytes, and their errors reach the logits directly.
 """
 
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal, get_args
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from numpy.typing import NDArray
@@ -18,13 +19,16 @@ from numpy.typing import NDArray
 from model.config import MptConfig
 from model.packed import PANEL, PackedMatrix, pack_codes, pack_floats
 from model.sharding import leaf_paths
+from model.stored_tensor import aligned_empty
 from model.weights import Weights, assemble_weights
 
 Quantization = Literal["none", "int8", "int4"]
 QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
 
-_ROWS_AT_ONCE = 4096  # features quantised at a time: bounds what that holds beside the matrix
-_SHRINKINGS = tuple(1.0 - 0.04 * i for i in range(8))  # of a group's range, tried for int4
+_SHRINKINGS = (1.0, 0.94, 0.88, 0.82, 0.76)  # of a group's range, tried for int4
+_PART_BYTES = 2**21  # of a matrix in float32 that one thread quantises at a time: what its processor's cache holds
+_MOST_THREADS = 16  # each of which holds a few times that
+_LEAST = 1e-30  # rows and groups below it become zero: their scales' inverses would overflow
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class WeightFormat:
 
     quantization: str = "none"
     packed: bool = False
-    group: int = 32
+    group: int = 64
 
     def __post_init__(self) -> None:
         if self.quantization not in QUANTIZATIONS:
@@ -55,30 +59,54 @@ class WeightFormat:
         name = np.dtype(dtype).name
         return name if self.packed and name in ("float32", "bfloat16") else None
 
+    def kept_dtype(self, stored: np.dtype[Any]) -> np.dtype[Any]:
+        """The dtype in memory of a parameter stored as `stored`, where none is asked for."""
+        widened = stored == np.float64 or (stored == np.float16 and self.packed)  # no kernel reads float16
+        return np.dtype(np.float32) if widened else stored
+
 
 AS_STORED = WeightFormat()
 """Arrays in the checkpoint's order and dtype."""
 
 
+def packed_arrays(shape: tuple[int, ...], format: str, group: int) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Shapes and dtypes of the arrays of a quantised `PackedMatrix`, by their names."""
+    panels, steps = -(-shape[0] // PANEL), -(-shape[1] // 4)
+    int4 = format == "int4"
+    arrays: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
+        "data": ((panels, steps, PANEL // 2 if int4 else PANEL, 4), np.dtype(np.uint8)),
+        "row_scale": ((shape[0],), np.dtype(np.float32)),
+    }
+    if int4:
+        arrays["group_scale"] = ((panels, -(-shape[1] // group), PANEL), np.dtype(np.float16))
+    return arrays
+
+
 def pack_matrix(weight: NDArray[Any], format: str, group: int) -> PackedMatrix:
-    """A matrix [N, K] on the host in a format of `PackedMatrix`; its arrays are numpy's."""
+    """A matrix [N, K] on the host in a format of `PackedMatrix`; its arrays are numpy's.
+
+    Needs little memory beside both. Raises ValueError where a number that is to be quantised is not finite.
+    """
     shape = (weight.shape[0], weight.shape[1])
     if format in ("float32", "bfloat16"):
         return PackedMatrix(pack_floats(weight.astype(format, copy=False)), shape=shape, format=format)  # type: ignore[arg-type]
-    codes = np.empty(shape, np.int8)
-    row_scale = np.empty(shape[0], np.float32)
-    groups = np.zeros((-(-shape[0] // PANEL) * PANEL, -(-shape[1] // group)), np.float16)
-    for start in range(0, shape[0], _ROWS_AT_ONCE):
-        part = slice(start, min(start + _ROWS_AT_ONCE, shape[0]))
+    arrays = {name: aligned_empty(size, dtype) for name, (size, dtype) in packed_arrays(shape, format, group).items()}
+
+    def quantise(rows: slice) -> None:
+        panels = slice(rows.start // PANEL, -(-rows.stop // PANEL))
+        part = weight[rows].astype(np.float32)
+        if not np.isfinite(part).all():
+            raise ValueError("holds numbers that are not finite, which cannot be quantised")
         if format == "int8":
-            codes[part], row_scale[part] = _on_cpu(_quantise_int8, weight[part])
+            codes, arrays["row_scale"][rows] = _quantise_int8(part)
         else:
-            codes[part], row_scale[part], groups[part] = _on_cpu(partial(_quantise_int4, group=group), weight[part])
-    data = pack_codes(codes, format)
-    if format == "int8":
-        return PackedMatrix(data, row_scale, shape=shape, format=format)  # type: ignore[arg-type]
-    panels = np.ascontiguousarray(groups.reshape(-1, PANEL, groups.shape[1]).swapaxes(1, 2))
-    return PackedMatrix(data, row_scale, panels, shape, format, group)  # type: ignore[arg-type]
+            codes, arrays["row_scale"][rows], relative = _quantise_int4(part, group)
+            relative = np.pad(relative, ((0, -len(relative) % PANEL), (0, 0)))
+            arrays["group_scale"][panels] = relative.reshape(-1, PANEL, relative.shape[1]).swapaxes(1, 2)
+        arrays["data"][panels] = pack_codes(codes, format)
+
+    _in_threads(quantise, _parts(*shape))
+    return PackedMatrix(**arrays, shape=shape, format=format, group=group if format == "int4" else 0)  # type: ignore[arg-type]
 
 
 def pack_weights(weights: Weights, config: MptConfig, format: WeightFormat) -> Weights:
@@ -93,46 +121,68 @@ def pack_weights(weights: Weights, config: MptConfig, format: WeightFormat) -> W
     return assemble_weights(config, converted, weights.blocks[0].attn.shards)
 
 
-def _on_cpu(quantise: Any, weight: NDArray[Any]) -> tuple[NDArray[Any], ...]:
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        return tuple(np.asarray(a) for a in quantise(weight))
+def _parts(N: int, K: int) -> Iterator[slice]:
+    """Runs of whole panels that cover N features."""
+    rows = PANEL * min(max(_PART_BYTES // (4 * PANEL * max(K, 1)), 1), 32)
+    return (slice(start, min(start + rows, N)) for start in range(0, N, rows))
 
 
-@jax.jit
-def _quantise_int8(weight: Array) -> tuple[Array, Array]:
-    """[n, K] -> numbers [n, K] int8, scale [n] float32"""
-    weight = weight.astype(jnp.float32)
-    top = jnp.max(jnp.abs(weight), axis=1)
-    scale = jnp.where(top > 0, top / 127, 1.0)
-    return jnp.round(weight / scale[:, None]).astype(jnp.int8), scale
+def _in_threads(work: Callable[[slice], None], parts: Iterator[slice]) -> None:
+    """numpy computes without the interpreter's lock."""
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST_THREADS)) as executor:
+        for _ in executor.map(work, parts):
+            pass
 
 
-@partial(jax.jit, static_argnames="group")
-def _quantise_int4(weight: Array, group: int) -> tuple[Array, Array, Array]:
-    """[n, K] -> numbers [n, K] int8, scale [n] float32, scale of each group relative to it [n, G] float16.
+def _quantise_int8(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """[n, K], overwritten -> numbers [n, K], scale [n]"""
+    top = np.maximum(weight.max(axis=1), -weight.min(axis=1))
+    scale = np.where(top > _LEAST, top / np.float32(127), np.float32(1))
+    weight *= (1 / scale)[:, None]
+    return np.rint(weight, out=weight).astype(np.int8), scale
+
+
+def _quantise_int4(
+    weight: NDArray[np.float32], group: int
+) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.float16]]:
+    """[n, K] -> numbers [n, K], scale [n], scale of each group relative to it [n, G].
 
     A group's number of the largest magnitude becomes -8, the one place that has no counterpart, so that scales may be
-    negative.
+    negative. Where less error comes of it, the scale shrinks and the largest numbers are cut off. The scale chosen
+    then moves to the one that is best for its whole numbers.
     """
     n, K = weight.shape
-    weight = jnp.pad(weight.astype(jnp.float32), ((0, 0), (0, -K % group))).reshape(n, -1, group)
-    largest = jnp.take_along_axis(weight, jnp.argmax(jnp.abs(weight), axis=2, keepdims=True), axis=2)[..., 0]
-    full = largest / -8  # [n, G]
-    top = jnp.max(jnp.abs(full), axis=1)
-    row_scale = jnp.where(top > 0, top, 1.0)
+    if K % group:
+        weight = np.pad(weight, ((0, 0), (0, -K % group)))
+    weight = weight.reshape(n, -1, group)
+    high, low = weight.max(axis=2), weight.min(axis=2)
+    full = np.where(high > -low, high, low) / np.float32(-8)  # [n, G]
+    top = np.abs(full).max(axis=1)
+    row_scale = np.where(top > _LEAST, top, np.float32(1))
 
-    def numbers(scale: Array) -> Array:
-        safe = jnp.where(scale == 0, 1.0, scale)[..., None]
-        return jnp.clip(jnp.round(weight / safe), -8, 7)
-
-    def relative(shrinking: float) -> Array:
-        return (shrinking * full / row_scale[:, None]).astype(jnp.float16)
-
-    best, least = relative(1.0), jnp.full(full.shape, jnp.inf)
+    best, least = np.zeros(full.shape, np.float16), np.full(full.shape, np.inf, np.float32)
+    numbers = np.empty_like(weight)
     for shrinking in _SHRINKINGS:
-        candidate = relative(shrinking)
-        scale = candidate.astype(jnp.float32) * row_scale[:, None]
-        error = jnp.sum(jnp.square(numbers(scale) * scale[..., None] - weight), axis=2)
-        best, least = jnp.where(error < least, candidate, best), jnp.minimum(error, least)
-    codes = numbers(best.astype(jnp.float32) * row_scale[:, None])
-    return codes.reshape(n, -1)[:, :K].astype(jnp.int8), row_scale, best
+        relative = (np.float32(shrinking) * full / row_scale[:, None]).astype(np.float16)
+        scale = _to_int4(weight, relative, row_scale, numbers)
+        numbers *= scale[..., None]
+        numbers -= weight
+        error = np.einsum("ngk,ngk->ng", numbers, numbers)
+        best, least = np.where(error < least, relative, best), np.minimum(error, least)
+    _to_int4(weight, best, row_scale, numbers)
+    fitted = np.einsum("ngk,ngk->ng", weight, numbers) / np.maximum(np.einsum("ngk,ngk->ng", numbers, numbers), 1)
+    best = (fitted / row_scale[:, None]).astype(np.float16)
+    _to_int4(weight, best, row_scale, numbers)
+    return numbers.reshape(n, -1)[:, :K].astype(np.int8), row_scale, best
+
+
+def _to_int4(
+    weight: NDArray[np.float32], relative: NDArray[np.float16], row_scale: NDArray[np.float32], out: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Whole numbers of weight [n, G, group] into `out`; returns the scales [n, G] that they were found with."""
+    scale = relative.astype(np.float32) * row_scale[:, None]
+    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=np.abs(scale) > _LEAST)
+    np.multiply(weight, inverse[..., None], out=out)
+    np.rint(out, out=out)
+    np.clip(out, -8, 7, out=out)
+    return scale

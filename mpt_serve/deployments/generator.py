@@ -91,13 +91,16 @@ def _load_engine(settings: Settings) -> "Engine":
         max_model_len=settings.max_model_len,
         compilation_cache_dir=None if cache_dir is None else str(Path(cache_dir).expanduser()),
     )
+    mesh = _mesh(settings)
     return Engine.from_pretrained(
         model_path(settings.model),
         config,
-        dtype=_dtype(settings.dtype),
-        mesh=_mesh(settings),
+        dtype=_dtype(settings.dtype, mesh),
+        mesh=mesh,
         vocab_limit=tokenizer.vocab_len,
         eos_token_ids=tokenizer.eos_token_ids,
+        quantization=settings.quantization,
+        quantization_cache_dir=settings.quantization_cache_dir,
     )
 
 
@@ -115,12 +118,17 @@ def _check_accelerator() -> None:
         )
 
 
-def _dtype(setting: str) -> str | None:
+def _dtype(setting: str, mesh: "Mesh | None") -> str | None:
     import jax
 
-    if setting == "auto":  # XLA's 16-bit products on a CPU read weights ten times slower than its 32-bit ones
-        return "float32" if jax.default_backend() == "cpu" else None
-    return setting
+    from model.kernels.choice import weight_format
+
+    if setting != "auto":
+        return setting
+    devices = {jax.devices()[0]} if mesh is None else set(mesh.devices.flat)
+    # Where XLA computes on a CPU: its 16-bit products read weights ten times slower than its 32-bit ones.
+    by_xla = all(device.platform == "cpu" for device in devices) and not weight_format(devices).packed
+    return "float32" if by_xla else None
 
 
 def _mesh(settings: Settings) -> "Mesh | None":

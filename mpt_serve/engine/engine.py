@@ -22,7 +22,7 @@ from jax.typing import DTypeLike
 from model.config import MptConfig
 from model.kernels.choice import weight_format
 from model.pretrained import find_device, mpt_from_pretrained
-from model.quantization import pack_weights
+from model.quantization import WeightFormat, pack_weights
 from model.weights import Weights
 from mpt_serve.engine.block_pool import BlockPool
 from mpt_serve.engine.completion import Collector, Completion
@@ -127,14 +127,17 @@ class Engine:
         vocab_limit: int | None = None,
         eos_token_ids: Sequence[int] | None = None,
         quantization: str = "none",
+        quantization_cache_dir: str | Path | None = None,
     ) -> Self:
         """Load a checkpoint as `model.mpt_from_pretrained` does, and serve it.
 
         quantization: 'none', 'int8' or 'int4' weights.
+        quantization_cache_dir: a folder that keeps quantised weights between starts.
         """
-        devices = set(mesh.devices.flat) if mesh is not None else {find_device(device)}
-        format = weight_format(devices, quantization)
-        weights, config = mpt_from_pretrained(path_or_id, device=device, dtype=dtype, mesh=mesh, format=format)
+        format = WeightFormat(quantization) if mesh is not None else weight_format({find_device(device)}, quantization)
+        weights, config = mpt_from_pretrained(
+            path_or_id, device=device, dtype=dtype, mesh=mesh, format=format, cache_dir=quantization_cache_dir
+        )
         return cls(weights, config, settings, vocab_limit, eos_token_ids)
 
     @property

@@ -19,6 +19,7 @@ import sys
 import jax, jax.numpy as jnp, numpy as np
 from model.checkpoint import load_weights
 from model.config import MptConfig
+from model.quantization import WeightFormat
 from model.weights import weight_bytes
 
 def status(key):
@@ -26,8 +27,9 @@ def status(key):
 
 jax.device_put(np.zeros(8)).block_until_ready()
 before = status("VmRSS:")
-weights = load_weights(sys.argv[1], MptConfig.from_file(sys.argv[1]), sys.argv[2] or None)
-print((status("VmHWM:") - before) / weight_bytes(weights), weight_bytes(weights))
+format = WeightFormat(sys.argv[3], packed=sys.argv[3] != "none")
+weights = load_weights(sys.argv[1], MptConfig.from_file(sys.argv[1]), sys.argv[2] or None, format=format)
+print(status("VmHWM:") - before, weight_bytes(weights))
 """
 
 
@@ -54,17 +56,34 @@ def write_bin(folder: Path) -> None:
     write_zip(folder / "pytorch_model.bin", state, storages)
 
 
+def peak_and_weights(folder: Path, dtype: str, quantization: str) -> tuple[int, int]:
+    """Bytes of memory that loading takes at its peak, and that the weights take."""
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[2])}
+    (folder / "config.json").write_text(json.dumps(BIG))
+    command = [sys.executable, "-c", MEASURE, str(folder), dtype, quantization]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
+    peak, loaded = map(int, run.stdout.split())
+    return peak, loaded
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads its peak memory from Linux's /proc")
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
 def test_peak_memory(tmp_path: Path, kind: str) -> None:
     (write_safetensors if kind == "safetensors" else write_bin)(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps(BIG))
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[2])}
     for dtype, size in (("", 2), ("float32", 4)):
-        command = [sys.executable, "-c", MEASURE, str(tmp_path), dtype]
-        run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-        assert run.returncode == 0, run.stderr[-3000:]
-        ratio, loaded = run.stdout.split()
-        assert int(loaded) > size * 170_000_000
-        assert 0.9 < float(ratio) < 1.1, f"{dtype or 'as stored'}: peak {ratio} x the weights"
+        peak, loaded = peak_and_weights(tmp_path, dtype, "none")
+        assert loaded > size * 170_000_000
+        assert 0.9 < peak / loaded < 1.1, f"{dtype or 'as stored'}: peak {peak}, weights {loaded}"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads its peak memory from Linux's /proc")
+@pytest.mark.parametrize(("quantization", "bits"), [("int8", 8), ("int4", 4)])
+def test_peak_memory_while_quantising(tmp_path: Path, quantization: str, bits: int) -> None:
+    write_safetensors(tmp_path)
+    peak, loaded = peak_and_weights(tmp_path, "", quantization)
+    assert loaded > bits / 8 * 170_000_000
+    embedding = 2 * BIG["vocab_size"] * BIG["d_model"]  # bytes of the largest tensor, in memory beside its packed form
+    assert peak < loaded + embedding + 60e6  # what the threads hold

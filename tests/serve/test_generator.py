@@ -2,13 +2,17 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from mpt_serve.deployments import generator
 from mpt_serve.deployments.generator import Generator, StallWatch
 from mpt_serve.engine.request import Delta, RequestError
 from mpt_serve.engine.sampling_params import SamplingParams
+from mpt_serve.settings import Settings
 
 
 class FakeEngine:
@@ -40,6 +44,23 @@ def generator_over(engine: FakeEngine, stall_timeout_s: float = 10) -> Generator
     generator._stall_watch = StallWatch(stall_timeout_s)
     generator._mailbox = None
     return generator
+
+
+@pytest.mark.parametrize(("kernels", "dtype"), [(True, None), (False, "float32")])
+def test_the_model_is_loaded_as_the_settings_say(
+    monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path, kernels: bool, dtype: str | None
+) -> None:
+    asked: dict[str, Any] = {}
+    engine = SimpleNamespace(from_pretrained=lambda path, config, **options: asked.update(options))
+    monkeypatch.setattr("mpt_serve.engine.Engine", engine)
+    monkeypatch.setattr("mpt_serve.deployments.generator._check_accelerator", lambda: None)  # asks a running Ray
+    monkeypatch.setattr("model.kernels.cpu.calls.available", lambda: kernels)
+    args = {"model": str(tiny_checkpoint), "quantization": "int4", "quantization_cache_dir": "~/quantised"}
+    generator._load_engine(Settings.from_mapping(args))
+    assert (asked["quantization"], asked["quantization_cache_dir"]) == ("int4", "~/quantised")
+    assert (asked["mesh"], asked["dtype"]) == (None, dtype)  # 'auto', on a CPU
+    generator._load_engine(Settings.from_mapping(args | {"dtype": "bfloat16"}))
+    assert asked["dtype"] == "bfloat16"
 
 
 def test_a_stream_ends_with_its_finish_reason_and_leaves_nothing_behind() -> None:

@@ -1,0 +1,226 @@
+"""Quantised checkpoints: packed while they are loaded, and kept on disk where that is asked for."""
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from tiny_model import TINY, checkpoint_arrays
+from torch_writer import write_arrays
+
+import model.packed_cache
+from model.checkpoint import CheckpointError, load_weights
+from model.config import MptConfig
+from model.packed import PackedMatrix
+from model.pretrained import mpt_from_pretrained
+from model.quantization import WeightFormat, pack_weights
+from model.safetensors_file import read_safetensors
+from model.sharding import leaf_paths, make_mesh
+from model.weights import Weights
+
+CONFIG = MptConfig.from_dict(TINY)
+UNTIED = TINY | {"tie_word_embeddings": False, "no_bias": False, "attn_config": {"alibi": False}}
+INT8, INT4 = WeightFormat("int8", packed=True), WeightFormat("int4", packed=True, group=8)
+
+
+def assert_same(actual: Weights, expected: Weights) -> None:
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)  # formats, shapes and groups too
+    pairs = zip(leaf_paths(actual).items(), leaf_paths(expected).values(), strict=True)
+    for (path, a), b in pairs:
+        assert a.dtype == b.dtype, path
+        np.testing.assert_array_equal(a, b, err_msg=path)
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[WeightFormat]:
+    """The formats of the loads that the cache could not answer, in turn."""
+    formats = []
+
+    def counted(*arguments: Any) -> Weights:
+        formats.append(arguments[-1])
+        return load_weights(*arguments)
+
+    monkeypatch.setattr(model.packed_cache, "load_weights", counted)
+    return formats
+
+
+def entries(cache: Path) -> list[Path]:
+    assert not [path for path in cache.iterdir() if path.suffix != ".safetensors"]  # nothing half-written
+    return sorted(cache.iterdir())
+
+
+@pytest.mark.parametrize("options", [{}, {"max_shard_bytes": 4000}, {"dtype": ml_dtypes.bfloat16}])
+@pytest.mark.parametrize("format", [INT8, INT4, WeightFormat("int4"), WeightFormat(packed=True)])
+def test_a_checkpoint_is_packed_while_it_is_loaded(
+    save: Callable[..., Path], options: dict[str, Any], format: WeightFormat
+) -> None:
+    folder = save(UNTIED, **options)
+    config = MptConfig.from_dict(UNTIED)
+    plain = load_weights(folder, config)
+    assert_same(load_weights(folder, config, format=format), pack_weights(plain, config, format))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_pytorch_files_are_packed_too(tmp_path: Path, dtype: Any) -> None:
+    write_arrays(tmp_path / "pytorch_model.bin", checkpoint_arrays(TINY, dtype=dtype))
+    plain = load_weights(tmp_path, CONFIG, dtype="float32")  # what a packed format keeps float16 as
+    assert_same(load_weights(tmp_path, CONFIG, format=INT4), pack_weights(plain, CONFIG, INT4))
+    assert load_weights(tmp_path, CONFIG, format=WeightFormat(packed=True)).wte.dtype == np.float32
+
+
+def test_a_weight_that_is_not_finite_is_told_by_name(tmp_path: Path) -> None:
+    arrays = checkpoint_arrays(TINY)
+    arrays["transformer.blocks.1.ffn.up_proj.weight"][3, 3] = np.nan
+    write_arrays(tmp_path / "pytorch_model.bin", arrays)
+    with pytest.raises(CheckpointError, match=r"'transformer.blocks.1.ffn.up_proj.weight' holds numbers that are not"):
+        load_weights(tmp_path, CONFIG, format=INT8)
+
+
+@pytest.mark.parametrize("format", [INT8, INT4])
+def test_the_second_load_reads_the_cache(
+    save: Callable[..., Path], tmp_path: Path, loads: list[WeightFormat], format: WeightFormat
+) -> None:
+    folder, cache = save(UNTIED), tmp_path / "not" / "there"
+    first, _ = mpt_from_pretrained(folder, format=format, cache_dir=cache)
+    assert loads == [format]
+    assert len(entries(cache)) == 1
+    second, config = mpt_from_pretrained(folder, format=format, cache_dir=str(cache))
+    assert loads == [format]
+    assert_same(second, first)
+    assert_same(first, load_weights(folder, config, format=format))
+
+
+def test_other_formats_types_and_checkpoints_have_entries_of_their_own(
+    save: Callable[..., Path], tmp_path: Path, loads: list[WeightFormat]
+) -> None:
+    folder, cache = save(), tmp_path / "cache"
+    other_group = WeightFormat("int4", packed=True, group=16)
+    for format, dtype in ((INT8, None), (INT4, None), (other_group, None), (INT8, "bfloat16")):
+        weights, _ = mpt_from_pretrained(folder, dtype=dtype, format=format, cache_dir=cache)
+        assert_same(weights, load_weights(folder, CONFIG, dtype, format=format))
+    assert len(loads) == len(entries(cache)) == 4
+    file = folder / "model.safetensors"
+    status = file.stat()
+    raw = bytearray(file.read_bytes())
+    raw[-1] ^= 1  # the same name, size and time of change
+    file.write_bytes(raw)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    weights, _ = mpt_from_pretrained(folder, format=INT8, cache_dir=cache)
+    assert_same(weights, load_weights(folder, CONFIG, format=INT8))
+    assert len(loads) == len(entries(cache)) == 5
+
+
+def test_nothing_is_kept_of_weights_that_are_not_quantised(save: Callable[..., Path], tmp_path: Path) -> None:
+    mpt_from_pretrained(save(), format=WeightFormat(packed=True), cache_dir=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def cut_short(entry: Path) -> None:
+    entry.write_bytes(entry.read_bytes()[:-1])
+
+
+def not_safetensors(entry: Path) -> None:
+    entry.write_bytes(b"\x00" * 100)
+
+
+def renamed_tensor(entry: Path) -> None:
+    entry.write_bytes(entry.read_bytes().replace(b"norm_f/weight", b"norm_g/weight"))
+
+
+def reshaped_tensor(entry: Path) -> None:
+    entry.write_bytes(
+        entry.read_bytes().replace(
+            b'"norm_f/weight": {"dtype": "F32", "shape": [16]', b'"norm_f/weight": {"dtype": "I32", "shape": [16]'
+        )
+    )
+
+
+@pytest.mark.parametrize("damage", [cut_short, not_safetensors, renamed_tensor, reshaped_tensor])
+def test_a_damaged_entry_is_replaced_with_one_warning(
+    save: Callable[..., Path],
+    tmp_path: Path,
+    loads: list[WeightFormat],
+    caplog: pytest.LogCaptureFixture,
+    damage: Callable[[Path], None],
+) -> None:
+    folder, cache = save(), tmp_path / "cache"
+    expected, _ = mpt_from_pretrained(folder, format=INT4, cache_dir=cache)
+    (entry,) = entries(cache)
+    whole = entry.read_bytes()
+    damage(entry)
+    assert entry.read_bytes() != whole
+    with caplog.at_level(logging.WARNING):
+        again, _ = mpt_from_pretrained(folder, format=INT4, cache_dir=cache)
+    assert_same(again, expected)
+    assert [str(entry) in record.message for record in caplog.records] == [True]
+    assert entry.read_bytes() == whole
+    mpt_from_pretrained(folder, format=INT4, cache_dir=cache)
+    assert len(loads) == 2
+
+
+def test_a_folder_that_cannot_be_written_is_done_without(
+    save: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    weights, _ = mpt_from_pretrained(save(), format=INT8, cache_dir=tmp_path / "file")
+    assert isinstance(weights.wte, PackedMatrix)
+    assert ["cannot be kept" in record.message for record in caplog.records] == [True]
+
+
+def test_a_write_that_fails_halfway_leaves_nothing(
+    save: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full_disk(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    mpt_from_pretrained(save(), format=INT8, cache_dir=tmp_path / "cache")
+    assert entries(tmp_path / "cache") == []
+
+
+def test_what_a_dead_process_left_is_removed_and_what_a_living_one_writes_is_not(
+    save: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder, cache = save(), tmp_path / "cache"
+    mpt_from_pretrained(folder, format=INT8, cache_dir=cache)
+    (entry,) = entries(cache)
+    entry.unlink()
+    dead, living = cache / f".{entry.stem}.dead.partial", cache / f".{entry.stem}.living.partial"
+    dead.write_bytes(b"")
+    living.write_bytes(b"")
+    os.utime(dead, (0, 0))
+    mpt_from_pretrained(folder, format=INT8, cache_dir=cache)
+    assert {path.name for path in cache.iterdir()} == {entry.name, living.name}
+
+
+def test_several_writers_at_once(save: Callable[..., Path], tmp_path: Path) -> None:
+    folder, cache, count = save(), tmp_path / "cache", 4
+    start, results = threading.Barrier(count), []
+
+    def load() -> None:
+        start.wait()
+        results.append(mpt_from_pretrained(folder, format=INT4, cache_dir=cache)[0])
+
+    threads = [threading.Thread(target=load) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == count
+    for weights in results[1:]:
+        assert_same(weights, results[0])
+    (entry,) = entries(cache)
+    assert_same(mpt_from_pretrained(folder, format=INT4, cache_dir=cache)[0], results[0])
+    assert read_safetensors(entry)  # whole
+
+
+def test_a_mesh_takes_no_quantised_weights(save: Callable[..., Path]) -> None:
+    mesh = make_mesh(1, 1, jax.devices()[:1])
+    with pytest.raises(ValueError, match="quantization 'int8' takes one device"):
+        mpt_from_pretrained(save(), mesh=mesh, format=INT8)
