@@ -46,6 +46,12 @@ class EngineSettings(_Group):
         description="Memory for the KV cache, such as `4GiB`. Unset: what `max_num_seqs` sequences of `max_model_len`"
         " need, as far as the device has it.",
     )
+    kernels: Literal["auto", "xla"] = Field(
+        default="auto",
+        description="`auto` takes the fastest kernels that the device's platform has: C++ on CPUs, Pallas on GPUs and"
+        " TPUs (lowered and interpreted so far, not run on such hardware). `xla` leaves attention, sampling and unquantised"
+        " products to XLA.",
+    )
     pre_compile: bool = Field(
         default=True,
         description="Compile every shape before the first request, so that no request waits for the compiler.",

@@ -1,33 +1,72 @@
 """Which kernels the devices of a model have."""
 
 from collections.abc import Callable, Set
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+from model.config import MptConfig
 from model.kernels.cpu import calls
+from model.kernels.pallas import gpu_attention, tpu_attention
+from model.kv_cache import write_kv
 from model.quantization import WeightFormat
-from model.step import CacheAttention, xla_attention
+from model.step import CacheAttention, StepBatch, xla_attention
+
+KernelChoice = Literal["auto", "xla"]
+"""'auto': the fastest kernels that a platform has here. 'xla': what XLA makes of the readable definitions, but for
+quantised products."""
+
+KERNEL_CHOICES: tuple[str, ...] = get_args(KernelChoice)
 
 
-def weight_format(devices: Set[jax.Device], quantization: str = "none") -> WeightFormat:
+def weight_format(devices: Set[jax.Device], quantization: str = "none", kernels: str = "auto") -> WeightFormat:
     """How weights should lie for the kernels of the devices that will hold them."""
-    return WeightFormat(quantization, packed=_has_cpu_kernels(devices))
+    return WeightFormat(quantization, packed=_has_cpu_kernels(devices, kernels))
 
 
-def attention_for(devices: Set[jax.Device], cache_dtype: DTypeLike) -> CacheAttention:
-    """The fastest attention over the cache that these devices have."""
-    if _has_cpu_kernels(devices) and jnp.dtype(cache_dtype) in (jnp.float32, jnp.bfloat16):
+def attention_for(
+    devices: Set[jax.Device], config: MptConfig, cache_dtype: DTypeLike, kernels: str = "auto"
+) -> CacheAttention:
+    """The fastest attention over the cache that these devices have.
+
+    Over several devices it is XLA's, which partitions it. On a TPU too, where heads are not whole rows of 128 lanes:
+    XLA would copy the cache for the kernel at each step.
+    """
+    platform, dtype = _single_platform(devices), jnp.dtype(cache_dtype)
+    if _has_cpu_kernels(devices, kernels) and dtype in (jnp.float32, jnp.bfloat16):
         return calls.paged_attention
+    if kernels == "auto" and platform == "gpu":
+        return _gpu_attention
+    if kernels == "auto" and platform == "tpu" and config.head_dim % 128 == 0 and dtype != jnp.float16:
+        return _tpu_attention
     return xla_attention
 
 
-def choose_ids_for(devices: Set[jax.Device]) -> Callable[..., Array] | None:
+def choose_ids_for(devices: Set[jax.Device], kernels: str = "auto") -> Callable[..., Array] | None:
     """A kernel that samples (`kernels.cpu.calls.choose_ids`), or None."""
-    return calls.choose_ids if _has_cpu_kernels(devices) else None
+    return calls.choose_ids if _has_cpu_kernels(devices, kernels) else None
 
 
-def _has_cpu_kernels(devices: Set[jax.Device]) -> bool:
-    return {device.platform for device in devices} == {"cpu"} and len(devices) == 1 and calls.available()
+def _has_cpu_kernels(devices: Set[jax.Device], kernels: str) -> bool:
+    return kernels == "auto" and _single_platform(devices) == "cpu" and calls.available()
+
+
+def _single_platform(devices: Set[jax.Device]) -> str | None:
+    return next(iter(devices)).platform if len(devices) == 1 else None
+
+
+def _gpu_attention(
+    q: Array, k: Array, v: Array, k_pool: Array, v_pool: Array, batch: StepBatch, config: MptConfig
+) -> tuple[Array, Array, Array]:
+    k_pool, v_pool = write_kv(k_pool, k, batch.slots), write_kv(v_pool, v, batch.slots)
+    return gpu_attention.paged_attention(q, k_pool, v_pool, batch, config), k_pool, v_pool
+
+
+def _tpu_attention(
+    q: Array, k: Array, v: Array, k_pool: Array, v_pool: Array, batch: StepBatch, config: MptConfig
+) -> tuple[Array, Array, Array]:
+    k_pool, v_pool = write_kv(k_pool, k, batch.slots), write_kv(v_pool, v, batch.slots)
+    return tpu_attention.paged_attention(q, k_pool, v_pool, batch, config), k_pool, v_pool

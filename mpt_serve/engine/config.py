@@ -16,6 +16,8 @@ class EngineConfig:
     kv_cache_memory: bytes for the key-value cache; ignored when num_blocks is given.
     max_model_len: longest request in tokens, prompt and answer together; None is the model's max_seq_len.
     cache_dtype: 'auto' (as the weights), 'float32', 'bfloat16' or 'float16'.
+    kernels: 'auto' takes the fastest kernels that the device's platform has, 'xla' leaves attention,
+        sampling and unquantised products to XLA.
     pre_compile: compile every step shape before the first request; otherwise on first use.
     compilation_cache_dir: folder of JAX's persistent compilation cache; None leaves JAX's own setting alone.
     """
@@ -27,6 +29,7 @@ class EngineConfig:
     kv_cache_memory: int | None = None
     max_model_len: int | None = None
     cache_dtype: str = "auto"
+    kernels: str = "auto"
     pre_compile: bool = True
     compilation_cache_dir: str | None = None
 
@@ -45,8 +48,11 @@ class EngineConfig:
             )
         if self.cache_dtype not in CACHE_DTYPES:
             raise ValueError(f"cache_dtype must be one of {', '.join(CACHE_DTYPES)}, got {self.cache_dtype!r}")
+        if self.kernels not in KERNELS:
+            raise ValueError(f"kernels must be one of {', '.join(KERNELS)}, got {self.kernels!r}")
 
 
+KERNELS = ("auto", "xla")  # model.kernels.choice.KERNEL_CHOICES, which would load JAX
 CACHE_DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 

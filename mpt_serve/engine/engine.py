@@ -89,7 +89,9 @@ class Engine:
         eos_token_ids: Sequence[int] | None = None,
     ) -> None:
         settings = settings or EngineConfig()
-        weights = pack_weights(weights, config, weight_format(weights.norm_f.weight.devices()))
+        weights = pack_weights(
+            weights, config, weight_format(weights.norm_f.weight.devices(), "none", settings.kernels)
+        )
         self._vocab_limit = config.vocab_size if vocab_limit is None else min(vocab_limit, config.vocab_size)
         self._eos_token_ids = frozenset(config.eos_token_ids if eos_token_ids is None else eos_token_ids)
         if settings.compilation_cache_dir is not None:
@@ -98,7 +100,9 @@ class Engine:
         self._cache_plan = cache_plan_for(weights, config, settings, cache_dtype)
         limits = settings.max_num_seqs, settings.max_num_batched_tokens
         self._scheduler = Scheduler(BlockPool(self._cache_plan.num_blocks, self._cache_plan.block_size), *limits)
-        self._runner = Runner(weights, config, self._cache_plan, cache_dtype, *limits, self._vocab_limit)
+        self._runner = Runner(
+            weights, config, self._cache_plan, cache_dtype, *limits, self._vocab_limit, settings.kernels
+        )
         if settings.pre_compile:
             self._runner.compile_all()
 
@@ -134,7 +138,11 @@ class Engine:
         quantization: 'none', 'int8' or 'int4' weights.
         quantization_cache_dir: a folder that keeps quantised weights between starts.
         """
-        format = WeightFormat(quantization) if mesh is not None else weight_format({find_device(device)}, quantization)
+        kernels = (settings or EngineConfig()).kernels
+        if mesh is not None:
+            format = WeightFormat(quantization)
+        else:
+            format = weight_format({find_device(device)}, quantization, kernels)
         weights, config = mpt_from_pretrained(
             path_or_id, device=device, dtype=dtype, mesh=mesh, format=format, cache_dir=quantization_cache_dir
         )

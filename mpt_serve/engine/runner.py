@@ -51,13 +51,15 @@ class Runner:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         vocab_limit: int,
+        kernels: str = "auto",
     ) -> None:
         # Flattened once: a call with plain leaves is dispatched several times faster than one with nested records.
         self._leaves, self._treedef = jax.tree.flatten(weights)
         self._config = config
         self._vocab_limit = vocab_limit
         devices = weights.norm_f.weight.devices()
-        self._attention, self._choose_ids = attention_for(devices, cache_dtype), choose_ids_for(devices)
+        self._attention = attention_for(devices, config, cache_dtype, kernels)
+        self._choose_ids = choose_ids_for(devices, kernels)
         pool_sharding, self._replicated = _state_shardings(weights, config)
         self._cache = init_kv_cache(config, cache_plan.num_blocks, cache_plan.block_size, cache_dtype, pool_sharding)
         if self._attention is cpu_attention:

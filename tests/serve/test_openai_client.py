@@ -13,6 +13,8 @@ import openai
 import pytest
 from server import ServerProcess
 
+from model.kernels.cpu import calls
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
@@ -132,8 +134,8 @@ def test_64_concurrent_streams_are_each_what_they_are_alone(server_url: str, mod
             return together, alone
 
     together, alone = asyncio.run(scenario())
-    # A float32 tie may fall either way when the batch changes; tests/engine shows that nothing else differs.
-    assert sum(a != b for a, b in zip(together, alone, strict=True)) <= 2
+    # With the native kernels no row's numbers depend on another row. Through XLA a float32 tie may fall either way.
+    assert sum(a != b for a, b in zip(together, alone, strict=True)) <= (0 if calls.available() else 2)
     assert len(set(alone)) > 32  # the answers do depend on the requests
 
 

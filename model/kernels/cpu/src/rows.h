@@ -66,10 +66,6 @@ struct Panels {
   Panels(int64_t rows, int64_t most) : rows(rows), count((rows + most - 1) / most) {}
   int64_t first(int64_t panel) const { return rows / count * panel + (panel < rows % count ? panel : rows % count); }
   int64_t size(int64_t panel) const { return first(panel + 1) - first(panel); }
-  int64_t of_row(int64_t row) const {
-    const int64_t small = rows / count, large = rows % count;
-    return row < large * (small + 1) ? row / (small + 1) : large + (row - large * (small + 1)) / small;
-  }
   int64_t rows, count;
 };
 
