@@ -49,8 +49,8 @@ class EngineSettings(_Group):
     kernels: Literal["auto", "xla"] = Field(
         default="auto",
         description="`auto` takes the fastest kernels that the device's platform has: C++ on CPUs, Pallas on GPUs and"
-        " TPUs (lowered and interpreted so far, not run on such hardware). `xla` leaves attention, sampling and unquantised"
-        " products to XLA.",
+        " TPUs (lowered and interpreted so far, not run on such hardware). `xla` leaves attention, sampling and"
+        " unquantised products to XLA.",
     )
     pre_compile: bool = Field(
         default=True,
