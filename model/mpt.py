@@ -5,6 +5,7 @@ same `block` over a ragged batch and the paged cache. The residual stream, norms
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,8 +18,21 @@ from model.norm import Norm
 from model.rope import apply_rope, rope_frequencies
 from model.weights import Attention, Block, Ffn, Weights
 
-# (q [..., T, H, hd], k and v [..., T, Hkv, hd]) -> [..., T, H, hd]; where keys come from is the caller's business
-Attend = Callable[[Array, Array, Array], Array]
+
+class Qkv(NamedTuple):
+    """Queries [..., T, H, hd], keys and values [..., T, Hkv, hd] float32.
+
+    fused: [..., T, (H + 2 Hkv) hd], where they are nothing but its parts: a kernel that reads it spares the splitting.
+    """
+
+    q: Array
+    k: Array
+    v: Array
+    fused: Array | None = None
+
+
+# -> [..., T, H, hd]; where keys come from is the caller's business
+Attend = Callable[[Qkv], Array]
 
 
 def forward(weights: Weights, config: MptConfig, input_ids: Array) -> Array:
@@ -32,8 +46,8 @@ def forward(weights: Weights, config: MptConfig, input_ids: Array) -> Array:
     positions = jnp.arange(T, dtype=jnp.int32)
     frequencies = _frequencies(config, T)
 
-    def attend(q: Array, k: Array, v: Array) -> Array:
-        return dense_attention(q, k, v, positions, config)
+    def attend(qkv: Qkv) -> Array:
+        return dense_attention(qkv.q, qkv.k, qkv.v, positions, config)
 
     x = embed(weights, config, input_ids, positions)
     for b in weights.blocks:
@@ -77,7 +91,8 @@ def attention(
         q = q * _temperature(positions, *config.temperature)[..., None, None]
     if frequencies is not None:
         q, k = apply_rope(q, positions, frequencies), apply_rope(k, positions, frequencies)
-    y = attend(q, k, v)  # [..., T, H, hd]
+    untouched = w.q_norm is None and config.temperature is None and frequencies is None and w.shards == 1
+    y = attend(Qkv(q, k, v, qkv if untouched else None))  # [..., T, H, hd]
     return project(y.reshape(*y.shape[:-2], -1), w.out_proj, plus=x)
 
 

@@ -12,7 +12,7 @@ from jax import Array
 from model.attention import paged_attention
 from model.config import MptConfig
 from model.kv_cache import KvCache, write_kv
-from model.mpt import block, embed, logits
+from model.mpt import Qkv, block, embed, logits
 from model.rope import rope_frequencies
 from model.weights import Block, Weights
 
@@ -40,16 +40,16 @@ class StepBatch:
     decode_only: bool = flax.struct.field(pytree_node=False, default=False)  # no chunk in it: a leaner program
 
 
-# (q [T, H, hd], k and v [T, Hkv, hd], both pools, batch, config) -> ([T, H, hd], both pools with k and v in them)
-CacheAttention = Callable[[Array, Array, Array, Array, Array, StepBatch, MptConfig], tuple[Array, Array, Array]]
+# (Qkv of T tokens, both pools, batch, config) -> ([T, H, hd] float32, both pools with the keys and values in them)
+CacheAttention = Callable[[Qkv, Array, Array, StepBatch, MptConfig], tuple[Array, Array, Array]]
 
 
 def xla_attention(
-    q: Array, k: Array, v: Array, k_pool: Array, v_pool: Array, batch: StepBatch, config: MptConfig
+    qkv: Qkv, k_pool: Array, v_pool: Array, batch: StepBatch, config: MptConfig
 ) -> tuple[Array, Array, Array]:
     """The reference `CacheAttention`, which runs everywhere."""
-    k_pool, v_pool = write_kv(k_pool, k, batch.slots), write_kv(v_pool, v, batch.slots)
-    return paged_attention(q, k_pool, v_pool, batch, config), k_pool, v_pool
+    k_pool, v_pool = write_kv(k_pool, qkv.k, batch.slots), write_kv(v_pool, qkv.v, batch.slots)
+    return paged_attention(qkv.q, k_pool, v_pool, batch, config), k_pool, v_pool
 
 
 def forward_step(
@@ -76,9 +76,9 @@ def lm_logits(weights: Weights, config: MptConfig, hidden: Array) -> Array:
 def _cached_block(
     x: Array, b: Block, k_pool: Array, v_pool: Array, batch: StepBatch, config: MptConfig, attention: CacheAttention
 ) -> tuple[Array, Array, Array]:
-    def attend(q: Array, k: Array, v: Array) -> Array:
+    def attend(qkv: Qkv) -> Array:
         nonlocal k_pool, v_pool
-        y, k_pool, v_pool = attention(q, k, v, k_pool, v_pool, batch, config)
+        y, k_pool, v_pool = attention(qkv, k_pool, v_pool, batch, config)
         return y
 
     rope = config.rope  # `dynamic` stretches only beyond `length_limit`, where no cached sequence goes

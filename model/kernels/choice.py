@@ -12,6 +12,7 @@ from model.config import MptConfig
 from model.kernels.cpu import calls
 from model.kernels.pallas import gpu_attention, tpu_attention
 from model.kv_cache import write_kv
+from model.mpt import Qkv
 from model.quantization import WeightFormat
 from model.step import CacheAttention, StepBatch, xla_attention
 
@@ -59,14 +60,14 @@ def _single_platform(devices: Set[jax.Device]) -> str | None:
 
 
 def _gpu_attention(
-    q: Array, k: Array, v: Array, k_pool: Array, v_pool: Array, batch: StepBatch, config: MptConfig
+    qkv: Qkv, k_pool: Array, v_pool: Array, batch: StepBatch, config: MptConfig
 ) -> tuple[Array, Array, Array]:
-    k_pool, v_pool = write_kv(k_pool, k, batch.slots), write_kv(v_pool, v, batch.slots)
-    return gpu_attention.paged_attention(q, k_pool, v_pool, batch, config), k_pool, v_pool
+    k_pool, v_pool = write_kv(k_pool, qkv.k, batch.slots), write_kv(v_pool, qkv.v, batch.slots)
+    return gpu_attention.paged_attention(qkv.q, k_pool, v_pool, batch, config), k_pool, v_pool
 
 
 def _tpu_attention(
-    q: Array, k: Array, v: Array, k_pool: Array, v_pool: Array, batch: StepBatch, config: MptConfig
+    qkv: Qkv, k_pool: Array, v_pool: Array, batch: StepBatch, config: MptConfig
 ) -> tuple[Array, Array, Array]:
-    k_pool, v_pool = write_kv(k_pool, k, batch.slots), write_kv(v_pool, v, batch.slots)
-    return tpu_attention.paged_attention(q, k_pool, v_pool, batch, config), k_pool, v_pool
+    k_pool, v_pool = write_kv(k_pool, qkv.k, batch.slots), write_kv(v_pool, qkv.v, batch.slots)
+    return tpu_attention.paged_attention(qkv.q, k_pool, v_pool, batch, config), k_pool, v_pool

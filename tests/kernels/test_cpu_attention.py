@@ -9,10 +9,11 @@ import pytest
 
 from model.config import MptConfig
 from model.kernels.cpu import calls
+from model.mpt import Qkv
 from model.step import StepBatch, xla_attention
 
-reference = jax.jit(xla_attention, static_argnums=6)
-native = jax.jit(calls.paged_attention, static_argnums=6, donate_argnums=(3, 4))
+reference = jax.jit(xla_attention, static_argnums=4)
+native = jax.jit(calls.paged_attention, static_argnums=4, donate_argnums=(1, 2))
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,8 @@ def make_step(case: Case, seed: int = 0) -> Step:
 
 def run(attention, step: Step, case: Case):
     pools = (jnp.asarray(step.k_pool, case.dtype), jnp.asarray(step.v_pool, case.dtype))
-    inputs = (jnp.asarray(a) for a in (step.q, step.k, step.v))
-    y, k_pool, v_pool = attention(*inputs, *pools, step.batch(), case.config)
+    qkv = Qkv(*(jnp.asarray(a) for a in (step.q, step.k, step.v)))
+    y, k_pool, v_pool = attention(qkv, *pools, step.batch(), case.config)
     return np.asarray(y), np.asarray(k_pool.astype(jnp.float32)), np.asarray(v_pool.astype(jnp.float32))
 
 

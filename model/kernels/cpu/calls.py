@@ -17,6 +17,7 @@ from model.norm import Norm
 from model.packed import PackedMatrix
 
 if TYPE_CHECKING:
+    from model.mpt import Qkv
     from model.step import StepBatch
 
 __all__ = ["available", "choose_ids", "linear", "norm", "paged_attention"]
@@ -98,15 +99,17 @@ def norm(x: Array, norm: Norm) -> Array:
 
 
 def paged_attention(
-    q: Array, k: Array, v: Array, k_pool: Array, v_pool: Array, batch: "StepBatch", config: MptConfig
+    qkv: "Qkv", k_pool: Array, v_pool: Array, batch: "StepBatch", config: MptConfig
 ) -> tuple[Array, Array, Array]:
     """Writes a step's keys and values, then attends over the cache (`model.attention.paged_attention`).
 
-    q [T, H, hd], k, v [T, Hkv, hd] float32; pools [N, Hkv, block, hd] float32 or bfloat16, updated in place if donated
+    Pools [N, Hkv, block, hd] float32 or bfloat16, updated in place if donated
     -> ([T, H, hd] float32, both pools). A query's result depends on its own sequence alone, to the last bit.
     """
-    T, H, hd = q.shape
-    qkv = jnp.concatenate([q.reshape(T, -1), k.reshape(T, -1), v.reshape(T, -1)], axis=1)
+    T, H, hd = qkv.q.shape
+    fused = qkv.fused
+    if fused is None:
+        fused = jnp.concatenate([part.reshape(T, -1) for part in (qkv.q, qkv.k, qkv.v)], axis=1)
     slopes = alibi_slopes(H, config.alibi_bias_max) if config.alibi else np.zeros(0, np.float32)
     y, k_pool, v_pool = _call(
         "mpt_attention",
@@ -117,7 +120,7 @@ def paged_attention(
         ),
         input_output_aliases={1: 1, 2: 2},
     )(
-        qkv,
+        fused,
         k_pool,
         v_pool,
         batch.slots,

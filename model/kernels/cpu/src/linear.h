@@ -14,6 +14,22 @@
 namespace mpt {
 namespace MPT_ISA {
 
+// Panels in runs, long ones first: a thread reads one stretch of memory as long as it can, which is what prefetching
+// is good at, and short runs at the end keep the threads together.
+struct Runs {
+  Runs(int64_t panels, int threads) {
+    while (first[count] < panels) {
+      const int64_t left = panels - first[count];
+      const int64_t length = count + 1 < kMost ? std::max<int64_t>(left / (2 * threads), 1) : left;
+      first[count + 1] = first[count] + length;
+      ++count;
+    }
+  }
+  static constexpr int kMost = 512;
+  int64_t first[kMost + 1] = {};
+  int count = 0;
+};
+
 template <class Format>
 class Linear {
   static constexpr int kRows = kRegisters == 32 ? 12 : 6;       // of inputs that meet a pair of vectors of weights
@@ -54,14 +70,17 @@ class Linear {
     const int threads = bytes < kAloneBytes && a_.M * a_.N * a_.K < kAloneProducts ? 1 : pool.threads();
     // Rows are cut too where there are too few panels to keep every thread busy.
     const int64_t cuts = std::clamp<int64_t>(4 * threads / panels, 1, row_panels_.count);
+    const Runs runs(panels, threads);
     auto prepare = [&](int64_t row_panel) { prepare_rows(row_panel); };
     auto multiply = [&](int64_t tile) {
-      const int64_t cut = tile % cuts;
-      for (int64_t p = row_panels_.count * cut / cuts; p < row_panels_.count * (cut + 1) / cuts; ++p) {
-        multiply_panels(tile / cuts, p);
+      const int64_t run = tile / cuts, cut = tile % cuts;
+      for (int64_t panel = runs.first[run]; panel < runs.first[run + 1]; ++panel) {
+        for (int64_t p = row_panels_.count * cut / cuts; p < row_panels_.count * (cut + 1) / cuts; ++p) {
+          multiply_panels(panel, p);
+        }
       }
     };
-    run_phases(pool, threads, phase(row_panels_.count, prepare), phase(panels * cuts, multiply));
+    run_phases(pool, threads, phase(row_panels_.count, prepare), phase(runs.count * cuts, multiply));
   }
 
   // inputs_: row panel after row panel; in one [steps, rows] of four bytes each. Sums and scales: [groups, rows].
