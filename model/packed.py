@@ -128,7 +128,7 @@ def round_inputs(x: Array, matrix: PackedMatrix) -> Array:
     group = matrix.group or INT8_INPUT_GROUP
     runs = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -K % group)]).reshape(*x.shape[:-1], -1, group)
     top = jnp.max(jnp.abs(runs), axis=-1, keepdims=True)
-    factor = jnp.where(top > 0, 127 / top, 0)
+    factor = jnp.where(top > 1e-30, 127 / top, 0)  # below, the quotient would overflow
     return (jnp.round(runs * factor) * (top / 127)).reshape(*x.shape[:-1], -1)[..., :K]
 
 

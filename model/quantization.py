@@ -113,8 +113,9 @@ def pack_weights(weights: Weights, config: MptConfig, format: WeightFormat) -> W
     """The same weights with their plain matrices in another format; what is packed already stays as it is."""
 
     def convert(path: str, leaf: Array | PackedMatrix) -> Array | PackedMatrix:
-        packed = None if isinstance(leaf, PackedMatrix) else format.of(path, leaf.dtype, config.tied_head)
-        return leaf if packed is None else jax.device_put(pack_matrix(np.asarray(leaf), packed, format.group))
+        if isinstance(leaf, PackedMatrix) or (packed := format.of(path, leaf.dtype, config.tied_head)) is None:
+            return leaf
+        return jax.device_put(pack_matrix(np.asarray(leaf), packed, format.group), leaf.sharding)
 
     leaves = leaf_paths(weights, is_leaf=lambda node: isinstance(node, PackedMatrix))
     converted = {path: convert(path, leaf) for path, leaf in leaves.items()}

@@ -10,7 +10,6 @@ from jax.typing import DTypeLike
 
 from model.config import MptConfig
 from model.kernels.cpu import calls
-from model.kernels.pallas import gpu_attention, tpu_attention
 from model.kv_cache import write_kv
 from model.mpt import Qkv
 from model.quantization import WeightFormat
@@ -62,6 +61,8 @@ def _single_platform(devices: Set[jax.Device]) -> str | None:
 def _gpu_attention(
     qkv: Qkv, k_pool: Array, v_pool: Array, batch: StepBatch, config: MptConfig
 ) -> tuple[Array, Array, Array]:
+    from model.kernels.pallas import gpu_attention  # Triton is not for other platforms to load
+
     k_pool, v_pool = write_kv(k_pool, qkv.k, batch.slots), write_kv(v_pool, qkv.v, batch.slots)
     return gpu_attention.paged_attention(qkv.q, k_pool, v_pool, batch, config), k_pool, v_pool
 
@@ -69,5 +70,7 @@ def _gpu_attention(
 def _tpu_attention(
     qkv: Qkv, k_pool: Array, v_pool: Array, batch: StepBatch, config: MptConfig
 ) -> tuple[Array, Array, Array]:
+    from model.kernels.pallas import tpu_attention  # Mosaic is not for other platforms to load
+
     k_pool, v_pool = write_kv(k_pool, qkv.k, batch.slots), write_kv(v_pool, qkv.v, batch.slots)
     return tpu_attention.paged_attention(qkv.q, k_pool, v_pool, batch, config), k_pool, v_pool

@@ -95,7 +95,7 @@ def _load_engine(settings: Settings) -> "Engine":
     return Engine.from_pretrained(
         model_path(settings.model),
         config,
-        dtype=_dtype(settings.dtype, mesh),
+        dtype=_dtype(settings, mesh),
         mesh=mesh,
         vocab_limit=tokenizer.vocab_len,
         eos_token_ids=tokenizer.eos_token_ids,
@@ -118,16 +118,19 @@ def _check_accelerator() -> None:
         )
 
 
-def _dtype(setting: str, mesh: "Mesh | None") -> str | None:
+def _dtype(settings: Settings, mesh: "Mesh | None") -> str | None:
     import jax
 
     from model.kernels.choice import weight_format
 
-    if setting != "auto":
-        return setting
+    if settings.dtype != "auto":
+        return settings.dtype
     devices = {jax.devices()[0]} if mesh is None else set(mesh.devices.flat)
     # Where XLA computes on a CPU: its 16-bit products read weights ten times slower than its 32-bit ones.
-    by_xla = all(device.platform == "cpu" for device in devices) and not weight_format(devices).packed
+    by_xla = (
+        all(device.platform == "cpu" for device in devices)
+        and not weight_format(devices, kernels=settings.engine.kernels).packed
+    )
     return "float32" if by_xla else None
 
 

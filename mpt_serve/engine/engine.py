@@ -21,6 +21,7 @@ from jax.typing import DTypeLike
 
 from model.config import MptConfig
 from model.kernels.choice import weight_format
+from model.packed import PackedMatrix
 from model.pretrained import find_device, mpt_from_pretrained
 from model.quantization import WeightFormat, pack_weights
 from model.weights import Weights
@@ -96,7 +97,7 @@ class Engine:
         self._eos_token_ids = frozenset(config.eos_token_ids if eos_token_ids is None else eos_token_ids)
         if settings.compilation_cache_dir is not None:
             use_compilation_cache(settings.compilation_cache_dir)
-        cache_dtype = weights.wte.dtype if settings.cache_dtype == "auto" else jnp.dtype(settings.cache_dtype)
+        cache_dtype = _weight_dtype(weights) if settings.cache_dtype == "auto" else jnp.dtype(settings.cache_dtype)
         self._cache_plan = cache_plan_for(weights, config, settings, cache_dtype)
         limits = settings.max_num_seqs, settings.max_num_batched_tokens
         self._scheduler = Scheduler(BlockPool(self._cache_plan.num_blocks, self._cache_plan.block_size), *limits)
@@ -363,3 +364,9 @@ class Engine:
                 logger.exception("the listener of request %s failed; the request is cancelled", request.request_id)
                 request.on_delta = ignore_delta
                 self.cancel(request.request_id)
+
+
+def _weight_dtype(weights: Weights) -> jnp.dtype:
+    """The dtype of the matrices; where they are quantised, that of the rest."""
+    quantised = isinstance(weights.wte, PackedMatrix) and weights.wte.row_scale is not None
+    return jnp.dtype(weights.norm_f.weight.dtype if quantised else weights.wte.dtype)

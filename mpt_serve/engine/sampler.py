@@ -86,8 +86,12 @@ def choose_ids(
 
 
 def _within(logits: Array, vocab_limit: int) -> Array:
-    """logits [R, V] with -inf from vocab_limit on: cutting them off would leave V no multiple of a vector's length."""
-    return jnp.where(lax.broadcasted_iota(jnp.int32, logits.shape, 1) < vocab_limit, logits, -jnp.inf)
+    """logits [R, V] with -inf from vocab_limit on, and for nan.
+
+    Cutting them off would leave V no multiple of a vector's length.
+    """
+    possible = (lax.broadcasted_iota(jnp.int32, logits.shape, 1) < vocab_limit) & ~jnp.isnan(logits)
+    return jnp.where(possible, logits, -jnp.inf)
 
 
 def _argmax(logits: Array) -> Array:
@@ -114,8 +118,8 @@ def _draw(
     scaled = (logits - top) / jnp.maximum(temperature, jnp.finfo(jnp.float32).tiny)[:, None]  # [R, V], <= 0
     threshold = _filter(scaled, top_k, top_p, min_p)
     ids, total = _inverse_cdf(_weights(scaled, threshold), uniform)
-    # The greedy id's own weight is 1, so that a total is nan only where a logit is nan or infinite.
-    return jnp.where(jnp.isfinite(total), ids, greedy)
+    # The greedy id's own weight is 1, unless its logit is infinite.
+    return jnp.where(jnp.isfinite(total) & (total > 0), ids, greedy)
 
 
 def _filter(scaled: Array, top_k: Array, top_p: Array, min_p: Array) -> Array:

@@ -184,3 +184,12 @@ def test_seed_choice_and_position_each_change_the_draw() -> None:
     assert len(set(base)) > 10  # rows differ in position only
     for other in ({"seed": 2}, {"seed": 1 + 2**32}, {"seed": 1, "choice_index": 1}):
         assert (base != draw(LOGITS, LIMIT, batch_of(ROWS, **other))).mean() > 0.5
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_no_numbers(temperature: float) -> None:
+    """nan is an id that cannot be; an infinite logit is the only one that can."""
+    logits = np.array([0.0, np.nan, 1.0] + [-np.inf] * (VOCAB - 3), np.float32)
+    assert set(draw(logits, LIMIT, batch_of(64, temperature))) <= {0, 2}
+    logits[5] = np.inf
+    assert set(draw(logits, LIMIT, batch_of(64, temperature))) == {5}

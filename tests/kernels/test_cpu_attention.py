@@ -106,7 +106,9 @@ def make_step(case: Case, seed: int = 0) -> Step:
 
 def run(attention, step: Step, case: Case):
     pools = (jnp.asarray(step.k_pool, case.dtype), jnp.asarray(step.v_pool, case.dtype))
-    qkv = Qkv(*(jnp.asarray(a) for a in (step.q, step.k, step.v)))
+    parts = [jnp.asarray(a) for a in (step.q, step.k, step.v)]
+    fused = jnp.concatenate([a.reshape(len(a), -1) for a in parts], axis=1) if case.alibi else None  # both ways in
+    qkv = Qkv(*parts, fused)
     y, k_pool, v_pool = attention(qkv, *pools, step.batch(), case.config)
     return np.asarray(y), np.asarray(k_pool.astype(jnp.float32)), np.asarray(v_pool.astype(jnp.float32))
 

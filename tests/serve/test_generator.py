@@ -61,6 +61,8 @@ def test_the_model_is_loaded_as_the_settings_say(
     assert (asked["mesh"], asked["dtype"]) == (None, dtype)  # 'auto', on a CPU
     generator._load_engine(Settings.from_mapping(args | {"dtype": "bfloat16"}))
     assert asked["dtype"] == "bfloat16"
+    generator._load_engine(Settings.from_mapping(args | {"engine": {"kernels": "xla"}}))
+    assert asked["dtype"] == "float32"
 
 
 def test_a_stream_ends_with_its_finish_reason_and_leaves_nothing_behind() -> None:

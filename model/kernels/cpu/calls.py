@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["available", "choose_ids", "linear", "norm", "paged_attention"]
 
 # In the order of the enumerations in src/kernels.h.
-FORMATS = ("float32", "bfloat16", "int8", "int4")
-ACTIVATIONS = ("none", "gelu", "gelu_tanh", "silu", "relu", "quick_gelu")
+_FORMATS = ("float32", "bfloat16", "int8", "int4")
+_ACTIVATIONS = ("none", "gelu", "gelu_tanh", "silu", "relu", "quick_gelu")
 _COMBINATIONS = ("none", "add", "multiply")
 _FUSED = {
     Activation("gelu"): "gelu",
@@ -77,9 +77,9 @@ def linear(
     )(
         *arguments,
         **norm_attributes,
-        format=np.int32(FORMATS.index(weight.format)),
+        format=np.int32(_FORMATS.index(weight.format)),
         bias=bias is not None,
-        activation=np.int32(ACTIVATIONS.index(fused or "none")),
+        activation=np.int32(_ACTIVATIONS.index(fused or "none")),
         combine=np.int32(_COMBINATIONS.index(combination)),
         group=np.int64(weight.group),
     ).reshape(*lead, N)

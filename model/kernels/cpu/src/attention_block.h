@@ -164,21 +164,6 @@ __attribute__((noinline)) void weigh_run(const float* weights, const KeyRun& run
   add(std::integral_constant<int, 1>());
 }
 
-// The largest lane; no order matters here.
-MPT_INLINE float highest(vf v) {
-#if defined(__AVX512F__)
-  return _mm512_reduce_max_ps(v);
-#elif defined(__AVX__)
-  __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-  m = _mm_max_ps(m, _mm_movehl_ps(m, m));
-  return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
-#elif defined(__aarch64__)
-  return vmaxvq_f32((float32x4_t)v);
-#else
-  return largest(v);
-#endif
-}
-
 // Turns the dot products of query i with the keys it sees of a block into their weights, and brings what it has
 // gathered so far to the new top.
 inline void soften(const Queries& queries, int64_t i, int64_t start, KeyRange seen, const ScoreRule& rule,
@@ -196,7 +181,7 @@ inline void soften(const Queries& queries, int64_t i, int64_t start, KeyRange se
     store(scores + key, s);
     tops = max(tops, s);
   }
-  const float top = std::max(queries.top[i], highest(tops));
+  const float top = std::max(queries.top[i], largest(tops));
   vf weights = {};
   for (int64_t key = 0; key < seen.end; key += VL) {
     const vf x = load<vf>(scores + key) - top;

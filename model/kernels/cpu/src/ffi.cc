@@ -2,6 +2,7 @@
 // given, since a wrong shape here would be a wrong read there.
 #include <algorithm>
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "kernels.h"
@@ -36,33 +37,32 @@ class Rest {
  public:
   explicit Rest(ffi::RemainingArgs args) : args_(args) {}
 
-  const ffi::AnyBuffer* next(const char* name, int64_t size) {
+  std::optional<ffi::AnyBuffer> next(const char* name, int64_t size) {
     auto found = args_.get<ffi::AnyBuffer>(index_++);
     if (!found.has_value()) {
-      if (error_.empty()) error_ = std::string(name) + " is missing";
-      return nullptr;
+      fail(name, " is missing");
+      return std::nullopt;
     }
-    buffers_[index_ - 1] = found.value();
-    if (count(found.value()) != size && error_.empty()) {
-      error_ = std::string(name) + " has " + std::to_string(count(found.value())) + " elements, not " + std::to_string(size);
+    if (count(found.value()) != size) {
+      fail(name, " has " + std::to_string(count(found.value())) + " elements, not " + std::to_string(size));
     }
-    return &buffers_[index_ - 1];
+    return found.value();
   }
 
   Vector vector(const char* name, int64_t size) {
-    const ffi::AnyBuffer* b = next(name, size);
+    const auto b = next(name, size);
     if (!b) return {};
     if (b->element_type() == ffi::F32) return {b->untyped_data(), DType::kFloat32};
     if (b->element_type() == ffi::BF16) return {b->untyped_data(), DType::kBfloat16};
-    if (error_.empty()) error_ = std::string(name) + " is neither float32 nor bfloat16";
+    fail(name, " is neither float32 nor bfloat16");
     return {};
   }
 
   template <class T>
   const T* typed(const char* name, int64_t size, ffi::DataType type) {
-    const ffi::AnyBuffer* b = next(name, size);
+    const auto b = next(name, size);
     if (!b) return nullptr;
-    if (b->element_type() != type && error_.empty()) error_ = std::string(name) + " has another element type";
+    if (b->element_type() != type) fail(name, " has another element type");
     return static_cast<const T*>(b->untyped_data());
   }
 
@@ -72,11 +72,12 @@ class Rest {
   }
 
  private:
+  void fail(const char* name, const std::string& what) {
+    if (error_.empty()) error_ = name + what;
+  }
+
   ffi::RemainingArgs args_;
   size_t index_ = 0;
-  ffi::AnyBuffer buffers_[8] = {ffi::AnyBuffer(nullptr), ffi::AnyBuffer(nullptr), ffi::AnyBuffer(nullptr),
-                                ffi::AnyBuffer(nullptr), ffi::AnyBuffer(nullptr), ffi::AnyBuffer(nullptr),
-                                ffi::AnyBuffer(nullptr), ffi::AnyBuffer(nullptr)};
   std::string error_;
 };
 

@@ -20,7 +20,7 @@ struct Runs {
   Runs(int64_t panels, int threads) {
     while (first[count] < panels) {
       const int64_t left = panels - first[count];
-      const int64_t length = count + 1 < kMost ? std::max<int64_t>(left / (2 * threads), 1) : left;
+      const int64_t length = std::max<int64_t>({left / (2 * threads), (left + kMost - count - 1) / (kMost - count), 1});
       first[count + 1] = first[count] + length;
       ++count;
     }
@@ -114,13 +114,19 @@ class Linear {
   // float32 -> int8, in place from the front; sums and scales of the groups go to `at`, `stride` apart
   void quantise(float* row, int64_t at, int64_t stride) {
     typedef int8_t vb __attribute__((vector_size(VL)));
+    constexpr float kTiny = 1e-30f;      // groups below it become zero: 127 / most would overflow
     const vf shift = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to the nearest whole number
     char* to = reinterpret_cast<char*>(row);
     for (int64_t g = 0; g < groups_; ++g) {
       const int64_t begin = g * group_, count = std::min(group_, steps_ * 4 - begin);
-      vf top = {};
-      for_lanes(count, [&](int64_t i, int64_t n) { top = max(top, abs(load_some<vf>(row + begin + i, n))); });
-      const float most = largest(top), factor = most > 0 ? 127.f / most : 0.f;
+      vf top = {}, none = {};
+      for_lanes(count, [&](int64_t i, int64_t n) {
+        const vf v = load_some<vf>(row + begin + i, n);
+        top = max(abs(v), top);
+        none += v - v;
+      });
+      const float missing = sum(none);  // 0, or NaN where an input is not a finite number: then so is the result
+      const float most = largest(top), factor = most > kTiny ? 127.f / most : 0.f;
       vi total = {};
       for_lanes(count, [&](int64_t i, int64_t n) {
         const vi whole = bits<vi>(load_some<vf>(row + begin + i, n) * factor + shift) - bits<vi>(shift);
@@ -130,7 +136,7 @@ class Linear {
       int32_t sum = 0;
       for (int i = 0; i < VL; ++i) sum += total[i];
       input_sums_[at + g * stride] = sum;
-      input_scales_[at + g * stride] = most / 127.f;
+      input_scales_[at + g * stride] = most / 127.f + missing;
     }
   }
 

@@ -111,7 +111,7 @@ class RowSampler {
   }
 
   // The first id at which the running sum of weights exceeds uniform * total; the last one with weight where rounding
-  // leaves none; -1 where the weights are not finite. Sums go by blocks first, then within one.
+  // leaves none; -1 where there is no weight, or one is not finite. Sums go by blocks first, then within one.
   int64_t draw(float threshold) {
     thread_local Scratch scratch;
     const int64_t blocks = padded() / kBlock;
@@ -127,7 +127,7 @@ class RowSampler {
       sums[b] = sum(block);
       total += sums[b];
     }
-    if (!std::isfinite(total)) return -1;
+    if (!(total > 0) || !std::isfinite(total)) return -1;
     float rest = a_.uniform[row_] * total;
     const int64_t block = first_above(sums, blocks, &rest);
     return block * kBlock + first_above(weights_ + block * kBlock, kBlock, &rest);

@@ -97,7 +97,7 @@ MPT_INLINE vf min(vf a, vf b) {
 MPT_INLINE vf abs(vf a) { return bits<vf>(bits<vi>(a) & 0x7fffffff); }
 MPT_INLINE vf to_float(vi v) { return __builtin_convertvector(v, vf); }
 
-// Adds up (or takes the largest of) the lanes in one fixed order.
+// Adds up the lanes in one fixed order.
 MPT_INLINE float sum(vf v) {
   float lanes[VL];
   store(lanes, v);
@@ -107,12 +107,19 @@ MPT_INLINE float sum(vf v) {
   return lanes[0];
 }
 MPT_INLINE float largest(vf v) {
-  float lanes[VL];
-  store(lanes, v);
-  for (int width = VL / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
-  }
-  return lanes[0];
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps(v);
+#elif defined(__AVX__)
+  __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+  return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+#elif defined(__aarch64__)
+  return vmaxvq_f32((float32x4_t)v);
+#else
+  float most = v[0];
+  for (int i = 1; i < VL; ++i) most = v[i] > most ? v[i] : most;
+  return most;
+#endif
 }
 
 // The sums of four vectors' lanes, in one fixed order, written next to each other.

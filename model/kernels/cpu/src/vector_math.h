@@ -30,7 +30,7 @@ MPT_INLINE vf sigmoid(vf x) { return 1.f / (1.f + exp(-x)); }
 
 MPT_INLINE vf tanh(vf x) {
   const vf e = exp(abs(x) * -2.f);
-  const vf t = (1.f - e) / (1.f + e);
+  const vf t = select(x == x, (1.f - e) / (1.f + e), x);  // NaN stays NaN
   // Near 0 that quotient loses digits: the odd series instead.
   const vf s = x * x;
   const vf series = x * (1.f + s * (-0.333333333f + s * (0.133333333f + s * -0.0539682540f)));

@@ -1,0 +1,149 @@
+#include "parallel.h"
+
+#include <atomic>
+#include <chrono>
+#include <memory>
+#include <thread>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace mpt {
+
+Pool::~Pool() = default;
+
+namespace {
+
+void relax() {
+#if defined(__x86_64__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+struct alignas(64) Progress {
+  std::atomic<int64_t> next{0};
+  alignas(64) std::atomic<int64_t> done{0};
+};
+
+struct Job {
+  int num_phases = 0;
+  Phase phases[kMaxPhases];
+  Progress progress[kMaxPhases];
+
+  // Takes part until nothing is left to claim; returns once all earlier phases are done, the last one perhaps not.
+  void work() {
+    for (int i = 0; i < num_phases; ++i) {
+      if (i > 0) wait(i - 1);
+      const Phase& p = phases[i];
+      for (;;) {
+        const int64_t chunk = progress[i].next.fetch_add(1, std::memory_order_relaxed);
+        if (chunk >= p.count) break;
+        p.run(p.context, chunk);
+        progress[i].done.fetch_add(1, std::memory_order_release);
+      }
+    }
+  }
+
+  void wait(int i) {
+    for (int spins = 0; progress[i].done.load(std::memory_order_acquire) < phases[i].count; ++spins) {
+      if (spins < 20000) {
+        relax();
+      } else {
+        std::this_thread::yield();  // the thread that we wait for may need this core
+      }
+    }
+  }
+};
+
+// Where helpers that have just finished wait a moment for the next call. Waking a sleeping thread takes 50 to 100 us,
+// as long as a layer's product at batch 1; the next one usually begins within a few.
+class Lobby {
+ public:
+  static Lobby& instance() {
+    static Lobby lobby;
+    return lobby;
+  }
+
+  // Gives the job to a waiting helper; false where there is none.
+  bool hand_over(const std::shared_ptr<Job>& job) {
+    for (auto& seat : seats_) {
+      if (seat.job.load(std::memory_order_relaxed) != waiting()) continue;
+      auto* held = new std::shared_ptr<Job>(job);
+      auto* expected = waiting();
+      if (seat.job.compare_exchange_strong(expected, held, std::memory_order_acq_rel)) return true;
+      delete held;
+    }
+    return false;
+  }
+
+  // A helper's life: the job it came for, and whatever it is given while it waits.
+  void help(std::shared_ptr<Job>* held) {
+    while (held) {
+      (*held)->work();
+      delete held;
+      held = wait_for_job();
+    }
+  }
+
+ private:
+  static constexpr auto kPatience = std::chrono::microseconds(100);
+  struct alignas(64) Seat {
+    std::atomic<std::shared_ptr<Job>*> job{nullptr};  // null: nobody sits here
+  };
+
+  static std::shared_ptr<Job>* waiting() {
+    static std::shared_ptr<Job> nothing;
+    return &nothing;
+  }
+
+  std::shared_ptr<Job>* wait_for_job() {
+    for (auto& seat : seats_) {
+      std::shared_ptr<Job>* expected = nullptr;
+      if (!seat.job.compare_exchange_strong(expected, waiting())) continue;
+      const auto deadline = std::chrono::steady_clock::now() + kPatience;
+      do {
+        for (int spin = 0; spin < 64; ++spin) {
+          std::shared_ptr<Job>* job = seat.job.load(std::memory_order_acquire);
+          if (job != waiting()) {
+            seat.job.store(nullptr, std::memory_order_release);
+            return job;
+          }
+          relax();
+        }
+      } while (std::chrono::steady_clock::now() < deadline);
+      expected = waiting();
+      if (seat.job.compare_exchange_strong(expected, nullptr)) return nullptr;
+      seat.job.store(nullptr, std::memory_order_release);  // given a job at the last moment
+      return expected;
+    }
+    return nullptr;
+  }
+
+  Seat seats_[64];
+};
+
+}  // namespace
+
+void run_phases(Pool& pool, int threads, const Phase* phases, int count) {
+  auto job = std::make_shared<Job>();
+  int64_t most = 0;
+  for (; job->num_phases < count; ++job->num_phases) {
+    job->phases[job->num_phases] = phases[job->num_phases];
+    if (phases[job->num_phases].count > most) most = phases[job->num_phases].count;
+  }
+  if (threads > pool.threads()) threads = pool.threads();
+  if (threads > most) threads = static_cast<int>(most);
+  for (int helper = 1; helper < threads; ++helper) {
+    if (Lobby::instance().hand_over(job)) continue;
+    // One that starts late finds every chunk claimed, and touches nothing that the phases refer to.
+    pool.schedule([](void* held) { Lobby::instance().help(static_cast<std::shared_ptr<Job>*>(held)); },
+                  new std::shared_ptr<Job>(job));
+  }
+  job->work();
+  job->wait(job->num_phases - 1);
+}
+
+}  // namespace mpt
