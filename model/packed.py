@@ -6,7 +6,7 @@ device; accelerators compute with `unpack`.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ else:
 PANEL = 32
 INT8_INPUT_GROUP = 256  # inputs of a row that share a scale where weights are int8; int4 weights have groups of theirs
 _PANELS_PER_THREAD = 32  # at least: below it a thread costs more than it brings
+_MOST_THREADS = 16  # each holds memory of its own
 _OFFSET = {"int8": 128, "int4": 8}  # added to a quantised number, which makes it unsigned
 
 
@@ -86,22 +87,22 @@ def _pack_words(words: NDArray[np.uint32], padding: int) -> NDArray[np.uint32]:
         np.copyto(out, padded.reshape(panels, PANEL, S).swapaxes(1, 2))
         return out
 
-    def pack(first: int, last: int) -> None:
-        library.pack_panels(words.ctypes.data, N, S, padding, first, last, out.ctypes.data)
+    def pack(part: slice) -> None:
+        library.pack_panels(words.ctypes.data, N, S, padding, part.start, part.stop, out.ctypes.data)
 
-    _in_threads(pack, panels)
+    threads = max(1, min(os.cpu_count() or 1, panels // _PANELS_PER_THREAD))
+    in_threads(pack, [slice(panels * i // threads, panels * (i + 1) // threads) for i in range(threads)])
     return out
 
 
-def _in_threads(work: Callable[[int, int], None], count: int) -> None:
-    """work(first, last) over runs that cover [0, count); native code, which holds no interpreter lock."""
-    threads = min(os.cpu_count() or 1, count // _PANELS_PER_THREAD)
-    if threads < 2:
-        work(0, count)
+def in_threads(work: Callable[[slice], None], parts: Sequence[slice]) -> None:
+    """Every part's work, on as many threads as there are cores; for native code, which holds no interpreter lock."""
+    if len(parts) == 1:
+        work(parts[0])
         return
-    bounds = [count * i // threads for i in range(threads + 1)]
-    with ThreadPoolExecutor(threads) as executor:
-        list(executor.map(work, bounds[:-1], bounds[1:]))
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST_THREADS)) as executor:
+        for _ in executor.map(work, parts):
+            pass
 
 
 def unpack(matrix: PackedMatrix) -> Array:

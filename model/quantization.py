@@ -5,9 +5,6 @@ the least squared error. The embedding and the head stay int8 beside int4 blocks
 bytes, and their errors reach the logits directly.
 """
 
-import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -17,7 +14,7 @@ from jax import Array
 from numpy.typing import NDArray
 
 from model.config import MptConfig
-from model.packed import PANEL, PackedMatrix, pack_codes, pack_floats
+from model.packed import PANEL, PackedMatrix, in_threads, pack_codes, pack_floats
 from model.sharding import leaf_paths
 from model.stored_tensor import aligned_empty
 from model.weights import Weights, assemble_weights
@@ -27,7 +24,6 @@ QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
 
 _SHRINKINGS = (1.0, 0.94, 0.88, 0.82, 0.76)  # of a group's range, tried for int4
 _PART_BYTES = 2**21  # of a matrix in float32 that one thread quantises at a time: what its processor's cache holds
-_MOST_THREADS = 16  # each of which holds a few times that
 _LEAST = 1e-30  # rows and groups below it become zero: their scales' inverses would overflow
 
 
@@ -105,7 +101,7 @@ def pack_matrix(weight: NDArray[Any], format: str, group: int) -> PackedMatrix:
             arrays["group_scale"][panels] = relative.reshape(-1, PANEL, relative.shape[1]).swapaxes(1, 2)
         arrays["data"][panels] = pack_codes(codes, format)
 
-    _in_threads(quantise, _parts(*shape))
+    in_threads(quantise, _parts(*shape))
     return PackedMatrix(**arrays, shape=shape, format=format, group=group if format == "int4" else 0)  # type: ignore[arg-type]
 
 
@@ -122,17 +118,10 @@ def pack_weights(weights: Weights, config: MptConfig, format: WeightFormat) -> W
     return assemble_weights(config, converted, weights.blocks[0].attn.shards)
 
 
-def _parts(N: int, K: int) -> Iterator[slice]:
+def _parts(N: int, K: int) -> list[slice]:
     """Runs of whole panels that cover N features."""
     rows = PANEL * min(max(_PART_BYTES // (4 * PANEL * max(K, 1)), 1), 32)
-    return (slice(start, min(start + rows, N)) for start in range(0, N, rows))
-
-
-def _in_threads(work: Callable[[slice], None], parts: Iterator[slice]) -> None:
-    """numpy computes without the interpreter's lock."""
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST_THREADS)) as executor:
-        for _ in executor.map(work, parts):
-            pass
+    return [slice(start, min(start + rows, N)) for start in range(0, N, rows)]
 
 
 def _quantise_int8(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:

@@ -1,7 +1,7 @@
 """One ragged step over the paged cache: any mix of decode rows and prefill chunks in one flat run of tokens."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import flax.struct
@@ -44,12 +44,21 @@ class StepBatch:
 CacheAttention = Callable[[Qkv, Array, Array, StepBatch, MptConfig], tuple[Array, Array, Array]]
 
 
-def xla_attention(
-    qkv: Qkv, k_pool: Array, v_pool: Array, batch: StepBatch, config: MptConfig
-) -> tuple[Array, Array, Array]:
-    """The reference `CacheAttention`, which runs everywhere."""
-    k_pool, v_pool = write_kv(k_pool, qkv.k, batch.slots), write_kv(v_pool, qkv.v, batch.slots)
-    return paged_attention(qkv.q, k_pool, v_pool, batch, config), k_pool, v_pool
+@cache  # the same function each time: it is a static argument of compiled programs
+def write_then(attend: Callable[[Array, Array, Array, StepBatch, MptConfig], Array]) -> CacheAttention:
+    """A `CacheAttention` that writes the step's keys and values, then calls `attend` as `paged_attention` is called."""
+
+    def attention(
+        qkv: Qkv, k_pool: Array, v_pool: Array, batch: StepBatch, config: MptConfig
+    ) -> tuple[Array, Array, Array]:
+        k_pool, v_pool = write_kv(k_pool, qkv.k, batch.slots), write_kv(v_pool, qkv.v, batch.slots)
+        return attend(qkv.q, k_pool, v_pool, batch, config), k_pool, v_pool
+
+    return attention
+
+
+xla_attention = write_then(paged_attention)
+"""The reference `CacheAttention`, which runs everywhere."""
 
 
 def forward_step(

@@ -1,7 +1,10 @@
-"""Which kernels the devices of a model have."""
+"""Which kernels the devices of a model have.
+
+`kernels` is 'auto' for the fastest that a platform has here, or 'xla' for what XLA makes of the readable definitions
+(but for quantised products).
+"""
 
 from collections.abc import Callable, Set
-from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -10,16 +13,8 @@ from jax.typing import DTypeLike
 
 from model.config import MptConfig
 from model.kernels.cpu import calls
-from model.kv_cache import write_kv
-from model.mpt import Qkv
 from model.quantization import WeightFormat
-from model.step import CacheAttention, StepBatch, xla_attention
-
-KernelChoice = Literal["auto", "xla"]
-"""'auto': the fastest kernels that a platform has here. 'xla': what XLA makes of the readable definitions, but for
-quantised products."""
-
-KERNEL_CHOICES: tuple[str, ...] = get_args(KernelChoice)
+from model.step import CacheAttention, write_then, xla_attention
 
 
 def weight_format(devices: Set[jax.Device], quantization: str = "none", kernels: str = "auto") -> WeightFormat:
@@ -39,9 +34,13 @@ def attention_for(
     if _has_cpu_kernels(devices, kernels) and dtype in (jnp.float32, jnp.bfloat16):
         return calls.paged_attention
     if kernels == "auto" and platform == "gpu":
-        return _gpu_attention
+        from model.kernels.pallas import gpu_attention  # Triton is not for other platforms to load
+
+        return write_then(gpu_attention.paged_attention)
     if kernels == "auto" and platform == "tpu" and config.head_dim % 128 == 0 and dtype != jnp.float16:
-        return _tpu_attention
+        from model.kernels.pallas import tpu_attention  # Mosaic is not for other platforms to load
+
+        return write_then(tpu_attention.paged_attention)
     return xla_attention
 
 
@@ -56,21 +55,3 @@ def _has_cpu_kernels(devices: Set[jax.Device], kernels: str) -> bool:
 
 def _single_platform(devices: Set[jax.Device]) -> str | None:
     return next(iter(devices)).platform if len(devices) == 1 else None
-
-
-def _gpu_attention(
-    qkv: Qkv, k_pool: Array, v_pool: Array, batch: StepBatch, config: MptConfig
-) -> tuple[Array, Array, Array]:
-    from model.kernels.pallas import gpu_attention  # Triton is not for other platforms to load
-
-    k_pool, v_pool = write_kv(k_pool, qkv.k, batch.slots), write_kv(v_pool, qkv.v, batch.slots)
-    return gpu_attention.paged_attention(qkv.q, k_pool, v_pool, batch, config), k_pool, v_pool
-
-
-def _tpu_attention(
-    qkv: Qkv, k_pool: Array, v_pool: Array, batch: StepBatch, config: MptConfig
-) -> tuple[Array, Array, Array]:
-    from model.kernels.pallas import tpu_attention  # Mosaic is not for other platforms to load
-
-    k_pool, v_pool = write_kv(k_pool, qkv.k, batch.slots), write_kv(v_pool, qkv.v, batch.slots)
-    return tpu_attention.paged_attention(qkv.q, k_pool, v_pool, batch, config), k_pool, v_pool

@@ -52,7 +52,7 @@ class EngineConfig:
             raise ValueError(f"kernels must be one of {', '.join(KERNELS)}, got {self.kernels!r}")
 
 
-KERNELS = ("auto", "xla")  # model.kernels.choice.KERNEL_CHOICES, which would load JAX
+KERNELS = ("auto", "xla")
 CACHE_DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 

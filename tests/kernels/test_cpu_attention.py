@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from model.config import MptConfig
 from model.kernels.cpu import calls
@@ -115,12 +117,33 @@ def run(attention, step: Step, case: Case):
 
 @pytest.mark.parametrize("case", CASES, ids=range(len(CASES)))
 def test_attention_is_that_of_the_definition(library, case):
+    check_against_definition(case)
+
+
+def check_against_definition(case: Case) -> None:
     step = make_step(case)
     (y, *pools), (expected, *expected_pools) = run(native, step, case), run(reference, step, case)
     used = step.query_len.sum()
     np.testing.assert_allclose(y[:used], expected[:used], rtol=2e-5, atol=2e-5)
     assert not y[used:].any()
     np.testing.assert_array_equal(pools, expected_pools)  # the keys and values are where they belong
+
+
+@settings(max_examples=8, derandomize=True)  # the same for every instruction set, so that each compiles once
+@given(
+    decodes=st.lists(st.tuples(st.just(1), st.integers(0, 150)), max_size=2),
+    chunks=st.lists(st.tuples(st.integers(2, 70), st.integers(0, 150)), min_size=1, max_size=2),
+    head_dim=st.integers(1, 130),
+    kv_heads=st.integers(1, 3),
+    group=st.integers(1, 5),
+    block=st.sampled_from([1, 7, 16, 32, 128]),
+    dtype=st.sampled_from(["float32", "bfloat16"]),
+    alibi=st.booleans(),
+    softcap=st.sampled_from([None, 10.0]),
+    window=st.none() | st.integers(0, 100),
+)
+def test_attention_of_any_shape_is_that_of_the_definition(library, decodes, chunks, **shape):
+    check_against_definition(Case(rows=(*decodes, *chunks), **shape))
 
 
 @pytest.mark.parametrize("case", CASES, ids=range(len(CASES)))
