@@ -64,7 +64,7 @@ xla_attention = write_then(paged_attention)
 def forward_step(
     weights: Weights, config: MptConfig, cache: KvCache, batch: StepBatch, attention: CacheAttention = xla_attention
 ) -> tuple[Array, KvCache]:
-    """-> states [R, d] float32 of each row's last token (garbage for padding), and the cache with new keys.
+    """-> states [T, d] float32 of all tokens (garbage for padding), and the cache with new keys.
 
     Donate the cache: its pools are then updated in place.
     """
@@ -72,12 +72,16 @@ def forward_step(
     keys, values = list(cache.keys), list(cache.values)
     for i, b in enumerate(weights.blocks):
         x, keys[i], values[i] = _cached_block(x, b, keys[i], values[i], batch, config, attention)
-    last = jnp.maximum(batch.query_start + batch.query_len - 1, 0)  # [R]
-    return x[last], KvCache(tuple(keys), tuple(values))
+    return x, KvCache(tuple(keys), tuple(values))
+
+
+def row_ends(batch: StepBatch) -> Array:
+    """Indices [R] of each row's last token; 0 for padding rows at the start."""
+    return jnp.maximum(batch.query_start + batch.query_len - 1, 0)
 
 
 def lm_logits(weights: Weights, config: MptConfig, hidden: Array) -> Array:
-    """Logits [R, V] float32 of the states that `forward_step` returns."""
+    """Logits [..., V] float32 of states [..., d] that `forward_step` returns."""
     return logits(weights, config, hidden)
 
 

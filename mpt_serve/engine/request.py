@@ -18,13 +18,30 @@ class EngineClosedError(RequestError):
 
 
 @dataclass(frozen=True, slots=True)
-class Delta:
-    """News about one request. Exactly one delta of a request has a finish_reason, and it is the last one.
+class TokenLogprobs:
+    """How likely an id was, by the model's own distribution.
 
-    token_ids: newly generated ids, in order; the stop id that ended the request is included.
+    logprob: natural logarithm of its probability.
+    rank: 1 for the likeliest id, 1 + the number of likelier ids otherwise.
+    top: the likeliest ids with their log probabilities, the likeliest first; as many as were asked for.
+    """
+
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """News about one choice of a request. Exactly one delta of a choice has a finish_reason, and it is its last.
+
+    token_ids: newly generated ids, in order; the stop id that ended the choice is included.
     stop_reason: the id that matched, when finish_reason is 'stop'.
     num_cached_tokens: prompt tokens whose keys and values were reused rather than computed.
     message: what went wrong, when finish_reason is 'error'.
+    index: of the choice: choice_index ... choice_index + n - 1.
+    logprobs: one for each of token_ids, where the request asks for them.
+    prompt_logprobs: one for each of the prompt's ids, None for the first; once, with a delta of the first choice.
     """
 
     token_ids: tuple[int, ...]
@@ -33,6 +50,9 @@ class Delta:
     num_prompt_tokens: int
     num_cached_tokens: int = 0
     message: str | None = None
+    index: int = 0
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
 
 
 def ignore_delta(delta: Delta) -> None:

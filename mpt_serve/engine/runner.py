@@ -22,7 +22,7 @@ from model.kernels.cpu.calls import paged_attention as cpu_attention
 from model.kernels.cpu.huge_pages import use_huge_pages
 from model.kv_cache import KvCache, init_kv_cache
 from model.sharding import cache_sharding
-from model.step import forward_step, lm_logits
+from model.step import forward_step, lm_logits, row_ends
 from model.weights import Weights
 from mpt_serve.engine.memory import CachePlan
 from mpt_serve.engine.sampler import sample
@@ -108,7 +108,8 @@ class Runner:
             weights = jax.tree.unflatten(self._treedef, leaves)
             batch, sampling, state_slot = unpack(packed, last_tokens, shape)
             hidden, cache = forward_step(weights, self._config, cache, batch, self._attention)
-            ids = sample(lm_logits(weights, self._config, hidden), sampling, self._vocab_limit, self._choose_ids)
+            logits = lm_logits(weights, self._config, hidden[row_ends(batch)])
+            ids = sample(logits, sampling, self._vocab_limit, self._choose_ids)
             return ids, last_tokens.at[state_slot].set(ids, mode="drop"), cache
 
         # Fixed output shardings: the next step's program expects the state where this one's expected it.

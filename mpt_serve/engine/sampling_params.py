@@ -1,27 +1,47 @@
 """How one request wants its tokens chosen."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-_INTEGERS = ("max_tokens", "min_tokens", "top_k", "choice_index")
-_NUMBERS = ("temperature", "top_p", "min_p")
+from mpt_serve.guided.spec import Guide
+
+MAX_LOGPROBS = 20
+MAX_BIASED_IDS = 1024
+
+_INTEGERS = ("max_tokens", "min_tokens", "top_k", "n", "choice_index", "priority")
+_NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+_ID_LISTS = ("stop_token_ids", "allowed_token_ids")
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """Sampling parameters of one request; checked on construction (`ValueError` names the field).
 
-    max_tokens: generated tokens at most, >= 1; the context length may end a request earlier.
+    max_tokens: generated tokens at most; the context length may end a request earlier. 0 only reads the prompt.
     min_tokens: stop ids are not sampled before this many tokens are generated; 0 ... max_tokens.
     temperature: 0 is greedy (the lowest id wins a tie); otherwise the logits are divided by it.
     top_k: keep the k most likely ids; 0 keeps all.
     top_p: keep the smallest set of most likely ids whose probability reaches it; (0, 1], 1 keeps all.
     min_p: drop ids less likely than min_p times the most likely one; [0, 1], 0 keeps all.
+    repetition_penalty: divides positive logits, and multiplies negative ones, of ids in prompt or answer; above 0.
+    presence_penalty: taken off the logits of ids in the answer.
+    frequency_penalty: taken off once for each time that the id is in the answer.
+    logit_bias: added to the logits of these ids, at most 1,024 of them; a mapping, kept as pairs.
+    allowed_token_ids: no other id is sampled; None allows all.
+    bad_words: sequences of ids that the answer never holds; the last id of one is not sampled after the others.
+    guide: what the answer must match; only where the engine has a tokenizer.
     seed: 64-bit integer; the same seed gives the same ids whatever else the engine is doing. None draws one.
-    choice_index: which of several choices for one prompt this is; part of the random key, beside the seed.
+    n: choices, each with its own random numbers; they share the prompt's keys and values.
+    choice_index: index of the first choice; part of the random key, beside the seed.
     stop_token_ids: generation ends with (and includes) the first of these.
     ignore_eos: do not stop at the model's end-of-sequence ids.
+    logprobs: log probabilities of each generated id and of so many of the most likely ones, 0 ... 20; None for none.
+        They are the model's own: before penalties, bias, masks and temperature.
+    prompt_logprobs: the same for the prompt's ids.
+    priority: each unit is worth 16 places in the queue, negative ones towards the front; -1,000 ... 1,000.
+    cache_salt: requests reuse each other's cached prompts only where their salts are equal.
     """
 
     max_tokens: int = 16
@@ -30,10 +50,22 @@ class SamplingParams:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | tuple[tuple[int, float], ...] = ()
+    allowed_token_ids: tuple[int, ...] | None = None
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    guide: Guide | None = None
     seed: int | None = None
+    n: int = 1
     choice_index: int = 0
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    priority: int = 0
+    cache_salt: str = ""
 
     def __post_init__(self) -> None:
         for name in _INTEGERS:
@@ -41,26 +73,56 @@ class SamplingParams:
         for name in _NUMBERS:
             value = getattr(self, name)
             _require(self, name, _is_number(value) and math.isfinite(value), "a finite number")
-        _require(self, "max_tokens", self.max_tokens >= 1, "at least 1")
+        _require(self, "max_tokens", 0 <= self.max_tokens < 2**31, "at least 0 and below 2**31")
         _require(self, "min_tokens", 0 <= self.min_tokens <= self.max_tokens, f"from 0 to max_tokens={self.max_tokens}")
         _require(self, "temperature", self.temperature >= 0, "at least 0")
         _require(self, "top_k", 0 <= self.top_k < 2**31, "at least 0 (0 keeps every id) and below 2**31")
         _require(self, "top_p", 0 < self.top_p <= 1, "above 0 and at most 1")
         _require(self, "min_p", 0 <= self.min_p <= 1, "from 0 to 1")
+        _require(self, "repetition_penalty", 0 < self.repetition_penalty <= 10, "above 0 and at most 10")
+        for name in ("presence_penalty", "frequency_penalty"):
+            _require(self, name, -2 <= getattr(self, name) <= 2, "from -2 to 2")
+        _require(self, "n", 1 <= self.n <= 1024, "from 1 to 1024")
         _require(self, "choice_index", 0 <= self.choice_index < 2**31, "at least 0 and below 2**31")
         seed_ok = self.seed is None or (_is_integer(self.seed) and -(2**63) <= self.seed < 2**64)
         _require(self, "seed", seed_ok, "null or a 64-bit integer")
-        # Lists are accepted (JSON has no tuples) and stored as a tuple, so that the parameters stay hashable.
-        ids_ok = isinstance(self.stop_token_ids, (list, tuple)) and all(
-            _is_integer(i) and 0 <= i < 2**31 for i in self.stop_token_ids
-        )
-        _require(self, "stop_token_ids", ids_ok, "a list of token ids")
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        for name in ("logprobs", "prompt_logprobs"):
+            value = getattr(self, name)
+            count_ok = value is None or (_is_integer(value) and 0 <= value <= MAX_LOGPROBS)
+            _require(self, name, count_ok, f"null or an integer from 0 to {MAX_LOGPROBS}")
         _require(self, "ignore_eos", isinstance(self.ignore_eos, bool), "true or false")
+        _require(self, "priority", -1000 <= self.priority <= 1000, "from -1000 to 1000")
+        _require(self, "cache_salt", isinstance(self.cache_salt, str), "a string")
+        _require(self, "guide", self.guide is None or isinstance(self.guide, Guide), "null or a Guide")
+        self._check_ids()
+
+    def _check_ids(self) -> None:
+        """Lists and mappings are accepted and stored as tuples, so that the parameters stay hashable."""
+        for name in _ID_LISTS:
+            value = getattr(self, name)
+            if value is not None:
+                _require(self, name, _are_ids(value), "a list of token ids")
+                object.__setattr__(self, name, tuple(value))
+        _require(self, "allowed_token_ids", self.allowed_token_ids != (), "null or a list that is not empty")
+        words = self.bad_words
+        words_ok = isinstance(words, (list, tuple)) and all(_are_ids(word) and len(word) > 0 for word in words)
+        _require(self, "bad_words", words_ok, "a list of lists of token ids, none empty")
+        object.__setattr__(self, "bad_words", tuple(map(tuple, words)))
+        bias = self.logit_bias if isinstance(self.logit_bias, Mapping) else dict(self.logit_bias)
+        bias_ok = len(bias) <= MAX_BIASED_IDS and _are_ids(list(bias))
+        _require(self, "logit_bias", bias_ok, f"a mapping from at most {MAX_BIASED_IDS} token ids to numbers")
+        finite = all(_is_number(value) and math.isfinite(value) for value in bias.values())
+        _require(self, "logit_bias", finite, "a mapping from token ids to finite numbers")
+        object.__setattr__(self, "logit_bias", tuple(bias.items()))
 
     @property
     def greedy(self) -> bool:
         return self.temperature == 0
+
+    @property
+    def penalised(self) -> bool:
+        """The logits depend on which ids came before."""
+        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
 
 def _is_integer(value: Any) -> bool:
@@ -69,6 +131,10 @@ def _is_integer(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _are_ids(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(_is_integer(i) and 0 <= i < 2**31 for i in value)
 
 
 def _require(params: SamplingParams, name: str, ok: bool, expected: str) -> None:

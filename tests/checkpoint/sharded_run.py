@@ -34,7 +34,7 @@ def step_logits(weights, config, cache) -> np.ndarray:
             num_decode=np.array(end - begin == 1, np.int32),
         )
         hidden, cache = step(weights, config, cache, batch)
-    return np.asarray(lm_logits(weights, config, hidden))[0]
+    return np.asarray(lm_logits(weights, config, hidden[-1:]))[0]
 
 
 def main(folder: str, fsdp: int, tensor: int) -> None:

@@ -10,7 +10,7 @@ from mpt_serve.engine import EngineConfig, SamplingParams
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("max_tokens", 0),
+        ("max_tokens", -1),
         ("max_tokens", 1.5),
         ("max_tokens", True),
         ("min_tokens", -1),

@@ -9,7 +9,7 @@ import numpy as np
 
 from model.config import MptConfig
 from model.kv_cache import init_kv_cache
-from model.step import CacheAttention, StepBatch, forward_step, lm_logits, xla_attention
+from model.step import CacheAttention, StepBatch, forward_step, lm_logits, row_ends, xla_attention
 from model.weights import Weights
 
 BLOCK = 16
@@ -67,4 +67,4 @@ class PagedRun:
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
 def _step(config, attention, weights, cache, batch):  # type: ignore[no-untyped-def]
     hidden, cache = forward_step(weights, config, cache, batch, attention)
-    return lm_logits(weights, config, hidden), cache
+    return lm_logits(weights, config, hidden[row_ends(batch)]), cache

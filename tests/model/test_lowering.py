@@ -7,7 +7,7 @@ from jax import export
 
 from model.config import MptConfig
 from model.kv_cache import KvCache, init_kv_cache
-from model.step import StepBatch, forward_step, lm_logits
+from model.step import StepBatch, forward_step, lm_logits, row_ends
 from model.weights import Weights, init_weights
 
 CONFIG = MptConfig(d_model=64, n_heads=4, n_layers=2, vocab_size=256, kv_n_heads=2, clip_qkv=6.0, sliding_window=32)
@@ -20,7 +20,7 @@ def test_step_lowers_with_operands_in_bfloat16(platform: str, decode_only: bool)
 
     def step(weights: Weights, cache: KvCache, batch: StepBatch) -> tuple[jax.Array, KvCache]:
         hidden, cache = forward_step(weights, CONFIG, cache, batch)
-        return lm_logits(weights, CONFIG, hidden), cache
+        return lm_logits(weights, CONFIG, hidden[row_ends(batch)]), cache
 
     weights = jax.eval_shape(lambda: init_weights(CONFIG, jax.random.key(0), jnp.bfloat16))
     cache = jax.eval_shape(lambda: init_kv_cache(CONFIG, 16, 32, jnp.bfloat16))

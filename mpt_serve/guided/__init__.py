@@ -1,0 +1,1 @@
+"""Output that must match a schema, a regular expression or a grammar."""
