@@ -15,7 +15,11 @@ class EngineConfig:
     num_blocks: cache blocks; None takes kv_cache_memory, or else a share of the memory that is free.
     kv_cache_memory: bytes for the key-value cache; ignored when num_blocks is given.
     max_model_len: longest request in tokens, prompt and answer together; None is the model's max_seq_len.
-    cache_dtype: 'auto' (as the weights), 'float32', 'bfloat16' or 'float16'.
+    cache_dtype: 'auto' (as the weights), 'float32', 'bfloat16', 'float16' or 'int8' (`docs/quantization.md`).
+    prefix_caching: keep what was computed while there is room, for later requests that begin alike.
+    speculation: how tokens are guessed, to be verified several at once: 'none', 'ngram' (from what the request has
+        said so far) or 'draft' (by a smaller model). It changes how fast tokens come, never which.
+    num_draft_tokens: tokens guessed at most for one request and step.
     kernels: 'auto' takes the fastest kernels that the device's platform has, 'xla' leaves attention,
         sampling and unquantised products to XLA.
     pre_compile: compile every step shape before the first request; otherwise on first use.
@@ -29,12 +33,15 @@ class EngineConfig:
     kv_cache_memory: int | None = None
     max_model_len: int | None = None
     cache_dtype: str = "auto"
+    prefix_caching: bool = True
+    speculation: str = "ngram"
+    num_draft_tokens: int = 8
     kernels: str = "auto"
     pre_compile: bool = True
     compilation_cache_dir: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
+        for name in ("max_num_seqs", "max_num_batched_tokens", "block_size", "num_draft_tokens"):
             _require_positive(name, getattr(self, name))
         for name in ("num_blocks", "kv_cache_memory"):
             if getattr(self, name) is not None:
@@ -46,14 +53,22 @@ class EngineConfig:
                 f"max_num_batched_tokens={self.max_num_batched_tokens} must be above max_num_seqs={self.max_num_seqs}: "
                 "every running request needs a token per step, and prompts need what is left"
             )
-        if self.cache_dtype not in CACHE_DTYPES:
-            raise ValueError(f"cache_dtype must be one of {', '.join(CACHE_DTYPES)}, got {self.cache_dtype!r}")
-        if self.kernels not in KERNELS:
-            raise ValueError(f"kernels must be one of {', '.join(KERNELS)}, got {self.kernels!r}")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        if not isinstance(self.prefix_caching, bool):
+            raise ValueError(f"prefix_caching must be true or false, got {self.prefix_caching!r}")
+
+    @property
+    def speculates(self) -> bool:
+        return self.speculation != "none"
 
 
-KERNELS = ("auto", "xla")
-CACHE_DTYPES = ("auto", "float32", "bfloat16", "float16")
+_CHOICES = {
+    "cache_dtype": ("auto", "float32", "bfloat16", "float16", "int8"),
+    "kernels": ("auto", "xla"),
+    "speculation": ("none", "ngram", "draft"),
+}
 
 
 def _is_integer(value: Any) -> bool:

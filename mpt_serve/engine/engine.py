@@ -3,19 +3,15 @@
 import atexit
 import itertools
 import logging
-import operator
 import secrets
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import Array
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
@@ -28,7 +24,9 @@ from model.weights import Weights
 from mpt_serve.engine.block_pool import BlockPool
 from mpt_serve.engine.completion import Collector, Completion
 from mpt_serve.engine.config import EngineConfig
+from mpt_serve.engine.drafter import Drafter
 from mpt_serve.engine.memory import cache_plan_for
+from mpt_serve.engine.pipeline import Pipeline, Taken
 from mpt_serve.engine.request import (
     Delta,
     EngineClosedError,
@@ -37,37 +35,21 @@ from mpt_serve.engine.request import (
     RequestError,
     ignore_delta,
 )
+from mpt_serve.engine.request_checks import check_ids, check_prompt
 from mpt_serve.engine.runner import CompilationCounter, Runner, use_compilation_cache
 from mpt_serve.engine.sampling_params import SamplingParams
-from mpt_serve.engine.scheduler import Row, Scheduler
-from mpt_serve.engine.step_plan import MAX_MASKED_IDS
+from mpt_serve.engine.scheduler import Scheduler, extend_digests
+from mpt_serve.engine.stats import Counters, EngineStats
+from mpt_serve.engine.token_limits import GuideState, TokenLimits
+from mpt_serve.guided.spec import Guide
 
 logger = logging.getLogger(__name__)
 
+_MIN_SAMPLES = 16  # ids that a step may sample at least where drafts are verified
 
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """A snapshot of the engine. Counters start at 0 with the engine.
 
-    running, waiting: requests. free_blocks, total_blocks: of the key-value cache.
-    steps: steps dispatched. compilations: programs compiled while serving; with pre_compile it stays 0.
-    finished: requests ended, by finish reason. error: why the engine stopped, None while it works.
-    notes: what was asked for at start and not given (a shortened context), as sentences.
-    """
-
-    running: int
-    waiting: int
-    free_blocks: int
-    total_blocks: int
-    max_model_len: int
-    steps: int
-    prompt_tokens: int
-    generated_tokens: int
-    preemptions: int
-    compilations: int
-    finished: dict[FinishReason, int]
-    error: str | None
-    notes: tuple[str, ...]
+CompileGuide = Callable[[Guide], Callable[[], GuideState]]
+"""Turns a guide into a maker of states, one for each choice; raises `RequestError` for a bad one."""
 
 
 class Engine:
@@ -78,6 +60,7 @@ class Engine:
 
     vocab_limit: ids from here on are neither accepted nor sampled (the tokenizer's size, where the model's is padded).
     eos_token_ids: ids that end a request unless it ignores them; None takes the config's.
+    compile_guide: what understands `SamplingParams.guide`; without it, guided requests are refused.
     Raises `ValueError` when the settings do not fit the model.
     """
 
@@ -88,6 +71,7 @@ class Engine:
         settings: EngineConfig | None = None,
         vocab_limit: int | None = None,
         eos_token_ids: Sequence[int] | None = None,
+        compile_guide: CompileGuide | None = None,
     ) -> None:
         settings = settings or EngineConfig()
         weights = pack_weights(
@@ -99,20 +83,27 @@ class Engine:
             use_compilation_cache(settings.compilation_cache_dir)
         cache_dtype = _weight_dtype(weights) if settings.cache_dtype == "auto" else jnp.dtype(settings.cache_dtype)
         self._cache_plan = cache_plan_for(weights, config, settings, cache_dtype)
-        limits = settings.max_num_seqs, settings.max_num_batched_tokens
-        self._scheduler = Scheduler(BlockPool(self._cache_plan.num_blocks, self._cache_plan.block_size), *limits)
+        max_samples = max(settings.max_num_seqs, _MIN_SAMPLES) if settings.speculates else settings.max_num_seqs
+        limits = settings.max_num_seqs, settings.max_num_batched_tokens, max_samples
+        pool = BlockPool(self._cache_plan.num_blocks, self._cache_plan.block_size)
+        self._scheduler = Scheduler(pool, *limits, prefix_caching=settings.prefix_caching)
         self._runner = Runner(
             weights, config, self._cache_plan, cache_dtype, *limits, self._vocab_limit, settings.kernels
         )
         if settings.pre_compile:
             self._runner.compile_all()
 
+        self._compile_guide = compile_guide
+        self._vocab_size = config.vocab_size
         self._lock = threading.Condition()
-        self._requests: dict[str, Request] = {}
+        self._requests: dict[str, list[Request]] = {}  # choices that are not finished
         self._outbox: deque[tuple[Request, Delta]] = deque()
-        self._finished: dict[FinishReason, int] = {"stop": 0, "length": 0, "cancelled": 0, "error": 0}
-        self._steps = self._prompt_tokens = self._generated_tokens = 0
+        self._counters = Counters()
         self._compilations = CompilationCounter()
+        self._drafter: Drafter | None = None
+        self._pipeline = Pipeline(
+            self._scheduler, self._runner, self._lock, config.vocab_size, self._drafter, self._taken, self._failed
+        )
         self._closed = False
         self._error: str | None = None
         self._names = itertools.count()
@@ -166,18 +157,13 @@ class Engine:
     def stats(self) -> EngineStats:
         """Thread-safe."""
         with self._lock:
-            return EngineStats(
-                running=len(self._scheduler.running),
-                waiting=len(self._scheduler.waiting),
-                free_blocks=self._scheduler.pool.num_free,
-                total_blocks=self._cache_plan.num_blocks,
+            return self._counters.stats(
+                self._scheduler,
                 max_model_len=self._cache_plan.max_model_len,
-                steps=self._steps,
-                prompt_tokens=self._prompt_tokens,
-                generated_tokens=self._generated_tokens,
-                preemptions=self._scheduler.num_preemptions,
+                steps=self._pipeline.num_steps,
                 compilations=self._compilations.count,
-                finished=dict(self._finished),
+                drafted=self._drafter.num_drafted if self._drafter else 0,
+                accepted=self._drafter.num_accepted if self._drafter else 0,
                 error=self._error,
                 notes=self._cache_plan.notes,
             )
@@ -190,47 +176,42 @@ class Engine:
         params: SamplingParams,
         on_delta: Callable[[Delta], None],
         request_id: str | None = None,
+        generated: Sequence[int] = (),
     ) -> str:
-        """Queue a request and return its id.
+        """Queue a request with its params.n choices and return its id.
 
         on_delta is called on the engine's thread, in order, and must not block: every request waits for it. When it
-        raises, its request is cancelled. Raises `RequestError` (nothing is queued then), `EngineClosedError` when the
-        engine was closed or has failed.
+        raises, its request is cancelled. generated: ids that choice params.choice_index (n must be 1) was given before,
+        by an engine that did not come to its end; it goes on after them as that one would have.
+
+        Compiles the guide, if there is one, before it returns. Raises `RequestError` (nothing is queued then),
+        `EngineClosedError` when the engine was closed or has failed.
         """
-        ids = self._check_prompt(prompt_ids)
-        stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos_token_ids)
-        if params.min_tokens and len(stop_ids) > MAX_MASKED_IDS:
-            raise RequestError(
-                f"min_tokens works with {MAX_MASKED_IDS} stop ids at most, this request has {len(stop_ids)}"
-            )
-        request = Request(
-            request_id=request_id or f"request-{next(self._names)}",
-            prompt_ids=ids,
-            params=params,
-            seed=secrets.randbits(64) if params.seed is None else params.seed % 2**64,
-            max_output=min(params.max_tokens, self.max_model_len - len(ids)),
-            stop_ids=stop_ids,
-            on_delta=on_delta,
-        )
+        check_prompt(prompt_ids, params, self._vocab_limit, self.max_model_len)
+        choices = self._choices(tuple(map(int, prompt_ids)), params, on_delta, request_id or f"request-{next(self._names)}")
+        if generated:
+            self._resume(choices, list(generated))
+        first = choices[0]
+        extend_digests(first, len(prompt_ids), self._cache_plan.block_size)  # here, not on the engine's thread
         with self._lock:
             if self._closed or self._error:
                 raise EngineClosedError(self._error or "the engine is closed")
-            if request.request_id in self._requests:
-                raise RequestError(
-                    f"a request with the id {request.request_id!r} is running already; choose another id"
-                )
-            self._scheduler.add(request)
-            self._requests[request.request_id] = request
-            self._prompt_tokens += len(ids)
+            if first.request_id in self._requests:
+                raise RequestError(f"a request with the id {first.request_id!r} is running already; choose another id")
+            for request in choices:
+                request.digests = list(first.digests)
+                self._scheduler.add(request)
+            self._requests[first.request_id] = choices
+            self._counters.prompt_tokens += len(prompt_ids)
             self._lock.notify()
-        return request.request_id
+        return first.request_id
 
     def cancel(self, request_id: str) -> None:
         """End a request with 'cancelled'; its blocks are free when this returns. Unknown and ended ids do nothing."""
         with self._lock:
-            if request_id in self._requests:
-                self._end(self._requests[request_id], "cancelled")
-                self._lock.notify()
+            for request in list(self._requests.get(request_id, ())):
+                self._end(request, "cancelled")
+            self._lock.notify()
 
     def generate(
         self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams]
@@ -267,22 +248,49 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _check_prompt(self, prompt_ids: Sequence[int]) -> tuple[int, ...]:
-        try:
-            ids = tuple(map(operator.index, prompt_ids))
-        except TypeError:
-            raise RequestError("the prompt must be a sequence of integer token ids") from None
-        if not ids:
-            raise RequestError("the prompt is empty; it needs at least one token")
-        if min(ids) < 0 or max(ids) >= self._vocab_limit:
-            bad = next(i for i in ids if not 0 <= i < self._vocab_limit)
-            raise RequestError(f"token id {bad} is not in the vocabulary: ids are 0 to {self._vocab_limit - 1}")
-        if len(ids) >= self.max_model_len:
-            raise RequestError(
-                f"the prompt has {len(ids)} tokens; with at least one token of answer it must be shorter than the "
-                f"context length of {self.max_model_len}"
+    def _choices(
+        self, prompt_ids: tuple[int, ...], params: SamplingParams, on_delta: Callable[[Delta], None], request_id: str
+    ) -> list[Request]:
+        """A request's choices; all but the first take over what the first computes of the prompt."""
+        stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos_token_ids)
+        make_guide = self._guide_of(params)
+        choices: list[Request] = []
+        for i in range(params.n):
+            guide = make_guide() if make_guide else None
+            request = Request(
+                request_id=request_id,
+                prompt_ids=prompt_ids,
+                params=params,
+                seed=choices[0].seed if choices else _seed(params),
+                max_output=min(params.max_tokens, self.max_model_len - len(prompt_ids)),
+                choice_index=params.choice_index + i,
+                stop_ids=stop_ids,
+                on_delta=on_delta,
+                source=choices[0] if choices else None,
+                limits=TokenLimits(params, stop_ids, self._vocab_size, guide),
             )
-        return ids
+            choices.append(request)
+        return choices
+
+    def _guide_of(self, params: SamplingParams) -> Callable[[], GuideState] | None:
+        if params.guide is None:
+            return None
+        if self._compile_guide is None:
+            raise RequestError("guided output needs the model's tokenizer, which this engine was not given")
+        if params.ignore_eos or not self._eos_token_ids:
+            raise RequestError("guided output ends with an end-of-sequence id: it takes one, and no ignore_eos")
+        return self._compile_guide(params.guide)
+
+    def _resume(self, choices: list[Request], generated: list[int]) -> None:
+        check_ids("generated", generated, self._vocab_limit)
+        request = choices[0]
+        if len(choices) > 1 or len(generated) >= request.max_output or request.stop_ids & set(generated):
+            raise RequestError("generated must be the unfinished answer of one choice")
+        request.output_ids = generated
+        request.resumed = len(generated)
+        for token in generated:
+            assert request.limits is not None
+            request.limits.accept(token)
 
     # The engine's thread
 
@@ -302,56 +310,64 @@ class Engine:
         self._deliver()
 
     def _serve(self) -> None:
-        """The loop: dispatch the next step, then read the one before."""
-        ahead: tuple[list[Row], Array] | None = None
-        while self._wait_for_work(idle=ahead is None):
-            behind, ahead = ahead, self._dispatch()
-            if behind is not None:
-                self._accept(*behind)
+        while self._wait_for_work():
+            self._pipeline.turn()
             self._deliver()
-        if ahead is not None:
-            ahead[1].block_until_ready()
+        self._pipeline.drain()
 
-    def _wait_for_work(self, idle: bool) -> bool:
+    def _wait_for_work(self) -> bool:
         """Sleep while there is nothing to do; False when the engine is closed."""
         with self._lock:
-            while idle and not (self._closed or self._requests or self._outbox):
+            while not (self._closed or self._requests or self._outbox or self._pipeline.busy):
                 self._lock.wait()
             return not self._closed
 
-    def _dispatch(self) -> tuple[list[Row], Array] | None:
-        """Start the next step; its rows and the ids it will have sampled, or None when there is nothing to compute."""
-        with self._lock:
-            step = self._scheduler.schedule()
-            if not step.rows:
-                return None
-            self._steps += 1
-            prepared = self._runner.prepare(step)
-        return step.rows, self._runner.dispatch(*prepared)
+    def _taken(self, taken: Taken) -> None:
+        """Take note of what a step brought; holds the lock."""
+        self._counters.generated_tokens += len(taken.token_ids)
+        self._post(taken.request, taken)
 
-    def _accept(self, rows: list[Row], sampled: Array) -> None:
-        token_ids = np.asarray(sampled)[: len(rows)].tolist()  # waits for the device
-        with self._lock:
-            for request, token in self._scheduler.accept(rows, token_ids):
-                self._generated_tokens += 1
-                self._post(request, (token,))
-
-    def _post(self, request: Request, token_ids: tuple[int, ...] = (), message: str | None = None) -> None:
-        """Queue news about a request for delivery; forget it when that is the last. Holds the lock."""
-        reason = request.finish_reason
-        stop_reason = token_ids[-1] if reason == "stop" else None
-        delta = Delta(token_ids, reason, stop_reason, len(request.prompt_ids), message=message)
-        self._outbox.append((request, delta))
-        if reason is not None:
-            del self._requests[request.request_id]
-            self._finished[reason] += 1
+    def _failed(self, request: Request, message: str) -> None:
+        if request.finish_reason is None:
+            self._end(request, "error", message)
 
     def _end(self, request: Request, reason: FinishReason, message: str | None = None) -> None:
         self._scheduler.finish(request, reason)
         self._post(request, message=message)
 
+    def _post(self, request: Request, taken: Taken | None = None, message: str | None = None) -> None:
+        """Queue news about a request for delivery; forget it when that is the last. Holds the lock."""
+        reason = request.finish_reason
+        prompt_logprobs = None
+        if request.wants_prompt_logprobs and not request.prompt_is_told and taken is not None:
+            request.prompt_is_told = True
+            prompt_logprobs = tuple(request.prompt_logprobs)
+        delta = Delta(
+            token_ids=taken.token_ids if taken else (),
+            finish_reason=reason,
+            stop_reason=request.output_ids[-1] if reason == "stop" else None,
+            num_prompt_tokens=len(request.prompt_ids),
+            num_cached_tokens=request.num_cached or 0,
+            message=message,
+            index=request.choice_index,
+            logprobs=taken.logprobs if taken else None,
+            prompt_logprobs=prompt_logprobs,
+        )
+        self._outbox.append((request, delta))
+        if reason is not None:
+            self._forget(request, reason)
+
+    def _forget(self, request: Request, reason: FinishReason) -> None:
+        self._counters.finish(request, reason)
+        if self._drafter is not None:
+            self._drafter.forget(request)
+        choices = self._requests[request.request_id]
+        choices.remove(request)
+        if not choices:
+            del self._requests[request.request_id]
+
     def _end_all(self, reason: FinishReason, message: str | None = None) -> None:
-        for request in list(self._requests.values()):
+        for request in [request for choices in self._requests.values() for request in choices]:
             self._end(request, reason, message)
 
     def _deliver(self) -> None:
@@ -364,6 +380,10 @@ class Engine:
                 logger.exception("the listener of request %s failed; the request is cancelled", request.request_id)
                 request.on_delta = ignore_delta
                 self.cancel(request.request_id)
+
+
+def _seed(params: SamplingParams) -> int:
+    return secrets.randbits(64) if params.seed is None else params.seed % 2**64
 
 
 def _weight_dtype(weights: Weights) -> jnp.dtype:

@@ -5,8 +5,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mpt_serve.engine.sampling_params import SamplingParams
+from mpt_serve.engine.token_limits import TokenLimits
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+PLACES_PER_PRIORITY = 16
 
 
 class RequestError(ValueError):
@@ -61,12 +64,18 @@ def ignore_delta(delta: Delta) -> None:
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """A request's ids and its place in the engine. Counters are in tokens.
+    """One choice of a request: its ids and its place in the engine. Counters are in tokens.
 
+    source: the first choice for the same prompt, whose keys and values this one takes over; None for that one itself.
+    resumed: how many of output_ids were there before; they were delivered elsewhere.
     num_computed: tokens whose keys and values are in the cache, counting the steps already dispatched.
+    num_cached: prompt tokens that were not computed for this choice, when it was first admitted.
     in_flight: sampled tokens that the device has been asked for and the host has not read yet.
     blocks: cache blocks in sequence order; block i holds positions [i * block_size, (i + 1) * block_size).
-    slot: row of the device-side state (the last sampled token) while running, else None.
+    digests: of its full blocks, as far as they were needed; num_published of them name blocks of this request.
+    slot: row of the device-side state (last sampled token, penalties, bias) while running, else None.
+    state_is_set: the slot's penalties and bias are this request's.
+    prompt_logprobs: of the prompt's first ids, as far as they are known; prompt_is_told: they were delivered.
     """
 
     request_id: str
@@ -74,15 +83,30 @@ class Request:
     params: SamplingParams
     seed: int  # 64 bits, unsigned
     max_output: int  # generated tokens at most: max_tokens, or what the context length leaves
+    choice_index: int = 0
     stop_ids: frozenset[int] = frozenset()
     on_delta: Callable[[Delta], None] = ignore_delta
+    source: "Request | None" = None
+    limits: TokenLimits | None = None
     output_ids: list[int] = field(default_factory=list)
+    resumed: int = 0
     num_computed: int = 0
+    num_cached: int | None = None
     in_flight: int = 0
     blocks: list[int] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)
+    num_published: int = 0
     slot: int | None = None
+    state_is_set: bool = False
+    prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=lambda: [None])
+    prompt_is_told: bool = False
     arrival: int = -1  # order of submission, given by the scheduler
     finish_reason: FinishReason | None = None
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """The smaller goes first. Finitely many later requests can go before an earlier one: nobody starves."""
+        return self.arrival + PLACES_PER_PRIORITY * self.params.priority, self.arrival
 
     @property
     def num_known(self) -> int:
@@ -103,6 +127,10 @@ class Request:
     def exhausted(self) -> bool:
         """Every token that the request may generate has been generated or is in flight."""
         return self.num_generated >= self.max_output
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        return self.params.prompt_logprobs is not None and self.source is None and not self.resumed
 
     def known_ids(self, start: int, stop: int) -> list[int]:
         """Ids at positions [start, stop) that the host knows (a token in flight is missing at the end)."""

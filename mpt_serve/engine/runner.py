@@ -1,14 +1,14 @@
-"""The device side of the engine: weights, cache, and one compiled program per step shape."""
+"""Runs steps on the device: compiled programs, the cache and the sampler's state."""
 
 import logging
 import os
 import threading
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
@@ -17,29 +17,59 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from model.config import MptConfig
-from model.kernels.choice import attention_for, choose_ids_for
+from model.kernels.choice import attention_for, sampling_kernel_for
 from model.kernels.cpu.calls import paged_attention as cpu_attention
 from model.kernels.cpu.huge_pages import use_huge_pages
-from model.kv_cache import KvCache, init_kv_cache
+from model.kv_cache import KvCache, copy_blocks, init_kv_cache
 from model.sharding import cache_sharding
-from model.step import forward_step, lm_logits, row_ends
+from model.step import forward_step, lm_logits
 from model.weights import Weights
 from mpt_serve.engine.memory import CachePlan
-from mpt_serve.engine.sampler import sample
+from mpt_serve.engine.sampled import pack_sampled
+from mpt_serve.engine.sampler import SamplerState, init_sampler_state, logprobs_of, sample, set_state_row
 from mpt_serve.engine.scheduler import StepRows
-from mpt_serve.engine.step_plan import StepShape, choose_shape, pack, step_shapes, unpack
+from mpt_serve.engine.step_plan import (
+    Packed,
+    StepKey,
+    StepShape,
+    choose_shape,
+    pack_forward,
+    pack_sampling,
+    step_shapes,
+    unpack_forward,
+    unpack_sampling,
+)
+from mpt_serve.engine.token_limits import Words, mask_words
 
 logger = logging.getLogger(__name__)
 
-Prepared = tuple[tuple[int, int], npt.NDArray[np.int32]]
-"""A step ready for the device: the key of its shape, and its packed array."""
+_COPIES = 8  # cache blocks that one call copies
+SCORED = 32  # prompt tokens that one call scores: bounds their logits to [32, V]
+
+
+class PreparedStep(NamedTuple):
+    """A step ready for the device: the key of its program, and its packed arrays."""
+
+    key: StepKey
+    forward: Packed
+    sampling: Packed
+    copies: Sequence[tuple[int, int]]
+
+
+class Forwarded(NamedTuple):
+    """What a step computes, on the device: states [T, d] of all its tokens, logits [S, V] where ids are sampled."""
+
+    states: Array
+    logits: Array
 
 
 class Runner:
-    """Runs steps on the device, in the order of `dispatch`. Not thread-safe: one thread calls it at a time.
+    """Runs steps on the device, in the order of its calls. Not thread-safe: one thread calls it at a time.
 
-    The cache and the last sampled token of every slot live on the device and are donated from step to step, so that
-    step k + 1 takes its tokens from step k without the host in between.
+    A step is two programs, `forward` and `sample`: masks of a step may depend on ids that the one before sampled, and
+    are made while `forward` runs. The cache, and the sampler's state with the last sampled token of every slot, live on
+    the device and are donated from program to program, so that a step takes its tokens from the one before without the
+    host in between.
     """
 
     def __init__(
@@ -50,6 +80,7 @@ class Runner:
         cache_dtype: Any,
         max_num_seqs: int,
         max_num_batched_tokens: int,
+        max_samples: int,
         vocab_limit: int,
         kernels: str = "auto",
     ) -> None:
@@ -57,71 +88,168 @@ class Runner:
         self._leaves, self._treedef = jax.tree.flatten(weights)
         self._config = config
         self._vocab_limit = vocab_limit
+        self._max_num_seqs = max_num_seqs
         devices = weights.norm_f.weight.devices()
         self._attention = attention_for(devices, config, cache_dtype, kernels)
-        self._choose_ids = choose_ids_for(devices, kernels)
-        pool_sharding, self._replicated = _state_shardings(weights, config)
+        self._sampling_kernel = sampling_kernel_for(devices, kernels)
+        pool_sharding, self._replicated = _placements(weights, config)
         self._cache = init_kv_cache(config, cache_plan.num_blocks, cache_plan.block_size, cache_dtype, pool_sharding)
-        if self._attention is cpu_attention:
+        native = self._attention is cpu_attention
+        if native:
             jax.tree.map(use_huge_pages, self._cache)
-        self._last_tokens = jnp.zeros(max_num_seqs, jnp.int32, device=self._replicated)
+        self._state = init_sampler_state(max_num_seqs, config.vocab_size, self._replicated)
         self._shapes = {
-            (tokens, rows): StepShape(
-                num_tokens=tokens,
-                num_rows=rows,
+            key: StepShape(
+                key=key,
                 max_blocks=cache_plan.max_blocks_per_sequence,
                 num_blocks=cache_plan.num_blocks,
                 block_size=cache_plan.block_size,
                 max_num_seqs=max_num_seqs,
             )
-            for tokens, rows in step_shapes(max_num_seqs, max_num_batched_tokens)
+            for key in step_shapes(max_num_seqs, max_num_batched_tokens, max_samples, ragged_decode=native)
         }
-        self._programs: dict[tuple[int, int], jax.stages.Compiled] = {}
+        self._no_masks = {
+            key.num_samples: jnp.zeros((key.num_samples, mask_words(config.vocab_size)), jnp.uint32)
+            for key in self._shapes
+        }
+        self._programs: dict[tuple[str, Any], jax.stages.Compiled] = {}
 
     def compile_all(self) -> None:
-        """Compile the program of every step shape. Tracing holds the interpreter; compiling runs in parallel."""
+        """Compile every program. Tracing holds the interpreter; compiling runs in parallel."""
         started = time.monotonic()
+        keys: list[tuple[str, Any]] = [("copy", None), ("state", None)]
+        keys += [("forward", key) for key in self._shapes]
+        keys += [("sample", samples) for samples in self._no_masks]
+        keys += [("score", tokens) for tokens in {key.num_tokens for key in self._shapes}]
         with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="compile") as executor:
-            pending = {key: executor.submit(self._lower(shape).compile) for key, shape in self._shapes.items()}
+            pending = {key: executor.submit(self._lower(*key).compile) for key in keys}
             self._programs = {key: future.result() for key, future in pending.items()}
-        logger.info("compiled %d step programs in %.1f s", len(self._programs), time.monotonic() - started)
+        logger.info("compiled %d programs in %.1f s", len(self._programs), time.monotonic() - started)
 
-    def prepare(self, step: StepRows) -> Prepared:
-        """Everything that `dispatch` needs to know about a step's requests, before they change."""
+    def prepare(self, step: StepRows) -> PreparedStep:
+        """Everything that the device needs to know about a step's requests, before they change."""
         key = choose_shape(tuple(self._shapes), step)
-        return key, pack(step, self._shapes[key])
+        sampling = pack_sampling(step, key.num_samples, self._max_num_seqs)
+        return PreparedStep(key, pack_forward(step, self._shapes[key]), sampling, step.copies)
 
-    def dispatch(self, key: tuple[int, int], packed: npt.NDArray[np.int32]) -> Array:
-        """Start a step; returns at once with the ids [R] int32 that it will have sampled, on their way to the host."""
-        program = self._programs.get(key)
+    def forward(self, step: PreparedStep) -> Forwarded:
+        """Start a step's computation; returns at once."""
+        for i in range(0, len(step.copies), _COPIES):
+            copies = step.copies[i : i + _COPIES]
+            pairs = np.full((2, _COPIES), self._shapes[step.key].num_blocks, np.int32)
+            pairs[:, : len(copies)] = np.array(copies).T
+            pairs[0, len(copies) :] = 0
+            self._cache = self._program("copy", None)(self._cache, pairs)
+        run = self._program("forward", step.key)
+        states, logits, self._cache = run(self._leaves, self._cache, self._state.last_tokens, step.forward)
+        return Forwarded(states, logits)
+
+    def set_state(self, slot: int, counts: npt.NDArray[np.int32], bias: npt.NDArray[np.float32]) -> None:
+        """Set what a slot's samples are penalised (counts [V], see `SamplerState`) and biased (bias [V]) by."""
+        self._state = self._program("state", None)(self._state, np.int32(slot), counts, bias)
+
+    def sample(self, step: PreparedStep, forwarded: Forwarded, masks: Words | None = None) -> Array:
+        """Start sampling; returns at once with what `sampled.unpack_sampled` reads, on its way to the host.
+
+        masks: [S, ceil(V / 32)] uint32, rows of samples that are not masked may hold anything.
+        """
+        samples = step.key.num_samples
+        run = self._program("sample", samples)
+        words = self._no_masks[samples] if masks is None else masks
+        packed, self._state = run(forwarded.logits, self._state, step.sampling, words)
+        packed.copy_to_host_async()
+        return packed
+
+    def score(self, forwarded: Forwarded, begin: int, ids: Sequence[int]) -> Array:
+        """Log probabilities of up to `SCORED` ids after the states from `begin` on, as `sample` returns them."""
+        padded = np.zeros(SCORED, np.int32)
+        padded[: len(ids)] = ids
+        run = self._program("score", forwarded.states.shape[0])
+        packed: Array = run(self._leaves, forwarded.states, np.int32(begin), padded)
+        packed.copy_to_host_async()
+        return packed
+
+    def _program(self, kind: str, key: Any) -> jax.stages.Compiled:
+        program = self._programs.get((kind, key))
         if program is None:
-            program = self._programs[key] = self._lower(self._shapes[key]).compile()
-        ids: Array
-        ids, self._last_tokens, self._cache = program(self._leaves, self._cache, self._last_tokens, packed)
-        ids.copy_to_host_async()
-        return ids
+            program = self._programs[kind, key] = self._lower(kind, key).compile()
+        return program
 
-    def _lower(self, shape: StepShape) -> jax.stages.Lowered:
-        def step(
+    def _lower(self, kind: str, key: Any) -> jax.stages.Lowered:
+        lower: dict[str, Callable[[], jax.stages.Lowered]] = {
+            "forward": lambda: self._lower_forward(self._shapes[key]),
+            "sample": lambda: self._lower_sample(key),
+            "score": lambda: self._lower_score(key),
+            "copy": self._lower_copy,
+            "state": self._lower_state,
+        }
+        return lower[kind]()
+
+    def _lower_forward(self, shape: StepShape) -> jax.stages.Lowered:
+        def forward(
             leaves: list[Array], cache: KvCache, last_tokens: Array, packed: Array
         ) -> tuple[Array, Array, KvCache]:
             weights = jax.tree.unflatten(self._treedef, leaves)
-            batch, sampling, state_slot = unpack(packed, last_tokens, shape)
-            hidden, cache = forward_step(weights, self._config, cache, batch, self._attention)
-            logits = lm_logits(weights, self._config, hidden[row_ends(batch)])
-            ids = sample(logits, sampling, self._vocab_limit, self._choose_ids)
-            return ids, last_tokens.at[state_slot].set(ids, mode="drop"), cache
+            batch, sampled = unpack_forward(packed, last_tokens, shape)
+            states, cache = forward_step(weights, self._config, cache, batch, self._attention)
+            return states, lm_logits(weights, self._config, states[sampled]), cache
 
-        # Fixed output shardings: the next step's program expects the state where this one's expected it.
-        cache_shardings = jax.tree.map(lambda pool: pool.sharding, self._cache)
-        jitted = jax.jit(
-            step, donate_argnums=(1, 2), out_shardings=(self._replicated, self._replicated, cache_shardings)
-        )
-        packed = jax.ShapeDtypeStruct((shape.size,), jnp.int32)
-        return jitted.lower(self._leaves, self._cache, self._last_tokens, packed)
+        # Fixed output shardings: the next step's program expects the cache where this one's expected it.
+        shardings = (self._replicated, self._replicated, self._cache_shardings)
+        jitted = jax.jit(forward, donate_argnums=1, out_shardings=shardings)
+        return jitted.lower(self._leaves, self._cache, self._state.last_tokens, _words(shape.size))
+
+    def _lower_sample(self, samples: int) -> jax.stages.Lowered:
+        def run(logits: Array, state: SamplerState, packed: Array, masks: Array) -> tuple[Array, SamplerState]:
+            batch = unpack_sampling(packed)
+            ids, logprobs, state = sample(logits, batch, masks, state, self._vocab_limit, self._sampling_kernel)
+            return pack_sampled(ids, logprobs), state
+
+        packed = pack_sampling(StepRows([], 0), samples, self._max_num_seqs)
+        jitted = jax.jit(run, donate_argnums=1, out_shardings=(self._replicated, self._state_shardings))
+        return jitted.lower(self._logits(samples), self._state, packed, self._no_masks[samples])
+
+    def _lower_score(self, tokens: int) -> jax.stages.Lowered:
+        def run(leaves: list[Array], states: Array, begin: Array, ids: Array) -> Array:
+            weights = jax.tree.unflatten(self._treedef, leaves)
+            places = jnp.minimum(begin + jnp.arange(SCORED), states.shape[0] - 1)
+            logits = lm_logits(weights, self._config, states[places])
+            return pack_sampled(ids, logprobs_of(logits, ids, self._vocab_limit, self._sampling_kernel))
+
+        states = jax.ShapeDtypeStruct((tokens, self._config.d_model), jnp.float32, sharding=self._replicated)
+        jitted = jax.jit(run, out_shardings=self._replicated)
+        return jitted.lower(self._leaves, states, _words(), _words(SCORED))
+
+    def _lower_copy(self) -> jax.stages.Lowered:
+        def run(cache: KvCache, pairs: Array) -> KvCache:
+            return copy_blocks(cache, pairs[0], pairs[1])
+
+        jitted = jax.jit(run, donate_argnums=0, out_shardings=self._cache_shardings)
+        return jitted.lower(self._cache, _words(2, _COPIES))
+
+    def _lower_state(self) -> jax.stages.Lowered:
+        vocabulary = (self._config.vocab_size,)
+        jitted = jax.jit(set_state_row, donate_argnums=0, out_shardings=self._state_shardings)
+        bias = jax.ShapeDtypeStruct(vocabulary, jnp.float32)
+        return jitted.lower(self._state, _words(), _words(*vocabulary), bias)
+
+    def _logits(self, samples: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((samples, self._config.vocab_size), jnp.float32, sharding=self._replicated)
+
+    @property
+    def _cache_shardings(self) -> Any:
+        return jax.tree.map(lambda pool: pool.sharding, self._cache)
+
+    @property
+    def _state_shardings(self) -> Any:
+        return jax.tree.map(lambda array: array.sharding, self._state)
 
 
-def _state_shardings(weights: Weights, config: MptConfig) -> tuple[Sharding, Sharding]:
+def _words(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+
+def _placements(weights: Weights, config: MptConfig) -> tuple[Sharding, Sharding]:
     """Where the cache's pools and the small arrays go, so that they are with the weights."""
     placed = weights.norm_f.weight.sharding
     if isinstance(placed, NamedSharding):

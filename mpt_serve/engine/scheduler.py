@@ -5,59 +5,96 @@ takes the sampled ids of step k afterwards. A request's counters therefore run a
 `num_computed` counts tokens of dispatched steps, `in_flight` counts sampled ids not yet read.
 """
 
-from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from bisect import insort
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 from mpt_serve.engine.block_pool import BlockPool
+from mpt_serve.engine.prefix_cache import chain_start, extend_chain
 from mpt_serve.engine.request import FinishReason, Request
+
+Drafts = Mapping[Request, Sequence[int]]
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """One request's share of a step: compute the tokens at positions [start, start + length).
 
-    samples: the row reaches the end of the sequence, so that the step samples the next id.
+    samples: ids are sampled after the last so many of its tokens: 0 for a chunk that ends inside the prompt, 1 at the
+        sequence's end, 1 + len(drafts) where drafts are verified.
     token_in_flight: the row's last token is one that the host does not know yet; the device has it.
+    drafts: the row's last tokens, which are guesses.
     """
 
     request: Request
     start: int
     length: int
-    samples: bool
+    samples: int
     token_in_flight: bool
+    drafts: tuple[int, ...] = ()
+
+    @property
+    def stop(self) -> int:
+        """The position after its last token."""
+        return self.start + self.length
 
 
 @dataclass(frozen=True, slots=True)
 class StepRows:
-    """The rows of one step; the first `num_decode` rows have one token each."""
+    """The rows of one step; the first `num_decode` rows have one token each.
+
+    copies: (from, to) pairs of cache blocks, to be copied before anything of the step is written.
+    """
 
     rows: list[Row]
     num_decode: int
+    copies: list[tuple[int, int]] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:
         return sum(row.length for row in self.rows)
 
+    @property
+    def num_samples(self) -> int:
+        return sum(row.samples for row in self.rows)
+
+    @property
+    def speculative(self) -> bool:
+        """What the step samples decides where its rows end."""
+        return any(row.drafts for row in self.rows)
+
 
 class Scheduler:
-    """Continuous batching, first come first served, with chunked prefill and preemption by recompute.
+    """Continuous batching in `Request.order`, with chunked prefill, shared blocks and preemption by recompute.
 
-    Every step takes the decode rows first (one token each), then spends the rest of the token budget on prefill
-    chunks, in order of arrival; a waiting request is admitted when the pool has blocks for all the tokens it has.
-    When a decode row finds no free block, the youngest running request gives up its blocks and returns to the front
-    of the queue with the ids it has generated; it later prefills prompt and generated ids as if they were a prompt.
+    Every step takes the decode rows first (one token each, and drafts where there are some), then spends the rest of
+    the token budget on prefill chunks; a waiting request is admitted when the pool has blocks for all the tokens it
+    has, less what is found in the pool already. When a decode row finds no free block, the last running request gives
+    up its blocks and goes back to the queue with the ids it has generated; it later computes prompt and generated ids
+    as if they were a prompt, as far as they are not found in the pool.
+
+    Choices of one prompt wait until the first of them has computed it; then each takes over the full blocks and a copy
+    of the one that is not full, and computes the prompt's last token alone.
 
     Invariants, checked by `check_integrity`:
-    - all running requests arrived before all waiting ones, and both are in order of arrival. The oldest request is
-      thus never preempted while another runs, and nobody overtakes: whoever is accepted finishes.
+    - running and waiting requests are each in order; the first of all is never preempted, and nobody is admitted
+      before the first that waits: whoever is accepted finishes.
     - running requests hold one slot each and blocks for all their computed tokens; waiting ones hold neither.
-    - every block is free or held by a running request (see `BlockPool`).
+    - every block is free or held by running requests (see `BlockPool`).
     - a preempted request is not admitted again before its token in flight has been accepted.
+
+    max_samples: ids that one step samples at most; drafts share what running requests leave of it.
     """
 
-    def __init__(self, pool: BlockPool, max_num_seqs: int, max_num_batched_tokens: int) -> None:
+    def __init__(
+        self,
+        pool: BlockPool,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_samples: int | None = None,
+        prefix_caching: bool = True,
+    ) -> None:
         if max_num_batched_tokens < max_num_seqs:
             raise ValueError(
                 f"max_num_batched_tokens={max_num_batched_tokens} must be at least max_num_seqs={max_num_seqs}: "
@@ -67,8 +104,10 @@ class Scheduler:
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.running: list[Request] = []
-        self.waiting: deque[Request] = deque()
+        self.waiting: list[Request] = []
         self.num_preemptions = 0
+        self._max_samples = max_num_seqs if max_samples is None else max_samples
+        self._prefix_caching = prefix_caching
         # Slots are handed out lowest first, so that few requests use few slots.
         self._free_slots = list(range(max_num_seqs - 1, -1, -1))
         self._arrivals = 0
@@ -77,7 +116,7 @@ class Scheduler:
 
     def fits(self, num_prompt_tokens: int, max_output: int) -> bool:
         """Whether a request can run to its end alone. The last generated token is never fed, hence never stored."""
-        return self.pool.blocks_for(num_prompt_tokens + max_output - 1) <= self.pool.num_blocks
+        return self.pool.blocks_for(num_prompt_tokens + max(0, max_output - 1)) <= self.pool.num_blocks
 
     def add(self, request: Request) -> None:
         """Queue a request. Raises `ValueError` when it could never finish in this pool."""
@@ -85,7 +124,7 @@ class Scheduler:
             raise ValueError(f"request {request.request_id} can never fit {self.pool.num_blocks} blocks")
         request.arrival = self._arrivals
         self._arrivals += 1
-        self.waiting.append(request)
+        insort(self.waiting, request, key=_order)
 
     def finish(self, request: Request, reason: FinishReason) -> None:
         """End a request wherever it is; its blocks and slot are free at once.
@@ -104,54 +143,91 @@ class Scheduler:
 
     # One step
 
-    def schedule(self) -> StepRows:
-        """Choose the next step's rows and account for them; no rows when there is nothing to compute now."""
+    def schedule(self, drafts: Drafts | None = None) -> StepRows:
+        """Choose the next step's rows and account for them; no rows when there is nothing to compute now.
+
+        drafts: guesses of what requests without a token in flight generate next; some may be left out.
+        """
         preemptions = self.num_preemptions
-        rows = self._decode_rows()
-        num_decode = len(rows)
-        budget = self.max_num_batched_tokens - num_decode
+        rows, verifying = self._decode_rows(drafts or {})
+        step = StepRows([*rows, *verifying], len(rows))
+        budget = self.max_num_batched_tokens - step.num_tokens
         for row in self._running_prefills(budget):
-            rows.append(row)
+            step.rows.append(row)
             budget -= row.length
         # Blocks given up in this pass are for the requests that lacked them.
         if preemptions == self.num_preemptions:
-            rows.extend(self._admit(budget))
-        return StepRows(rows, num_decode)
+            self._admit(budget, step)
+        return step
 
-    def accept(self, rows: Sequence[Row], token_ids: Sequence[int]) -> list[tuple[Request, int]]:
-        """Take the ids sampled by a step, one per row; finish requests that hit a stop id or their length.
+    def accept(self, rows: Sequence[Row], sampled: Sequence[int]) -> list[tuple[Row, int]]:
+        """Take the ids sampled by a step, those of each row after those of the row before.
 
-        Returns the requests that received a token, with it. Rows of requests that ended meanwhile are dropped.
+        Finishes requests that hit a stop id or their length. Returns each row whose request is not over yet, or only
+        now, with how many of its sampled ids were taken. Rows of requests that ended meanwhile are left out.
         """
         accepted = []
-        for row, token in zip(rows, token_ids, strict=True):
-            request = row.request
-            if not row.samples:
-                continue
-            request.in_flight -= 1
-            if request.finish_reason is not None:
-                continue
-            request.output_ids.append(token)
-            accepted.append((request, token))
-            if token in request.stop_ids:
-                self.finish(request, "stop")
-            elif len(request.output_ids) >= request.max_output:
-                self.finish(request, "length")
+        begin = 0
+        for row in rows:
+            request, ids = row.request, sampled[begin : begin + row.samples]
+            begin += row.samples
+            request.in_flight -= bool(ids)
+            if request.finish_reason is None:
+                accepted.append((row, self._take(row, ids)))
         return accepted
 
-    def _decode_rows(self) -> list[Row]:
-        """One token for each running request that has exactly one to compute; preempts the youngest for blocks."""
-        rows: list[Row] = []
+    def _take(self, row: Row, ids: Sequence[int]) -> int:
+        """Append sampled ids to the request as long as the drafts before them were right; how many."""
+        request = row.request
+        taken = 0
+        for token, draft in zip(ids, [*row.drafts, None], strict=False):
+            request.output_ids.append(token)
+            taken += 1
+            if token in request.stop_ids:
+                break
+            if len(request.output_ids) >= request.max_output or token != draft:
+                break
+        if row.drafts:
+            request.num_computed = row.start + taken
+        self._publish(request)
+        if taken and request.output_ids[-1] in request.stop_ids:
+            self.finish(request, "stop")
+        elif row.stop >= len(request.prompt_ids) and len(request.output_ids) >= request.max_output:
+            self.finish(request, "length")
+        return taken
+
+    def _decode_rows(self, drafts: Drafts) -> tuple[list[Row], list[Row]]:
+        """A row for each running request that has exactly one token to compute: those without drafts, those with.
+
+        Preempts the last for blocks.
+        """
+        alone: list[Row] = []
+        verifying: list[Row] = []
+        arriving = min(len(self.waiting), len(self._free_slots))  # samples that are not to be missed by them
+        spare = min(self._max_samples, self.max_num_batched_tokens) - len(self.running) - arriving
         index = 0
-        # Oldest first; preemption takes from the end of `running`, so no request chosen here is preempted afterwards.
+        # In order; preemption takes from the end of `running`, so no request chosen here is preempted afterwards.
         while index < len(self.running):
             request = self.running[index]
             index += 1
-            if request.exhausted or request.num_tokens - request.num_computed != 1:
+            exhausted = request.exhausted and request.num_computed >= len(request.prompt_ids)
+            if exhausted or request.num_tokens - request.num_computed != 1 or not self._grow(request):
                 continue
-            if self._grow(request):
-                rows.append(self._row(request, 1))
-        return rows
+            guesses = () if request.in_flight else self._room_for(request, drafts.get(request, ())[: max(0, spare)])
+            spare -= len(guesses)
+            (verifying if guesses else alone).append(self._row(request, 1, guesses))
+        return alone, verifying
+
+    def _room_for(self, request: Request, drafts: Sequence[int]) -> tuple[int, ...]:
+        """As many of the drafts as the request may generate and as blocks are there for."""
+        if not drafts:
+            return ()
+        drafts = drafts[: request.max_output - request.num_generated - 1]
+        missing = self.pool.blocks_for(request.num_computed + 1 + len(drafts)) - len(request.blocks)
+        # The others' next blocks come first.
+        request.blocks += self.pool.allocate(max(0, min(missing, self.pool.num_free - len(self.running))))
+        room = len(request.blocks) * self.pool.block_size - request.num_computed - 1
+        return tuple(drafts[:room])
 
     def _running_prefills(self, budget: int) -> Iterator[Row]:
         for request in self.running:
@@ -163,41 +239,90 @@ class Scheduler:
                 budget -= length
                 yield self._row(request, length)
 
-    def _admit(self, budget: int) -> list[Row]:
-        rows: list[Row] = []
-        while budget > 0 and self.waiting and self._free_slots:
+    def _admit(self, budget: int, step: StepRows) -> None:
+        while budget > 0 and self.waiting and self._free_slots and step.num_samples < self._max_samples:
             request = self.waiting[0]
             if request.in_flight:  # preempted, and its last token has not been read yet
                 break
-            needed = self.pool.blocks_for(request.num_tokens)
+            source = request.source
+            if source is not None and source.finish_reason is None and not request.output_ids:
+                if source.num_computed < len(source.prompt_ids):
+                    break
+                found, copied = self._shared_with(source)
+            else:
+                found, copied = self._found(request), None
+            needed = self.pool.blocks_for(request.num_tokens) - len(found)
             # Headroom: each running request will soon want a block; admitting into their last ones would preempt.
-            if needed + len(self.running) > self.pool.num_free:
+            if needed + self.pool.free_among(found) + len(self.running) > self.pool.num_free:
                 break
-            self.waiting.popleft()
-            request.blocks = self.pool.allocate(needed)
-            request.slot = self._free_slots.pop()
-            self.running.append(request)
-            rows.append(self._row(request, min(budget, request.num_tokens)))
-            budget -= rows[-1].length
-        return rows
+            self.waiting.pop(0)
+            self._start(request, found, needed)
+            if copied is not None:
+                step.copies.append((copied, request.blocks[len(found)]))
+                request.num_computed = len(request.prompt_ids) - 1
+            if request.num_cached is None:
+                request.num_cached = min(request.num_computed, len(request.prompt_ids))
+            step.rows.append(self._row(request, min(budget, request.num_tokens - request.num_computed)))
+            budget -= step.rows[-1].length
 
-    def _row(self, request: Request, length: int) -> Row:
-        """The row that computes the next `length` tokens, accounted as dispatched."""
+    def _shared_with(self, source: Request) -> tuple[list[int], int | None]:
+        """Blocks of the source that hold the prompt but for its last token: full ones, and one to be copied."""
+        full, rest = divmod(len(source.prompt_ids) - 1, self.pool.block_size)
+        return source.blocks[:full], source.blocks[full] if rest else None
+
+    def _found(self, request: Request) -> list[int]:
+        """Published blocks that hold the request's first tokens, but for the last one: its logits are needed."""
+        most = request.num_tokens - 1
+        if request.wants_prompt_logprobs:
+            most = min(most, len(request.prompt_logprobs) - 1)
+        self._extend_digests(request, request.num_known)
+        return self.pool.find(request.digests[: most // self.pool.block_size])
+
+    def _start(self, request: Request, found: list[int], needed: int) -> None:
+        self.pool.acquire(found)
+        request.blocks = [*found, *self.pool.allocate(needed)]
+        request.num_computed = len(found) * self.pool.block_size
+        request.num_published = len(found)
+        request.slot = self._free_slots.pop()
+        request.state_is_set = False
+        insort(self.running, request, key=_order)
+
+    def _row(self, request: Request, length: int, drafts: tuple[int, ...] = ()) -> Row:
+        """The row that computes the next `length` tokens and the drafts after them, accounted as dispatched."""
         start, stop = request.num_computed, request.num_computed + length
-        samples = stop == request.num_tokens
-        row = Row(request, start, length, samples, token_in_flight=stop > request.num_known)
-        request.num_computed = stop
-        request.in_flight += samples
+        samples = 1 + len(drafts) if stop == request.num_tokens and request.max_output > 0 else 0
+        row = Row(request, start, length + len(drafts), samples, token_in_flight=stop > request.num_known, drafts=drafts)
+        request.num_computed = row.stop
+        self._publish(request)
+        request.in_flight += bool(samples)
         return row
 
+    def _publish(self, request: Request) -> None:
+        """Let others find the full blocks of known ids that a dispatched step writes: later steps read them after."""
+        if not self._prefix_caching or request.slot is None:
+            return
+        known = min(request.num_computed, request.num_known)
+        full = known // self.pool.block_size
+        if full > request.num_published:
+            self._extend_digests(request, known)
+            for block, digest in zip(
+                request.blocks[request.num_published : full], request.digests[request.num_published : full], strict=True
+            ):
+                self.pool.publish(block, digest)
+            request.num_published = full
+
+    def _extend_digests(self, request: Request, known: int) -> None:
+        if self._prefix_caching:
+            extend_digests(request, known, self.pool.block_size)
+
     def _grow(self, request: Request) -> bool:
-        """Make room for one more token; False when `request` itself, being the youngest, had to give up."""
+        """Make room for one more token; False when `request` itself, being the last, had to give up."""
         if request.num_computed < len(request.blocks) * self.pool.block_size:
             return True
         while self.pool.num_free == 0:
-            youngest = self.running[-1]
-            self._preempt(youngest)
-            if youngest is request:
+            last = self.running[-1]
+            self._preempt(last)
+            if last is request:
                 return False
         request.blocks += self.pool.allocate(1)
         return True
@@ -206,21 +331,21 @@ class Scheduler:
         self.running.remove(request)
         self._release(request)
         request.num_computed = 0
-        self.waiting.appendleft(request)
+        insort(self.waiting, request, key=_order)
         self.num_preemptions += 1
 
     def _release(self, request: Request) -> None:
         assert request.slot is not None
         self.pool.release(request.blocks)
         self._free_slots.append(request.slot)
-        request.blocks, request.slot = [], None
+        request.blocks, request.slot, request.num_published = [], None, 0
 
     def check_integrity(self) -> None:
         """Check the invariants of the class. Raises `AssertionError` naming the one that is broken."""
         self.pool.check_integrity(request.blocks for request in self.running)
-        queue = [*self.running, *self.waiting]
-        if any(a.arrival >= b.arrival for a, b in pairwise(queue)):
-            raise AssertionError("requests are not in order of arrival")
+        for queue in (self.running, self.waiting):
+            if any(a.order >= b.order for a, b in pairwise(queue)):
+                raise AssertionError("requests are not in order")
         slots = [request.slot for request in self.running if request.slot is not None]
         if len(slots) != len(self.running) or sorted([*self._free_slots, *slots]) != list(range(self.max_num_seqs)):
             raise AssertionError(f"slots {slots} of running requests and free slots {self._free_slots} do not add up")
@@ -232,3 +357,15 @@ class Scheduler:
         for request in self.waiting:
             if request.blocks or request.slot is not None or request.num_computed:
                 raise AssertionError(f"{request.request_id} waits, but holds blocks or a slot")
+
+
+def extend_digests(request: Request, known: int, block_size: int) -> None:
+    """Digest the full blocks of the request's first `known` ids."""
+    begin = len(request.digests) * block_size
+    if known - begin >= block_size:
+        ids = request.known_ids(begin, known)
+        extend_chain(request.digests, ids, block_size, chain_start(request.params.cache_salt))
+
+
+def _order(request: Request) -> tuple[int, int]:
+    return request.order

@@ -1,14 +1,14 @@
-"""A step as the device sees it: a few fields in one flat int32 array, in one of few shapes.
+"""A step as the device sees it: a few fields in flat int32 arrays, in one of few shapes.
 
-The host packs everything about a step (tokens, block tables, sampling parameters) into one array, so that a step costs
-one transfer; the compiled step unpacks it with static slices. Shapes come from `token_buckets`, so that there are few
-programs to compile.
+The host packs what a step computes (tokens, block tables) into one array and what it samples (parameters) into another,
+so that a step costs two transfers; the compiled programs unpack them with static slices. Shapes come from
+`step_shapes`, so that there are few programs to compile.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,48 +19,70 @@ from model.step import StepBatch
 from mpt_serve.engine.sampler import SamplingBatch
 from mpt_serve.engine.scheduler import Row, StepRows
 
-# Stop ids of a request that can be masked while it is below min_tokens.
-MAX_MASKED_IDS = 16
+Packed = npt.NDArray[np.int32]
 
-# In the order in which `pack` fills them.
+# In the order in which they are packed.
 _TOKEN_FIELDS = ("tokens", "positions", "slots")  # each [T] int32
-_ROW_FIELDS = (  # each [R] int32; seeds are halves of a 64-bit number, the last three are float32 bits
-    "query_start",
-    "query_len",
-    "context_len",
-    "state_slot",
+_ROW_FIELDS = ("query_start", "query_len", "context_len")  # each [R] int32
+_SAMPLE_INTEGERS = (  # each [S] int32; seeds are halves of a 64-bit number
+    "slot",
+    "write_slot",
     "top_k",
     "choice_index",
+    "position",
+    "num_logprobs",
+    "biased",
+    "masked",
     "seed_high",
     "seed_low",
-    "temperature",
-    "top_p",
-    "min_p",
 )
-_NUM_FLOATS = 3
+_SAMPLE_FLOATS = ("temperature", "top_p", "min_p", "repetition", "presence", "frequency")  # [S] float32 bits
+_GREEDY_FLOATS = (0.0, 1.0, 0.0, 1.0, 0.0, 0.0)
 
 
-def step_shapes(max_num_seqs: int, max_num_batched_tokens: int) -> tuple[tuple[int, int], ...]:
-    """(tokens, rows) to compile for, smallest first: about log2 of each limit.
+class StepKey(NamedTuple):
+    """Which program a step takes: T tokens, R rows and S samples at most; one token in every row, or any number."""
 
-    Decode-only steps have as many tokens as rows, in powers of two up to max_num_seqs. All others have powers of two
-    of tokens from 16 on, and up to half as many rows; the largest takes whatever the limits allow.
+    num_tokens: int
+    num_rows: int
+    num_samples: int
+    decode_only: bool
+
+
+def step_shapes(
+    max_num_seqs: int, max_num_batched_tokens: int, max_samples: int, ragged_decode: bool
+) -> tuple[StepKey, ...]:
+    """The programs to compile, smallest first: about log2 of each limit of each kind.
+
+    Small steps have as many tokens as rows and samples, in powers of two: for rows of one token each, and for drafts
+    to be verified where max_samples is above max_num_seqs. With `ragged_decode` the kernels do both alike, and one
+    program does. All others have powers of two of tokens from 16 on, and up to half as many rows; the largest takes
+    whatever the limits allow.
     """
     if max_num_batched_tokens <= max_num_seqs:
         raise ValueError(f"max_num_batched_tokens must be above max_num_seqs={max_num_seqs}")
-    decode = _powers_of_two(1, max_num_seqs)
-    mixed = _powers_of_two(16, max_num_batched_tokens)
-    shapes = {(rows, rows) for rows in decode} | {(tokens, min(tokens // 2, max_num_seqs)) for tokens in mixed[:-1]}
-    return tuple(sorted(shapes | {(max_num_batched_tokens, max_num_seqs)}))
+    small = [StepKey(n, n, n, not ragged_decode) for n in _powers_of_two(1, max_num_seqs)]
+    if max_samples > max_num_seqs:
+        tokens = min(max_samples, max_num_batched_tokens)
+        small += [StepKey(n, min(n, max_num_seqs), n, False) for n in _powers_of_two(2, tokens)]
+    mixed = [
+        StepKey(n, min(n // 2, max_num_seqs), min(n // 2, max_samples), False)
+        for n in _powers_of_two(16, max_num_batched_tokens)[:-1]
+    ]
+    largest = StepKey(max_num_batched_tokens, max_num_seqs, min(max_samples, max_num_batched_tokens), False)
+    return tuple(sorted({*small, *mixed, largest}))
 
 
-def choose_shape(shapes: Sequence[tuple[int, int]], step: StepRows) -> tuple[int, int]:
-    """The smallest of the `step_shapes` that holds a step. As many tokens as rows means that every row decodes."""
+def choose_shape(shapes: Sequence[StepKey], step: StepRows) -> StepKey:
+    """The smallest of the `step_shapes` that holds a step."""
     decode_only = step.num_decode == len(step.rows)
     return next(
-        (tokens, rows)
-        for tokens, rows in shapes
-        if (tokens == rows) == decode_only and tokens >= step.num_tokens and rows >= len(step.rows)
+        key
+        for key in shapes
+        if (decode_only or not key.decode_only)
+        and key.num_tokens >= step.num_tokens
+        and key.num_rows >= len(step.rows)
+        and key.num_samples >= step.num_samples
     )
 
 
@@ -75,10 +97,9 @@ def _powers_of_two(start: int, stop: int) -> list[int]:
 
 @dataclass(frozen=True)
 class StepShape:
-    """Static shape of a step: T tokens, R rows, W blocks per sequence, and the cache and state it refers to."""
+    """Static shape of a step: its key, W blocks per sequence, and the cache and state that it refers to."""
 
-    num_tokens: int
-    num_rows: int
+    key: StepKey
     max_blocks: int
     num_blocks: int
     block_size: int
@@ -86,15 +107,15 @@ class StepShape:
 
     @property
     def size(self) -> int:
-        """Length of the packed array."""
-        row_words = len(_ROW_FIELDS) + MAX_MASKED_IDS + self.max_blocks
-        return 1 + len(_TOKEN_FIELDS) * self.num_tokens + row_words * self.num_rows
+        """Length of the packed array of what is computed."""
+        T, R, S, _ = self.key
+        return 1 + len(_TOKEN_FIELDS) * T + (len(_ROW_FIELDS) + self.max_blocks) * R + S
 
     def split(self, packed: Any) -> tuple[Any, Any, Any, Any, Any]:
-        """Views of a packed array (numpy or JAX): num_decode [1], token fields [3, T], row fields [F, R],
-        masked ids [R, M], block tables [R, W]."""
-        T, R = self.num_tokens, self.num_rows
-        shapes = [(1,), (len(_TOKEN_FIELDS), T), (len(_ROW_FIELDS), R), (R, MAX_MASKED_IDS), (R, self.max_blocks)]
+        """Views of a packed array (numpy or JAX): num_decode [1], token fields [3, T], row fields [3, R],
+        block tables [R, W], sampled tokens [S]."""
+        T, R, S, _ = self.key
+        shapes = [(1,), (len(_TOKEN_FIELDS), T), (len(_ROW_FIELDS), R), (R, self.max_blocks), (S,)]
         views, start = [], 0
         for shape in shapes:
             stop = start + math.prod(shape)
@@ -103,17 +124,15 @@ class StepShape:
         return views[0], views[1], views[2], views[3], views[4]
 
 
-def pack(step: StepRows, shape: StepShape) -> npt.NDArray[np.int32]:
-    """Pack a step's rows, before anything else happens to their requests. -> [shape.size] int32
+def pack_forward(step: StepRows, shape: StepShape) -> Packed:
+    """Pack what a step computes, before anything else happens to its requests. -> [shape.size] int32
 
-    Padding tokens write to no cache slot, padding rows are greedy and write no state.
+    Padding tokens write to no cache slot; padding samples are of token 0.
     """
     packed = np.zeros(shape.size, np.int32)
-    num_decode, token_fields, row_fields, masked_ids, block_tables = shape.split(packed)
+    num_decode, token_fields, row_fields, block_tables, sampled = shape.split(packed)
     num_decode[0] = step.num_decode
     token_fields[2] = shape.num_blocks * shape.block_size
-    row_fields[_ROW_FIELDS.index("state_slot")] = shape.max_num_seqs
-    masked_ids[:] = -1
 
     rows, used = step.rows, step.num_tokens
     lengths = np.array([row.length for row in rows])
@@ -121,76 +140,115 @@ def pack(step: StepRows, shape: StepShape) -> npt.NDArray[np.int32]:
     starts = np.array([row.start for row in rows])
     for index, row in enumerate(rows):
         block_tables[index, : len(row.request.blocks)] = row.request.blocks
-        if row.samples and row.start + row.length - len(row.request.prompt_ids) < row.request.params.min_tokens:
-            masked_ids[index, : len(row.request.stop_ids)] = sorted(row.request.stop_ids)
     row_of_token = np.repeat(np.arange(len(rows)), lengths)
     positions = np.arange(used) + np.repeat(starts - query_start, lengths)
     blocks, offsets = np.divmod(positions, shape.block_size)
     token_fields[0, :used] = [token for row in rows for token in _token_ids(row)]
     token_fields[1, :used] = positions
     token_fields[2, :used] = block_tables[row_of_token, blocks] * shape.block_size + offsets
-
-    integers = row_fields[:-_NUM_FLOATS, : len(rows)]
-    integers[0], integers[1], integers[2] = query_start, lengths, starts + lengths
-    integers[3:] = np.array([_integer_words(row, shape) for row in rows], np.uint32).view(np.int32).T
-    row_fields[-_NUM_FLOATS:, : len(rows)].view(np.float32)[:] = np.array([_float_words(row) for row in rows]).T
+    row_fields[:, : len(rows)] = query_start, lengths, starts + lengths
+    ends = zip(query_start + lengths, rows, strict=True)
+    sampled[: step.num_samples] = [i for end, row in ends for i in range(end - row.samples, end)]
     return packed
 
 
 def _token_ids(row: Row) -> list[int]:
     """The row's ids; -1 - slot stands for the last token that this slot of the device-side state holds."""
-    ids = row.request.known_ids(row.start, row.start + row.length)
+    ids = row.request.known_ids(row.start, row.stop)
     if row.token_in_flight:
         assert row.request.slot is not None
         ids.append(-1 - row.request.slot)
-    return ids
+    return [*ids, *row.drafts]
 
 
-def _integer_words(row: Row, shape: StepShape) -> tuple[int, ...]:
-    """state_slot, top_k, choice_index, seed_high, seed_low: rows that sample nothing write no state."""
-    request, params = row.request, row.request.params
-    if not row.samples or request.slot is None:
-        return (shape.max_num_seqs, 0, 0, 0, 0)
-    top_k = 0 if params.greedy else params.top_k
-    return (request.slot, top_k, params.choice_index, request.seed >> 32, request.seed & 0xFFFFFFFF)
+def pack_sampling(step: StepRows, num_samples: int, max_num_seqs: int) -> Packed:
+    """Pack how a step samples, before anything else happens to its requests. -> [F, num_samples] int32
 
-
-def _float_words(row: Row) -> tuple[float, float, float]:
-    """temperature, top_p, min_p; greedy when the row samples nothing, so that it asks for no work."""
-    params = row.request.params
-    if not row.samples or params.greedy:
-        return (0.0, 1.0, 0.0)
-    return (params.temperature, params.top_p, params.min_p)
-
-
-def unpack(packed: Array, last_tokens: Array, shape: StepShape) -> tuple[StepBatch, SamplingBatch, Array]:
-    """On the device: packed [shape.size] int32 and the state, last_tokens [max_num_seqs] int32, to what a step needs.
-
-    The third value, [R] int32, is where each row's sampled id goes in last_tokens (out of range for none).
+    Padding samples are greedy and leave no trace in the state.
     """
-    num_decode, token_fields, row_fields, masked_ids, block_tables = shape.split(packed)
+    packed = np.zeros((len(_SAMPLE_INTEGERS) + len(_SAMPLE_FLOATS), num_samples), np.int32)
+    integers, floats = packed[: len(_SAMPLE_INTEGERS)], packed[len(_SAMPLE_INTEGERS) :].view(np.float32)
+    integers[_SAMPLE_INTEGERS.index("write_slot")] = max_num_seqs
+    integers[_SAMPLE_INTEGERS.index("num_logprobs")] = -1
+    floats[:] = np.array(_GREEDY_FLOATS, np.float32)[:, None]
+    used = 0
+    for row in step.rows:
+        for sample in range(row.samples):
+            words = _integer_words(row, sample, max_num_seqs)
+            integers[:, used] = np.array(words, np.int64).astype(np.uint32).view(np.int32)
+            floats[:, used] = _float_words(row)
+            used += 1
+    return packed
+
+
+def _integer_words(row: Row, sample: int, max_num_seqs: int) -> tuple[int, ...]:
+    """The integers of one sample, in the order of their fields."""
+    request, params = row.request, row.request.params
+    assert request.slot is not None
+    num_logprobs = -1 if params.logprobs is None else params.logprobs
+    return (
+        request.slot,
+        # Which draft is the last that was right is not known on the device: the host feeds the next token.
+        max_num_seqs if row.drafts else request.slot,
+        0 if params.greedy else params.top_k,
+        request.choice_index,
+        row.stop - row.samples + 1 + sample,
+        num_logprobs,
+        bool(params.logit_bias),
+        is_masked(row),
+        request.seed >> 32,
+        request.seed & 0xFFFFFFFF,
+    )
+
+
+def is_masked(row: Row) -> bool:
+    """Some id may not be sampled at some of the row's places."""
+    return row.samples > 0 and row.request.limits is not None and row.request.limits.apply(generated_before(row))
+
+
+def generated_before(row: Row) -> int:
+    """Ids that the request has generated before the first that the row samples."""
+    return row.stop - row.samples + 1 - len(row.request.prompt_ids)
+
+
+def _float_words(row: Row) -> tuple[float, ...]:
+    params = row.request.params
+    penalties = (params.repetition_penalty, params.presence_penalty, params.frequency_penalty)
+    drawing = (0.0, 1.0, 0.0) if params.greedy else (params.temperature, params.top_p, params.min_p)
+    return (*drawing, *penalties)
+
+
+def unpack_forward(packed: Array, last_tokens: Array, shape: StepShape) -> tuple[StepBatch, Array]:
+    """On the device: packed [shape.size] int32 and the state's last_tokens [max_num_seqs] int32 to what a step needs.
+
+    The second value, [S] int32, are the tokens after which an id is sampled.
+    """
+    num_decode, token_fields, row_fields, block_tables, sampled = shape.split(packed)
     tokens, positions, slots = token_fields
-    row = dict(zip(_ROW_FIELDS, row_fields, strict=True))
+    query_start, query_len, context_len = row_fields
     batch = StepBatch(
         tokens=jnp.where(tokens < 0, last_tokens[-1 - tokens], tokens),
         positions=positions,
         slots=slots,
         block_tables=block_tables,
-        query_start=row["query_start"],
-        query_len=row["query_len"],
-        context_len=row["context_len"],
+        query_start=query_start,
+        query_len=query_len,
+        context_len=context_len,
         num_decode=num_decode[0],
-        decode_only=shape.num_tokens == shape.num_rows,
+        decode_only=shape.key.decode_only,
     )
-    floats = lax.bitcast_convert_type(row_fields[-_NUM_FLOATS:], jnp.float32)
-    sampling = SamplingBatch(
-        temperature=floats[0],
-        top_k=row["top_k"],
-        top_p=floats[1],
-        min_p=floats[2],
-        seed=lax.bitcast_convert_type(jnp.stack([row["seed_high"], row["seed_low"]], axis=1), jnp.uint32),
-        choice_index=row["choice_index"],
-        position=row["context_len"],
-        masked_ids=masked_ids,
+    return batch, sampled
+
+
+def unpack_sampling(packed: Array) -> SamplingBatch:
+    """On the device: what `pack_sampling` packed."""
+    field = dict(zip(_SAMPLE_INTEGERS, packed, strict=False))
+    floats = lax.bitcast_convert_type(packed[len(_SAMPLE_INTEGERS) :], jnp.float32)
+    seed = jnp.stack([field.pop("seed_high"), field.pop("seed_low")], axis=1)
+    return SamplingBatch(
+        **{name: field[name] for name in ("slot", "write_slot", "top_k", "choice_index", "position", "num_logprobs")},
+        biased=field["biased"] != 0,
+        masked=field["masked"] != 0,
+        seed=lax.bitcast_convert_type(seed, jnp.uint32),
+        **dict(zip(_SAMPLE_FLOATS, floats, strict=True)),
     )
-    return batch, sampling, row["state_slot"]

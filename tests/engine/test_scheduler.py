@@ -1,7 +1,7 @@
 """The scheduler and the block pool: random histories against a device without a model, and the rules one by one."""
 
 import pytest
-from fake_device import VOCAB, FakeDevice, completion, make_request
+from fake_device import VOCAB, FakeDevice, completion, make_request, next_id
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -23,24 +23,46 @@ class Histories(RuleBasedStateMachine):
     @initialize(
         max_num_seqs=st.integers(1, 5),
         spare_tokens=st.integers(1, 20),
+        spare_samples=st.integers(0, 6),
         block_size=st.sampled_from([1, 2, 4, 8]),
         spare_blocks=st.integers(0, 12),
+        prefix_caching=st.booleans(),
     )
-    def start(self, max_num_seqs: int, spare_tokens: int, block_size: int, spare_blocks: int) -> None:
+    def start(
+        self,
+        max_num_seqs: int,
+        spare_tokens: int,
+        spare_samples: int,
+        block_size: int,
+        spare_blocks: int,
+        prefix_caching: bool,
+    ) -> None:
         num_blocks = -(-MAX_MODEL_LEN // block_size) + spare_blocks
-        self.scheduler = Scheduler(BlockPool(num_blocks, block_size), max_num_seqs, max_num_seqs + spare_tokens)
-        self.device = FakeDevice(self.scheduler, MAX_MODEL_LEN)
+        limits = max_num_seqs, max_num_seqs + spare_tokens, max_num_seqs + spare_samples
+        self.scheduler = Scheduler(BlockPool(num_blocks, block_size), *limits, prefix_caching)
+        self.device = FakeDevice(self.scheduler, MAX_MODEL_LEN, max_num_seqs + spare_samples)
         self.requests: list[Request] = []
 
     @rule(
-        prompt=st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=10),
-        max_output=st.integers(1, MAX_MODEL_LEN),
+        # Few prompts, so that many begin alike.
+        prompt=st.lists(st.integers(0, 1), min_size=1, max_size=12),
+        max_output=st.integers(0, MAX_MODEL_LEN),
         stop_ids=st.frozensets(st.integers(0, VOCAB - 1), max_size=4),
+        choices=st.integers(1, 3),
+        priority=st.integers(-2, 2),
+        salt=st.sampled_from(["", "", "other"]),
     )
-    def submit(self, prompt: list[int], max_output: int, stop_ids: frozenset[int]) -> None:
+    def submit(
+        self, prompt: list[int], max_output: int, stop_ids: frozenset[int], choices: int, priority: int, salt: str
+    ) -> None:
         max_output = min(max_output, MAX_MODEL_LEN - len(prompt))
-        self.requests.append(make_request(str(len(self.requests)), prompt, max_output, stop_ids))
-        self.scheduler.add(self.requests[-1])
+        source = None
+        for choice in range(choices):
+            name = f"{len(self.requests)}.{choice}"
+            request = make_request(name, prompt, max_output, stop_ids, source, choice, priority, salt)
+            source = source or request
+            self.requests.append(request)
+            self.scheduler.add(request)
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data())
@@ -50,16 +72,16 @@ class Histories(RuleBasedStateMachine):
         assert not request.blocks
         assert request.slot is None
 
-    @rule(turns=st.integers(1, 6))
-    def compute(self, turns: int) -> None:
+    @rule(turns=st.integers(1, 6), right=st.lists(st.booleans(), max_size=7), max_ahead=st.integers(0, 1))
+    def compute(self, turns: int, right: list[bool], max_ahead: int) -> None:
         for _ in range(turns):
-            self.turn()
+            self.turn({request: guesses(request, right) for request in self.scheduler.running}, max_ahead)
 
-    def turn(self) -> None:
-        step = self.device.turn()
+    def turn(self, drafts: dict[Request, list[int]], max_ahead: int) -> None:
+        step = self.device.turn(drafts, max_ahead)
         assert step.num_tokens <= self.scheduler.max_num_batched_tokens
         assert len(step.rows) <= self.scheduler.max_num_seqs
-        assert len({row.request.request_id for row in step.rows}) == len(step.rows)
+        assert len({id(row.request) for row in step.rows}) == len(step.rows)
         # A step is idle only when the host must first read the one in flight, or when there is nothing to do.
         assert step.rows or self.device.busy or not (self.scheduler.running and self.scheduler.waiting)
 
@@ -75,12 +97,22 @@ class Histories(RuleBasedStateMachine):
             self.scheduler.check_integrity()
         assert self.scheduler.pool.num_free == self.scheduler.pool.num_blocks
         for request in self.requests:
-            expected = completion(request.prompt_ids, request.max_output, request.stop_ids)
+            expected = completion(request.prompt_ids, request.max_output, request.stop_ids, request.choice_index)
             if request.finish_reason == "cancelled":
                 assert request.output_ids == expected[: len(request.output_ids)]
             else:
                 assert request.output_ids == expected
-                assert request.finish_reason == ("stop" if expected[-1] in request.stop_ids else "length")
+                stopped = bool(expected) and expected[-1] in request.stop_ids
+                assert request.finish_reason == ("stop" if stopped else "length")
+
+
+def guesses(request: Request, right: list[bool]) -> list[int]:
+    """Drafts, some of them right."""
+    context = [*request.prompt_ids, *request.output_ids]
+    drafts: list[int] = []
+    for is_right in right:
+        drafts.append((next_id([*context, *drafts], request.choice_index) + (not is_right)) % VOCAB)
+    return drafts
 
 
 test_histories = Histories.TestCase

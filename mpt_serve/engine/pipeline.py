@@ -1,0 +1,215 @@
+"""The engine's steps in a pipeline: while the device computes step k + 1, the host reads what step k sampled."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+from jax import Array
+
+from mpt_serve.engine.drafter import Drafter
+from mpt_serve.engine.request import Request, TokenLogprobs
+from mpt_serve.engine.runner import SCORED, Forwarded, PreparedStep, Runner
+from mpt_serve.engine.sampled import Sampled
+from mpt_serve.engine.sampler import PROMPT
+from mpt_serve.engine.scheduler import Row, Scheduler, StepRows
+from mpt_serve.engine.step_plan import generated_before, is_masked
+from mpt_serve.engine.token_limits import Words, mask_words
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What one step brought one request."""
+
+    request: Request
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] | None
+
+
+@dataclass(slots=True)
+class _Step:
+    """A step from its scheduling to its reading. scores: (request, place in the prompt, number, packed array)."""
+
+    rows: StepRows
+    prepared: PreparedStep
+    states: list[tuple[int, npt.NDArray[np.int32], npt.NDArray[np.float32]]]
+    started: float = 0.0
+    alone: bool = False  # nothing was ahead of it on the device: its duration is its own
+    sampled: Array | None = None
+    scores: list[tuple[Request, int, int, Array]] = field(default_factory=list)
+
+    @property
+    def needs_ids(self) -> bool:
+        """Masks of it depend on the ids that the step before samples."""
+        return any(row.samples and row.request.limits and row.request.limits.needs_ids for row in self.rows.rows)
+
+
+class Pipeline:
+    """Schedules steps, runs them, and takes what they sampled. One thread calls `turn`.
+
+    lock: guards the scheduler and its requests; never held while the device works.
+    on_taken: called with the lock for each request that a step brought something, also when that ended it.
+    on_failed: called with the lock for a request that cannot go on, with the reason.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        lock: threading.Condition,
+        vocab_size: int,
+        drafter: Drafter | None,
+        on_taken: Callable[[Taken], None],
+        on_failed: Callable[[Request, str], None],
+    ) -> None:
+        self.num_steps = 0
+        self._scheduler = scheduler
+        self._runner = runner
+        self._lock = lock
+        self._vocab_size = vocab_size
+        self._drafter = drafter
+        self._on_taken = on_taken
+        self._on_failed = on_failed
+        self._ahead: _Step | None = None
+
+    @property
+    def busy(self) -> bool:
+        """A step is on its way."""
+        return self._ahead is not None
+
+    def turn(self) -> None:
+        """Start the next step, if there is something to compute, and take what the one before sampled."""
+        behind, self._ahead = self._ahead, None
+        if behind is not None and self._decides(behind):
+            self._take(behind)
+            behind = None
+        step = self._schedule()
+        if step is not None:
+            step.alone = behind is None
+            forwarded = self._start(step)
+            if behind is not None and step.needs_ids:
+                self._take(behind)
+                behind = None
+            for state in step.states:
+                self._runner.set_state(*state)
+            step.sampled = self._runner.sample(step.prepared, forwarded, self._masks(step))
+        if behind is not None:
+            self._take(behind)
+        self._ahead = step
+
+    def drain(self) -> None:
+        """Wait for the step on its way, and forget it."""
+        if self._ahead is not None and self._ahead.sampled is not None:
+            self._ahead.sampled.block_until_ready()
+        self._ahead = None
+
+    def _decides(self, step: _Step) -> bool:
+        """Whether the next step waits for what this one sampled: where drafts were verified, or drafts may follow."""
+        if step.rows.speculative:
+            return True
+        drafter = self._drafter
+        return drafter is not None and any(row.samples and drafter.hopes(row.request) for row in step.rows.rows)
+
+    def _schedule(self) -> _Step | None:
+        drafts = {}
+        if self._drafter is not None:
+            with self._lock:
+                running = [r for r in self._scheduler.running if r.num_tokens == r.num_known == r.num_computed + 1]
+            drafts = self._drafter.propose(running)
+        with self._lock:
+            rows = self._scheduler.schedule(drafts)
+            if not rows.rows:
+                return None
+            self.num_steps += 1
+            states = [self._state_of(row.request) for row in rows.rows if row.samples and _lacks_state(row.request)]
+            return _Step(rows, self._runner.prepare(rows), states)
+
+    def _start(self, step: _Step) -> Forwarded:
+        step.started = time.monotonic()
+        forwarded = self._runner.forward(step.prepared)
+        begin = 0
+        for row in step.rows.rows:
+            if row.request.wants_prompt_logprobs:
+                self._score(step, row, begin, forwarded)
+            begin += row.length
+        return forwarded
+
+    def _score(self, step: _Step, row: Row, begin: int, forwarded: Forwarded) -> None:
+        """Start scoring the prompt's ids that follow the row's tokens; its first token is the step's token `begin`."""
+        request = row.request
+        place, stop = max(row.start + 1, len(request.prompt_logprobs)), min(row.stop + 1, len(request.prompt_ids))
+        for first in range(place, stop, SCORED):
+            ids = request.prompt_ids[first : min(first + SCORED, stop)]
+            packed = self._runner.score(forwarded, begin + first - 1 - row.start, ids)
+            step.scores.append((request, first, len(ids), packed))
+
+    def _state_of(self, request: Request) -> tuple[int, npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+        """What penalties and bias of a request start from, for its slot."""
+        assert request.slot is not None
+        counts = np.bincount(request.output_ids, minlength=self._vocab_size).astype(np.int32)
+        counts[list(request.prompt_ids)] += PROMPT
+        bias = np.zeros(self._vocab_size, np.float32)
+        for token, value in request.params.logit_bias:
+            bias[token] = value
+        request.state_is_set = True
+        return request.slot, counts, bias
+
+    def _masks(self, step: _Step) -> Words | None:
+        rows = step.rows.rows
+        if not any(is_masked(row) for row in rows):
+            return None
+        masks = np.zeros((step.prepared.key.num_samples, mask_words(self._vocab_size)), np.uint32)
+        begin = 0
+        for row in rows:
+            if is_masked(row) and row.request.finish_reason is None:
+                self._fill(row, masks[begin : begin + row.samples])
+            begin += row.samples
+        return masks
+
+    def _fill(self, row: Row, masks: Words) -> None:
+        request = row.request
+        assert request.limits is not None
+        try:
+            request.limits.fill(generated_before(row), request.output_ids, row.drafts, masks)
+        except Exception as error:  # a guide gives up: its limits of work or memory
+            logger.warning("%s: its guide failed: %s", request.request_id, error)
+            with self._lock:
+                self._on_failed(request, "the guide of the request could not say what may follow")
+
+    def _take(self, step: _Step) -> None:
+        sampled = Sampled.read(step.sampled)
+        scores = [(request, place, Sampled.read(packed), count) for request, place, count, packed in step.scores]
+        if self._drafter is not None and step.alone:
+            self._drafter.step_took(step.rows.num_tokens, time.monotonic() - step.started)
+        with self._lock:
+            for request, place, scored, count in scores:
+                if place == len(request.prompt_logprobs):
+                    request.prompt_logprobs += scored.logprobs(0, count, request.params.prompt_logprobs or 0)
+            self._accept(step.rows.rows, sampled)
+
+    def _accept(self, rows: Sequence[Row], sampled: Sampled) -> None:
+        begins = dict(zip(map(id, rows), np.cumsum([0, *(row.samples for row in rows)]).tolist(), strict=False))
+        for row, count in self._scheduler.accept(rows, sampled.ids(sum(row.samples for row in rows))):
+            request = row.request
+            if not count and request.finish_reason is None:
+                continue
+            token_ids = tuple(request.output_ids[len(request.output_ids) - count :])
+            if request.limits is not None and request.finish_reason is None:
+                for token in token_ids:
+                    request.limits.accept(token)
+            if self._drafter is not None:
+                self._drafter.observe(request, row.drafts, count)
+            logprobs = None
+            if request.params.logprobs is not None:
+                begin = begins[id(row)]
+                logprobs = tuple(sampled.logprobs(begin, begin + count, request.params.logprobs))
+            self._on_taken(Taken(request, token_ids, logprobs))
+
+
+def _lacks_state(request: Request) -> bool:
+    return (request.params.penalised or bool(request.params.logit_bias)) and not request.state_is_set
