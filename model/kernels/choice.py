@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Callable, Set
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,15 @@ from model.config import MptConfig
 from model.kernels.cpu import calls
 from model.quantization import WeightFormat
 from model.step import CacheAttention, write_then, xla_attention
+
+
+class SamplingKernels(NamedTuple):
+    """Kernels for the two halves of sampling, which `mpt_serve.engine` defines."""
+
+    # (logits [S, V], batch, masks [S, W], counts [slots, V], bias [slots, V], uniform [S], vocab_limit) -> ids [S]
+    choose_ids: Callable[[Array, Any, Array, Array, Array, Array, int], Array]
+    # (logits [S, V], ids [S], num_logprobs [S], vocab_limit) -> log probability, rank [S]; top ids and theirs [S, 20]
+    log_probabilities: Callable[[Array, Array, Array, int], tuple[Array, Array, Array, Array]]
 
 
 def weight_format(devices: Set[jax.Device], quantization: str = "none", kernels: str = "auto") -> WeightFormat:

@@ -1,6 +1,7 @@
 """What the engine must generate: exact distributions in float64, and the full forward pass without a cache."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +23,13 @@ def distribution(
     top_k: int = 0,
     top_p: float = 1.0,
     min_p: float = 0.0,
-    masked: tuple[int, ...] = (),
+    **changes: Any,
 ) -> np.ndarray:
-    """The exact distribution [V], by sorting, in float64 (ids tie when float32 cannot tell them apart)."""
-    logits = logits.astype(np.float32)
-    logits[vocab_limit:] = -np.inf
-    logits[list(masked)] = -np.inf
+    """The exact distribution [V], by sorting, in float64 (ids tie when float32 cannot tell them apart).
+
+    changes: keywords of `changed_logits`.
+    """
+    logits = changed_logits(logits, vocab_limit, **changes).astype(np.float32)
     scaled = ((logits - logits.max()) / np.float32(temperature)).astype(np.float64)
     weights = np.exp(scaled)
     weights[weights < min_p] = 0
@@ -39,6 +41,33 @@ def distribution(
         last = order[np.searchsorted(np.cumsum(probabilities[order]), top_p)]
         probabilities[probabilities < probabilities[last]] = 0
     return probabilities / probabilities.sum()
+
+
+def changed_logits(
+    logits: np.ndarray,
+    vocab_limit: int,
+    allowed: Sequence[int] | None = None,
+    bias: Mapping[int, float] | None = None,
+    prompt: Sequence[int] = (),
+    generated: Sequence[int] = (),
+    repetition: float = 1.0,
+    presence: float = 0.0,
+    frequency: float = 0.0,
+) -> np.ndarray:
+    """What greedy decoding takes the largest of: logits [V] with mask, bias and penalties, in float64."""
+    possible = np.zeros(len(logits), bool)
+    possible[: vocab_limit if allowed is None else 0] = True
+    possible[[i for i in allowed or () if i < vocab_limit]] = True
+    changed = np.where(possible, logits.astype(np.float64), -np.inf)
+    for token, value in (bias or {}).items():
+        changed[token] += value
+    for token in {*prompt, *generated}:
+        changed[token] *= 1 / repetition if changed[token] > 0 else repetition
+    for token in generated:
+        changed[token] -= frequency
+    for token in set(generated):
+        changed[token] -= presence
+    return changed
 
 
 def check_generated(

@@ -1,7 +1,8 @@
 """Sampling: exact distributions for every filter, and the numbers of one row whatever is around it."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,55 +10,81 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import distribution
+from reference import changed_logits, distribution
 
-from model.kernels.cpu import calls
-from mpt_serve.engine.sampler import ChooseIds, SamplingBatch, sample
+from model.kernels.choice import SamplingKernels
+from mpt_serve.engine.sampler import (
+    PROMPT,
+    Logprobs,
+    SamplerState,
+    SamplingBatch,
+    init_sampler_state,
+    logprobs_of,
+    sample,
+    set_state_row,
+)
 
-sample_jit = jax.jit(sample, static_argnums=(2, 3))
+sample_jit = jax.jit(sample, static_argnums=(4, 5))
+logprobs_of_jit = jax.jit(logprobs_of, static_argnums=(2, 3))
+kernel: SamplingKernels | None = None
+
+ROWS, VOCAB, LIMIT = 4096, 40, 37
+LOGITS = np.random.default_rng(5).normal(scale=1.5, size=VOCAB).astype(np.float32)
+LOGITS[LIMIT:] = 9.0  # padding of the vocabulary, to be ignored
 
 
-@pytest.fixture(autouse=True, scope="module", params=["xla", "cpu"])
-def kernel(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Every test runs with the reference, and with the native kernel where there is one."""
-    global choose
-    if request.param == "cpu" and not calls.available():
-        pytest.skip("kernels were not built")
-    choose = calls.choose_ids if request.param == "cpu" else None
-    yield
-    choose = None
-
-
-choose: ChooseIds | None = None
-
-
-def batch_of(
-    rows: int,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    seed: int = 1,
-    choice_index: int = 0,
-    masked: tuple[int, ...] = (),
-) -> SamplingBatch:
-    """The same parameters for every row; row r is at position r."""
+def batch_of(rows: int, seed: int = 1, **wanted: Any) -> SamplingBatch:
+    """The same parameters for every row; row r is at position r. All of slot 0; nothing is written."""
+    usual = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition": 1.0, "presence": 0.0}
+    usual |= {"frequency": 0.0, "slot": 0, "write_slot": -1, "choice_index": 0, "num_logprobs": -1}
+    usual |= {"biased": False, "masked": False, **wanted}
+    integers = ("top_k", "slot", "write_slot", "choice_index", "num_logprobs")
     return SamplingBatch(
-        temperature=jnp.full(rows, temperature, jnp.float32),
-        top_k=jnp.full(rows, top_k, jnp.int32),
-        top_p=jnp.full(rows, top_p, jnp.float32),
-        min_p=jnp.full(rows, min_p, jnp.float32),
+        **{
+            name: jnp.full(rows, value, bool if isinstance(value, bool) else "int32" if name in integers else "float32")
+            for name, value in usual.items()
+        },
         seed=jnp.tile(jnp.array([[seed >> 32, seed & 0xFFFFFFFF]], jnp.uint32), (rows, 1)),
-        choice_index=jnp.full(rows, choice_index, jnp.int32),
         position=jnp.arange(rows, dtype=jnp.int32),
-        masked_ids=jnp.tile(jnp.array([masked + (-1,) * (4 - len(masked))], jnp.int32), (rows, 1)),
     )
 
 
-def draw(logits: np.ndarray, vocab_limit: int, batch: SamplingBatch) -> np.ndarray:
-    """One id per row of the batch, all from the same logits [V]."""
-    rows = batch.position.shape[0]
-    return np.asarray(sample_jit(jnp.tile(jnp.asarray(logits, jnp.float32), (rows, 1)), batch, vocab_limit, choose))
+def bit_masks(allowed: np.ndarray) -> np.ndarray:
+    """allowed [S, V] bool -> [S, ceil(V / 32)] uint32"""
+    padded = np.pad(allowed, ((0, 0), (0, -allowed.shape[1] % 32)))
+    return np.packbits(padded, axis=1, bitorder="little").view("<u4").astype(np.uint32)
+
+
+def state_with(
+    vocab: int, prompt: tuple[int, ...] = (), generated: tuple[int, ...] = (), bias: Mapping[int, float] | None = None
+) -> SamplerState:
+    """One slot that has seen these ids."""
+    counts, biases = np.zeros(vocab, np.int32), np.zeros(vocab, np.float32)
+    counts[list(prompt)] += PROMPT
+    np.add.at(counts, list(generated), 1)
+    for token, value in (bias or {}).items():
+        biases[token] = value
+    return set_state_row(init_sampler_state(1, vocab), jnp.int32(0), jnp.asarray(counts), jnp.asarray(biases))
+
+
+def draw(
+    logits: np.ndarray,
+    limit: int,
+    rows: int = ROWS,
+    allowed: tuple[int, ...] | None = None,
+    prompt: tuple[int, ...] = (),
+    generated: tuple[int, ...] = (),
+    bias: Mapping[int, float] | None = None,
+    **wanted: Any,
+) -> np.ndarray:
+    """One id per row, all from the same logits [V]."""
+    vocab = len(logits)
+    possible = np.zeros((rows, vocab), bool)
+    possible[:, list(allowed or ())] = True
+    batch = batch_of(rows, masked=allowed is not None, biased=bias is not None, **wanted)
+    tiled = jnp.tile(jnp.asarray(logits, jnp.float32), (rows, 1))
+    state = state_with(vocab, prompt, generated, bias)
+    return np.asarray(sample_jit(tiled, batch, bit_masks(possible), state, limit, kernel)[0])
 
 
 def deviation(counts: np.ndarray, probabilities: np.ndarray) -> float:
@@ -73,9 +100,8 @@ def deviation(counts: np.ndarray, probabilities: np.ndarray) -> float:
     return ((chi_square / degrees) ** (1 / 3) - (1 - spread)) / math.sqrt(spread)
 
 
-ROWS, VOCAB, LIMIT = 4096, 40, 37
-LOGITS = np.random.default_rng(5).normal(scale=1.5, size=VOCAB).astype(np.float32)
-LOGITS[LIMIT:] = 9.0  # padding of the vocabulary, to be ignored
+EVEN = tuple(range(0, VOCAB, 2))
+SEEN = {"prompt": (1, 2, 3, 30), "generated": (3, 3, 3, 4, 5, 20)}
 
 
 @pytest.mark.parametrize(
@@ -90,14 +116,25 @@ LOGITS[LIMIT:] = 9.0  # padding of the vocabulary, to be ignored
         {"top_p": 0.8},
         {"top_p": 0.05},
         {"min_p": 0.1},
-        {"masked": (3, 11, 20)},
-        {"temperature": 0.7, "top_k": 12, "top_p": 0.9, "min_p": 0.02, "masked": (1,)},
+        {"allowed": EVEN},
+        {"bias": {2: 1.5, 3: -4.0, 20: 0.5, 39: 100.0}},
+        {**SEEN, "repetition": 1.8},
+        {**SEEN, "repetition": 0.6},
+        {**SEEN, "presence": 1.2},
+        {**SEEN, "presence": -1.2},
+        {**SEEN, "frequency": 0.7},
+        {**SEEN, "frequency": -0.4},
+        {**SEEN, "repetition": 1.3, "presence": 0.4, "frequency": 0.3},
+        {**SEEN, "repetition": 1.3, "presence": 0.4, "bias": {3: 3.0, 21: -1.0}, "temperature": 0.8},
+        {"temperature": 0.7, "top_k": 12, "top_p": 0.9, "min_p": 0.02, "allowed": EVEN},
         {"temperature": 1.5, "top_k": 5, "top_p": 0.5},
+        {"temperature": 1.3, "min_p": 0.1, "top_p": 0.8},
+        {**SEEN, "frequency": 0.2, "repetition": 0.9, "bias": {4: 2.0}, "allowed": EVEN, "top_k": 9, "top_p": 0.9},
     ],
     ids=str,
 )
-def test_sampled_frequencies_follow_the_exact_distribution(wanted: dict[str, float]) -> None:
-    ids = np.concatenate([draw(LOGITS, LIMIT, batch_of(ROWS, seed=seed, **wanted)) for seed in range(4)])
+def test_sampled_frequencies_follow_the_exact_distribution(wanted: dict[str, Any]) -> None:
+    ids = np.concatenate([draw(LOGITS, LIMIT, seed=seed, **wanted) for seed in range(4)])
     counts = np.bincount(ids, minlength=VOCAB)
     assert abs(deviation(counts, distribution(LOGITS, LIMIT, **wanted))) < 4
 
@@ -106,14 +143,14 @@ def test_large_vocabularies_are_sampled_across_blocks() -> None:
     logits = np.full(1000, -np.inf, np.float32)
     possible = [0, 255, 256, 600, 601, 998]  # first and last of blocks, and blocks with nothing to sample
     logits[possible] = np.log([0.3, 0.1, 0.2, 0.1, 0.2, 0.1])
-    ids = draw(logits, 999, batch_of(ROWS))
+    ids = draw(logits, 999)
     assert abs(deviation(np.bincount(ids, minlength=1000), distribution(logits, 999))) < 4
 
 
 def test_ties_at_the_threshold_are_kept_together() -> None:
     logits = np.array([2.0, 1.0, 1.0, 1.0, 0.0] + [-3.0] * 35, np.float32)
-    assert set(draw(logits, LIMIT, batch_of(ROWS, top_k=2))) == {0, 1, 2, 3}
-    assert set(draw(logits, LIMIT, batch_of(ROWS, top_p=0.5))) == {0, 1, 2, 3}
+    assert set(draw(logits, LIMIT, top_k=2)) == {0, 1, 2, 3}
+    assert set(draw(logits, LIMIT, top_p=0.5)) == {0, 1, 2, 3}
 
 
 @settings(max_examples=60, deadline=None)
@@ -131,7 +168,7 @@ def test_only_ids_that_the_filters_leave_are_sampled(
     array = np.full(VOCAB, 50.0, np.float32)
     array[:LIMIT] = -np.inf
     array[: len(logits)] = logits
-    ids = draw(array, LIMIT, batch_of(ROWS, temperature, top_k, top_p))
+    ids = draw(array, LIMIT, temperature=temperature, top_k=top_k, top_p=top_p)
     if temperature == 0:
         assert (ids == array[:LIMIT].argmax()).all()
     else:
@@ -144,12 +181,36 @@ def test_greedy_takes_the_lowest_of_equal_ids_below_the_limit() -> None:
     logits = np.zeros(1000, np.float32)
     logits[[300, 301, 990]] = 5.0
     logits[999] = 50.0
-    assert (draw(logits, 999, batch_of(ROWS, temperature=0.0)) == 300).all()
-    assert (draw(logits, 999, batch_of(ROWS, temperature=0.0, masked=(300,))) == 301).all()
+    assert (draw(logits, 999, temperature=0.0) == 300).all()
+    assert (draw(logits, 999, temperature=0.0, allowed=(2, 301, 990, 999)) == 301).all()
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"allowed": EVEN},
+        {"bias": {7: 3.0, 38: 50.0}},
+        {**SEEN, "repetition": 3.0, "presence": 2.0, "frequency": 1.0},
+        {**SEEN, "repetition": 0.1, "bias": {8: 3.0}, "allowed": EVEN},
+    ],
+    ids=str,
+)
+def test_greedy_sees_masks_biases_and_penalties(wanted: dict[str, Any]) -> None:
+    best = changed_logits(LOGITS, LIMIT, **wanted).argmax()
+    assert (draw(LOGITS, LIMIT, rows=8, temperature=0.0, **wanted) == best).all()
 
 
 def test_a_tiny_temperature_is_greedy() -> None:
-    assert (draw(LOGITS, LIMIT, batch_of(ROWS, temperature=1e-30)) == LOGITS[:LIMIT].argmax()).all()
+    assert (draw(LOGITS, LIMIT, temperature=1e-30) == LOGITS[:LIMIT].argmax()).all()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("allowed", [(), (5,), (LIMIT, VOCAB - 1)])
+def test_where_nothing_is_allowed_the_largest_logit_is_taken(temperature: float, allowed: tuple[int, ...]) -> None:
+    logits = LOGITS.copy()
+    logits[5] = -math.inf
+    ids = draw(logits, LIMIT, rows=8, temperature=temperature, allowed=allowed, top_p=0.9, bias={3: -100.0})
+    assert (ids == logits[:LIMIT].argmax()).all()
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -158,38 +219,154 @@ def test_broken_logits_still_give_an_id_of_the_vocabulary(temperature: float, po
     one, everywhere = LOGITS.copy(), np.full(VOCAB, poison, np.float32)
     one[5] = poison
     for logits in (one, everywhere):
-        ids = draw(logits, LIMIT, batch_of(ROWS, temperature, top_k=3, top_p=0.9))
+        ids = draw(logits, LIMIT, temperature=temperature, top_k=3, top_p=0.9, bias={5: -math.inf}, repetition=2.0)
         assert ((ids >= 0) & (ids < LIMIT)).all()
-
-
-def test_a_row_draws_the_same_alone_and_among_others() -> None:
-    logits = jnp.asarray(np.random.default_rng(0).normal(size=(ROWS, VOCAB)), jnp.float32)
-    kinds = [batch_of(ROWS, 0.0), batch_of(ROWS), batch_of(ROWS, 0.8, top_k=5), batch_of(ROWS, 1.2, top_p=0.7)]
-    # Row r is of kind r modulo 4; on its own it is among padding rows, which are greedy.
-    mixed, padding = (
-        SamplingBatch(*(np.stack(field)[np.arange(ROWS) % 4, np.arange(ROWS)] for field in zip(*kinds, strict=True))),
-        kinds[0],
-    )
-    together = np.asarray(sample_jit(logits, mixed, LIMIT, choose))
-    for row in (0, 1, 2, 3, 17, 1234, ROWS - 1):
-        own = np.arange(ROWS) == row
-        fields = (np.where(own.reshape(-1, *(1,) * (a.ndim - 1)), a, b) for a, b in zip(mixed, padding, strict=True))
-        alone = np.asarray(sample_jit(logits * own[:, None], SamplingBatch(*fields), LIMIT, choose))
-        assert alone[row] == together[row]
-
-
-def test_seed_choice_and_position_each_change_the_draw() -> None:
-    base = draw(LOGITS, LIMIT, batch_of(ROWS, seed=1))
-    assert (base == draw(LOGITS, LIMIT, batch_of(ROWS, seed=1))).all()
-    assert len(set(base)) > 10  # rows differ in position only
-    for other in ({"seed": 2}, {"seed": 1 + 2**32}, {"seed": 1, "choice_index": 1}):
-        assert (base != draw(LOGITS, LIMIT, batch_of(ROWS, **other))).mean() > 0.5
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_logits_that_are_no_numbers(temperature: float) -> None:
     """nan is an id that cannot be; an infinite logit is the only one that can."""
     logits = np.array([0.0, np.nan, 1.0] + [-np.inf] * (VOCAB - 3), np.float32)
-    assert set(draw(logits, LIMIT, batch_of(64, temperature))) <= {0, 2}
+    assert set(draw(logits, LIMIT, rows=64, temperature=temperature)) <= {0, 2}
     logits[5] = np.inf
-    assert set(draw(logits, LIMIT, batch_of(64, temperature))) == {5}
+    assert set(draw(logits, LIMIT, rows=64, temperature=temperature)) == {5}
+
+
+def test_seed_choice_and_position_each_change_the_draw() -> None:
+    base = draw(LOGITS, LIMIT, seed=1)
+    assert (base == draw(LOGITS, LIMIT, seed=1)).all()
+    assert len(set(base)) > 10  # rows differ in position only
+    for other in ({"seed": 2}, {"seed": 1 + 2**32}, {"seed": 1, "choice_index": 1}):
+        assert (base != draw(LOGITS, LIMIT, **other)).mean() > 0.5
+
+
+def mixed_rows(rows: int, vocab: int, seed: int) -> tuple[np.ndarray, SamplingBatch, np.ndarray, SamplerState]:
+    """Rows of many kinds, some that ask for everything, some for nothing; slot r is row r's."""
+    rng = np.random.default_rng(seed)
+
+    def some(share: float, values: np.ndarray, otherwise: float) -> jax.Array:
+        return jnp.asarray(np.where(rng.random(rows) < share, values, otherwise).astype(np.asarray(values).dtype))
+
+    uniform = lambda low, high: rng.uniform(low, high, rows).astype(np.float32)  # noqa: E731
+    slots = np.arange(rows, dtype=np.int32)
+    batch = SamplingBatch(
+        slot=jnp.asarray(slots),
+        write_slot=some(0.7, slots, -1),
+        temperature=some(0.7, uniform(0.2, 2), 0),
+        top_k=some(0.5, rng.integers(1, vocab, rows, dtype=np.int32), 0),
+        top_p=some(0.5, uniform(0.1, 1), 1),
+        min_p=some(0.4, uniform(0, 0.3), 0),
+        repetition=some(0.4, uniform(0.5, 2), 1),
+        presence=some(0.4, uniform(-2, 2), 0),
+        frequency=some(0.4, uniform(-2, 2), 0),
+        biased=jnp.asarray(rng.random(rows) < 0.4),
+        masked=jnp.asarray(rng.random(rows) < 0.4),
+        seed=jnp.asarray(rng.integers(0, 2**32, (rows, 2), dtype=np.uint32)),
+        choice_index=jnp.asarray(rng.integers(0, 5, rows, dtype=np.int32)),
+        position=jnp.asarray(rng.integers(0, 5000, rows, dtype=np.int32)),
+        num_logprobs=jnp.asarray(rng.integers(-1, 21, rows, dtype=np.int32)),
+    )
+    counts = rng.integers(0, 4, (rows, vocab)) * (rng.random((rows, vocab)) < 0.2)
+    counts += PROMPT * (rng.random((rows, vocab)) < 0.2)
+    bias = rng.normal(scale=2, size=(rows, vocab)) * (rng.random((rows, vocab)) < 0.1)
+    state = SamplerState(jnp.zeros(rows, jnp.int32), jnp.asarray(counts, jnp.int32), jnp.asarray(bias, jnp.float32))
+    logits = rng.normal(scale=3, size=(rows, vocab)).astype(np.float32)
+    return logits, batch, bit_masks(rng.random((rows, vocab)) < 0.3), state
+
+
+@pytest.mark.parametrize("vocab", [40, 1000])
+def test_a_row_gives_the_same_alone_and_among_others(vocab: int) -> None:
+    rows = 64
+    logits, batch, masks, state = mixed_rows(rows, vocab, seed=vocab)
+    ids, logprobs, _ = sample_jit(logits, batch, masks, state, vocab - 3, kernel)
+    for size in (1, 2, 5, 32):
+        for chosen in np.random.default_rng(size).permutation(rows)[: size * (rows // size)].reshape(-1, size)[:8]:
+            alone = SamplingBatch(*(field[chosen] for field in batch))
+            own_ids, own_logprobs, _ = sample_jit(logits[chosen], alone, masks[chosen], state, vocab - 3, kernel)
+            np.testing.assert_array_equal(own_ids, ids[chosen])
+            for own, field in zip(own_logprobs, logprobs, strict=True):
+                np.testing.assert_array_equal(own, field[chosen])
+
+
+def test_each_id_is_remembered_in_the_slot_that_it_is_written_to() -> None:
+    slots, rows = 5, 4
+    state = init_sampler_state(slots, VOCAB)
+    batch = batch_of(rows)._replace(write_slot=jnp.array([3, -1, 0, slots], jnp.int32))
+    logits = jnp.tile(LOGITS, (rows, 1))
+    counts = np.zeros((slots, VOCAB), np.int32)
+    for _ in range(3):
+        ids, _, state = sample_jit(logits, batch, bit_masks(np.ones((rows, VOCAB), bool)), state, LIMIT, kernel)
+        counts[3, ids[0]] += 1
+        counts[0, ids[2]] += 1
+    np.testing.assert_array_equal(state.counts, counts)
+    np.testing.assert_array_equal(state.last_tokens, [ids[2], 0, 0, ids[0], 0])
+    assert not state.bias.any()
+
+
+def test_a_row_of_the_state_is_set_alone() -> None:
+    ones = (jnp.ones(VOCAB, jnp.int32), jnp.ones(VOCAB, jnp.float32))
+    for slot, written in ((1, [0, 1, 0]), (-1, [0, 0, 0]), (3, [0, 0, 0])):
+        state = jax.jit(set_state_row)(init_sampler_state(3, VOCAB), jnp.int32(slot), *ones)
+        assert state.counts.sum(axis=1).tolist() == [VOCAB * x for x in written]
+        assert state.bias.sum(axis=1).tolist() == [VOCAB * x for x in written]
+
+
+def test_slots_are_read_where_the_rows_say() -> None:
+    state = init_sampler_state(3, VOCAB)
+    bias = jnp.zeros((3, VOCAB)).at[0, 11].set(100.0).at[1, 12].set(100.0).at[2, 13].set(100.0)
+    batch = batch_of(5, biased=True, temperature=0.0)._replace(slot=jnp.array([2, 0, 1, -7, 99], jnp.int32))
+    logits, masks = jnp.tile(LOGITS, (5, 1)), bit_masks(np.ones((5, VOCAB), bool))
+    ids = sample_jit(logits, batch, masks, state._replace(bias=bias), LIMIT, kernel)[0]
+    assert ids.tolist() == [13, 11, 12, 11, 13]
+
+
+def exact_logprobs(logits: np.ndarray) -> np.ndarray:
+    """log softmax of [S, V] in float64"""
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+@pytest.mark.parametrize("vocab", [40, 1000, 50_432])
+def test_log_probabilities_are_the_models_own(vocab: int) -> None:
+    rows, limit = 8, vocab - 3
+    logits, batch, masks, state = mixed_rows(rows, vocab, seed=1)
+    logits[:, limit:] += 5
+    logits[3] = np.round(logits[3])  # many ties
+    ids, found, _ = sample_jit(logits, batch, masks, state, limit, kernel)
+    exact = exact_logprobs(logits)
+    for row, count in enumerate(np.asarray(batch.num_logprobs)):
+        if count < 0:
+            assert not any(np.asarray(field)[row].any() for field in found)
+            continue
+        assert found.logprob[row] == pytest.approx(exact[row, ids[row]], rel=1e-6, abs=1e-6)
+        assert found.rank[row] == 1 + (logits[row] > logits[row, ids[row]]).sum()
+        best = np.argsort(-logits[row, :limit], kind="stable")[:count]
+        assert found.top_ids[row].tolist() == [*best, *[0] * (20 - count)]
+        np.testing.assert_allclose(found.top_logprobs[row, :count], exact[row, best], rtol=1e-6, atol=1e-6)
+        assert not found.top_logprobs[row, count:].any()
+
+
+def test_an_id_has_the_same_log_probability_on_its_own_and_in_the_list() -> None:
+    logits, *_ = mixed_rows(20, 1000, seed=3)
+    best = np.argsort(-logits, axis=1)[np.arange(20), np.arange(20)].astype(np.int32)
+    found: Logprobs = logprobs_of_jit(logits, best, 1000, kernel)
+    for row in range(20):
+        assert found.top_ids[row, row] == best[row]
+        assert found.top_logprobs[row, row] == found.logprob[row]
+        assert found.rank[row] == row + 1
+
+
+def test_log_probabilities_of_logits_that_are_no_numbers() -> None:
+    inf, nan = math.inf, math.nan
+    logits = np.array([[0, nan, 1, -inf], [inf, 0, nan, inf], [-inf, nan, nan, -inf], [nan] * 4], np.float32)
+    ids = np.array([2, 3, 1, 0], np.int32)
+    found: Logprobs = logprobs_of_jit(logits, ids, 3, kernel)
+    softmax = [math.log(1 / (1 + math.exp(-1))), math.log(1 / (1 + math.exp(1)))]
+    np.testing.assert_allclose(found.logprob, [softmax[0], math.log(0.5), math.log(0.25), math.log(0.25)], rtol=1e-6)
+    assert found.rank.tolist() == [1, 1, 1, 1]
+    assert found.top_ids[:, :4].tolist() == [[2, 0, 1, -1], [0, 1, 2, -1], [0, 1, 2, -1], [0, 1, 2, -1]]
+    quarter = [math.log(0.25)] * 3 + [-inf]
+    expected = [[*softmax, -inf, -inf], [math.log(0.5), -inf, -inf, -inf], quarter, quarter]
+    np.testing.assert_allclose(found.top_logprobs[:, :4], expected, rtol=1e-6)
+    assert (found.top_ids[:, 4:] == -1).all()
+    assert (found.top_logprobs[:, 4:] == -inf).all()
