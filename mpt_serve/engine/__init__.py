@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 from mpt_serve.engine.completion import Completion
 from mpt_serve.engine.config import EngineConfig
-from mpt_serve.engine.request import Delta, EngineClosedError, FinishReason, RequestError
+from mpt_serve.engine.request import Delta, EngineClosedError, FinishReason, RequestError, TokenLogprobs
 from mpt_serve.engine.sampling_params import SamplingParams
+from mpt_serve.engine.stats import EngineStats
 
 if TYPE_CHECKING:
-    from mpt_serve.engine.engine import Engine, EngineStats
+    from mpt_serve.engine.engine import Engine
 
 __all__ = [
     "Completion",
@@ -23,12 +24,13 @@ __all__ = [
     "FinishReason",
     "RequestError",
     "SamplingParams",
+    "TokenLogprobs",
 ]
 
 
 def __getattr__(name: str) -> object:
-    if name in ("Engine", "EngineStats"):
-        from mpt_serve.engine import engine
+    if name == "Engine":
+        from mpt_serve.engine.engine import Engine
 
-        return getattr(engine, name)
+        return Engine
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

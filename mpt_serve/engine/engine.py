@@ -188,7 +188,9 @@ class Engine:
         `EngineClosedError` when the engine was closed or has failed.
         """
         check_prompt(prompt_ids, params, self._vocab_limit, self.max_model_len)
-        choices = self._choices(tuple(map(int, prompt_ids)), params, on_delta, request_id or f"request-{next(self._names)}")
+        choices = self._choices(
+            tuple(map(int, prompt_ids)), params, on_delta, request_id or f"request-{next(self._names)}"
+        )
         if generated:
             self._resume(choices, list(generated))
         first = choices[0]

@@ -15,7 +15,7 @@ from mpt_serve.engine.request import Request, TokenLogprobs
 from mpt_serve.engine.runner import SCORED, Forwarded, PreparedStep, Runner
 from mpt_serve.engine.sampled import Sampled
 from mpt_serve.engine.sampler import PROMPT
-from mpt_serve.engine.scheduler import Row, Scheduler, StepRows
+from mpt_serve.engine.scheduler import Drafts, Row, Scheduler, StepRows
 from mpt_serve.engine.step_plan import generated_before, is_masked
 from mpt_serve.engine.token_limits import Words, mask_words
 
@@ -116,7 +116,7 @@ class Pipeline:
         return drafter is not None and any(row.samples and drafter.hopes(row.request) for row in step.rows.rows)
 
     def _schedule(self) -> _Step | None:
-        drafts = {}
+        drafts: Drafts = {}
         if self._drafter is not None:
             with self._lock:
                 running = [r for r in self._scheduler.running if r.num_tokens == r.num_known == r.num_computed + 1]
@@ -154,7 +154,7 @@ class Pipeline:
         counts = np.bincount(request.output_ids, minlength=self._vocab_size).astype(np.int32)
         counts[list(request.prompt_ids)] += PROMPT
         bias = np.zeros(self._vocab_size, np.float32)
-        for token, value in request.params.logit_bias:
+        for token, value in request.params.biases:
             bias[token] = value
         request.state_is_set = True
         return request.slot, counts, bias

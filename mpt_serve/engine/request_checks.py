@@ -21,7 +21,7 @@ def check_prompt(prompt_ids: Sequence[int], params: SamplingParams, vocab_limit:
         )
     if params.allowed_token_ids is not None:
         check_ids("allowed_token_ids", params.allowed_token_ids, vocab_limit)
-    check_ids("logit_bias", (token for token, _ in params.logit_bias), vocab_limit)
+    check_ids("logit_bias", (token for token, _ in params.biases), vocab_limit)
     check_ids("bad_words", (token for word in params.bad_words for token in word), vocab_limit)
 
 

@@ -17,7 +17,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from model.config import MptConfig
-from model.kernels.choice import attention_for, sampling_kernel_for
+from model.kernels.choice import attention_for
 from model.kernels.cpu.calls import paged_attention as cpu_attention
 from model.kernels.cpu.huge_pages import use_huge_pages
 from model.kv_cache import KvCache, copy_blocks, init_kv_cache
@@ -91,7 +91,7 @@ class Runner:
         self._max_num_seqs = max_num_seqs
         devices = weights.norm_f.weight.devices()
         self._attention = attention_for(devices, config, cache_dtype, kernels)
-        self._sampling_kernel = sampling_kernel_for(devices, kernels)
+        self._sampling_kernel = None
         pool_sharding, self._replicated = _placements(weights, config)
         self._cache = init_kv_cache(config, cache_plan.num_blocks, cache_plan.block_size, cache_dtype, pool_sharding)
         native = self._attention is cpu_attention
@@ -156,6 +156,7 @@ class Runner:
         samples = step.key.num_samples
         run = self._program("sample", samples)
         words = self._no_masks[samples] if masks is None else masks
+        packed: Array
         packed, self._state = run(forwarded.logits, self._state, step.sampling, words)
         packed.copy_to_host_async()
         return packed

@@ -116,6 +116,11 @@ class SamplingParams:
         object.__setattr__(self, "logit_bias", tuple(bias.items()))
 
     @property
+    def biases(self) -> tuple[tuple[int, float], ...]:
+        """logit_bias as pairs."""
+        return tuple(dict(self.logit_bias).items())
+
+    @property
     def greedy(self) -> bool:
         return self.temperature == 0
 

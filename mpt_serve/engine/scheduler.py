@@ -246,7 +246,9 @@ class Scheduler:
                 break
             source = request.source
             if source is not None and source.finish_reason is None and not request.output_ids:
-                if source.num_computed < len(source.prompt_ids):
+                # Copies come before what the step writes: the prompt must be the work of earlier steps.
+                unwritten = any(row.request is source and row.start < len(source.prompt_ids) for row in step.rows)
+                if unwritten or source.num_computed < len(source.prompt_ids):
                     break
                 found, copied = self._shared_with(source)
             else:
@@ -291,7 +293,9 @@ class Scheduler:
         """The row that computes the next `length` tokens and the drafts after them, accounted as dispatched."""
         start, stop = request.num_computed, request.num_computed + length
         samples = 1 + len(drafts) if stop == request.num_tokens and request.max_output > 0 else 0
-        row = Row(request, start, length + len(drafts), samples, token_in_flight=stop > request.num_known, drafts=drafts)
+        row = Row(
+            request, start, length + len(drafts), samples, token_in_flight=stop > request.num_known, drafts=drafts
+        )
         request.num_computed = row.stop
         self._publish(request)
         request.in_flight += bool(samples)

@@ -20,7 +20,7 @@ def test_blocks_are_free_or_held(num_blocks: int, actions: list[tuple[str, int]]
             owners.append(pool.allocate(number))
         elif action == "share" and owners:
             shared = owners[number % len(owners)]
-            pool.retain(shared)
+            pool.acquire(shared)
             owners.append(list(shared))
         elif action == "release" and owners:
             pool.release(owners.pop(number % len(owners)))
@@ -31,7 +31,7 @@ def test_blocks_are_free_or_held(num_blocks: int, actions: list[tuple[str, int]]
 def test_a_shared_block_is_free_when_its_last_holder_lets_go() -> None:
     pool = BlockPool(1, 4)
     blocks = pool.allocate(1)
-    pool.retain(blocks)
+    pool.acquire(blocks)
     pool.release(blocks)
     assert pool.num_free == 0
     pool.release(blocks)
@@ -47,7 +47,7 @@ def test_misuse_is_an_error() -> None:
     with pytest.raises(ValueError, match="free already"):
         pool.release(blocks)
     with pytest.raises(ValueError, match="cannot be shared"):
-        pool.retain(blocks)
+        pool.acquire(blocks)
     with pytest.raises(ValueError, match="num_blocks=0"):
         BlockPool(0, 4)
 

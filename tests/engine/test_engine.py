@@ -32,6 +32,7 @@ from mpt_serve.engine import (
     SamplingParams,
 )
 from mpt_serve.engine.block_pool import BlockPool
+from mpt_serve.guided.spec import Guide
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
 
@@ -315,8 +316,12 @@ def test_other_bad_requests_are_refused(engine: Engine) -> None:
     with pytest.raises(RequestError, match="'twice' is running already"):
         engine.submit(prompt_of(3), GREEDY, Listener(), "twice")
     engine.cancel("twice")
-    with pytest.raises(RequestError, match="16 stop ids at most"):
-        engine.submit(prompt_of(3), replace(GREEDY, min_tokens=1, stop_token_ids=tuple(range(17))), Listener())
+    with pytest.raises(RequestError, match="logit_bias: token id 95 is not in the vocabulary"):
+        engine.submit(prompt_of(3), replace(GREEDY, logit_bias={95: 1.0}), Listener())
+    with pytest.raises(RequestError, match="needs the model's tokenizer"):
+        engine.submit(prompt_of(3), replace(GREEDY, guide=Guide("json_object")), Listener())
+    with pytest.raises(RequestError, match="the unfinished answer of one choice"):
+        engine.submit(prompt_of(3), replace(GREEDY, n=2), Listener(), generated=[1])
 
 
 def test_generate_leaves_nothing_behind_when_one_prompt_is_refused(engine: Engine) -> None:

@@ -125,8 +125,10 @@ class TestManyHistories(Histories.TestCase):  # type: ignore[name-defined,misc]
     settings = settings(max_examples=1500, stateful_step_count=40, deadline=None)
 
 
-def scheduler_of(num_blocks: int = 64, block_size: int = 4, max_num_seqs: int = 4, budget: int = 16) -> Scheduler:
-    return Scheduler(BlockPool(num_blocks, block_size), max_num_seqs, budget)
+def scheduler_of(
+    num_blocks: int = 64, block_size: int = 4, max_num_seqs: int = 4, budget: int = 16, prefix_caching: bool = False
+) -> Scheduler:
+    return Scheduler(BlockPool(num_blocks, block_size), max_num_seqs, budget, prefix_caching=prefix_caching)
 
 
 def add(scheduler: Scheduler, *lengths: int, max_output: int = 8) -> list[Request]:
@@ -157,7 +159,7 @@ def test_decode_rows_come_first_and_take_their_token_from_the_device() -> None:
     add(scheduler, 6)
     step = scheduler.schedule()
     assert step.num_decode == 1
-    assert [(row.length, row.token_in_flight, row.samples) for row in step.rows] == [(1, True, True), (6, False, True)]
+    assert [(row.length, row.token_in_flight, row.samples) for row in step.rows] == [(1, True, 1), (6, False, 1)]
 
 
 def test_no_row_is_computed_for_a_token_that_max_tokens_rules_out() -> None:
@@ -174,7 +176,7 @@ def test_the_row_of_a_request_that_stopped_is_ignored_and_its_blocks_are_free_at
     scheduler.add(request)
     first = scheduler.schedule()
     second = scheduler.schedule()
-    assert scheduler.accept(first.rows, [7]) == [(request, 7)]
+    assert scheduler.accept(first.rows, [7]) == [(first.rows[0], 1)]
     assert request.finish_reason == "stop"
     assert scheduler.pool.num_free == scheduler.pool.num_blocks
     assert scheduler.accept(second.rows, [9]) == []
@@ -193,7 +195,7 @@ def test_the_youngest_gives_up_its_blocks_and_goes_to_the_front_of_the_queue() -
         if not scheduler.num_preemptions:
             scheduler.accept(before.rows, [11] * len(before.rows))
     assert scheduler.running == [old]
-    assert list(scheduler.waiting) == [young, waiting]
+    assert scheduler.waiting == [young, waiting]
     assert (young.num_computed, young.blocks, young.slot) == (0, [], None)
     assert young.output_ids[0] == 20
 
@@ -246,7 +248,7 @@ def test_a_budget_below_the_number_of_requests_is_refused() -> None:
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
-        (lambda scheduler: scheduler.running.reverse(), "order of arrival"),
+        (lambda scheduler: scheduler.running.reverse(), "not in order"),
         (lambda scheduler: scheduler.running[0].blocks.pop(), "holders"),
         (lambda scheduler: setattr(scheduler.running[0], "slot", 3), "slots"),
         (lambda scheduler: setattr(scheduler.running[0], "num_computed", 100), "without blocks"),
