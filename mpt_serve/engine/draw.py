@@ -2,6 +2,8 @@
 
 Every filter keeps the ids whose logit is at least a threshold, so ids that tie at the threshold are kept together.
 Thresholds are found by halving the range of float32 bit patterns; there is no sort.
+
+Sums are spelled out: the order of a reduction is the compiler's choice, and depends on the number of rows.
 """
 
 import jax.numpy as jnp
@@ -26,6 +28,11 @@ def first_largest(logits: Array) -> Array:
     block = jnp.argmax(jnp.max(blocks, axis=2), axis=1)
     inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]  # [S, _BLOCK]
     return (block * _BLOCK + jnp.argmax(inside, axis=1)).astype(jnp.int32)
+
+
+def row_sums(x: Array) -> Array:
+    """[S, V] -> [S], added up in an order that depends on V alone."""
+    return _add_up(_add_up(_blocks(x, 0.0), axis=1), axis=1)
 
 
 def draw(
@@ -56,7 +63,7 @@ def _filter(scaled: Array, top_k: Array, top_p: Array, min_p: Array) -> Array:
 
         def search() -> Array:
             weights = jnp.where(by_count, 1.0, _weights(scaled, threshold))
-            target = jnp.where(by_count, top_k.astype(jnp.float32), top_p * jnp.sum(weights, axis=1))
+            target = jnp.where(by_count, top_k.astype(jnp.float32), top_p * row_sums(weights))
             return _bisect(scaled, weights, target)
 
         found = lax.cond(jnp.any(asked), search, lambda: threshold)
@@ -87,7 +94,7 @@ def _bisect(scaled: Array, weights: Array, target: Array) -> Array:
     def halve(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         low, high, reached = state
         middle = low + (high - low) // 2  # no overflow: keys of numbers <= 0 span less than 2**31
-        kept = jnp.sum(jnp.where(keys >= middle[:, None], weights, 0.0), axis=1)
+        kept = row_sums(jnp.where(keys >= middle[:, None], weights, 0.0))
         enough = kept >= target
         return jnp.where(enough, middle, low), jnp.where(enough, high, middle), jnp.where(enough, kept, reached)
 
@@ -114,8 +121,8 @@ def _flip_negative(bits: Array) -> Array:
 def _inverse_cdf(weights: Array, uniform: Array) -> tuple[Array, Array]:
     """weights [S, V] >= 0, uniform [S] in [0, 1) -> ids [S] int32 of positive weight, total weights [S]."""
     blocks = _blocks(weights, 0.0)
-    sums = jnp.sum(blocks, axis=2)  # [S, blocks]
-    total = jnp.sum(sums, axis=1)
+    sums = _add_up(blocks, axis=2)  # [S, blocks]
+    total = _add_up(sums, axis=1)
     block, rest = _first_above(sums, uniform * total)
     inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]  # [S, _BLOCK]
     offset, _ = _first_above(inside, rest)
@@ -140,3 +147,13 @@ def _blocks(x: Array, padding: float) -> Array:
     """[S, V] -> [S, ceil(V / _BLOCK), _BLOCK]"""
     S, V = x.shape
     return jnp.pad(x, ((0, 0), (0, -V % _BLOCK)), constant_values=padding).reshape(S, -1, _BLOCK)
+
+
+def _add_up(x: Array, axis: int) -> Array:
+    """The sums along an axis, which is gone then: its halves are added until one element is left."""
+    while (length := x.shape[axis]) > 1:
+        half = (length + 1) // 2
+        low, high = lax.slice_in_dim(x, 0, half, axis=axis), lax.slice_in_dim(x, half, length, axis=axis)
+        padding = [(0, 2 * half - length if dimension == axis else 0) for dimension in range(x.ndim)]
+        x = low + jnp.pad(high, padding)
+    return jnp.squeeze(x, axis)

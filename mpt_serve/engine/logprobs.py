@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from model.kernels.choice import SamplingKernels
-from mpt_serve.engine.draw import within
+from mpt_serve.engine.draw import row_sums, within
 from mpt_serve.engine.sampling_params import MAX_LOGPROBS
 
 
@@ -59,7 +59,7 @@ def _log_probabilities(logits: Array, ids: Array, vocab_limit: int) -> Logprobs:
     wanted = jnp.concatenate([ids[:, None], best_ids], axis=1)  # [S, 1 + MAX_LOGPROBS]
     chosen = jnp.take_along_axis(logits, jnp.maximum(wanted, 0), axis=1)
     top = jnp.max(logits, axis=1, keepdims=True)
-    log_total = jnp.log(jnp.sum(jnp.exp(_below(logits, top)), axis=1, keepdims=True))
+    log_total = jnp.log(row_sums(jnp.exp(_below(logits, top))))[:, None]
     # One expression for the id and for the list: they hold the very same number.
     logprobs = jnp.where(wanted < 0, -jnp.inf, _below(chosen, top) - log_total)
     rank = 1 + jnp.sum(logits > chosen[:, :1], axis=1, dtype=jnp.int32)
