@@ -5,6 +5,7 @@ A slot is a place for one token: `block * block_size + offset`. Who owns which b
 
 from typing import TYPE_CHECKING
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Sharding
@@ -50,3 +51,15 @@ def write_kv(pool: Array, x: Array, slots: Array) -> Array:
     """Puts x [T, Hkv, hd] at slots [T] of pool [N, Hkv, block_size, hd]; slots beyond the pool are dropped."""
     block_size = pool.shape[2]
     return pool.at[slots // block_size, :, slots % block_size].set(x.astype(pool.dtype), mode="drop")
+
+
+def copy_blocks(cache: KvCache, src: Array, dst: Array) -> KvCache:
+    """Block src[i] of every layer copied to block dst[i]: src and dst [K] int32; dst beyond the pool is dropped.
+
+    All is read before any is written. In place where the cache is donated.
+    """
+
+    def copied(pool: Array) -> Array:  # [N, ...]
+        return pool.at[dst].set(pool.at[src].get(mode="clip"), mode="drop")
+
+    return jax.tree.map(copied, cache)
