@@ -54,5 +54,12 @@ def write_kv(pool: Array, x: Array, slots: Array) -> Array:
 
 
 def copy_blocks(cache: KvCache, src: Array, dst: Array) -> KvCache:
-    """Copies blocks src [K] over blocks dst [K] of all layers; a dst beyond the pool is dropped."""
-    return jax.tree.map(lambda pool: pool.at[dst].set(pool[src], mode="drop"), cache)
+    """Block src[i] of every layer copied to block dst[i]: src and dst [K] int32; dst beyond the pool is dropped.
+
+    All is read before any is written. In place where the cache is donated.
+    """
+
+    def copied(pool: Array) -> Array:  # [N, ...]
+        return pool.at[dst].set(pool.at[src].get(mode="clip"), mode="drop")
+
+    return jax.tree.map(copied, cache)
