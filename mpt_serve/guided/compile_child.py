@@ -1,0 +1,65 @@
+"""The child of `compiler`: compiles the grammars it is sent, one per line of input, and says whether that went well.
+
+Runs as a script. What it survives, within its limits of time, memory and stack, its parent may do as well.
+"""
+
+import importlib.util
+import json
+import resource
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+_STACK_BYTES = 1024 * 1024  # less than any thread of the parent's has, so that no recursion fits here and not there
+
+
+def main() -> None:
+    """Answer in a thread, because only a thread's stack can be chosen."""
+    threading.stack_size(_STACK_BYTES)
+    thread = threading.Thread(target=_answer_all)
+    thread.start()
+    thread.join()
+
+
+def _answer_all() -> None:
+    """Read the setup, then answer each grammar with `{}` or `{"error": ...}`."""
+    setup = json.loads(sys.stdin.buffer.readline())
+    limits = setup["limits"]
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    module = _matcher_module()
+    tokens = [None if token is None else token.encode("latin-1") for token in setup["token_bytes"]]
+    vocabulary = module.build_vocabulary(tokens, setup["eos_token_ids"])
+    held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (held + limits["memory"],) * 2)
+    for line in sys.stdin.buffer:
+        signal.setitimer(signal.ITIMER_PROF, limits["seconds"])
+        reply = _reply(module, vocabulary, json.loads(line))
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        sys.stdout.buffer.write(json.dumps(reply).encode() + b"\n")
+        sys.stdout.buffer.flush()
+
+
+def _reply(module: Any, vocabulary: Any, grammar: str) -> dict[str, str]:
+    try:
+        module.new_matcher(vocabulary, grammar)
+    except module.MatcherError as error:
+        return {"error": str(error)}
+    except MemoryError:
+        return {"error": "it needs too much memory"}
+    return {}
+
+
+def _matcher_module() -> Any:
+    """Load the neighbour by its path: the package that it belongs to may not be importable, and need not be."""
+    spec = importlib.util.spec_from_file_location("matcher", Path(__file__).with_name("matcher.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""Guides compiled under limits of time, memory and number, and kept."""
+
+import queue
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+from mpt_serve.child_process import ChildEndedError, ChildProcess
+from mpt_serve.engine.request import RequestError
+from mpt_serve.guided.grammar import GrammarError, grammar_of
+from mpt_serve.guided.matcher import MatcherError, new_matcher
+from mpt_serve.guided.spec import Guide
+from mpt_serve.guided.state import GuideState
+from mpt_serve.guided.vocabulary import Vocabulary
+
+__all__ = ["CompiledGuide", "GuideBusyError", "GuideCompiler"]
+
+_CHILD = Path(__file__).with_name("compile_child.py")
+_MAX_ANSWERS = 256
+
+
+class GuideBusyError(RequestError):
+    """Other guides are being compiled; the same request may succeed later."""
+
+
+class CompiledGuide:
+    """Makes states at the beginning of one guide. Threads may share it.
+
+    The states share the tables that the library fills as it meets new text. They are quick because of that, and would
+    come to the tables' limit together: so a guide is compiled anew after some answers.
+    """
+
+    def __init__(self, beginning: GuideState) -> None:
+        self._beginning = beginning
+        self._lock = threading.Lock()
+        self._answers = 0
+
+    @property
+    def worn(self) -> bool:
+        """It has begun as many answers as one compilation is good for; it still works."""
+        return self._answers >= _MAX_ANSWERS
+
+    def start(self) -> GuideState:
+        """Return a state for one answer, before its first id."""
+        with self._lock:
+            self._answers += 1
+            return self._beginning.clone()
+
+
+class GuideCompiler:
+    """Compiles guides for one vocabulary. Threads may share it.
+
+    token_bytes: what each id adds to a text; None for ids that never do (special tokens, ids without a token). Ids
+        beyond it are never allowed.
+    eos_token_ids: allowed exactly where the text may end.
+    max_workers: guides compiled at the same time, each in a process of its own first.
+    time_limit_s: processor time for one guide. memory_limit_bytes: for one guide. wait_limit_s: for a free worker.
+    max_text_bytes: of one guide. cache_entries, cache_bytes: guides kept, and the bytes of their texts.
+    Raises ValueError where no end-of-sequence id is in the vocabulary: no answer could end.
+    """
+
+    def __init__(
+        self,
+        token_bytes: Sequence[bytes | None],
+        eos_token_ids: Sequence[int],
+        *,
+        max_workers: int = 2,
+        time_limit_s: float = 2.0,
+        memory_limit_bytes: int = 512 * 1024 * 1024,
+        wait_limit_s: float = 10.0,
+        max_text_bytes: int = 1024 * 1024,
+        cache_entries: int = 64,
+        cache_bytes: int = 8 * 1024 * 1024,
+    ) -> None:
+        self._vocabulary = Vocabulary.of(token_bytes, eos_token_ids)
+        self._time_limit_s = time_limit_s
+        self._wait_limit_s = wait_limit_s
+        self._max_text_bytes = max_text_bytes
+        self._cache = _Cache(cache_entries, cache_bytes)
+        setup = {
+            "token_bytes": [None if data is None else data.decode("latin-1") for data in token_bytes],
+            "eos_token_ids": sorted(self._vocabulary.eos_token_ids),
+            "limits": {"seconds": time_limit_s, "memory": memory_limit_bytes},
+        }
+        self._workers: queue.LifoQueue[ChildProcess] = queue.LifoQueue()
+        for _ in range(max_workers):
+            self._workers.put(ChildProcess(_CHILD, setup))
+
+    def compile(self, guide: Guide) -> CompiledGuide:
+        """Return the guide's compiled form, from the cache where it was compiled before.
+
+        Blocks while it compiles. Raises RequestError when the guide is invalid, asks for what is not supported, or
+        breaks a limit; GuideBusyError when no worker was free in time.
+        """
+        size = len(guide.text.encode("utf-8", "surrogatepass"))
+        if size > self._max_text_bytes:
+            raise RequestError(f"{_name(guide)} has {size} bytes; {self._max_text_bytes} are allowed")
+        compiled = self._cache.get(guide)
+        if compiled is not None:
+            return compiled
+        try:
+            worker = self._workers.get(timeout=self._wait_limit_s)
+        except queue.Empty:
+            raise GuideBusyError("too many guides are being compiled; try again later") from None
+        try:
+            compiled = self._cache.get(guide) or self._compile(guide, worker)
+        finally:
+            self._workers.put(worker)
+        self._cache.put(guide, compiled, size)
+        return compiled
+
+    def close(self) -> None:
+        """End the workers' processes. The compiler stays usable: they start anew when needed."""
+        for worker in [self._workers.get() for _ in range(self._workers.qsize())]:
+            worker.close()
+            self._workers.put(worker)
+
+    def _compile(self, guide: Guide, worker: ChildProcess) -> CompiledGuide:
+        try:
+            grammar = grammar_of(guide)
+            self._try_in_child(grammar, worker)
+            matcher = new_matcher(self._vocabulary.tokens, grammar)
+        except (GrammarError, MatcherError) as error:
+            # Lines and columns are the author's in a grammar alone; the other kinds are wrapped into one.
+            reason = str(error) if guide.kind == "grammar" else re.sub(r"^line \d+, column \d+: ", "", str(error))
+            raise RequestError(f"{_name(guide)} cannot be used: {reason}") from None
+        return CompiledGuide(GuideState(matcher, self._vocabulary))
+
+    def _try_in_child(self, grammar: str, worker: ChildProcess) -> None:
+        """Compile where neither endless work, nor memory, nor a crash can harm. Raises GrammarError."""
+        try:
+            reply = worker.ask(grammar)
+        except ChildEndedError as error:
+            if error.timed_out:
+                raise GrammarError(f"compiling it took longer than {self._time_limit_s:g} s") from None
+            raise GrammarError("compiling it took too much memory, or it is nested too deeply") from None
+        if "error" in reply:
+            raise GrammarError(reply["error"])
+
+
+class _Cache:
+    """Compiled guides, those not used for longest dropped first."""
+
+    def __init__(self, max_entries: int, max_bytes: int) -> None:
+        self._max_entries = max_entries
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._entries: OrderedDict[Guide, tuple[CompiledGuide, int]] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, guide: Guide) -> CompiledGuide | None:
+        with self._lock:
+            if guide not in self._entries or self._entries[guide][0].worn:
+                return None
+            self._entries.move_to_end(guide)
+            return self._entries[guide][0]
+
+    def put(self, guide: Guide, compiled: CompiledGuide, size: int) -> None:
+        with self._lock:
+            self._bytes += size - self._entries.pop(guide, (None, 0))[1]
+            self._entries[guide] = compiled, size
+            while len(self._entries) > self._max_entries or self._bytes > self._max_bytes:
+                _, (_, dropped) = self._entries.popitem(last=False)
+                self._bytes -= dropped
+
+
+def _name(guide: Guide) -> str:
+    return f"the {guide.kind.replace('_', ' ').replace('json', 'JSON')}"

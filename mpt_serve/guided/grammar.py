@@ -1,0 +1,124 @@
+"""Guides as grammars of llguidance, in its variant of Lark.
+
+Every answer's grammar lets the model choose how to split its text into tokens (`no_forcing`): an id is allowed exactly
+where its bytes continue a text of the language. The option stands last, so that line numbers in errors are the
+author's.
+"""
+
+import json
+import math
+import re
+from typing import Any, NoReturn
+
+from llguidance import LLMatcher
+from llguidance._lib import regex_to_lark
+
+from mpt_serve.guided.spec import Guide
+
+__all__ = ["GrammarError", "grammar_of"]
+
+# Where JSON allows whitespace: two spaces, or a new line and its indentation. A weak model would write it for ever.
+_WHITESPACE = r" {1,2}|\r?\n[ \t]{0,32}"
+_JSON_OPTIONS = {"whitespace_pattern": _WHITESPACE, "lenient": False, "coerce_one_of": False}
+_OPTIONS = '\n%llguidance {"no_forcing": true}\n'
+
+# Strings, expressions and comments, which may hold anything, and what is refused outside of them.
+_LARK = re.compile(
+    r'"(?:\\.|[^"\\])*"|(?://|\#)[^\n]*|/(?:\\.|[^/\\\n])+/'
+    r"|(?P<special><[^<>\s]+>)"
+    r"|(?P<directive>%llguidance|%lark)"
+    r"|(?P<attribute>\b(?:max_tokens|temperature|stop|stop_capture)(?=\s*=))"
+)
+_REFUSED = {
+    "special": "special tokens match no text: {} cannot be part of an answer",
+    "directive": "{} is not supported",
+    "attribute": "the attribute {} is not supported; use lazy or suffix",
+}
+
+
+class GrammarError(ValueError):
+    """The guide is no guide of its kind; the message names what is wrong."""
+
+
+def grammar_of(guide: Guide) -> str:
+    """Return the guide in the library's form, which says nothing yet about whether it compiles. Raises GrammarError."""
+    try:
+        return LLMatcher.grammar_from_lark(_lark(guide) + _OPTIONS)
+    except UnicodeEncodeError:
+        raise GrammarError("it holds half of a surrogate pair, which is no text") from None
+
+
+def _lark(guide: Guide) -> str:
+    match guide.kind:
+        case "json_object":
+            return _json_grammar({"type": "object"})
+        case "json_schema":
+            return _json_grammar(_load(guide.text))
+        case "regex":
+            return f"start: /{regex_to_lark(guide.text, '')}/"
+        case "choice":
+            return _choice_grammar(_load(guide.text))
+        case "grammar":
+            return _checked_lark(guide.text)
+
+
+def _json_grammar(schema: Any) -> str:
+    if schema is False:
+        raise GrammarError("the schema false allows nothing")
+    if schema is True:
+        schema = {}
+    if not isinstance(schema, dict):
+        raise GrammarError(f"a schema must be a JSON object, not {_kind(schema)}")
+    if "x-guidance" in schema:
+        raise GrammarError('unsupported keywords: "x-guidance"')
+    return "start: %json " + json.dumps({"x-guidance": _JSON_OPTIONS, **schema}, ensure_ascii=False)
+
+
+def _choice_grammar(choices: Any) -> str:
+    if not isinstance(choices, list) or not choices or not all(isinstance(choice, str) for choice in choices):
+        raise GrammarError("choices must be a list of strings that is not empty")
+    return "start: CHOICE\nCHOICE: " + " | ".join(
+        json.dumps(choice, ensure_ascii=False) for choice in dict.fromkeys(choices)
+    )
+
+
+def _checked_lark(text: str) -> str:
+    for match in _LARK.finditer(text):
+        if match.lastgroup is not None:
+            name = match[match.lastgroup]
+            name = name if len(name) <= 40 else name[:40] + "..."
+            line = text.count("\n", 0, match.start()) + 1
+            raise GrammarError(f"line {line}: {_REFUSED[match.lastgroup].format(name)}")
+    return text
+
+
+def _load(text: str) -> Any:
+    try:
+        return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_integer)
+    except RecursionError:
+        raise GrammarError("it is nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise GrammarError(f"it is not JSON: {error}") from None
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise GrammarError(f"{name} is not JSON")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise GrammarError(f"the number {digits[:40]} is beyond 64-bit floating point")
+    return value
+
+
+def _integer(digits: str) -> int:
+    # The library would take the nearest integer that it can hold.
+    if len(digits) > 20 or not -(2**63) <= int(digits) < 2**63:
+        raise GrammarError(f"the integer {digits[:40]} is beyond 64 bits")
+    return int(digits)
+
+
+def _kind(value: Any) -> str:
+    names = {list: "a list", str: "a string", int: "a number", float: "a number", type(None): "null"}
+    return names.get(type(value), type(value).__name__)

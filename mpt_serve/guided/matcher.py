@@ -1,0 +1,86 @@
+"""llguidance as this package uses it: the vocabulary, the limits, and what its errors mean.
+
+Imports nothing of this package: `compile_child` loads it by its path, so that the child of `compiler` starts fast and
+meets exactly the limits that its parent has.
+"""
+
+import re
+from collections.abc import Sequence
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+
+__all__ = ["MatcherError", "build_vocabulary", "error_text", "new_matcher"]
+
+MAX_ERROR_CHARS = 300
+
+# A mask in a state never met before costs at most the two step limits, tens of milliseconds; one in a known state,
+# microseconds. The lexer's states are kept for as long as the guide is, at about 1 KiB each.
+LIMITS = LLParserLimits(
+    max_items_in_row=2_000,
+    initial_lexer_fuel=1_000_000,
+    step_lexer_fuel=200_000,
+    step_max_items=50_000,
+    max_lexer_states=50_000,
+    max_grammar_size=500_000,
+    verbose_errors=False,
+)
+
+# What the library says, by how it begins, in words for the grammar's author.
+_MEANINGS = {
+    "NoExtension": "no token can continue it, because some part of it matches nothing",
+    "ParserTooComplex": "it is too ambiguous",
+    "LexerTooComplex": "its expressions are too complex",
+    "lexer precomputation failed": "its expressions are too complex",
+    "initial lexer configuration": "it is too large",
+    "panic": "it is beyond what can be compiled",
+}
+
+
+class MatcherError(ValueError):
+    """The library refuses a grammar, or gave up on it; the message is fit for the grammar's author."""
+
+
+class _Vocabulary:
+    """The tokenizer that the library asks for. Masks need only its bytes: nothing here is ever turned into ids."""
+
+    bos_token_id = None
+    special_token_ids: tuple[int, ...] = ()
+
+    def __init__(self, tokens: Sequence[bytes], eos_token_id: int) -> None:
+        self.tokens = list(tokens)
+        self.eos_token_id = eos_token_id
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        return []
+
+
+def build_vocabulary(token_bytes: Sequence[bytes | None], eos_token_ids: Sequence[int]) -> LLTokenizer:
+    """Return the library's trie over the tokens' bytes. None, and nothing at all, stand for ids that are no text."""
+    eos = set(eos_token_ids)
+    tokens = [b"" if data is None or i in eos else data for i, data in enumerate(token_bytes)]
+    return LLTokenizer(TokenizerWrapper(_Vocabulary(tokens, eos_token_ids[0])), eos_token=list(eos_token_ids))
+
+
+def new_matcher(vocabulary: LLTokenizer, grammar: str) -> LLMatcher:
+    """Compile the library's form of a grammar, and compute its first mask. Raises MatcherError."""
+    matcher = LLMatcher(vocabulary, grammar, log_level=0, limits=LIMITS)
+    if not matcher.is_error():
+        matcher.compute_bitmask()
+    if matcher.is_error():
+        raise MatcherError(error_text(matcher.get_error()))
+    return matcher
+
+
+def error_text(error: str) -> str:
+    """Return what an error of the library says, on one line, without the grammar that it quotes."""
+    error = re.split(r"\n<|<backtrace>", error)[0].strip()
+    # A parser of expressions quotes the expression, then says on a line of its own what is wrong with it.
+    reason = re.search(r"^error: (.*)", error, re.MULTILINE)
+    place = re.match(r"(?:at )?(\d+)\((\d+)\): ", error)
+    text = reason[1] if reason else error[place.end() if place else 0 :].split("\n")[0]
+    text = next((meaning for start, meaning in _MEANINGS.items() if text.startswith(start)), text)
+    text = re.sub(r'^failed to compile JSON schema: |^invalid regex ".*" \(in regex\): ', "", text)
+    text = re.sub(r"^Unimplemented keys: \[(.*)\]", r"unsupported keywords: \1", text)
+    text = "".join(char if char.isprintable() else " " for char in text)
+    text = f"line {place[1]}, column {place[2]}: {text}" if place else text
+    return text if len(text) <= MAX_ERROR_CHARS else text[:MAX_ERROR_CHARS] + "..."
