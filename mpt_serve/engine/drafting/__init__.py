@@ -1,0 +1,10 @@
+"""Who guesses the next ids of a sequence, so that one step can check several of them. Guesses never change an answer.
+
+The model samples every position of a draft with that position's own random number, and a draft counts as far as it
+equals what was sampled: the answer is the one without drafts, to the id. So a drafter is free to use measured times.
+"""
+
+from mpt_serve.engine.drafting.drafter import Drafter, DraftStats
+from mpt_serve.engine.drafting.ngram_drafter import NgramDrafter
+
+__all__ = ["DraftStats", "Drafter", "NgramDrafter"]

@@ -1,0 +1,99 @@
+"""Prompt lookup: an answer that repeats its prompt, or itself, goes on as it went on before."""
+
+from collections.abc import Sequence
+
+from mpt_serve.engine.drafting.acceptance import AcceptanceRates
+from mpt_serve.engine.drafting.draft_policy import draft_lengths
+from mpt_serve.engine.drafting.drafter import Drafter
+from mpt_serve.engine.drafting.ngram_index import Match, NgramIndex
+from mpt_serve.engine.request import Request
+
+# Ids of a prompt that one call indexes: about 3 ms. Longer prompts are indexed over several steps.
+_IDS_PER_CALL = 4096
+
+
+class _Sequence:
+    """A request's ids as far as they are indexed, where they match now, and how often matches were right.
+
+    Every id that the request generates tells whether the guess for it was right, drafted or not: a request that does
+    not repeat itself costs nothing but this comparison, and one that starts to is noticed.
+    """
+
+    def __init__(self) -> None:
+        self.rates = AcceptanceRates()
+        self._index = NgramIndex()
+        self._match: Match | None = None
+
+    def advance(self, request: Request) -> bool:
+        """Take in what the host knows of the request; False while a part of it is left for the next call."""
+        known, prompt = len(self._index.ids), len(request.prompt_ids)
+        stop = min(request.num_known, known + _IDS_PER_CALL)
+        if known < prompt:
+            self._index.extend(request.known_ids(known, min(stop, prompt)))
+            self._match = self._index.match()
+        for token in request.known_ids(max(known, prompt), stop):
+            self._append(token)
+        return stop == request.num_known
+
+    def _append(self, token: int) -> None:
+        match, index = self._match, self._index
+        hit = match is not None and index.ids[match.source] == token
+        if match is not None:
+            self.rates.observe(match.length, hit)
+        index.extend((token,))
+        self._match = index.match()
+        # The continued match may be older than those that `match` compares.
+        if match is not None and hit and (self._match is None or match.length >= self._match.length):
+            self._match = index.extended(match)
+
+    def survivals(self, count: int, in_flight: int) -> list[float]:
+        """Of `count` drafted ids after `in_flight` ids that are guessed too."""
+        if self._match is None:
+            return []
+        length = self._match.length
+        return self.rates.survivals(range(length, length + in_flight + count))[in_flight:]
+
+    def draft(self, count: int) -> list[int]:
+        assert self._match is not None
+        return self._index.continuation(self._match.source, count)
+
+
+class NgramDrafter(Drafter):
+    """Drafts what followed the longest earlier occurrence of a sequence's end, in its prompt or its answer.
+
+    How many ids it drafts is decided by `draft_lengths`, from the rates at which each request's guesses were right and
+    the measured durations of steps.
+    """
+
+    def __init__(self, step_sizes: Sequence[int], max_draft_tokens: int = 11) -> None:
+        super().__init__(step_sizes, max_draft_tokens)
+        self._sequences: dict[Request, _Sequence] = {}
+
+    def worth_reading(self, requests: Sequence[Request], num_rows: int) -> bool:
+        return any(draft_lengths([self._survivals(request) for request in requests], num_rows, self._costs))
+
+    def propose(self, requests: Sequence[Request], num_rows: int) -> list[list[int]]:
+        survivals = [[] if request.in_flight else self._survivals(request) for request in requests]
+        lengths = draft_lengths(survivals, num_rows, self._costs)
+        return [
+            _before_stop(request, self._sequences[request].draft(length)) if length else []
+            for request, length in zip(requests, lengths, strict=True)
+        ]
+
+    def forget(self, request: Request) -> None:
+        self._sequences.pop(request, None)
+
+    def _survivals(self, request: Request) -> list[float]:
+        room = self.room(request)
+        if room == 0:
+            return []
+        sequence = self._sequences.get(request)
+        if sequence is None:
+            sequence = self._sequences[request] = _Sequence()
+        return sequence.survivals(room, request.in_flight) if sequence.advance(request) else []
+
+
+def _before_stop(request: Request, draft: list[int]) -> list[int]:
+    """The draft without the first id that would end the request and all after it: a row yields that id anyway."""
+    end = next((i for i, token in enumerate(draft) if token in request.stop_ids), len(draft))
+    return draft[:end]

@@ -1,0 +1,59 @@
+"""What a step costs by its number of tokens, as measured while serving."""
+
+import statistics
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Sequence
+
+# A step's time grows by this share of a one-token step's with each further token, until there are measurements.
+_PRIOR_SLOPE = 0.06
+_WINDOW = 7  # measurements of a size that count
+_SURE = 3  # with fewer measurements than these the estimate takes part
+_EXPIRY = 512  # steps after which a size is measured anew, so that an unlucky figure rules nothing out for good
+
+
+class StepCosts:
+    """Durations of the step sizes that an engine has: a step of 5 tokens that runs padded to 8 costs what 8 cost.
+
+    A size costs the median of its last measurements. One without measurements is estimated from the nearest size that
+    has some. Steps differ in more than their tokens (context lengths, noise), hence the short window.
+    """
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self.sizes = tuple(sorted(set(sizes)))
+        if not self.sizes or self.sizes[0] < 1:
+            raise ValueError(f"step sizes must be numbers of tokens from 1 on, got {list(sizes)}")
+        self._seconds: dict[int, deque[float]] = {}
+        self._measured_at: dict[int, int] = {}
+        self._steps = 0
+
+    def padded(self, num_tokens: int) -> int:
+        """The size of the step that computes so many tokens; beyond the largest size, the number itself."""
+        i = bisect_left(self.sizes, num_tokens)
+        return self.sizes[i] if i < len(self.sizes) else num_tokens
+
+    def measured(self, num_tokens: int, seconds: float) -> None:
+        """A step of so many tokens, none of them of a prompt, took so long."""
+        size = self.padded(num_tokens)
+        self._steps += 1
+        self._seconds.setdefault(size, deque(maxlen=_WINDOW)).append(seconds)
+        self._measured_at[size] = self._steps
+        for old in [other for other, at in self._measured_at.items() if self._steps - at > _EXPIRY]:
+            del self._seconds[old], self._measured_at[old]
+
+    def cost(self, num_tokens: int) -> float:
+        """Of a step with so many tokens, to be compared with other costs of the same moment (seconds, once known)."""
+        size = self.padded(num_tokens)
+        own = list(self._seconds.get(size, ()))
+        others = [other for other in self._seconds if other != size]
+        if len(own) >= _SURE or (own and not others):
+            return statistics.median_low(own)
+        if not others:
+            return _prior(size)
+        nearest = min(others, key=lambda other: abs(_prior(other) - _prior(size)))
+        estimate = statistics.median_low(self._seconds[nearest]) * _prior(size) / _prior(nearest)
+        return statistics.median_low([estimate, *own])
+
+
+def _prior(size: int) -> float:
+    return 1 + _PRIOR_SLOPE * (size - 1)
