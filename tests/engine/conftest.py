@@ -1,5 +1,6 @@
 """A tiny MPT, and programs compiled once for all tests of this folder."""
 
+import string
 from collections.abc import Iterator
 
 import jax
@@ -10,7 +11,10 @@ from model.config import MptConfig
 from model.weights import Weights, init_weights
 from mpt_serve.engine import Engine, EngineConfig
 from mpt_serve.engine.runner import use_compilation_cache
+from mpt_serve.guided.compiler import GuideCompiler
 
+CHARACTERS = string.digits + string.ascii_lowercase + string.ascii_uppercase + '{}[]:,". \\+-#!?é=<>()/*&_@€~'
+END = 89
 VOCAB_LIMIT = 90  # of 96 ids: the rest is padding, as in published checkpoints
 
 SETTINGS = EngineConfig(max_num_seqs=4, max_num_batched_tokens=16, block_size=4, num_blocks=64)
@@ -60,3 +64,12 @@ def engine(weights: Weights, config: MptConfig) -> Iterator[Engine]:
     """An engine in its usual state: everything compiled at start."""
     with Engine(weights, config, SETTINGS, vocab_limit=VOCAB_LIMIT) as engine:
         yield engine
+
+
+@pytest.fixture(scope="package")
+def guides() -> Iterator[GuideCompiler]:
+    """Compiles guides for a vocabulary of one character per id; END ends a text."""
+    token_bytes = [None if i == END else CHARACTERS[i].encode() for i in range(VOCAB_LIMIT)]
+    compiler = GuideCompiler(token_bytes, [END])
+    yield compiler
+    compiler.close()

@@ -29,7 +29,7 @@ SAMPLED = SamplingParams(max_tokens=14, seed=11)
         {"frequency_penalty": -1.5},
         {"logit_bias": {3: 4.0, 7: 2.5, 80: -3.0}},
         {"allowed_token_ids": (5, 9, 33, 34, 71)},
-        {"bad_words": ((1,), (2, 3), (4, 5, 6))},
+        {"bad_words": ((24,), (28, 54), (10, 10, 10), *((i,) for i in range(40, 90, 3)))},
         {"min_tokens": 9, "stop_token_ids": tuple(range(60))},
         {
             "repetition_penalty": 1.2,
@@ -105,19 +105,20 @@ def test_choices_are_what_each_is_alone_and_read_the_prompt_once(engine: Engine,
         assert tuple(ids) == alone.token_ids
     assert engine.stats().prompt_tokens - before.prompt_tokens == 7 * length
     cached = {delta.index: delta.num_cached_tokens for delta in listener.deltas}
-    assert cached == {0: 0, **dict.fromkeys(range(1, 6), length - 1)}
+    whole_blocks = (length - 1) // 4 * 4
+    assert [cached[index] for index in range(4)] == [0, *[length - 1] * 3]  # four run at once
+    assert all(cached[index] in (whole_blocks, length - 1) for index in (4, 5))  # when the first may have ended
     assert_all_free(engine)
 
 
 def test_choices_hold_the_prompt_once(engine: Engine) -> None:
     prompt, params = prompt_of(41, 5), replace(SAMPLED, n=4, max_tokens=20, ignore_eos=True)
-    with limited(engine, num_blocks=16 + 1):  # four prompts alone would be 44 blocks
-        listener = submit(engine, prompt, replace(params, max_tokens=2))
+    preemptions = engine.stats().preemptions
+    with limited(engine, num_blocks=10 + 4 * 6 + 4):  # four times the prompt alone would be 44 blocks
+        listener = submit(engine, prompt, params)
         assert listener.ended.wait(60)
-        assert engine.stats().preemptions == 0 or True
-        used = submit(engine, prompt, params)
-        assert used.ended.wait(60)
-    for index, ids in enumerate(choices_of(used, range(4))):
+    assert engine.stats().preemptions == preemptions
+    for index, ids in enumerate(choices_of(listener, range(4))):
         (alone,) = engine.generate([prompt], replace(params, n=1, choice_index=index))
         assert tuple(ids) == alone.token_ids
 
@@ -134,9 +135,9 @@ def test_one_choice_can_be_cancelled_with_all_others(engine: Engine) -> None:
 
 
 def check_logprobs(table: np.ndarray, ids: Sequence[int], logprobs: Sequence[TokenLogprobs], num_top: int) -> None:
-    """table [len(ids), V]: what precedes each id gives."""
+    """table [len(ids) or more, V]: what precedes each id gives."""
     assert len(ids) == len(logprobs)
-    for row, token, told in zip(table, ids, logprobs, strict=True):
+    for row, token, told in zip(table, ids, logprobs, strict=False):
         assert told.logprob == pytest.approx(row[token], abs=1e-4)
         assert len(told.top) == num_top
         best = np.sort(row[:VOCAB_LIMIT])[::-1][:num_top]
@@ -201,9 +202,9 @@ def test_prompt_log_probabilities_survive_preemption(engine: Engine, weights: We
 def test_a_prompt_that_was_there_before_is_not_computed_again(lazy_engine) -> None:  # type: ignore[no-untyped-def]
     engine = lazy_engine()
     prompt = prompt_of(50, 9)
-    first = submit(engine, prompt, GREEDY)
+    first = submit(engine, prompt, replace(GREEDY, max_tokens=12))
     assert first.ended.wait(60)
-    second = submit(engine, prompt, GREEDY)
+    second = submit(engine, prompt, replace(GREEDY, max_tokens=12))
     assert second.ended.wait(60)
     assert first.deltas[-1].num_cached_tokens == 0
     assert second.deltas[-1].num_cached_tokens == 48  # all but the block with the last token

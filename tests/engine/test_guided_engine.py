@@ -1,0 +1,132 @@
+"""Guided answers through the engine: always of the guide's language, whatever else the request asks for."""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import jsonschema
+import pytest
+from conftest import CHARACTERS, END, SETTINGS, VOCAB_LIMIT
+from test_engine import Listener, assert_all_free, limited, prompt_of
+from test_sampling_features import choices_of, submit
+
+from model.config import MptConfig
+from model.weights import Weights
+from mpt_serve.engine import Engine, RequestError, SamplingParams
+from mpt_serve.guided.compiler import GuideCompiler
+from mpt_serve.guided.spec import Guide
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"enum": ["ada", "bob"]}, "age": {"type": "integer", "minimum": 0, "maximum": 99}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+GUIDES = [
+    Guide("json_schema", json.dumps(SCHEMA)),
+    Guide("regex", r"(yes|no)( [a-c]{2,4}){1,3}\."),
+    Guide("choice", json.dumps(["red", "green", "greenish"])),
+    Guide("grammar", 'start: word ("," word)*\nword: /[xyz]{1,2}/'),
+]
+PARAMS = SamplingParams(max_tokens=50, seed=3)
+
+
+@pytest.fixture(scope="module")
+def guided_engine(weights: Weights, config: MptConfig, guides: GuideCompiler) -> Iterator[Engine]:
+    settings = replace(SETTINGS, pre_compile=False)
+    with Engine(weights, config, settings, VOCAB_LIMIT, eos_token_ids=[END], guides=guides) as engine:
+        yield engine
+
+
+def text_of(ids: Sequence[int]) -> str:
+    return "".join(CHARACTERS[i] for i in ids if i != END)
+
+
+def check_text(guide: Guide, text: str) -> None:
+    if guide.kind == "json_schema":
+        jsonschema.validate(json.loads(text), json.loads(guide.text))
+    elif guide.kind == "regex":
+        assert re.fullmatch(guide.text, text)
+    elif guide.kind == "choice":
+        assert text in json.loads(guide.text)
+    else:
+        assert re.fullmatch(r"[xyz]{1,2}(,[xyz]{1,2})*", text)
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.kind)
+@pytest.mark.parametrize(
+    "wishes",
+    [
+        {"temperature": 0.0},
+        {"n": 4},
+        {"temperature": 2.0, "logit_bias": {CHARACTERS.index("x"): 30.0}},
+        {"repetition_penalty": 1.5, "logprobs": 2},
+        {"min_tokens": 45},
+        {"bad_words": [[i] for i in range(40)], "allowed_token_ids": [1, 2, 3]},
+    ],
+    ids=lambda wishes: "+".join(wishes),
+)
+def test_answers_match_their_guide(guided_engine: Engine, guide: Guide, wishes: dict) -> None:  # type: ignore[type-arg]
+    params = replace(PARAMS, guide=guide, **wishes)
+    listeners = [submit(guided_engine, prompt_of(9, seed), params) for seed in range(3)]
+    for listener in listeners:
+        assert listener.ended.wait(60)
+        for index, ids in enumerate(choices_of(listener, range(params.n))):
+            reasons = {d.index: d.finish_reason for d in listener.deltas if d.finish_reason}
+            if reasons[index] == "stop":
+                assert ids[-1] == END
+                check_text(guide, text_of(ids))
+            else:  # the grammar alone is endless
+                assert (reasons[index], guide.kind, len(ids)) == ("length", "grammar", 50)
+    assert_all_free(guided_engine)
+
+
+def test_guided_answers_are_the_same_with_drafts_and_among_others(
+    guided_engine: Engine, weights: Weights, config: MptConfig, guides: GuideCompiler
+) -> None:
+    settings = replace(SETTINGS, pre_compile=False, speculation="none", prefix_caching=False, max_num_seqs=1)
+    prompts = [[CHARACTERS.index(c) for c in '{"name":"ada","age":12}{"name":"ada","ag'], prompt_of(9, 1)]
+    with Engine(weights, config, settings, VOCAB_LIMIT, eos_token_ids=[END], guides=guides) as plain:
+        for prompt in prompts:
+            for guide in GUIDES:
+                for params in (
+                    replace(PARAMS, guide=guide),
+                    replace(PARAMS, guide=guide, temperature=0, max_tokens=24),
+                ):
+                    (expected,) = plain.generate([prompt], params)
+                    for completion in guided_engine.generate([prompt] * 3, params):
+                        assert completion == expected
+
+
+def test_a_guided_answer_goes_on_elsewhere(guided_engine: Engine) -> None:
+    params = replace(PARAMS, guide=GUIDES[0])
+    whole = submit(guided_engine, prompt_of(5), params)
+    assert whole.ended.wait(60)
+    rest = submit(guided_engine, prompt_of(5), params, generated=whole.token_ids[:7])
+    assert rest.ended.wait(60)
+    assert rest.token_ids == whole.token_ids[7:]
+
+
+def test_guided_answers_survive_preemption(guided_engine: Engine) -> None:
+    params = replace(PARAMS, guide=GUIDES[0])
+    with limited(guided_engine, num_blocks=17):
+        listeners = [submit(guided_engine, prompt_of(15, seed), params) for seed in range(6)]
+        assert all(listener.ended.wait(60) for listener in listeners)
+    for listener in listeners:
+        check_text(GUIDES[0], text_of(listener.token_ids))
+    assert_all_free(guided_engine)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        (replace(PARAMS, guide=Guide("regex", "(")), "the regex cannot be used"),
+        (replace(PARAMS, guide=Guide("json_schema", "[")), "the JSON schema cannot be used"),
+        (replace(PARAMS, guide=GUIDES[0], ignore_eos=True), "no ignore_eos"),
+    ],
+)
+def test_bad_guides_are_refused(guided_engine: Engine, params: SamplingParams, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        guided_engine.submit(prompt_of(3), params, Listener())
+    assert_all_free(guided_engine)
