@@ -64,6 +64,8 @@ def contender(session: Session) -> Contender:
         max_num_batched_tokens=options.max_num_batched_tokens,
         max_model_len=session.max_tokens,
         compilation_cache_dir=options.compilation_cache_dir,
+        prefix_caching=False,  # prompts come again from run to run
+        speculation=options.speculation,
     )
     dtype = DTYPES.get(options.dtype, options.dtype)
     engine = Engine.from_pretrained(options.checkpoint, settings, dtype=dtype, quantization=options.quantization)
@@ -88,6 +90,7 @@ def main() -> None:
     parser = argument_parser(__doc__, [*DTYPES, *DTYPES.values()], default="bf16")
     parser.add_argument("--quantization", default="none", choices=("none", "int8", "int4"))
     parser.add_argument("--max-num-batched-tokens", type=int, default=512)
+    parser.add_argument("--speculation", default="none", choices=("none", "ngram"))
     parser.add_argument("--compilation-cache-dir", help="keep compiled programs here")
     session = Session("mpt_serve", parser)
     session.measure(contender(session))
