@@ -64,3 +64,43 @@ def test_check_integrity_sees_a_leak_and_a_double() -> None:
 @pytest.mark.parametrize(("tokens", "blocks"), [(0, 0), (1, 1), (4, 1), (5, 2), (8, 2)])
 def test_blocks_for(tokens: int, blocks: int) -> None:
     assert BlockPool(4, 4).blocks_for(tokens) == blocks
+
+
+def test_a_published_block_is_found_until_its_place_is_needed() -> None:
+    pool = BlockPool(3, 4)
+    blocks = pool.allocate(2)
+    pool.publish(blocks[0], b"a")
+    pool.publish(blocks[1], b"b")
+    assert pool.find([b"a", b"b", b"c"]) == blocks
+    assert pool.find([b"c", b"a"]) == []  # not from the beginning on
+    pool.release(blocks)
+    assert (pool.num_free, pool.find([b"a", b"b"])) == (3, blocks)
+    pool.acquire(pool.find([b"a"]))
+    pool.check_integrity([blocks[:1]])
+    assert pool.num_free == 2
+    pool.allocate(1)  # the block that holds nothing goes first
+    assert pool.find([b"a", b"b"]) == blocks
+    pool.allocate(1)
+    assert pool.find([b"a", b"b"]) == blocks[:1]
+
+
+def test_the_end_of_a_sequence_is_overwritten_before_its_beginning_and_old_ones_before_new() -> None:
+    pool = BlockPool(4, 4)
+    old, new = pool.allocate(2), pool.allocate(2)
+    for block, digest in zip([*old, *new], [b"a", b"b", b"c", b"d"], strict=True):
+        pool.publish(block, digest)
+    pool.release(old)
+    pool.release(new)
+    assert [pool.allocate(1)[0] for _ in range(4)] == [old[1], old[0], new[1], new[0]]
+
+
+def test_the_first_block_of_a_digest_is_the_one_that_is_found() -> None:
+    pool = BlockPool(2, 4)
+    first, second = pool.allocate(2)
+    pool.publish(first, b"a")
+    pool.publish(second, b"a")
+    assert pool.find([b"a"]) == [first]
+    pool.check_integrity([[first, second]])
+    pool.release([first, second])
+    with pytest.raises(ValueError, match="may be overwritten"):
+        pool.publish(first, b"b")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from mpt_serve.engine.block_pool import BlockPool
-from mpt_serve.engine.request import Request
+from mpt_serve.engine.request import PLACES_PER_PRIORITY, Request
 from mpt_serve.engine.scheduler import Scheduler
 
 MAX_MODEL_LEN = 24
@@ -264,3 +264,101 @@ def test_check_integrity_sees_what_is_broken(break_it, message: str) -> None:  #
     break_it(scheduler)
     with pytest.raises(AssertionError, match=message):
         scheduler.check_integrity()
+
+
+def test_a_long_prompt_holds_up_the_others_by_one_chunk_at_most() -> None:
+    scheduler = scheduler_of(num_blocks=8_000, max_num_seqs=4, budget=512)
+    talking = add(scheduler, 10, 20, 30, max_output=100)
+    scheduler.schedule()
+    scheduler.add(make_request("long", [1] * 16_000, 5))
+    computed = 0
+    while computed < 16_000:
+        step = scheduler.schedule()
+        assert [row.request for row in step.rows[:3]] == talking
+        assert step.num_tokens <= 512
+        computed += step.rows[3].length
+
+
+def test_priority_is_worth_places_in_the_queue_and_nobody_starves() -> None:
+    scheduler = scheduler_of(max_num_seqs=1)
+    scheduler.add(make_request("first", [1], 1))
+    patient = make_request("patient", [1], 1, priority=2)
+    scheduler.add(patient)
+    scheduler.add(make_request("urgent", [1], 1, priority=-1))
+    order = []
+    for number in range(200):  # one comes for each that is served
+        scheduler.add(make_request(str(number), [1], 1))
+        rows = scheduler.schedule().rows
+        order += [row.request.request_id for row in rows]
+        scheduler.accept(rows, [0] * len(rows))
+    assert order[:4] == ["urgent", "first", "0", "1"]
+    # All that arrived within its two units' places of it went before it, and no more.
+    assert order.index("patient") == PLACES_PER_PRIORITY * 2
+
+
+def test_the_last_in_order_is_preempted_whoever_came_last() -> None:
+    scheduler = scheduler_of(num_blocks=6, block_size=2, max_num_seqs=2)
+    low = make_request("low", [1, 2, 3], 8, priority=1)
+    scheduler.add(low)
+    first = scheduler.schedule()
+    high = make_request("high", [1, 2, 3], 8)
+    scheduler.add(high)
+    second = scheduler.schedule()
+    scheduler.accept(first.rows, [9])
+    while not scheduler.num_preemptions:
+        third = scheduler.schedule()
+        scheduler.accept(second.rows, [9] * second.num_samples)
+        second = third
+    assert scheduler.running == [high]
+    assert scheduler.waiting == [low]
+
+
+def test_blocks_found_in_the_pool_are_not_computed_again() -> None:
+    scheduler = scheduler_of(prefix_caching=True)
+    (request,) = add(scheduler, 10, max_output=1)
+    rows = scheduler.schedule().rows
+    scheduler.accept(rows, [5])
+    assert request.finish_reason == "length"
+    scheduler.add(make_request("same", range(10), 1))
+    scheduler.add(make_request("longer", [*range(10), 5, 6], 1))
+    scheduler.add(make_request("other", [9, *range(1, 10)], 1))
+    assert shares(scheduler) == [("same", 8, 2), ("longer", 8, 4), ("other", 0, 10)]
+    assert [request.num_cached for request in scheduler.running] == [8, 8, 0]
+
+
+def test_choices_copy_the_block_that_is_not_full_and_compute_one_token() -> None:
+    scheduler = scheduler_of()
+    first = make_request("a", range(10), 4)
+    scheduler.add(first)
+    for choice in (1, 2):
+        scheduler.add(make_request("a", range(10), 4, source=first, choice_index=choice))
+    assert shares(scheduler) == [("a", 0, 10)]  # the others wait for it
+    step = scheduler.schedule()
+    assert [(row.start, row.length, row.samples) for row in step.rows] == [(10, 1, 1), (9, 1, 1), (9, 1, 1)]
+    second, third = scheduler.running[1:]
+    assert second.blocks[:2] == third.blocks[:2] == first.blocks[:2]
+    assert step.copies == [(first.blocks[2], second.blocks[2]), (first.blocks[2], third.blocks[2])]
+    scheduler.check_integrity()
+
+
+def test_drafts_are_taken_as_far_as_they_were_right() -> None:
+    scheduler = Scheduler(BlockPool(16, 4), 2, 16, max_samples=8)
+    (request,) = add(scheduler, 3, max_output=8)
+    scheduler.accept(scheduler.schedule().rows, [10])
+    step = scheduler.schedule({request: [11, 12, 13]})
+    assert [(row.start, row.length, row.samples, row.drafts) for row in step.rows] == [(3, 4, 4, (11, 12, 13))]
+    assert step.num_decode == 0
+    assert scheduler.accept(step.rows, [11, 12, 99, 14]) == [(step.rows[0], 3)]
+    assert request.output_ids == [10, 11, 12, 99]
+    assert (request.num_computed, request.num_tokens) == (6, 7)  # the draft that was wrong is computed over
+    assert [(row.start, row.length) for row in scheduler.schedule({request: [1] * 9}).rows] == [(6, 4)]  # eight in all
+
+
+def test_drafts_leave_room_for_requests_that_arrive() -> None:
+    scheduler = Scheduler(BlockPool(64, 4), 4, 32, max_samples=6)
+    (request,) = add(scheduler, 3, max_output=20)
+    scheduler.accept(scheduler.schedule().rows, [10])
+    for name in ("b", "c"):
+        scheduler.add(make_request(name, [1, 2], 2))
+    step = scheduler.schedule({request: [11] * 9})
+    assert [(row.request.request_id, row.samples) for row in step.rows] == [("0", 4), ("b", 1), ("c", 1)]
