@@ -51,6 +51,10 @@ class TextTokenizer:
         """Return what the token adds to a running text; nothing for an id without a token."""
         return self._token_bytes[token_id]
 
+    def plain_token_bytes(self) -> list[bytes | None]:
+        """Return the bytes of every id, None for special tokens and for ids without a token: they write no text."""
+        return [None if i in self.special_ids else data or None for i, data in enumerate(self._token_bytes)]
+
     def strip_leading_space(self, data: bytes) -> bytes:
         """Return a text's bytes without the space that the tokenizer puts before every text, where it does so."""
         return self._token_bytes.strip_leading_space(data)
