@@ -46,6 +46,26 @@ class EngineSettings(_Group):
         description="Memory for the KV cache, such as `4GiB`. Unset: what `max_num_seqs` sequences of `max_model_len`"
         " need, as far as the device has it.",
     )
+    cache_dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
+        default="auto",
+        description="Type of the keys and values in the cache. `auto`: the weights'. `int8` takes half the memory of"
+        " `bfloat16`, and moves the logits a little.",
+    )
+    prefix_caching: bool = Field(
+        default=True,
+        description="Keep the keys and values of prompts, and of answers, for requests that begin alike.",
+    )
+    speculation: Literal["none", "ngram", "draft"] = Field(
+        default="ngram",
+        description="Guess several tokens and check them in one step, which changes no answer: `ngram` guesses what"
+        " followed the same tokens before, `draft` asks `draft_model`.",
+    )
+    draft_model: str | None = Field(
+        default=None,
+        min_length=1,
+        description="The smaller model of `speculation: draft`, named as `model` is; it must have the same tokens.",
+    )
+    num_draft_tokens: _Count = Field(default=8, description="Tokens guessed at most for one step of a sequence.")
     kernels: Literal["auto", "xla"] = Field(
         default="auto",
         description="`auto` takes the fastest kernels that the device's platform has: C++ on CPUs, Pallas on GPUs and"
@@ -74,6 +94,15 @@ class EngineSettings(_Group):
             )
         return self
 
+    @model_validator(mode="after")
+    def _draft_model_is_used(self) -> Self:
+        if (self.speculation == "draft") != (self.draft_model is not None):
+            raise ValueError(
+                f"speculation '{self.speculation}' {'needs a' if self.draft_model is None else 'uses no'} draft_model;"
+                " set speculation to 'draft' and draft_model to a smaller model, or neither"
+            )
+        return self
+
 
 class LimitSettings(_Group):
     """What one request, and all requests together, may ask for."""
@@ -86,10 +115,13 @@ class LimitSettings(_Group):
         default=ByteSize(4 * 1024**2), description="Size of one request's body, such as `4MiB`."
     )
     max_prompts: _Count = Field(default=128, description="Prompts in one /v1/completions request.")
+    max_choices: _Count = Field(
+        default=256, description="Choices in one request: prompts times `n`, or times `best_of`."
+    )
     max_waiting_requests: _Count = Field(
         default=256,
-        description="Prompts that one Ingress replica keeps waiting or running, over all its Generator replicas. More"
-        " are refused with 503 and a Retry-After header.",
+        description="Choices (one for each prompt, unless a request asks for more) that one Ingress replica keeps"
+        " waiting or running, over all its Generator replicas. More are refused with 503 and a Retry-After header.",
     )
     max_waiting_prompt_tokens: _Count = Field(
         default=262_144,

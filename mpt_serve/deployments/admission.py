@@ -14,7 +14,7 @@ _PACE_WINDOW_S = 60.0  # and how old they may be
 
 
 class Admission:
-    """Bounds the prompts in the house, waiting and running, by their number and their tokens.
+    """Bounds the work in the house, waiting and running: choices by their number, prompts by their tokens.
 
     Serve could refuse too, but in plain text; its own bounds are therefore set above these.
     """
@@ -28,15 +28,17 @@ class Admission:
         self.prompt_tokens = 0
 
     @contextmanager
-    def admit(self, prompts: Sequence[int]) -> Iterator[None]:
-        """Hold the places of one HTTP request's prompts, of that many tokens each, while the context is entered.
+    def admit(self, prompts: Sequence[int], choices: int = 1) -> Iterator[None]:
+        """Hold the places of one HTTP request while the context is entered.
+
+        prompts: tokens of each. choices: made for each prompt; each takes a place, and they share the prompt's tokens.
 
         All are let in or none. A request beyond a bound by itself is let in when nothing else is there, so that it is
         not refused for ever. Raises NotReadyError (503, `overloaded`).
         """
-        requests, prompt_tokens = len(prompts), sum(prompts)
+        requests, prompt_tokens = len(prompts) * choices, sum(prompts)
         if self.requests and self.requests + requests > self._max_requests:
-            raise self._overloaded(f"{self.requests} prompts wait or run, the limit is {self._max_requests}")
+            raise self._overloaded(f"{self.requests} choices wait or run, the limit is {self._max_requests}")
         if self.requests and self.prompt_tokens + prompt_tokens > self._max_prompt_tokens:
             raise self._overloaded(
                 f"{self.prompt_tokens} prompt tokens wait or run, the limit is {self._max_prompt_tokens}"

@@ -1,32 +1,29 @@
 """The machinery behind the HTTP routes, over handles to the other deployments."""
 
 import asyncio
-import logging
 import secrets
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import AbstractContextManager, aclosing
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayTaskError
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from mpt_serve.deployments.admission import Admission
+from mpt_serve.deployments.lasting_request import LastingRequest
 from mpt_serve.deployments.readiness import GeneratorWatch
-from mpt_serve.engine.request import Delta, EngineClosedError, RequestError
+from mpt_serve.engine.request import Delta, RequestError
 from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.openai.backend import ModelInfo, Readiness
+from mpt_serve.text.bad_words import spellings
 from mpt_serve.text.chat_template import ChatTemplateError, Message
 from mpt_serve.text.detokenizer import IncrementalDetokenizer
 from mpt_serve.text.tokenizer import TextTokenizer
 
 __all__ = ["ServeBackend"]
 
-logger = logging.getLogger("ray.serve")
-
 _STATS_WAIT_S = 10.0
-_MAX_MOVES = 3  # times one request is taken to another replica
-_MOVE_PAUSE_S = 1.0  # before the second move; twice that before the third
 
 
 class ServeBackend:
@@ -66,47 +63,32 @@ class ServeBackend:
         """Return the ids' text, special tokens included."""
         return self._text.decode(ids)
 
-    def detokenizer(self, skip_special_tokens: bool) -> IncrementalDetokenizer:
-        """Return a fresh detokenizer for text that continues a prompt."""
-        return IncrementalDetokenizer(self._text, skip_special_tokens, continues_text=True)
+    async def spellings(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """Return the sequences of ids to forbid so that none of the words is written."""
+        return await asyncio.to_thread(spellings, self._text, words)
 
-    def admit(self, prompts: Sequence[Sequence[int]]) -> AbstractContextManager[None]:
-        """Hold the places of one HTTP request's prompts while entered. Raises NotReadyError when the house is full."""
-        return self._admission.admit([len(ids) for ids in prompts])
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return what the token adds to a text; nothing for an id without a token."""
+        return self._text.token_bytes(token_id)
 
-    async def generate(
-        self, ids: Sequence[int], params: SamplingParams, request_id: str
-    ) -> AsyncGenerator[Delta, None]:
-        """Start a request; closing the iterator ends it in the engine.
+    def detokenizer(self, skip_special_tokens: bool, continues_text: bool = True) -> IncrementalDetokenizer:
+        """Return a fresh detokenizer, for text that continues a prompt or for a prompt itself."""
+        return IncrementalDetokenizer(self._text, skip_special_tokens, continues_text)
 
-        A request outlives its replica: when that dies or shuts its engine down, another goes on from prompt and answer
-        so far. Random numbers depend on seed and position alone, so it goes on as the first one would have. A request
-        whose own step failed is not taken further: it could fail every replica in turn.
+    def admit(self, prompts: Sequence[Sequence[int]], choices: int) -> AbstractContextManager[None]:
+        """Hold the places of one HTTP request while entered, of so many choices for each prompt.
+
+        Raises NotReadyError when the house is full.
         """
-        if params.seed is None:
-            params = replace(params, seed=secrets.randbits(63))
-        answer: list[int] = []
-        moves = 0
-        while True:
-            stream = self._stream([*ids, *answer], _remaining(params, len(answer)), request_id)
-            try:
-                async with aclosing(stream):  # its request is cancelled before this one's end is seen
-                    async for delta in stream:
-                        answer += delta.token_ids
-                        if delta.finish_reason == "cancelled":  # not by us: the engine shuts down
-                            raise EngineClosedError("the engine was closed")
-                        yield replace(delta, num_prompt_tokens=len(ids))
-                        if delta.finish_reason is not None:
-                            return
-            except (RayActorError, EngineClosedError) as error:
-                moves += 1
-                if moves > _MAX_MOVES:
-                    raise
-                logger.warning("%s: %s after %d tokens; moving on", request_id, type(error).__name__, len(answer))
-                if len(answer) == params.max_tokens:  # only the news of its end was lost
-                    yield Delta((), "length", None, len(ids))
-                    return
-                await asyncio.sleep(_MOVE_PAUSE_S * (moves - 1))
+        return self._admission.admit([len(ids) for ids in prompts], choices)
+
+    def generate(self, ids: Sequence[int], params: SamplingParams, request_id: str) -> AsyncGenerator[Delta, None]:
+        """Start a request, which outlives its replica; closing the iterator ends it in the engine."""
+
+        def open_stream(own: SamplingParams, generated: tuple[int, ...]) -> AsyncGenerator[Delta, None]:
+            return self._stream(list(ids), own, request_id, generated)
+
+        return LastingRequest(open_stream, len(ids), params, request_id).deltas()
 
     async def readiness(self) -> Readiness:
         """Say whether a request would be served now."""
@@ -117,18 +99,21 @@ class ServeBackend:
         replicas: list[dict[str, Any]] = await self._generator.broadcast("stats").results_async(timeout_s=_STATS_WAIT_S)
         return replicas
 
-    async def _stream(self, ids: list[int], params: SamplingParams, request_id: str) -> AsyncGenerator[Delta, None]:
+    async def _stream(
+        self, ids: list[int], params: SamplingParams, request_id: str, generated: tuple[int, ...]
+    ) -> AsyncGenerator[Delta, None]:
         # Clients choose request ids, so two may be the same; the engine's own must not be.
-        response = self._generator.generate.remote(ids, params, f"{request_id}/{secrets.token_hex(4)}")
-        finished = False
+        own_id = f"{request_id}/{secrets.token_hex(4)}"
+        response = self._generator.generate.remote(ids, params, own_id, generated)
+        unfinished = params.n
         try:
             async for delta in response:
-                finished = delta.finish_reason is not None
+                unfinished -= delta.finish_reason is not None
                 yield delta
         except RayTaskError as error:
             raise _own(error) from error
         finally:
-            if not finished:  # leaving the loop alone would let the engine generate to the end
+            if unfinished:  # leaving the loop alone would let the engine generate to the end
                 response.cancel()
 
     def _take_limits(self, stats: dict[str, object]) -> None:
@@ -149,9 +134,3 @@ def _own(error: RayTaskError) -> Exception:
     """Return the exception that the other deployment raised: Ray's carries the remote traceback in its text."""
     cause = error.cause
     return cause if isinstance(cause, (RequestError, ChatTemplateError)) else error
-
-
-def _remaining(params: SamplingParams, generated: int) -> SamplingParams:
-    """Return the parameters of the rest of a request of which `generated` tokens exist."""
-    left = max(1, params.max_tokens - generated)
-    return replace(params, max_tokens=left, min_tokens=max(0, min(left, params.min_tokens - generated)))

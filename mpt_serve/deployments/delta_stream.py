@@ -2,25 +2,26 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
-from mpt_serve.engine.request import Delta
+from mpt_serve.engine.request import Delta, TokenLogprobs
 
 __all__ = ["DeltaMailbox", "DeltaStream"]
 
 
 class DeltaStream(AsyncIterator[Delta]):
-    """One request's deltas. The first leaves at once; what arrives while the reader is elsewhere is merged into one.
+    """The deltas of one request's choices. The first leaves at once; what a choice says while the reader is elsewhere
+    is merged into one delta.
 
-    Memory is bounded by the request's own max_tokens: what is merged is ids.
+    Memory is bounded by the request itself: what is merged is ids, at most max_tokens for each choice, and what was
+    asked to be known about each.
     """
 
-    def __init__(self, mailbox: "DeltaMailbox") -> None:
+    def __init__(self, mailbox: "DeltaMailbox", choices: int = 1) -> None:
         self._mailbox = mailbox
-        self._token_ids: list[int] = []
-        self._latest: Delta | None = None
+        self._unfinished = choices
+        self._waiting: dict[int, list[Delta]] = {}  # by choice, in the order in which they began to wait
         self._arrived = asyncio.Event()
-        self._finished = False
 
     def post(self, delta: Delta) -> None:
         """Take a delta from the engine; any thread, never blocks."""
@@ -28,27 +29,39 @@ class DeltaStream(AsyncIterator[Delta]):
 
     def deliver(self, delta: Delta) -> None:
         """Take a delta on the event loop."""
-        self._token_ids += delta.token_ids
-        self._latest = delta
+        self._waiting.setdefault(delta.index, []).append(delta)
         self._arrived.set()
 
     async def __anext__(self) -> Delta:
-        if self._finished:
+        """Return the news about the choice that waits longest."""
+        if self._unfinished == 0:
             raise StopAsyncIteration
         await self._arrived.wait()
-        self._arrived.clear()
-        latest, token_ids = self._latest, tuple(self._token_ids)
-        assert latest is not None  # set before the event
-        self._token_ids.clear()
-        self._finished = latest.finish_reason is not None
-        return Delta(
-            token_ids=token_ids,
-            finish_reason=latest.finish_reason,
-            stop_reason=latest.stop_reason,
-            num_prompt_tokens=latest.num_prompt_tokens,
-            num_cached_tokens=latest.num_cached_tokens,
-            message=latest.message,
-        )
+        delta = _merged(self._waiting.pop(next(iter(self._waiting))))
+        if not self._waiting:
+            self._arrived.clear()
+        self._unfinished -= delta.finish_reason is not None
+        return delta
+
+
+def _merged(deltas: Sequence[Delta]) -> Delta:
+    """Return one choice's deltas as one."""
+    if len(deltas) == 1:
+        return deltas[0]
+    latest = deltas[-1]
+    told: list[TokenLogprobs] = [own for delta in deltas if delta.logprobs for own in delta.logprobs]
+    prompts = (delta.prompt_logprobs for delta in deltas if delta.prompt_logprobs is not None)
+    return Delta(
+        token_ids=tuple(token_id for delta in deltas for token_id in delta.token_ids),
+        finish_reason=latest.finish_reason,
+        stop_reason=latest.stop_reason,
+        num_prompt_tokens=latest.num_prompt_tokens,
+        num_cached_tokens=latest.num_cached_tokens,
+        message=latest.message,
+        index=latest.index,
+        logprobs=tuple(told) if any(delta.logprobs is not None for delta in deltas) else None,
+        prompt_logprobs=next(prompts, None),
+    )
 
 
 class DeltaMailbox:
@@ -59,9 +72,9 @@ class DeltaMailbox:
         self._posted: deque[tuple[DeltaStream, Delta]] = deque()
         self._wake_up_due = False
 
-    def stream(self) -> DeltaStream:
-        """Return a new stream; its `post` is what the engine calls."""
-        return DeltaStream(self)
+    def stream(self, choices: int = 1) -> DeltaStream:
+        """Return a new stream for a request of so many choices; its `post` is what the engine calls."""
+        return DeltaStream(self, choices)
 
     def post(self, stream: DeltaStream, delta: Delta) -> None:
         """Queue a delta for its stream; any thread, never blocks."""

@@ -4,7 +4,8 @@ import asyncio
 import dataclasses
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,21 +52,39 @@ class Generator:
         self._mailbox: DeltaMailbox | None = None
 
     async def generate(
-        self, prompt_ids: Sequence[int], params: "SamplingParams", request_id: str
+        self, prompt_ids: Sequence[int], params: "SamplingParams", request_id: str, generated: Sequence[int] = ()
     ) -> "AsyncIterator[Delta]":
-        """Yield the request's deltas; the last has a finish_reason. Closing the iterator ends it in the engine.
+        """Yield the news about the request's choices; closing the iterator ends them in the engine.
 
-        Raises RequestError for a prompt the engine refuses, EngineClosedError when it has stopped.
+        generated: ids that a request of one choice has already; it goes on after them.
+        Raises RequestError for a request the engine refuses, EngineClosedError when it has stopped.
         """
         if self._mailbox is None:
             self._mailbox = DeltaMailbox(asyncio.get_running_loop())
-        stream = self._mailbox.stream()
-        self._engine.submit(prompt_ids, params, stream.post, request_id)
+        stream = self._mailbox.stream(params.n)
+        submit = partial(self._engine.submit, prompt_ids, params, stream.post, request_id, generated=generated)
+        if params.guide is None:
+            submit()
+        else:  # which may have to be compiled
+            await self._submit_in_thread(submit, request_id)
         try:
             async for delta in stream:
                 yield delta
         finally:
             self._engine.cancel(request_id)
+
+    async def _submit_in_thread(self, submit: Callable[[], str], request_id: str) -> None:
+        submitted = asyncio.get_running_loop().run_in_executor(None, submit)
+
+        def withdraw(_: asyncio.Future[str]) -> None:
+            if submitted.exception() is None:
+                self._engine.cancel(request_id)
+
+        try:
+            await asyncio.shield(submitted)
+        except asyncio.CancelledError:  # the thread cannot be stopped; what it submits can
+            submitted.add_done_callback(withdraw)
+            raise
 
     async def stats(self) -> dict[str, Any]:
         """Return the engine's `EngineStats` as a dictionary, readable without JAX."""
@@ -81,17 +100,19 @@ class Generator:
 
 def _load_engine(settings: Settings) -> "Engine":
     from mpt_serve.engine import Engine, EngineConfig
+    from mpt_serve.guided.compiler import GuideCompiler
     from mpt_serve.text.tokenizer import TextTokenizer
 
     _check_accelerator()
     tokenizer = TextTokenizer.from_folder(tokenizer_folder(settings.model))
     cache_dir = settings.engine.compilation_cache_dir
     config = EngineConfig(
-        **settings.engine.model_dump(exclude={"compilation_cache_dir", "stall_timeout_s"}),
+        **settings.engine.model_dump(exclude={"compilation_cache_dir", "stall_timeout_s", "draft_model"}),
         max_model_len=settings.max_model_len,
         compilation_cache_dir=None if cache_dir is None else str(Path(cache_dir).expanduser()),
     )
     mesh = _mesh(settings)
+    draft_model = settings.engine.draft_model
     return Engine.from_pretrained(
         model_path(settings.model),
         config,
@@ -101,6 +122,8 @@ def _load_engine(settings: Settings) -> "Engine":
         eos_token_ids=tokenizer.eos_token_ids,
         quantization=settings.quantization,
         quantization_cache_dir=settings.quantization_cache_dir,
+        draft_model=None if draft_model is None else model_path(draft_model),
+        guides=GuideCompiler(tokenizer.text_token_bytes(), tokenizer.eos_token_ids) if tokenizer.eos_token_ids else None,
     )
 
 

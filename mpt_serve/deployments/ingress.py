@@ -37,6 +37,7 @@ class Ingress:
         self._limits = Limits(
             max_body_bytes=limits.max_body_bytes,
             max_prompts=limits.max_prompts,
+            max_choices=limits.max_choices,
             request_timeout_s=limits.request_timeout_s,
         )
         self._backend = ServeBackend(

@@ -122,6 +122,8 @@ class Engine:
         eos_token_ids: Sequence[int] | None = None,
         quantization: str = "none",
         quantization_cache_dir: str | Path | None = None,
+        guides: GuideCompiler | None = None,
+        draft_model: str | Path | None = None,
     ) -> Self:
         """Load a checkpoint as `model.mpt_from_pretrained` does, and serve it.
 
@@ -136,7 +138,7 @@ class Engine:
         weights, config = mpt_from_pretrained(
             path_or_id, device=device, dtype=dtype, mesh=mesh, format=format, cache_dir=quantization_cache_dir
         )
-        return cls(weights, config, settings, vocab_limit, eos_token_ids)
+        return cls(weights, config, settings, vocab_limit, eos_token_ids, guides)
 
     @property
     def max_model_len(self) -> int:

@@ -40,7 +40,7 @@ class DeltaStream(Protocol):
     """One request's deltas; any async generator of `Delta` is one."""
 
     def __aiter__(self) -> AsyncIterator[Delta]:
-        """Iterate over the deltas; the one with a finish_reason is the last."""
+        """Iterate over the deltas of all choices; one with a finish_reason is its choice's last."""
 
     async def aclose(self) -> None:
         """End the request in the engine, from whatever state it is in."""
@@ -48,6 +48,10 @@ class DeltaStream(Protocol):
 
 class Detokenizer(Protocol):
     """Ids to text as they come; `IncrementalDetokenizer` is one."""
+
+    @property
+    def unfinished(self) -> bool:
+        """Bytes of a character wait for its last one."""
 
     def push(self, ids: Sequence[int]) -> str:
         """Return the text that these ids complete."""
@@ -79,14 +83,23 @@ class Backend(Protocol):
     async def decode(self, ids: Sequence[int]) -> str:
         """Return the ids' text, special tokens included."""
 
-    def detokenizer(self, skip_special_tokens: bool) -> Detokenizer:
-        """Return a fresh detokenizer for text that continues a prompt."""
+    async def spellings(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """Return the sequences of ids to forbid so that none of the words is written."""
 
-    def admit(self, prompts: Sequence[Sequence[int]]) -> AbstractContextManager[None]:
-        """Hold the places of one HTTP request's prompts while entered; raises `NotReadyError` when there are none."""
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return what the token adds to a text; nothing for an id without a token."""
+
+    def detokenizer(self, skip_special_tokens: bool, continues_text: bool = True) -> Detokenizer:
+        """Return a fresh detokenizer, for text that continues a prompt or for a prompt itself."""
+
+    def admit(self, prompts: Sequence[Sequence[int]], choices: int) -> AbstractContextManager[None]:
+        """Hold the places of one HTTP request while entered, of so many choices for each prompt.
+
+        Raises `NotReadyError` when there are none.
+        """
 
     def generate(self, ids: Sequence[int], params: SamplingParams, request_id: str) -> DeltaStream:
-        """Start a request. Closing the stream, or cancelling the task that reads it, ends it in the engine."""
+        """Start a request for `params.n` choices. Closing the stream, or cancelling its reader's task, ends it."""
 
     async def readiness(self) -> Readiness:
         """Say whether a request would be served now; asked before each request, so it answers from memory."""

@@ -23,22 +23,31 @@ async def read_json_object(request: Request, limits: Limits) -> dict[str, Any]:
     return parse_json_object(await _read(request, limits.max_body_bytes), limits)
 
 
-def parse_json_object(body: bytes, limits: Limits) -> dict[str, Any]:
-    """Parse a JSON object strictly: UTF-8, no NaN or infinity in any spelling, depth and items within the limits."""
-    _check_structure(body, limits)
+def parse_json_object(body: bytes, limits: Limits, what: str = "The body") -> dict[str, Any]:
+    """Parse a JSON object strictly: UTF-8, no NaN or infinity in any spelling, depth and items within the limits.
+
+    Raises InvalidValueError, whose message begins with `what`.
+    """
     try:
+        _check_structure(body, limits)
         value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite)
     except UnicodeDecodeError:
-        raise InvalidValueError("The body is not UTF-8.") from None
+        problem = "is not UTF-8"
     except json.JSONDecodeError as error:
-        raise InvalidValueError(
-            f"The body is not JSON: {error.msg}, line {error.lineno} column {error.colno}."
-        ) from None
+        problem = f"is not JSON: {error.msg}, line {error.lineno} column {error.colno}"
+    except _BadJsonError as error:
+        problem = str(error)
     except ValueError:  # an integer of thousands of digits
-        raise InvalidValueError("The body holds a number that is too long.") from None
-    if not isinstance(value, dict):
-        raise InvalidValueError(f"The body must be a JSON object, not {_kind(value)}.")
-    return value
+        problem = "holds a number that is too long"
+    else:
+        if isinstance(value, dict):
+            return value
+        problem = f"must be a JSON object, not {_kind(value)}"
+    raise InvalidValueError(f"{what} {problem}.")
+
+
+class _BadJsonError(ValueError):
+    """What is wrong with a text that may well be JSON."""
 
 
 def _check_media_type(request: Request) -> None:
@@ -68,22 +77,22 @@ def _check_structure(body: bytes, limits: Limits) -> None:
     skeleton = _STRING.sub(b"", body)
     items = skeleton.count(b",") + skeleton.count(b"[") + skeleton.count(b"{")
     if items > limits.max_json_items:
-        raise InvalidValueError(f"The body holds more than {limits.max_json_items} items.")
+        raise _BadJsonError(f"holds more than {limits.max_json_items} items")
     depth = 0
     for bracket in _NOT_BRACKET.sub(b"", skeleton):
         depth += 1 if bracket in b"[{" else -1
         if depth > limits.max_json_depth:
-            raise InvalidValueError(f"The body is nested more than {limits.max_json_depth} deep.")
+            raise _BadJsonError(f"is nested more than {limits.max_json_depth} deep")
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise InvalidValueError(f"The body holds {name}, which JSON does not have: numbers must be finite.")
+    raise _BadJsonError(f"holds {name}, which JSON does not have: numbers must be finite")
 
 
 def _finite(digits: str) -> float:
     value = float(digits)
     if math.isinf(value):
-        raise InvalidValueError("The body holds a number beyond the range of 64-bit floats: numbers must be finite.")
+        raise _BadJsonError("holds a number beyond the range of 64-bit floats: numbers must be finite")
     return value
 
 

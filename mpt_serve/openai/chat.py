@@ -5,26 +5,41 @@ from typing import Any
 
 from mpt_serve.openai.answer import Answer
 from mpt_serve.openai.choice import ChoicePart
-from mpt_serve.openai.fields import Fields, Ignored, Refused
+from mpt_serve.openai.errors import InvalidValueError
+from mpt_serve.openai.fields import Fields, Ignored, Offered, Parsed, Refused
 from mpt_serve.openai.generate import Prepared
-from mpt_serve.openai.kinds import Boolean
+from mpt_serve.openai.kinds import Boolean, Integer
+from mpt_serve.openai.logprobs import chat_logprobs
 from mpt_serve.openai.messages import CONVERSATION_FIELDS, Conversation
-from mpt_serve.openai.sampling import IGNORED_FIELDS, MODEL_FIELD, REFUSED_FIELDS, SAMPLING_FIELDS, SamplingOptions
+from mpt_serve.openai.report import Report
+from mpt_serve.openai.sampling import SamplingOptions
+from mpt_serve.openai.sampling_fields import IGNORED_FIELDS, MODEL_FIELD, REFUSED_FIELDS, SAMPLING_FIELDS
 from mpt_serve.openai.service import Service
 from mpt_serve.openai.usage import Usage
 
 __all__ = ["CHAT_FIELDS", "ChatAnswer", "prepare_chat"]
 
+TOKEN_COUNT = Integer(1, 2**31 - 1)
+
 CHAT_FIELDS = Fields(
     MODEL_FIELD,
     *CONVERSATION_FIELDS,
+    Offered(
+        "max_tokens",
+        TOKEN_COUNT,
+        "Generated tokens at most. More than the context leaves is an error.",
+        shown_default="what the context leaves",
+    ),
+    Offered("max_completion_tokens", TOKEN_COUNT, "The newer name of `max_tokens`; both must agree."),
+    Offered("logprobs", Boolean(), "Answer with the log probabilities of the text's tokens.", False),
+    Offered("top_logprobs", Integer(0, 20), "And of so many of the likeliest ones; only with `logprobs`.", 0),
     *SAMPLING_FIELDS,
     Refused("tools", 'the models have no tool format; with `"tool_choice": "none"` they are left out', ([],)),
     Refused("tool_choice", "the models have no tool format", ("none", "auto")),
     Refused("functions", "the models have no tool format", ([],)),
     Refused("function_call", "the models have no tool format", ("none", "auto")),
-    Refused("logprobs", "log probabilities are not returned yet", (False,)),
-    Refused("echo", "the prompt is not repeated in the text", (False,)),
+    Refused("best_of", "only /v1/completions chooses among answers", (1,)),
+    Refused("echo", "the conversation is not repeated in the answer", (False,)),
     Refused("add_special_tokens", "chat templates write their own special tokens", (False,)),
     Refused("modalities", "the models write nothing but text", (["text"],)),
     Refused("audio", "the models write nothing but text"),
@@ -45,22 +60,28 @@ class ChatAnswer(Answer):
 
     def whole_choice(self, part: ChoicePart) -> dict[str, Any]:
         message = {"role": "assistant", "content": part.text, "refusal": None}
-        choice = {"index": part.index, "message": message, "logprobs": None, "finish_reason": part.finish_reason}
-        return {**choice, "stop_reason": part.stop_reason}
+        choice = {"index": part.index, "message": message, "logprobs": self._logprobs(part)}
+        ending = {"finish_reason": part.finish_reason, "stop_reason": part.stop_reason}
+        return {**choice, **ending, **self._token_ids(part)}
 
     def whole(self, parts: Sequence[ChoicePart], usage: Usage) -> dict[str, Any]:
-        return {**super().whole(parts, usage), "prompt_logprobs": None}
+        return {**super().whole(parts, usage), **self._prompt_logprobs(parts[0]), **self._prompt_ids(0)}
 
-    def opening_choices(self, choices: int) -> Sequence[dict[str, Any]]:
-        return [_chunk_choice(index, {"role": "assistant", "content": ""}) for index in range(choices)]
+    def opening(self) -> Sequence[dict[str, Any]]:
+        delta = {"role": "assistant", "content": ""}
+        choices = [{"index": i, "delta": delta, "logprobs": None, "finish_reason": None} for i in range(self._choices)]
+        first, *others = [self.chunk([choice]) for choice in choices]
+        return [{**first, **self._prompt_ids(0)}, *others]
 
     def chunk_choice(self, part: ChoicePart) -> dict[str, Any]:
-        choice = _chunk_choice(part.index, {"content": part.text} if part.text else {}, part.finish_reason)
+        delta = {"content": part.text} if part.text else {}
+        choice = {"index": part.index, "delta": delta, "logprobs": self._logprobs(part)}
+        choice |= {"finish_reason": part.finish_reason, **self._token_ids(part)}
         return choice if part.finish_reason is None else {**choice, "stop_reason": part.stop_reason}
 
-
-def _chunk_choice(index: int, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
-    return {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+    def _logprobs(self, part: ChoicePart) -> dict[str, Any] | None:
+        count = self._report.logprobs
+        return None if count is None else chat_logprobs(part.tokens, count, self._names)
 
 
 async def prepare_chat(service: Service, body: Mapping[str, Any]) -> Prepared:
@@ -69,11 +90,20 @@ async def prepare_chat(service: Service, body: Mapping[str, Any]) -> Prepared:
         body = {**body, "tools": None, "functions": None}
     parsed = CHAT_FIELDS.parse(body)
     service.require_model(parsed.values["model"])
-    options = SamplingOptions.from_values(parsed.values, service.backend.model)
+    report = Report.from_values(parsed.values, _logprobs(parsed))
+    options = SamplingOptions.from_values(parsed.values, service.backend.model, report)
+    options.check_choices(1, service.limits)
     conversation = Conversation.from_values(parsed.values, parsed.given)
     await service.require_ready()  # before that the context's length may not be known
     if options.truncate_to is None:
         service.require_short("".join(message["content"] for message in conversation.messages), "messages")
     ids = await conversation.tokenize(service)
     unknown = (*parsed.unknown, *conversation.unknown)
-    return Prepared([ids], "messages", options, None, ChatAnswer(service.backend.model.id), unknown)
+    return Prepared([ids], "messages", options, None, ChatAnswer, unknown)
+
+
+def _logprobs(parsed: Parsed) -> int | None:
+    top: int = parsed.values["top_logprobs"]
+    if top and not parsed.values["logprobs"]:
+        raise InvalidValueError("'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
+    return top if parsed.values["logprobs"] else None

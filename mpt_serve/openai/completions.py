@@ -10,8 +10,11 @@ from mpt_serve.openai.choice import ChoicePart
 from mpt_serve.openai.errors import InvalidValueError
 from mpt_serve.openai.fields import Fields, Offered, Refused
 from mpt_serve.openai.generate import Prepared
-from mpt_serve.openai.kinds import Boolean, String, json_type
-from mpt_serve.openai.sampling import IGNORED_FIELDS, MODEL_FIELD, REFUSED_FIELDS, SAMPLING_FIELDS, SamplingOptions
+from mpt_serve.openai.kinds import Boolean, Integer, String, json_type
+from mpt_serve.openai.logprobs import completion_logprobs
+from mpt_serve.openai.report import Report
+from mpt_serve.openai.sampling import SamplingOptions
+from mpt_serve.openai.sampling_fields import IGNORED_FIELDS, MODEL_FIELD, REFUSED_FIELDS, SAMPLING_FIELDS
 from mpt_serve.openai.service import Service
 
 __all__ = ["COMPLETION_FIELDS", "CompletionAnswer", "prepare_completion"]
@@ -51,14 +54,34 @@ class Prompts:
         return InvalidValueError(f"'{where}' must be {self.takes}; got {came} of another content.", param=where)
 
 
+TOKEN_COUNT = Integer(0, 2**31 - 1)
+
 COMPLETION_FIELDS = Fields(
     MODEL_FIELD,
     Offered("prompt", Prompts(), "What the text continues. Several prompts make several choices.", required=True),
     Offered("add_special_tokens", Boolean(), "Let the tokenizer add its own special tokens to text prompts.", True),
+    Offered(
+        "max_tokens",
+        TOKEN_COUNT,
+        "Generated tokens at most; with 0 the prompt is only read. More than the context leaves is an error.",
+        shown_default=f"{DEFAULT_MAX_TOKENS}, or what the context leaves",
+    ),
+    Offered("max_completion_tokens", TOKEN_COUNT, "The newer name of `max_tokens`; both must agree."),
+    Offered(
+        "best_of",
+        Integer(1, 128),
+        "Make so many choices for each prompt and answer with the `n` of the highest mean log probability.",
+        shown_default="`n`",
+    ),
+    Offered("echo", Boolean(), "Begin each text with the prompt, special tokens included.", False),
+    Offered(
+        "logprobs",
+        Integer(0, 20),
+        "Log probabilities of the text's tokens (with `echo` the prompt's, too) and of so many of the likeliest ones.",
+        shown_default="none",
+    ),
     *SAMPLING_FIELDS,
-    Refused("best_of", "one choice is made for each prompt", (1,)),
-    Refused("echo", "the prompt is not repeated in the text yet", (False,)),
-    Refused("logprobs", "log probabilities are not returned yet"),
+    Refused("top_logprobs", "it is the name in chat; here the number stands in `logprobs`", (0,)),
     Refused("suffix", "the models cannot fill in the middle", ("",)),
     Refused("prompt_embeds", "prompts are text or ids"),
     *REFUSED_FIELDS,
@@ -71,31 +94,42 @@ class CompletionAnswer(Answer):
     whole_object = chunk_object = "text_completion"
 
     def whole_choice(self, part: ChoicePart) -> dict[str, Any]:
-        choice = {"index": part.index, "text": part.text, "logprobs": None, "finish_reason": part.finish_reason}
-        return {**choice, "stop_reason": part.stop_reason, "prompt_logprobs": None}
+        ending = {"stop_reason": part.stop_reason, **self._prompt_logprobs(part)}
+        return {**self._choice(part), **ending, **self._prompt_ids(part.index), **self._token_ids(part)}
 
     def chunk_choice(self, part: ChoicePart) -> dict[str, Any]:
-        choice = {"index": part.index, "text": part.text, "logprobs": None, "finish_reason": part.finish_reason}
-        return choice if part.finish_reason is None else {**choice, "stop_reason": part.stop_reason}
+        choice = self._choice(part)
+        if part.finish_reason is not None:
+            choice["stop_reason"] = part.stop_reason
+        if part.index not in self._begun:
+            self._begun.add(part.index)
+            choice |= self._prompt_ids(part.index)
+        return choice | self._token_ids(part)
+
+    def _choice(self, part: ChoicePart) -> dict[str, Any]:
+        count = self._report.logprobs
+        logprobs = None if count is None else completion_logprobs(part.tokens, count, self._names)
+        return {"index": part.index, "text": part.text, "logprobs": logprobs, "finish_reason": part.finish_reason}
 
 
 async def prepare_completion(service: Service, body: Mapping[str, Any]) -> Prepared:
     """Validate a completion request and tokenize its prompts. Raises ApiError."""
     parsed = COMPLETION_FIELDS.parse(body)
     service.require_model(parsed.values["model"])
-    options = SamplingOptions.from_values(parsed.values, service.backend.model)
+    report = Report.from_values(parsed.values, parsed.values["logprobs"], parsed.values["echo"])
+    options = SamplingOptions.from_values(parsed.values, service.backend.model, report)
     prompts = parsed.values["prompt"]
     await service.require_ready()  # before that the context's length may not be known
     _check_prompts(service, prompts, options)
     ids = await _tokenize(service, prompts, parsed.values["add_special_tokens"])
-    answer = CompletionAnswer(service.backend.model.id)
-    return Prepared(ids, "prompt", options, DEFAULT_MAX_TOKENS, answer, parsed.unknown)
+    return Prepared(ids, "prompt", options, DEFAULT_MAX_TOKENS, CompletionAnswer, parsed.unknown)
 
 
 def _check_prompts(service: Service, prompts: Sequence[Prompt], options: SamplingOptions) -> None:
     if len(prompts) > service.limits.max_prompts:
         message = f"'prompt' must hold at most {service.limits.max_prompts} prompts; got {len(prompts)}."
         raise InvalidValueError(message, param="prompt")
+    options.check_choices(len(prompts), service.limits)
     vocab_len = service.backend.model.vocab_len
     for prompt in prompts:
         if isinstance(prompt, str):

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,16 +11,23 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from mpt_serve.engine.request import EngineClosedError, RequestError
+from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.openai.answer import Answer
 from mpt_serve.openai.body import read_json_object
 from mpt_serve.openai.choice import Choice
 from mpt_serve.openai.disconnect import ClientDisconnectedError, run_while_connected
-from mpt_serve.openai.errors import ApiError, DeadlineError, as_api_error
-from mpt_serve.openai.generation import Generation, Job
+from mpt_serve.openai.echo import Echo
+from mpt_serve.openai.errors import ApiError, DeadlineError, InvalidValueError, as_api_error
+from mpt_serve.openai.generation import Generation
+from mpt_serve.openai.job import Job
+from mpt_serve.openai.limits import Limits
 from mpt_serve.openai.sampling import SamplingOptions
 from mpt_serve.openai.service import Service
 from mpt_serve.openai.sse import EventStream
 from mpt_serve.openai.streaming import StreamedAnswer, whole_answer
+from mpt_serve.openai.token_alignment import TokenAlignment
+from mpt_serve.openai.token_names import TokenNames
 from mpt_serve.text.stop import StopMatcher
 
 __all__ = ["GenerateRoute", "Prepared"]
@@ -36,7 +43,7 @@ class Prepared:
     param: str  # the field that the prompts came from
     options: SamplingOptions
     default_max_tokens: int | None  # None: as many as the context leaves
-    answer: Answer
+    answer: type[Answer]
     unknown: Sequence[str]  # fields that nobody knows
 
 
@@ -74,36 +81,72 @@ class GenerateRoute:
         prepared = await self._prepare(self._service, body)
         options = prepared.options
         headers = self._service.ignored_fields_header((*prepared.unknown, *options.unknown))
-        backend, jobs = self._service.backend, self._jobs(prepared)
-        with backend.admit([job.ids for job in jobs]):
+        backend = self._service.backend
+        jobs = await self._jobs(prepared)
+        names = TokenNames(backend.token_bytes, options.report.tokens_as_ids)
+        prompts = [job.ids for job in jobs]
+        answer = prepared.answer(backend.model.id, options.report, names, prompts, options.n)
+        with backend.admit(prompts, options.best_of), _guide_errors(options.guide_param):
             async with Generation(backend, jobs, request_id) as generation:
                 if not options.stream:
-                    response = await whole_answer(generation, prepared.answer)
+                    response = await whole_answer(generation, answer, options)
                     response.headers.update(headers)
                     return response
                 stream.headers.update(headers)
-                streamed = StreamedAnswer(generation, prepared.answer, stream, options, self._service.limits)
-                await streamed.send(len(prepared.prompts))
+                await StreamedAnswer(generation, answer, stream, options, self._service.limits).send()
                 return None
 
-    def _jobs(self, prepared: Prepared) -> list[Job]:
+    async def _jobs(self, prepared: Prepared) -> list[Job]:
         """Check each prompt against the context. Raises ContextLengthError or InvalidValueError."""
         options, backend = prepared.options, self._service.backend
-        jobs = []
-        for index, prompt in enumerate(prepared.prompts):
-            ids = options.fit(prompt, backend.model, prepared.param)
-            params = options.params(len(ids), backend.model, prepared.default_max_tokens)
-            choice = Choice(
-                index,
-                len(ids),
-                backend.detokenizer(options.skip_special_tokens),
-                StopMatcher(options.stop, options.include_stop),
-                stop_token_ids=params.stop_token_ids,
-                include_stop=options.include_stop,
-                min_tokens=params.min_tokens,
-            )
-            jobs.append(Job(ids, params, choice))
+        prompts = [options.fit(prompt, backend.model, prepared.param) for prompt in prepared.prompts]
+        _check_prompt_logprobs(prompts, options, self._service.limits)
+        bad_words = await backend.spellings(options.bad_words) if options.bad_words else ()
+        jobs: list[Job] = []
+        for ids in prompts:
+            params = options.params(len(ids), backend.model, prepared.default_max_tokens, bad_words)
+            echo = Echo.of(ids, backend.detokenizer(False, continues_text=False)) if options.report.echo else None
+            first = len(jobs) * options.best_of
+            choices = [self._choice(first + i, options, params, echo) for i in range(options.best_of)]
+            jobs.append(Job(ids, params, choices, echo))
         return jobs
+
+    def _choice(self, index: int, options: SamplingOptions, params: SamplingParams, echo: Echo | None) -> Choice:
+        return Choice(
+            index,
+            self._service.backend.detokenizer(options.skip_special_tokens),
+            StopMatcher(options.stop, options.include_stop),
+            stop_token_ids=params.stop_token_ids,
+            include_stop=options.include_stop,
+            min_tokens=params.min_tokens,
+            tokens=TokenAlignment(len(echo.text) if echo else 0) if options.report.by_token else None,
+        )
+
+
+def _check_prompt_logprobs(prompts: Sequence[Sequence[int]], options: SamplingOptions, limits: Limits) -> None:
+    """Bound what an answer repeats for each of its choices."""
+    count = options.report.engine_prompt_logprobs
+    if count is None:
+        return
+    numbers = sum(map(len, prompts)) * options.n * (count + 1)
+    if numbers > limits.max_prompt_logprobs:
+        param = "logprobs" if options.report.prompt_logprobs is None else "prompt_logprobs"
+        raise InvalidValueError(
+            f"'{param}' would make {numbers} log probabilities of prompts; an answer has at most"
+            f" {limits.max_prompt_logprobs}. Ask for fewer alternatives, choices or prompts.",
+            param=param,
+        )
+
+
+@contextlib.contextmanager
+def _guide_errors(param: str | None) -> Iterator[None]:
+    """Name the field of the guide in the engine's refusals: all else in a request has been checked before."""
+    try:
+        yield
+    except RequestError as error:
+        if param is None or isinstance(error, EngineClosedError):
+            raise
+        raise InvalidValueError(as_api_error(error).message, param=param) from error
 
 
 def _deadline_error(seconds: float | None) -> ApiError:

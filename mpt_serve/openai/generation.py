@@ -2,25 +2,15 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
 from types import TracebackType
 
-from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.openai.backend import Backend
-from mpt_serve.openai.choice import Choice, ChoicePart
+from mpt_serve.openai.choice import ChoicePart
 from mpt_serve.openai.errors import InternalServerError
+from mpt_serve.openai.job import Job
 from mpt_serve.openai.usage import Usage
 
-__all__ = ["Generation", "Job"]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One prompt on its way into the engine."""
-
-    ids: Sequence[int]
-    params: SamplingParams
-    choice: Choice
+__all__ = ["Generation"]
 
 
 class Generation:
@@ -37,7 +27,7 @@ class Generation:
         self._news: asyncio.Queue[ChoicePart | Exception] = asyncio.Queue()
         self._failure: Exception | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._unfinished = len(jobs)
+        self._unfinished = sum(len(job.choices) for job in jobs)
 
     @property
     def done(self) -> bool:
@@ -46,12 +36,18 @@ class Generation:
 
     @property
     def usage(self) -> Usage:
-        """The tokens so far, over all choices."""
-        return Usage.total(job.choice.usage for job in self._jobs)
+        """The tokens so far, over all prompts and choices."""
+        return Usage.total(job.usage for job in self._jobs)
+
+    @property
+    def mean_logprobs(self) -> list[float]:
+        """Each choice's mean log probability, in the order of their indices."""
+        return [choice.mean_logprob for job in self._jobs for choice in job.choices]
 
     async def __aenter__(self) -> "Generation":
-        for job in self._jobs:
-            self._tasks.append(asyncio.create_task(self._run(job)))
+        for number, job in enumerate(self._jobs):
+            request_id = self._request_id if len(self._jobs) == 1 else f"{self._request_id}-{number}"
+            self._tasks.append(asyncio.create_task(self._run(job, request_id)))
         return self
 
     async def __aexit__(
@@ -84,30 +80,28 @@ class Generation:
             raise self._failure
 
     def _joined(self, news: Sequence[ChoicePart | Exception]) -> list[ChoicePart]:
-        joined: dict[int, ChoicePart] = {}
+        parts: dict[int, list[ChoicePart]] = {}
         for part in news:
             if isinstance(part, Exception):
                 self._failure = self._failure or part
                 continue
-            text = joined[part.index].text if part.index in joined else ""
-            joined[part.index] = ChoicePart(part.index, text + part.text, part.finish_reason, part.stop_reason)
+            parts.setdefault(part.index, []).append(part)
             self._unfinished -= part.finish_reason is not None
-        return list(joined.values())
+        return [ChoicePart.of(own) for own in parts.values()]
 
-    async def _run(self, job: Job) -> None:
+    async def _run(self, job: Job, request_id: str) -> None:
         try:
-            await self._read(job)
+            await self._read(job, request_id)
         except Exception as error:
             self._news.put_nowait(error)
 
-    async def _read(self, job: Job) -> None:
-        request_id = self._request_id if len(self._jobs) == 1 else f"{self._request_id}-{job.choice.index}"
+    async def _read(self, job: Job, request_id: str) -> None:
         stream = self._backend.generate(job.ids, job.params, request_id)
         try:
             async for delta in stream:
-                part = job.choice.advance(delta)
-                self._news.put_nowait(part)
-                if part.finish_reason is not None:
+                for part in job.advance(delta):
+                    self._news.put_nowait(part)
+                if job.done:
                     return
         finally:
             await stream.aclose()

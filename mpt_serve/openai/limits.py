@@ -20,6 +20,10 @@ class Limits:
     max_header_bytes: int = _bound(64 * 1024, "bytes of all headers together")
     max_headers: int = _bound(256, "headers")
     max_prompts: int = _bound(128, "prompts in one completions request")
+    max_choices: int = _bound(256, "choices in one request: prompts times `n`, or times `best_of`")
+    max_prompt_logprobs: int = _bound(
+        4_194_304, "log probabilities of prompts in one answer: tokens times choices times those of one token"
+    )
     request_timeout_s: float | None = _bound(600.0, "seconds from a request's first byte to its answer's last")
     keep_alive_s: float = _bound(15.0, "seconds of silence after which a stream sends a comment")
     first_token_wait_s: float | None = _bound(

@@ -11,7 +11,7 @@ from mpt_serve.openai.errors import ERROR_KINDS, NotReadyError
 from mpt_serve.openai.fields import Field, Fields, Ignored, Offered, Refused
 from mpt_serve.openai.limits import Limits
 from mpt_serve.openai.messages import CONVERSATION_FIELDS, MESSAGE_FIELDS
-from mpt_serve.openai.sampling import IGNORED_FIELDS, REFUSED_FIELDS, SAMPLING_FIELDS, STREAM_OPTIONS
+from mpt_serve.openai.sampling_fields import IGNORED_FIELDS, REFUSED_FIELDS, SAMPLING_FIELDS, STREAM_OPTIONS
 from mpt_serve.openai.tokenize import DETOKENIZE_FIELDS, TOKENIZE_CHAT_FIELDS, TOKENIZE_FIELDS
 
 __all__ = ["render_reference"]
@@ -36,6 +36,47 @@ Written by `python -m mpt_serve.openai.reference > docs/api.md` from the tables 
 Bodies are JSON objects in UTF-8, sent as `application/json`. In every field `null` means the same as leaving it out.
 A field that is in no table below changes nothing: the answer's header `x-mpt-ignored-fields` names it. Every answer
 carries `x-request-id`: the request's own where it matches `[A-Za-z0-9_.-]{1,128}`, else a new one.
+"""
+
+_CHOOSING = """\
+The order of things that change how a token is chosen: the tokens that may come (the guide's, `allowed_token_ids`,
+`bad_words`, no stop ids before `min_tokens`), `logit_bias`, `repetition_penalty`, `frequency_penalty`,
+`presence_penalty`, then either the likeliest token, or `temperature`, `min_p`, `top_k`, `top_p` and the draw.
+
+Choices are numbered prompt by prompt: the i-th choice of prompt p has the index p x `n` + i. `best_of` above `n` makes
+so many choices and answers with the `n` of the highest mean log probability over all their tokens (of equal ones the
+earlier), the best first; it comes only without `stream`. `usage` counts each prompt once, and the tokens of every
+choice that was made.
+
+One of `response_format`, `structured_outputs` and the `guided_` fields says what the answer must match. What cannot be
+compiled, or takes too long to compile, is an error 400 with the field as its `param`.
+"""
+
+_TOKENS = """\
+## Tokens and log probabilities
+
+Log probabilities are natural logarithms of the model's own probabilities, before everything that changes how tokens are
+chosen. A token has the same number wherever an answer shows it; -9999 stands for minus infinity.
+
+The `logprobs` of a completion are four lists with an entry for each token: `tokens`, `token_logprobs`, `top_logprobs`
+(an object with the token itself and the likeliest ones, so many as were asked for) and `text_offset`, the characters
+of `text` before the token; for part of a character, those before the character. With `echo` the prompt's tokens come
+first; the first of all has null twice. In chat it is `{"content": [{"token", "logprob", "bytes", "top_logprobs"}],
+"refusal": null}`, where `top_logprobs` holds the likeliest tokens, and the token itself when it is none of them.
+
+Every generated token has its entry, the one that ended the text included. A stop string ends the entries as it ends the
+text: what is left are the tokens that begin before the text's end. In a stream each token comes with the chunk that
+completes its text: tokens inside a character, without text of their own or in what may become a stop string wait.
+
+A token is named by its text. Bytes that are no UTF-8 by themselves are named `bytes:` and the bytes, as in
+`bytes:\\xf0\\x9f`; an id without text is `token_id:` and the id, as are all with `return_tokens_as_token_ids`. Of two
+ids with the same text in one `top_logprobs` object, the less likely one is `token_id:` and the id, too, unless it is
+the token itself.
+
+`prompt_logprobs` comes with each completion choice, and beside the choices in chat: a list with null for the prompt's
+first token and, for each other, an object by id of `{"logprob", "rank", "decoded_token"}`. `return_token_ids` adds
+`token_ids` to each choice or chunk, with the ids that have entries as above, and `prompt_token_ids`: to each completion
+choice or its first chunk, and beside the choices in chat.
 """
 
 _STREAMS = """\
@@ -72,6 +113,8 @@ def render_reference() -> str:
         *_tables(MESSAGE_FIELDS.rows),
         "## Fields of both\n",
         *_tables((*SAMPLING_FIELDS, *REFUSED_FIELDS, *IGNORED_FIELDS)),
+        _CHOOSING,
+        _TOKENS,
         _STREAMS,
         *_tables(STREAM_OPTIONS.rows),
         "## POST /tokenize\n",

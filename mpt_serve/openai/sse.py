@@ -23,7 +23,8 @@ _HEADERS = {
 
 def event(data: Mapping[str, Any]) -> bytes:
     """Return one event with a JSON object. JSON escapes line ends, so the object stays on its line."""
-    return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return b"data: " + text.encode() + b"\n\n"
 
 
 class EventStream:

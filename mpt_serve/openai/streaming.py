@@ -6,6 +6,7 @@ from typing import Any
 from starlette.responses import JSONResponse
 
 from mpt_serve.openai.answer import Answer
+from mpt_serve.openai.best_of import best
 from mpt_serve.openai.choice import ChoicePart
 from mpt_serve.openai.generation import Generation
 from mpt_serve.openai.limits import Limits
@@ -15,18 +16,15 @@ from mpt_serve.openai.sse import KEEP_ALIVE, EventStream, event
 __all__ = ["StreamedAnswer", "whole_answer"]
 
 
-async def whole_answer(generation: Generation, answer: Answer) -> JSONResponse:
+async def whole_answer(generation: Generation, answer: Answer, options: SamplingOptions) -> JSONResponse:
     """Wait for every choice and return the answer."""
-    texts: dict[int, list[str]] = {}
-    last: dict[int, ChoicePart] = {}
+    gathered: dict[int, list[ChoicePart]] = {}
     while not generation.done:
         for part in await generation.next():
-            texts.setdefault(part.index, []).append(part.text)
-            last[part.index] = part
-    parts = [
-        ChoicePart(index, "".join(texts[index]), last[index].finish_reason, last[index].stop_reason)
-        for index in sorted(last)
-    ]
+            gathered.setdefault(part.index, []).append(part)
+    parts = [ChoicePart.of(gathered[index]) for index in sorted(gathered)]
+    if options.best_of > options.n:
+        parts = best(parts, generation.mean_logprobs, options.best_of, options.n)
     return JSONResponse(answer.whole(parts, generation.usage))
 
 
@@ -42,11 +40,11 @@ class StreamedAnswer:
         self._options = options
         self._limits = limits
 
-    async def send(self, choices: int) -> None:
+    async def send(self) -> None:
         """Send the whole stream, `[DONE]` included. Raises what the generation raises, before or after the start."""
         parts = await self._generation.next(self._limits.first_token_wait_s)
         await self._stream.start()
-        opening = [self._event([choice]) for choice in self._answer.opening_choices(choices)]
+        opening = [self._event(chunk) for chunk in self._answer.opening()]
         await self._stream.send([*opening, *self._events(parts)])
         while not self._generation.done:
             parts = await self._generation.next(self._limits.keep_alive_s)
@@ -56,10 +54,10 @@ class StreamedAnswer:
         await self._stream.end()
 
     def _events(self, parts: Sequence[ChoicePart]) -> list[bytes]:
-        return [self._event([self._answer.chunk_choice(part)]) for part in parts if part.text or part.finish_reason]
+        said = (part for part in parts if part.text or part.tokens or part.finish_reason)
+        return [self._event(self._answer.chunk([self._answer.chunk_choice(part)])) for part in said]
 
-    def _event(self, choices: Sequence[dict[str, Any]]) -> bytes:
-        chunk = self._answer.chunk(choices)
+    def _event(self, chunk: dict[str, Any]) -> bytes:
         if self._options.include_usage:
             chunk["usage"] = self._generation.usage.body() if self._options.continuous_usage else None
         return event(chunk)

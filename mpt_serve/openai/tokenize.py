@@ -10,7 +10,7 @@ from mpt_serve.openai.errors import InvalidValueError
 from mpt_serve.openai.fields import Fields, Offered, Refused
 from mpt_serve.openai.kinds import Boolean, Integer, ListOf, String
 from mpt_serve.openai.messages import CONVERSATION_FIELDS, Conversation
-from mpt_serve.openai.sampling import MODEL_FIELD
+from mpt_serve.openai.sampling_fields import MODEL_FIELD
 from mpt_serve.openai.service import Service
 
 __all__ = ["DETOKENIZE_FIELDS", "TOKENIZE_CHAT_FIELDS", "TOKENIZE_FIELDS", "detokenize", "tokenize"]

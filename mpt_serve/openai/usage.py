@@ -9,7 +9,8 @@ __all__ = ["Usage"]
 
 @dataclass(frozen=True)
 class Usage:
-    """Each prompt counts once; completion tokens count the ids that ended a text."""
+    """Each prompt counts once, however many choices it has; completion tokens count those of every choice that was
+    made, and the ids that ended a text."""
 
     prompt_tokens: int
     completion_tokens: int = 0

@@ -24,6 +24,11 @@ class IncrementalDetokenizer:
         self._at_start = not continues_text
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
+    @property
+    def unfinished(self) -> bool:
+        """Bytes of a character wait for its last one."""
+        return self._decoder.getstate()[0] != b""
+
     def push(self, ids: Iterable[int]) -> str:
         """Return the text that these ids complete; may be empty."""
         data = b"".join(self._tokenizer.token_bytes(i) for i in ids if i not in self._skipped)

@@ -52,8 +52,8 @@ class TextTokenizer:
         return self._token_bytes[token_id]
 
     def text_token_bytes(self) -> list[bytes | None]:
-        """Return what each id below vocab_len adds to a text; None for special ids, which stand for no text."""
-        return [None if i in self.special_ids else data for i, data in enumerate(self._token_bytes)]
+        """Return what each id below vocab_len adds to a text; None for special ids and ids without a token."""
+        return [None if i in self.special_ids else data or None for i, data in enumerate(self._token_bytes)]
 
     def strip_leading_space(self, data: bytes) -> bytes:
         """Return a text's bytes without the space that the tokenizer puts before every text, where it does so."""

@@ -1,15 +1,18 @@
-"""A backend without a model: it answers each prompt with the prompt, byte by byte."""
+"""A backend without a model: it echoes each prompt, byte by byte, and says how likely each byte is."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain, cycle, islice, repeat, zip_longest
+from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from mpt_serve.engine.request import Delta, RequestError
+from mpt_serve.engine.request import Delta, RequestError, TokenLogprobs
 from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.openai.backend import ModelInfo, Readiness
+from mpt_serve.text.bad_words import spellings
 from mpt_serve.text.chat_template import Message
 from mpt_serve.text.detokenizer import IncrementalDetokenizer
 from mpt_serve.text.tokenizer import TextTokenizer
@@ -43,7 +46,11 @@ FAILURE = Delta((), "error", None, 0, message='File "/srv/engine.py" at 0x7f00')
 
 @dataclass
 class FakeBackend:
-    """`generate` echoes the prompt's ids, then ends the text. The fields below steer it."""
+    """`generate` echoes the prompt's ids, then ends the text. The fields below steer it.
+
+    outputs: ids of the choices, in order and over and over, in place of the echo; a choice still ends where it must.
+    reversed_choices: news of the last choice come first.
+    """
 
     model: ModelInfo = MODEL
     state: Readiness = READY
@@ -53,7 +60,10 @@ class FakeBackend:
     fail_after: int | None = None  # deltas after which the engine reports an error
     failure: Delta = FAILURE
     refusal: Exception | None = None  # raised instead of the first delta
+    outputs: list[list[int]] = field(default_factory=list)
+    reversed_choices: bool = False
     started: list[tuple[str, SamplingParams]] = field(default_factory=list)
+    admitted: list[tuple[int, int]] = field(default_factory=list)
     running: set[str] = field(default_factory=set)
     cancelled: list[str] = field(default_factory=list)
 
@@ -72,13 +82,20 @@ class FakeBackend:
     async def decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(ids)
 
-    def detokenizer(self, skip_special_tokens: bool) -> IncrementalDetokenizer:
-        return IncrementalDetokenizer(self.tokenizer, skip_special_tokens, continues_text=True)
+    async def spellings(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        return spellings(self.tokenizer, words)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return self.tokenizer.token_bytes(token_id)
+
+    def detokenizer(self, skip_special_tokens: bool, continues_text: bool = True) -> IncrementalDetokenizer:
+        return IncrementalDetokenizer(self.tokenizer, skip_special_tokens, continues_text)
 
     async def readiness(self) -> Readiness:
         return self.state
 
-    def admit(self, prompts: Sequence[Sequence[int]]) -> AbstractContextManager[None]:
+    def admit(self, prompts: Sequence[Sequence[int]], choices: int) -> AbstractContextManager[None]:
+        self.admitted.append((len(prompts), choices))
         return nullcontext()
 
     async def generate(
@@ -92,36 +109,72 @@ class FakeBackend:
         self.running.add(request_id)
         finished = False
         try:
-            for number, delta in enumerate(echo(ids, params, self.ids_per_delta)):
+            unfinished = params.n
+            for number, delta in enumerate(self._deltas(ids, params)):
                 await asyncio.sleep(self.pause_s)
                 if number == self.hang_after:
                     await asyncio.Event().wait()
                 if number == self.fail_after:
                     yield self.failure
                     return
-                finished = delta.finish_reason is not None
+                unfinished -= delta.finish_reason is not None
+                finished = unfinished == 0
                 yield delta
         finally:
             self.running.discard(request_id)
             if not finished:
                 self.cancelled.append(request_id)
 
+    def _deltas(self, ids: Sequence[int], params: SamplingParams) -> list[Delta]:
+        """Return all choices' deltas, one of each choice in turn."""
+        order = range(params.n)[::-1] if self.reversed_choices else range(params.n)
+        choices = [choice_deltas(ids, params, index, self._output(ids, params, index)) for index in order]
+        merged = [merge(deltas, self.ids_per_delta) for deltas in choices]
+        return [delta for turn in zip_longest(*merged) for delta in turn if delta is not None]
 
-def echo(ids: Sequence[int], params: SamplingParams, ids_per_delta: int) -> list[Delta]:
-    """Return the deltas of the prompt's echo under the given parameters."""
-    output: list[int] = []
-    stop_reason = None
-    while len(output) < params.max_tokens and stop_reason is None:
-        at_end = len(output) % (len(ids) + 1) == len(ids)
-        token = EOS if at_end and not params.ignore_eos else ids[len(output) % len(ids)]
-        if len(output) < params.min_tokens and token == EOS:
-            token = ids[0]
-        output.append(token)
-        if (token == EOS and not params.ignore_eos) or token in params.stop_token_ids:
-            stop_reason = token
-    chunks = [tuple(output[i : i + ids_per_delta]) for i in range(0, len(output), ids_per_delta)]
-    finish_reason = "length" if stop_reason is None else "stop"
+    def _output(self, ids: Sequence[int], params: SamplingParams, index: int) -> Iterator[int]:
+        if self.outputs:
+            return chain(self.outputs[index % len(self.outputs)], repeat(EOS))
+        return cycle([*ids, ids[0] if params.ignore_eos else EOS])
+
+
+def choice_deltas(ids: Sequence[int], params: SamplingParams, index: int, output: Iterator[int]) -> list[Delta]:
+    """Return the deltas of a choice, an id in each."""
+    prompt_logprobs = None
+    if params.prompt_logprobs is not None and index == 0:
+        prompt_logprobs = (None, *(likelihood(token_id, params.prompt_logprobs) for token_id in ids[1:]))
+    head = {"num_prompt_tokens": len(ids), "num_cached_tokens": len(ids) // 2, "index": index}
+    deltas: list[Delta] = []
+    for count, token_id in enumerate(islice(output, params.max_tokens), 1):
+        if token_id == EOS and count <= params.min_tokens:
+            token_id = ids[0]
+        stops = (token_id == EOS and not params.ignore_eos) or token_id in params.stop_token_ids
+        reason: Any = "stop" if stops else "length" if count == params.max_tokens else None
+        logprobs = None if params.logprobs is None else (likelihood(token_id, params.logprobs),)
+        deltas.append(Delta((token_id,), reason, token_id if stops else None, **head, logprobs=logprobs))
+        if reason is not None:
+            break
+    deltas = deltas or [Delta((), "length", None, **head)]
+    return [replace(deltas[0], prompt_logprobs=prompt_logprobs), *deltas[1:]]
+
+
+def likelihood(token_id: int, count: int) -> TokenLogprobs:
+    """Return how likely an id is wherever it comes: 1st, 2nd or 3rd, and what its neighbours are."""
+    rank = token_id % 3 + 1
+    others = iter((token_id + 37 * distance) % 257 for distance in range(1, 30))
+    top = [(token_id if place == rank else next(others), -0.1 * place * place) for place in range(1, 21)]
+    return TokenLogprobs(-0.1 * rank * rank, rank, tuple(top[:count]))
+
+
+def merge(deltas: Sequence[Delta], size: int) -> list[Delta]:
+    """Return the deltas of a choice, `size` of them merged into each."""
+    runs = [deltas[i : i + size] for i in range(0, len(deltas), size)]
     return [
-        *(Delta(chunk, None, None, len(ids), len(ids) // 2) for chunk in chunks[:-1]),
-        Delta(chunks[-1], finish_reason, stop_reason, len(ids), len(ids) // 2),
+        replace(
+            run[-1],
+            token_ids=tuple(token_id for delta in run for token_id in delta.token_ids),
+            logprobs=None if run[0].logprobs is None else tuple(own for d in run for own in d.logprobs or ()),
+            prompt_logprobs=run[0].prompt_logprobs,
+        )
+        for run in runs
     ]

@@ -1,17 +1,25 @@
 """A choice says the same however the engine's ids were merged on their way."""
 
 from collections.abc import Sequence
+from typing import Any
 
+from fake_backend import byte_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mpt_serve.engine.request import Delta
 from mpt_serve.openai.choice import Choice, ChoicePart
+from mpt_serve.openai.token_alignment import Token, TokenAlignment
+from mpt_serve.text.detokenizer import IncrementalDetokenizer
 from mpt_serve.text.stop import StopMatcher
+
+TOKENIZER = byte_tokenizer()
 
 
 class Letters:
     """Id n is the n-th letter."""
+
+    unfinished = False
 
     def push(self, ids: Sequence[int]) -> str:
         return "".join(chr(ord("a") + i) for i in ids)
@@ -22,7 +30,7 @@ class Letters:
 
 def answer(runs: Sequence[Sequence[int]], stop: Sequence[str]) -> tuple[str, str | None, int]:
     """The text, the reason and the completion tokens of ids that come in these runs; the last one ends the text."""
-    choice = Choice(0, prompt_tokens=3, detokenizer=Letters(), matcher=StopMatcher(stop))
+    choice = Choice(0, detokenizer=Letters(), matcher=StopMatcher(stop))
     text, part = "", ChoicePart(0, "")
     for i, run in enumerate(runs):
         last = i == len(runs) - 1
@@ -30,7 +38,7 @@ def answer(runs: Sequence[Sequence[int]], stop: Sequence[str]) -> tuple[str, str
         text += part.text
         if part.finish_reason is not None:
             break
-    return text, part.finish_reason, choice.usage.completion_tokens
+    return text, part.finish_reason, choice.completion_tokens
 
 
 @given(ids=st.lists(st.integers(0, 3), min_size=2, max_size=30), cuts=st.sets(st.integers(1, 29)), stop=st.booleans())
@@ -39,6 +47,37 @@ def test_text_and_usage_do_not_depend_on_merging(ids: list[int], cuts: set[int],
     runs = [ids[start:end] for start, end in zip([0, *ends], ends, strict=False)]
     strings = ["ab", "bcd"] if stop else []
     assert answer(runs, strings) == answer([[i] for i in ids], strings)
+
+
+@given(
+    ids=st.lists(st.integers(0, 256), min_size=1, max_size=30),
+    cuts=st.sets(st.integers(1, 29)),
+    stop=st.sampled_from([[], ["a"], ["ab", "b"], ["\ufffd"]]),
+    ends=st.booleans(),
+)
+def test_tokens_come_with_their_text_however_they_were_merged(
+    ids: list[int], cuts: set[int], stop: list[str], ends: bool
+) -> None:
+    def tokens_of(sizes: list[int]) -> tuple[str, list[Token]]:
+        choice = Choice(0, IncrementalDetokenizer(TOKENIZER), StopMatcher(stop), tokens=TokenAlignment())
+        text, tokens, start = "", [], 0
+        for end in sizes:
+            last = end == len(ids)
+            reason: Any = None if not last else "stop" if ends else "length"
+            part = choice.advance(Delta(tuple(ids[start:end]), reason, ids[-1] if reason == "stop" else None, 3))
+            text, start = text + part.text, end
+            tokens += part.tokens
+            assert part.text or part.finish_reason or not part.tokens
+            assert part.finish_reason or all(token.offset < len(text) for token in tokens)
+            if part.finish_reason is not None:
+                return text, tokens
+        raise AssertionError("it did not end")
+
+    text, tokens = tokens_of([*sorted(cut for cut in cuts if cut < len(ids)), len(ids)])
+    assert (text, tokens) == tokens_of(list(range(1, len(ids) + 1)))
+    assert [token.token_id for token in tokens] == ids[: len(tokens)]
+    if not stop:
+        assert len(tokens) == len(ids)
 
 
 def test_ids_after_a_stop_string_do_not_count() -> None:

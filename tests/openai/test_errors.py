@@ -192,12 +192,19 @@ class TestSizes:
         check_error(httpx.get(small.url + "/health", headers={f"x-{i}": "a" for i in range(60)}), 431)
 
 
-INTEGERS = ["max_tokens", "max_completion_tokens", "top_k", "seed", "min_tokens", "truncate_prompt_tokens"]
+INTEGERS = [
+    *("max_tokens", "max_completion_tokens", "top_k", "seed", "min_tokens", "truncate_prompt_tokens", "n", "best_of"),
+    *("prompt_logprobs", "priority", "top_logprobs"),
+]
 NUMBERS = ["temperature", "top_p", "min_p"]
-BOOLEANS = ["stream", "ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "store"]
-LISTS = ["stop_token_ids"]
-STRINGS = ["truncation_side", "user"]
-OBJECTS = ["stream_options", "metadata"]
+PENALTIES = ["repetition_penalty", "presence_penalty", "frequency_penalty"]
+BOOLEANS = [
+    *("stream", "ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "store", "echo"),
+    *("return_token_ids", "return_tokens_as_token_ids"),
+]
+LISTS = ["stop_token_ids", "allowed_token_ids", "bad_words"]
+STRINGS = ["truncation_side", "user", "cache_salt"]
+OBJECTS = ["stream_options", "metadata", "logit_bias", "response_format", "structured_outputs"]
 
 
 @pytest.mark.parametrize("path", POSTS[:2])
@@ -217,15 +224,23 @@ class TestValues:
 
     @pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens", "truncate_prompt_tokens"])
     def test_zero_counts(self, http: httpx.Client, path: str, field: str) -> None:
-        self.refused(http, path, field, 0)
+        if path != "/v1/completions" or field == "truncate_prompt_tokens":  # a completion may just read its prompt
+            self.refused(http, path, field, 0)
+
+    @pytest.mark.parametrize("field", PENALTIES)
+    @pytest.mark.parametrize("value", [-2.01, 10.5, 10**400, "1", True, [], {}])
+    def test_penalties(self, http: httpx.Client, path: str, field: str, value: Any) -> None:
+        self.refused(http, path, field, value)
 
     @pytest.mark.parametrize("field", NUMBERS)
     @pytest.mark.parametrize("value", [-1, 2.5, 10**400, -(10**30), "1", True, [], {}])
     def test_numbers(self, http: httpx.Client, path: str, field: str, value: Any) -> None:
         self.refused(http, path, field, value)
 
-    def test_top_p_of_zero(self, http: httpx.Client, path: str) -> None:
-        self.refused(http, path, "top_p", 0)
+    @pytest.mark.parametrize("field", ["top_p", "repetition_penalty"])
+    def test_numbers_that_are_not_zero(self, http: httpx.Client, path: str, field: str) -> None:
+        self.refused(http, path, field, 0)
+        self.refused(http, path, field, -0.0)
 
     @pytest.mark.parametrize("field", BOOLEANS)
     @pytest.mark.parametrize("value", [0, 1, "true", [], {}])
@@ -242,9 +257,49 @@ class TestValues:
     def test_objects(self, http: httpx.Client, path: str, field: str, value: Any) -> None:
         self.refused(http, path, field, value)
 
-    @pytest.mark.parametrize("value", ["x", 1, {}, [-1], [1.0], [True], [257], [None], [1] * 200])
-    def test_stop_ids(self, http: httpx.Client, path: str, value: Any) -> None:
-        self.refused(http, path, "stop_token_ids", value)
+    @pytest.mark.parametrize("value", ["x", 1, {}, [-1], [1.0], [True], [257], [None]])
+    @pytest.mark.parametrize("field", ["stop_token_ids", "allowed_token_ids"])
+    def test_lists_of_ids(self, http: httpx.Client, path: str, field: str, value: Any) -> None:
+        self.refused(http, path, field, value)
+
+    def test_too_many_stop_ids(self, http: httpx.Client, path: str) -> None:
+        self.refused(http, path, "stop_token_ids", [1] * 129)
+
+    def test_nothing_allowed(self, http: httpx.Client, path: str) -> None:
+        self.refused(http, path, "allowed_token_ids", [])
+
+    @pytest.mark.parametrize("value", ["a", 1, {}, [1], [None], [""], [" "], ["a"] * 129, ["a" * 257], ["\udfff"]])
+    def test_bad_words(self, http: httpx.Client, path: str, value: Any) -> None:
+        self.refused(http, path, "bad_words", value)
+
+    @pytest.mark.parametrize(
+        "value",
+        [
+            *({"a": 1}, {"": 1}, {"-1": 1}, {"01": 1}, {"1.0": 1}, {" 1": 1}, {"\u0661": 1}, {"1" * 5000: 1}),
+            *({"257": 1}, {str(2**31): 1}, {"9" * 10: 1}),
+            *({"1": 100.5}, {"1": -101}, {"1": "1"}, {"1": True}, {"1": None}, {"1": [1]}),
+            {str(number): 0 for number in range(1025)},
+        ],
+        ids=lambda value: str(value)[:20],
+    )
+    def test_logit_bias(self, http: httpx.Client, path: str, value: Any) -> None:
+        self.refused(http, path, "logit_bias", value)
+
+    @pytest.mark.parametrize("value", [-1001, 1001])
+    def test_priorities(self, http: httpx.Client, path: str, value: int) -> None:
+        self.refused(http, path, "priority", value)
+
+    @pytest.mark.parametrize("value", [-1, 21, 10**10])
+    @pytest.mark.parametrize("field", ["logprobs", "top_logprobs", "prompt_logprobs"])
+    def test_numbers_of_log_probabilities(self, http: httpx.Client, path: str, field: str, value: int) -> None:
+        self.refused(http, path, field, value)
+
+    def test_log_probabilities_of_the_prompt_in_a_stream(self, http: httpx.Client, path: str) -> None:
+        error = check_error(post(http, path, {**GOOD[path], "stream": True, "prompt_logprobs": 0}), 400)
+        assert error["param"] == "prompt_logprobs"
+
+    def test_an_empty_salt(self, http: httpx.Client, path: str) -> None:
+        self.refused(http, path, "cache_salt", "")
 
     @pytest.mark.parametrize("value", ["", [""], ["a", ""], 1, [1], [None], {}, ["a"] * 17, "a" * 257, "\udfff"])
     def test_stop(self, http: httpx.Client, path: str, value: Any) -> None:
@@ -273,16 +328,13 @@ class TestValues:
     @pytest.mark.parametrize(
         ("field", "value"),
         [
-            ("presence_penalty", 0.5),
-            ("frequency_penalty", -2),
-            ("repetition_penalty", 1.1),
-            ("logit_bias", {"1": 100}),
-            ("prompt_logprobs", 0),
-            ("response_format", {"type": "json_schema"}),
-            ("structured_outputs", {"regex": "(a+)+b"}),
-            ("logprobs", 0),
-            ("cache_salt", "x"),
-            ("echo", True),
+            ("logprob_token_ids", [1]),
+            ("logits_processors", ["x"]),
+            ("use_beam_search", True),
+            ("length_penalty", 2),
+            ("spaces_between_special_tokens", False),
+            ("guided_whitespace_pattern", " "),
+            ("guided_decoding_backend", "outlines"),
         ],
     )
     def test_fields_that_are_not_offered(self, http: httpx.Client, path: str, field: str, value: Any) -> None:
@@ -447,8 +499,9 @@ JSON = st.recursive(
 NAMES = st.sampled_from(
     [
         *(*INTEGERS, *NUMBERS, *BOOLEANS, *LISTS, *STRINGS, *OBJECTS),
-        *("prompt", "messages", "model", "stop", "n", "tokens", "tools", "tool_choice", "logit_bias", "echo"),
+        *("prompt", "messages", "model", "stop", "n", "tokens", "tools", "tool_choice"),
         *("add_generation_prompt", "continue_final_message", "response_format", "chat_template", "logprobs"),
+        *(*PENALTIES, "guided_json", "guided_choice"),
     ]
 )
 

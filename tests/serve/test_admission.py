@@ -57,10 +57,21 @@ def test_one_request_of_many_prompts_is_let_in_alone_and_whole() -> None:
     admission = Admission(max_requests=2, max_prompt_tokens=100)
     with admission.admit([50] * 5):
         assert (admission.requests, admission.prompt_tokens) == (5, 250)
-        with pytest.raises(NotReadyError, match="5 prompts wait or run"), admission.admit([1]):
+        with pytest.raises(NotReadyError, match="5 choices wait or run"), admission.admit([1]):
             pass
     with admission.admit([1]), pytest.raises(NotReadyError), admission.admit([1, 1]):
         pass
+    assert (admission.requests, admission.prompt_tokens) == (0, 0)
+
+
+def test_every_choice_takes_a_place_and_shares_the_prompt() -> None:
+    admission = Admission(max_requests=7, max_prompt_tokens=100)
+    with admission.admit([40, 10], choices=3):
+        assert (admission.requests, admission.prompt_tokens) == (6, 50)
+        with pytest.raises(NotReadyError, match="6 choices wait or run"), admission.admit([1], choices=2):
+            pass
+        with admission.admit([50]):
+            assert admission.requests == 7
     assert (admission.requests, admission.prompt_tokens) == (0, 0)
 
 

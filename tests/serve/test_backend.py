@@ -15,7 +15,7 @@ from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.openai.backend import ModelInfo
 from mpt_serve.openai.errors import NotReadyError
 
-Script = Callable[[Sequence[int], SamplingParams], AsyncIterator[Delta]]
+Script = Callable[[Sequence[int], SamplingParams, Sequence[int]], AsyncIterator[Delta]]
 
 
 class FakeResponse:
@@ -37,29 +37,52 @@ class FakeGenerator:
 
     def __init__(self, *scripts: Script) -> None:
         self._scripts = list(scripts)
-        self.calls: list[tuple[list[int], SamplingParams, str]] = []
+        self.calls: list[tuple[list[int], SamplingParams, str, tuple[int, ...]]] = []
         self.responses: list[FakeResponse] = []
         self.generate = SimpleNamespace(remote=self._generate)
 
     def options(self, **_: Any) -> "FakeGenerator":
         return self
 
-    def _generate(self, ids: list[int], params: SamplingParams, request_id: str) -> FakeResponse:
-        self.calls.append((list(ids), params, request_id))
-        self.responses.append(FakeResponse(self._scripts.pop(0)(ids, params)))
+    def _generate(
+        self, ids: list[int], params: SamplingParams, request_id: str, generated: tuple[int, ...]
+    ) -> FakeResponse:
+        self.calls.append((list(ids), params, request_id, generated))
+        self.responses.append(FakeResponse(self._scripts.pop(0)(ids, params, generated)))
         return self.responses[-1]
 
 
-def continuing(until: int | None = None) -> Script:
-    """An engine whose answer is a function of position alone; it dies after `until` tokens."""
+def token_at(choice: int, position: int) -> int:
+    return 1000 * choice + 103 + position
 
-    async def script(ids: Sequence[int], params: SamplingParams) -> AsyncIterator[Delta]:
-        for number in range(params.max_tokens):
-            if number == until:
-                raise RayActorError
-            end = number == params.max_tokens - 1
-            yield Delta((100 + len(ids) + number,), "length" if end else None, None, len(ids))
-        if until == params.max_tokens:
+
+def continuing(until: int | None = None) -> Script:
+    """An engine whose answers are a function of choice and position alone; it dies after `until` deltas.
+
+    Choice c ends after max_tokens - c ids. Choices speak in turn.
+    """
+
+    async def script(ids: Sequence[int], params: SamplingParams, generated: Sequence[int]) -> AsyncIterator[Delta]:
+        told = 0
+        for position in range(len(generated), params.max_tokens):
+            for choice in range(params.choice_index, params.choice_index + params.n):
+                length = params.max_tokens - choice
+                if position >= length:
+                    continue
+                if told == until:
+                    raise RayActorError
+                told += 1
+                first = position == len(generated) and choice == params.choice_index
+                yield Delta(
+                    (token_at(choice, position),),
+                    "length" if position == length - 1 else None,
+                    None,
+                    len(ids),
+                    num_cached_tokens=len(generated),
+                    index=choice,
+                    prompt_logprobs=(None,) * len(ids) if first and params.prompt_logprobs is not None else None,
+                )
+        if told == until:
             raise RayActorError
 
     return script
@@ -102,19 +125,20 @@ def test_closing_a_stream_cancels_it_before_the_close_returns() -> None:
 
 def test_a_full_house_refuses_all_prompts_of_a_request_together() -> None:
     served = backend(FakeGenerator(), max_requests=3)
-    with served.admit([[1], [1, 2]]):
-        with pytest.raises(NotReadyError), served.admit([[1], [1]]):
-            pass
-        with served.admit([[1]]):
+    with served.admit([[1], [1, 2]], 1):
+        for prompts, choices in (([[1], [1]], 1), ([[1]], 2)):
+            with pytest.raises(NotReadyError), served.admit(prompts, choices):
+                pass
+        with served.admit([[1]], 1):
             pass
 
 
 def test_a_request_that_met_a_stopped_engine_goes_elsewhere() -> None:
-    async def closed(ids: Sequence[int], params: SamplingParams) -> AsyncIterator[Delta]:
+    async def closed(ids: Sequence[int], *_: object) -> AsyncIterator[Delta]:
         raise RayTaskError("generate", "a long traceback", EngineClosedError("closed")).as_instanceof_cause()
         yield
 
-    async def closing(ids: Sequence[int], params: SamplingParams) -> AsyncIterator[Delta]:
+    async def closing(ids: Sequence[int], *_: object) -> AsyncIterator[Delta]:
         yield Delta((103,), None, None, len(ids))
         yield Delta((), "cancelled", None, len(ids))
 
@@ -125,7 +149,7 @@ def test_a_request_that_met_a_stopped_engine_goes_elsewhere() -> None:
 
 
 def test_a_request_whose_step_failed_is_not_taken_to_the_next_replica() -> None:
-    async def failing(ids: Sequence[int], params: SamplingParams) -> AsyncIterator[Delta]:
+    async def failing(ids: Sequence[int], *_: object) -> AsyncIterator[Delta]:
         yield Delta((), "error", None, len(ids), message="a step failed")
 
     generator = FakeGenerator(failing, continuing())
@@ -141,15 +165,71 @@ def test_a_request_outlives_its_replica(died_after: int) -> None:
     deltas = asyncio.run(collect(backend(generator), params))
     assert tokens(deltas) == [103, 104, 105, 106, 107, 108]
     assert [delta.num_prompt_tokens for delta in deltas] == [3] * len(deltas)
-    (_, first, first_id), (again, second, second_id) = generator.calls
-    assert again == [1, 2, 3, *tokens(deltas)[:died_after]]
-    assert (second.max_tokens, second.min_tokens) == (6 - died_after, max(0, 4 - died_after))
+    (_, first, first_id, _), (again, second, second_id, generated) = generator.calls
+    assert (again, list(generated)) == ([1, 2, 3], tokens(deltas)[:died_after])
+    assert (second.max_tokens, second.min_tokens) == (6, 4)  # the engine counts what there is already
     assert first.seed == second.seed is not None  # the same random numbers go on
     assert first_id != second_id
 
 
+@pytest.mark.parametrize("died_after", range(10))
+def test_every_choice_outlives_its_replica(died_after: int) -> None:
+    params = SamplingParams(max_tokens=4, n=3, prompt_logprobs=0, seed=5)
+    generator = FakeGenerator(continuing(until=died_after), *[continuing()] * 3)
+    deltas = asyncio.run(collect(backend(generator), params))
+    for choice in range(3):
+        own = [delta for delta in deltas if delta.index == choice]
+        assert tokens(own) == [token_at(choice, position) for position in range(4 - choice)]
+        assert [delta.finish_reason for delta in own if delta.finish_reason] == ["length"]
+        assert own[-1].finish_reason
+    assert [delta.index for delta in deltas if delta.prompt_logprobs is not None] == [0]  # told once
+    assert {delta.num_cached_tokens for delta in deltas} == {0}  # by the replica that read the prompt
+    for ids, own_params, _, generated in generator.calls[1:]:
+        assert ids == [1, 2, 3]
+        assert (own_params.n, own_params.seed) == (1, 5)
+        assert list(generated) == [token_at(own_params.choice_index, i) for i in range(len(generated))]
+        assert len(generated) < 4 - own_params.choice_index  # the finished are not begun again
+
+
+def test_a_choice_moves_on_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mpt_serve.deployments.lasting_request._MOVE_PAUSE_S", 0.0)
+    generator = FakeGenerator(continuing(until=3), continuing(), continuing(until=1), continuing())
+    deltas = asyncio.run(collect(backend(generator), SamplingParams(max_tokens=6, n=2)))
+    for choice in range(2):
+        own = [delta for delta in deltas if delta.index == choice]
+        assert tokens(own) == [token_at(choice, position) for position in range(6 - choice)]
+    assert len(generator.calls) == 4
+
+
+def test_closing_a_moved_request_cancels_all_its_choices() -> None:
+    async def waiting(ids: Sequence[int], params: SamplingParams, *_: object) -> AsyncIterator[Delta]:
+        yield Delta((1,), None, None, 3, index=params.choice_index)
+        await asyncio.Event().wait()
+
+    generator = FakeGenerator(continuing(until=0), waiting, waiting)
+
+    async def scenario() -> list[bool]:
+        stream = backend(generator).generate([1], SamplingParams(n=2), "r")
+        await anext(stream)
+        await anext(stream)
+        await stream.aclose()
+        return [response.cancelled for response in generator.responses[1:]]
+
+    assert asyncio.run(scenario()) == [True, True]
+
+
+def test_a_prompt_that_was_only_read_is_read_again() -> None:
+    async def reading(ids: Sequence[int], params: SamplingParams, *_: object) -> AsyncIterator[Delta]:
+        assert params.prompt_logprobs == 2
+        yield Delta((), "length", None, len(ids), prompt_logprobs=(None,) * len(ids))
+
+    generator = FakeGenerator(continuing(until=0), reading)
+    [delta] = asyncio.run(collect(backend(generator), SamplingParams(max_tokens=0, prompt_logprobs=2)))
+    assert (delta.finish_reason, delta.prompt_logprobs) == ("length", (None,) * 3)
+
+
 def test_a_replica_that_dies_after_the_last_token_ends_the_request() -> None:
-    async def script(ids: Sequence[int], params: SamplingParams) -> AsyncIterator[Delta]:
+    async def script(ids: Sequence[int], *_: object) -> AsyncIterator[Delta]:
         yield Delta((7, 8), None, None, len(ids))
         raise RayActorError
 
@@ -159,7 +239,7 @@ def test_a_replica_that_dies_after_the_last_token_ends_the_request() -> None:
 
 
 def test_a_request_is_not_moved_forever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mpt_serve.deployments.backend._MOVE_PAUSE_S", 0.0)
+    monkeypatch.setattr("mpt_serve.deployments.lasting_request._MOVE_PAUSE_S", 0.0)
     generator = FakeGenerator(*[continuing(until=0)] * 10)
     with pytest.raises(RayActorError):
         asyncio.run(collect(backend(generator), SamplingParams(max_tokens=2)))
@@ -167,7 +247,7 @@ def test_a_request_is_not_moved_forever(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_the_engines_refusal_arrives_as_itself() -> None:
-    async def script(ids: Sequence[int], params: SamplingParams) -> AsyncIterator[Delta]:
+    async def script(ids: Sequence[int], *_: object) -> AsyncIterator[Delta]:
         raise RayTaskError("generate", "a long traceback", RequestError("the prompt is empty")).as_instanceof_cause()
         yield
 
@@ -184,4 +264,4 @@ def test_equal_request_ids_stay_apart_in_the_engine() -> None:
         await asyncio.gather(*(collect(served, SamplingParams(max_tokens=2)) for _ in range(2)))
 
     asyncio.run(both())
-    assert len({request_id for _, _, request_id in generator.calls}) == 2
+    assert len({request_id for _, _, request_id, _ in generator.calls}) == 2

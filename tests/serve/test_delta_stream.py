@@ -2,12 +2,13 @@
 
 import asyncio
 import threading
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpt_serve.deployments.delta_stream import DeltaMailbox
-from mpt_serve.engine.request import Delta
+from mpt_serve.engine.request import Delta, TokenLogprobs
 
 
 def delta(*ids: int, end: bool = False) -> Delta:
@@ -24,6 +25,27 @@ def test_the_first_leaves_at_once_and_the_rest_is_merged_while_the_reader_is_awa
         merged = await anext(stream)
         assert (merged.token_ids, merged.finish_reason, merged.num_prompt_tokens) == ((2, 3, 4), "length", 3)
         assert await anext(stream, None) is None
+
+    asyncio.run(scenario())
+
+
+def test_choices_are_merged_each_for_itself() -> None:
+    def news(index: int, token_id: int, end: bool = False, prompt: bool = False) -> Delta:
+        told = TokenLogprobs(-float(token_id), 1, ((token_id, -float(token_id)),))
+        reason: Any = "length" if end else None
+        return Delta(
+            (token_id,), reason, None, 3, index=index, logprobs=(told,), prompt_logprobs=(None,) * prompt or None
+        )
+
+    async def scenario() -> None:
+        stream = DeltaMailbox(asyncio.get_running_loop()).stream(choices=2)
+        for item in (news(4, 1, prompt=True), news(5, 2), news(4, 3), news(5, 4, end=True), news(4, 5, end=True)):
+            stream.post(item)
+        first, second = [item async for item in stream]
+        assert (first.index, first.token_ids, first.finish_reason) == (4, (1, 3, 5), "length")
+        assert (second.index, second.token_ids, second.finish_reason) == (5, (2, 4), "length")
+        assert [told.logprob for told in first.logprobs or ()] == [-1.0, -3.0, -5.0]
+        assert (first.prompt_logprobs, second.prompt_logprobs) == ((None,), None)
 
     asyncio.run(scenario())
 
@@ -51,20 +73,24 @@ def test_one_wake_up_takes_a_whole_step() -> None:
 
 
 @settings(deadline=None, max_examples=25)
-@given(st.lists(st.integers(1, 60), min_size=1, max_size=8))
-def test_nothing_is_lost_or_reordered_between_threads(lengths: list[int]) -> None:
-    async def scenario() -> list[list[int]]:
+@given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 3)), min_size=1, max_size=8))
+def test_nothing_is_lost_or_reordered_between_threads(requests: list[tuple[int, int]]) -> None:
+    async def scenario() -> list[dict[int, list[int]]]:
         mailbox = DeltaMailbox(asyncio.get_running_loop())
-        streams = [mailbox.stream() for _ in lengths]
+        streams = [mailbox.stream(choices) for _, choices in requests]
 
         def engine() -> None:
-            for position in range(max(lengths)):
-                for stream, length in zip(streams, lengths, strict=True):
-                    if position < length:
-                        stream.post(delta(position, end=position == length - 1))
+            for position in range(max(length for length, _ in requests)):
+                for stream, (length, choices) in zip(streams, requests, strict=True):
+                    for index in range(choices if position < length else 0):
+                        reason: Any = "length" if position == length - 1 else None
+                        stream.post(Delta((position,), reason, None, 3, index=index))
 
-        async def read(number: int) -> list[int]:
-            return [token async for item in streams[number] for token in item.token_ids]
+        async def read(number: int) -> dict[int, list[int]]:
+            answers: dict[int, list[int]] = {}
+            async for item in streams[number]:
+                answers.setdefault(item.index, []).extend(item.token_ids)
+            return answers
 
         thread = threading.Thread(target=engine)
         thread.start()
@@ -72,4 +98,5 @@ def test_nothing_is_lost_or_reordered_between_threads(lengths: list[int]) -> Non
         thread.join()
         return answers
 
-    assert asyncio.run(scenario()) == [list(range(length)) for length in lengths]
+    expected = [{index: list(range(length)) for index in range(choices)} for length, choices in requests]
+    assert asyncio.run(scenario()) == expected

@@ -1,6 +1,7 @@
 """The Generator's own logic, without Serve and without a device."""
 
 import asyncio
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from mpt_serve.deployments import generator
 from mpt_serve.deployments.generator import Generator, StallWatch
 from mpt_serve.engine.request import Delta, RequestError
 from mpt_serve.engine.sampling_params import SamplingParams
+from mpt_serve.guided.spec import Guide
 from mpt_serve.settings import Settings
 
 
@@ -21,13 +23,25 @@ class FakeEngine:
     def __init__(self) -> None:
         self.listeners: dict[str, Callable[[Delta], None]] = {}
         self.cancelled: list[str] = []
+        self.generated: Sequence[int] = ()
+        self.threads: list[threading.Thread] = []  # that submitted
+        self.compiling = threading.Event()  # set when that is over
+        self.compiling.set()
         self.state = SimpleNamespace(error=None, steps=1, running=0)
 
     def submit(
-        self, ids: Sequence[int], params: SamplingParams, on_delta: Callable[[Delta], None], request_id: str
+        self,
+        ids: Sequence[int],
+        params: SamplingParams,
+        on_delta: Callable[[Delta], None],
+        request_id: str,
+        generated: Sequence[int] = (),
     ) -> str:
         if not ids:
             raise RequestError("the prompt is empty")
+        self.compiling.wait(30)
+        self.generated = generated
+        self.threads.append(threading.current_thread())
         self.listeners[request_id] = on_delta
         return request_id
 
@@ -51,6 +65,7 @@ def test_the_model_is_loaded_as_the_settings_say(
     monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path, kernels: bool, dtype: str | None
 ) -> None:
     asked: dict[str, Any] = {}
+    monkeypatch.setattr("mpt_serve.engine.EngineConfig", lambda **options: asked.update(options))
     engine = SimpleNamespace(from_pretrained=lambda path, config, **options: asked.update(options))
     monkeypatch.setattr("mpt_serve.engine.Engine", engine)
     monkeypatch.setattr("mpt_serve.deployments.generator._check_accelerator", lambda: None)  # asks a running Ray
@@ -59,6 +74,12 @@ def test_the_model_is_loaded_as_the_settings_say(
     generator._load_engine(Settings.from_mapping(args))
     assert (asked["quantization"], asked["quantization_cache_dir"]) == ("int4", "~/quantised")
     assert (asked["mesh"], asked["dtype"]) == (None, dtype)  # 'auto', on a CPU
+    assert (asked["draft_model"], asked["speculation"], asked["cache_dtype"]) == (None, "ngram", "auto")
+    assert asked["token_bytes"][:2] == [b"!", b'"']
+    draft = {"speculation": "draft", "draft_model": str(tiny_checkpoint), "num_draft_tokens": 3}
+    generator._load_engine(Settings.from_mapping(args | {"engine": draft | {"prefix_caching": False}}))
+    assert (asked["draft_model"], asked["num_draft_tokens"]) == (str(tiny_checkpoint), 3)
+    assert (asked["speculation"], asked["prefix_caching"]) == ("draft", False)
     generator._load_engine(Settings.from_mapping(args | {"dtype": "bfloat16"}))
     assert asked["dtype"] == "bfloat16"
     generator._load_engine(Settings.from_mapping(args | {"engine": {"kernels": "xla"}}))
@@ -95,9 +116,77 @@ def test_closing_a_stream_cancels_in_the_engine() -> None:
     assert engine.cancelled == ["a"]
 
 
-def test_a_refused_request_raises() -> None:
+def test_all_choices_end_before_a_stream_does() -> None:
+    engine = FakeEngine()
+
+    async def scenario() -> list[int]:
+        stream = generator_over(engine).generate([1], SamplingParams(n=2), "a")
+        first = asyncio.ensure_future(anext(stream))
+        await asyncio.sleep(0)
+        for index in (1, 0):
+            engine.listeners["a"](Delta((5,), "length", None, 1, index=index))
+        return [(await first).index, *[delta.index async for delta in stream]]
+
+    assert asyncio.run(scenario()) == [1, 0]
+
+
+def test_a_request_goes_on_after_its_ids() -> None:
+    engine = FakeEngine()
+
     async def scenario() -> None:
-        await anext(generator_over(FakeEngine()).generate([], SamplingParams(), "a"))
+        stream = generator_over(engine).generate([1], SamplingParams(), "a", [7, 8])
+        first = asyncio.ensure_future(anext(stream))
+        await asyncio.sleep(0)
+        engine.listeners["a"](Delta((9,), "length", None, 1))
+        await first
+
+    asyncio.run(scenario())
+    assert engine.generated == [7, 8]
+
+
+GUIDED = SamplingParams(guide=Guide("regex", "a+"))
+
+
+def test_a_guide_is_compiled_beside_the_event_loop() -> None:
+    engine = FakeEngine()
+    engine.compiling.clear()
+
+    async def scenario() -> None:
+        stream = generator_over(engine).generate([1], GUIDED, "a")
+        first = asyncio.ensure_future(anext(stream))
+        await asyncio.sleep(0.01)  # the loop goes on meanwhile
+        engine.compiling.set()
+        while "a" not in engine.listeners:
+            await asyncio.sleep(0.001)
+        engine.listeners["a"](Delta((9,), "stop", 9, 1))
+        assert (await first).finish_reason == "stop"
+
+    asyncio.run(scenario())
+    assert engine.threads != [threading.current_thread()]
+
+
+def test_a_request_that_was_closed_while_its_guide_compiled_is_cancelled() -> None:
+    engine = FakeEngine()
+    engine.compiling.clear()
+
+    async def scenario() -> None:
+        waiting = asyncio.ensure_future(anext(generator_over(engine).generate([1], GUIDED, "a")))
+        await asyncio.sleep(0.01)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        assert not engine.cancelled  # it is not there yet
+        engine.compiling.set()
+        while not engine.cancelled:
+            await asyncio.sleep(0.001)
+
+    asyncio.run(scenario())
+    assert engine.cancelled == ["a"]
+
+
+@pytest.mark.parametrize("params", [SamplingParams(), GUIDED])
+def test_a_refused_request_raises(params: SamplingParams) -> None:
+    async def scenario() -> None:
+        await anext(generator_over(FakeEngine()).generate([], params, "a"))
 
     with pytest.raises(RequestError, match="the prompt is empty"):
         asyncio.run(scenario())

@@ -61,6 +61,12 @@ def test_one_wrong_letter_anywhere_is_refused_by_name(place: tuple[str, str], at
         ({"engine": {"kv_cache_memory": "lots"}}, "engine.kv_cache_memory: must be a size such as 512MiB or 4GiB"),
         ({"limits": {"request_timeout_s": float("nan")}}, "limits.request_timeout_s: must be"),
         ({"engine": {"max_num_seqs": 600}}, "max_num_batched_tokens (512) must be above max_num_seqs (600)"),
+        (
+            {"engine": {"cache_dtype": "int4"}},
+            "engine.cache_dtype: must be 'auto', 'float32', 'bfloat16', 'float16' or",
+        ),
+        ({"engine": {"speculation": "draft"}}, "speculation 'draft' needs a draft_model"),
+        ({"engine": {"draft_model": "x"}}, "speculation 'ngram' uses no draft_model"),
         ({"quantization": "int3"}, "quantization: must be 'none', 'int8' or 'int4', not 'int3'"),
         ({"quantization": "int8", "mesh": {"tensor": 2}}, "quantization 'int8' takes one device, but mesh has fsdp 1"),
     ],

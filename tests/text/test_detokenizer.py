@@ -46,8 +46,11 @@ def test_only_whole_characters_leave(neox: TextTokenizer, text: str) -> None:
 def test_unfinished_character_is_flushed(neox: TextTokenizer) -> None:
     first = neox.encode("🎉")[0]
     detokenizer = IncrementalDetokenizer(neox)
+    assert not detokenizer.unfinished
     assert detokenizer.push([first]) == ""
+    assert detokenizer.unfinished
     assert detokenizer.flush() == "\ufffd"
+    assert not detokenizer.unfinished
 
 
 def test_leading_space_is_text_after_a_prompt() -> None:

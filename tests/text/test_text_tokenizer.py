@@ -154,3 +154,10 @@ def test_code_in_a_folder_is_not_run(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError):
         TextTokenizer.from_folder(tmp_path)
     assert not marker.exists()
+
+
+def test_plain_bytes_are_those_of_ids_that_write_text(neox: TextTokenizer) -> None:
+    table = neox.text_token_bytes()
+    assert len(table) == neox.vocab_len
+    assert all(table[token_id] is None for token_id in neox.special_ids)
+    assert b"".join(table[token_id] or b"?" for token_id in neox.encode(" naïve 🎉  ")) == " naïve 🎉  ".encode()
