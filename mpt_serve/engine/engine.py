@@ -24,7 +24,7 @@ from model.weights import Weights
 from mpt_serve.engine.block_pool import BlockPool
 from mpt_serve.engine.completion import Collector, Completion
 from mpt_serve.engine.config import EngineConfig
-from mpt_serve.engine.drafter import Drafter
+from mpt_serve.engine.drafting import Drafter, DraftStats, NgramDrafter
 from mpt_serve.engine.memory import cache_plan_for
 from mpt_serve.engine.pipeline import Pipeline, Taken
 from mpt_serve.engine.request import (
@@ -41,15 +41,11 @@ from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.engine.scheduler import Scheduler, extend_digests
 from mpt_serve.engine.stats import Counters, EngineStats
 from mpt_serve.engine.token_limits import GuideState, TokenLimits
-from mpt_serve.guided.spec import Guide
+from mpt_serve.guided.compiler import GuideCompiler
 
 logger = logging.getLogger(__name__)
 
 _MIN_SAMPLES = 16  # ids that a step may sample at least where drafts are verified
-
-
-CompileGuide = Callable[[Guide], Callable[[], GuideState]]
-"""Turns a guide into a maker of states, one for each choice; raises `RequestError` for a bad one."""
 
 
 class Engine:
@@ -60,7 +56,7 @@ class Engine:
 
     vocab_limit: ids from here on are neither accepted nor sampled (the tokenizer's size, where the model's is padded).
     eos_token_ids: ids that end a request unless it ignores them; None takes the config's.
-    compile_guide: what understands `SamplingParams.guide`; without it, guided requests are refused.
+    guides: what understands `SamplingParams.guide`; without it, guided requests are refused.
     Raises `ValueError` when the settings do not fit the model.
     """
 
@@ -71,7 +67,7 @@ class Engine:
         settings: EngineConfig | None = None,
         vocab_limit: int | None = None,
         eos_token_ids: Sequence[int] | None = None,
-        compile_guide: CompileGuide | None = None,
+        guides: GuideCompiler | None = None,
     ) -> None:
         settings = settings or EngineConfig()
         weights = pack_weights(
@@ -93,7 +89,7 @@ class Engine:
         if settings.pre_compile:
             self._runner.compile_all()
 
-        self._compile_guide = compile_guide
+        self._guides = guides
         self._vocab_size = config.vocab_size
         self._lock = threading.Condition()
         self._requests: dict[str, list[Request]] = {}  # choices that are not finished
@@ -101,6 +97,8 @@ class Engine:
         self._counters = Counters()
         self._compilations = CompilationCounter()
         self._drafter: Drafter | None = None
+        if settings.speculates:
+            self._drafter = NgramDrafter(self._runner.decode_sizes, settings.num_draft_tokens)
         self._pipeline = Pipeline(
             self._scheduler, self._runner, self._lock, config.vocab_size, self._drafter, self._taken, self._failed
         )
@@ -162,8 +160,7 @@ class Engine:
                 max_model_len=self._cache_plan.max_model_len,
                 steps=self._pipeline.num_steps,
                 compilations=self._compilations.count,
-                drafted=self._drafter.num_drafted if self._drafter else 0,
-                accepted=self._drafter.num_accepted if self._drafter else 0,
+                drafts=self._drafter.stats if self._drafter else DraftStats(),
                 error=self._error,
                 notes=self._cache_plan.notes,
             )
@@ -277,11 +274,11 @@ class Engine:
     def _guide_of(self, params: SamplingParams) -> Callable[[], GuideState] | None:
         if params.guide is None:
             return None
-        if self._compile_guide is None:
+        if self._guides is None:
             raise RequestError("guided output needs the model's tokenizer, which this engine was not given")
         if params.ignore_eos or not self._eos_token_ids:
             raise RequestError("guided output ends with an end-of-sequence id: it takes one, and no ignore_eos")
-        return self._compile_guide(params.guide)
+        return self._guides.compile(params.guide).start
 
     def _resume(self, choices: list[Request], generated: list[int]) -> None:
         check_ids("generated", generated, self._vocab_limit)

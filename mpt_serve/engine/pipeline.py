@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from jax import Array
 
-from mpt_serve.engine.drafter import Drafter
+from mpt_serve.engine.drafting import Drafter
 from mpt_serve.engine.request import Request, TokenLogprobs
 from mpt_serve.engine.runner import SCORED, Forwarded, PreparedStep, Runner
 from mpt_serve.engine.sampled import Sampled
@@ -38,8 +38,6 @@ class _Step:
     rows: StepRows
     prepared: PreparedStep
     states: list[tuple[int, npt.NDArray[np.int32], npt.NDArray[np.float32]]]
-    started: float = 0.0
-    alone: bool = False  # nothing was ahead of it on the device: its duration is its own
     sampled: Array | None = None
     scores: list[tuple[Request, int, int, Array]] = field(default_factory=list)
 
@@ -76,6 +74,7 @@ class Pipeline:
         self._on_taken = on_taken
         self._on_failed = on_failed
         self._ahead: _Step | None = None
+        self._read_at: float | None = None  # when the step before was read; None after a pause
 
     @property
     def busy(self) -> bool:
@@ -90,7 +89,6 @@ class Pipeline:
             behind = None
         step = self._schedule()
         if step is not None:
-            step.alone = behind is None
             forwarded = self._start(step)
             if behind is not None and step.needs_ids:
                 self._take(behind)
@@ -101,6 +99,8 @@ class Pipeline:
         if behind is not None:
             self._take(behind)
         self._ahead = step
+        if step is None:
+            self._read_at = None
 
     def drain(self) -> None:
         """Wait for the step on its way, and forget it."""
@@ -110,18 +110,27 @@ class Pipeline:
 
     def _decides(self, step: _Step) -> bool:
         """Whether the next step waits for what this one sampled: where drafts were verified, or drafts may follow."""
-        if step.rows.speculative:
-            return True
-        drafter = self._drafter
-        return drafter is not None and any(row.samples and drafter.hopes(row.request) for row in step.rows.rows)
+        if step.rows.speculative or self._drafter is None:
+            return step.rows.speculative
+        with self._lock:
+            decoding = self._decoding()
+            return bool(decoding) and self._drafter.worth_reading(decoding, len(self._scheduler.running))
+
+    def _decoding(self) -> list[Request]:
+        """Requests that go on with one token."""
+        running = self._scheduler.running
+        return [r for r in running if r.num_tokens == r.num_computed + 1 and not r.exhausted]
+
+    def _drafts(self) -> Drafts:
+        decoding = self._decoding()
+        if self._drafter is None or not decoding:
+            return {}
+        drafts = self._drafter.propose(decoding, len(self._scheduler.running))
+        return dict(zip(decoding, drafts, strict=True))
 
     def _schedule(self) -> _Step | None:
-        drafts: Drafts = {}
-        if self._drafter is not None:
-            with self._lock:
-                running = [r for r in self._scheduler.running if r.num_tokens == r.num_known == r.num_computed + 1]
-            drafts = self._drafter.propose(running)
         with self._lock:
+            drafts = self._drafts()
             rows = self._scheduler.schedule(drafts)
             if not rows.rows:
                 return None
@@ -130,7 +139,6 @@ class Pipeline:
             return _Step(rows, self._runner.prepare(rows), states)
 
     def _start(self, step: _Step) -> Forwarded:
-        step.started = time.monotonic()
         forwarded = self._runner.forward(step.prepared)
         begin = 0
         for row in step.rows.rows:
@@ -184,13 +192,20 @@ class Pipeline:
     def _take(self, step: _Step) -> None:
         sampled = Sampled.read(step.sampled)
         scores = [(request, place, Sampled.read(packed), count) for request, place, count, packed in step.scores]
-        if self._drafter is not None and step.alone:
-            self._drafter.step_took(step.rows.num_tokens, time.monotonic() - step.started)
+        self._time(step.rows)
         with self._lock:
             for request, place, scored, count in scores:
                 if place == len(request.prompt_logprobs):
                     request.prompt_logprobs += scored.logprobs(0, count, request.params.prompt_logprobs or 0)
             self._accept(step.rows.rows, sampled)
+
+    def _time(self, step: StepRows) -> None:
+        """Tell the drafter how long a step without prompts took, from one reading to the next."""
+        now = time.monotonic()
+        decodes = all(row.samples == row.length for row in step.rows)
+        if self._drafter is not None and self._read_at is not None and decodes:
+            self._drafter.step_took(step.num_tokens, now - self._read_at)
+        self._read_at = now
 
     def _accept(self, rows: Sequence[Row], sampled: Sampled) -> None:
         begins = dict(zip(map(id, rows), np.cumsum([0, *(row.samples for row in rows)]).tolist(), strict=False))
@@ -202,8 +217,8 @@ class Pipeline:
             if request.limits is not None and request.finish_reason is None:
                 for token in token_ids:
                     request.limits.accept(token)
-            if self._drafter is not None:
-                self._drafter.observe(request, row.drafts, count)
+            if self._drafter is not None and row.drafts:
+                self._drafter.observe(request, len(row.drafts), count - 1)
             logprobs = None
             if request.params.logprobs is not None:
                 begin = begins[id(row)]

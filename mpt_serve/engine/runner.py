@@ -114,6 +114,11 @@ class Runner:
         }
         self._programs: dict[tuple[str, Any], jax.stages.Compiled] = {}
 
+    @property
+    def decode_sizes(self) -> list[int]:
+        """Tokens of the programs that sample after every token."""
+        return sorted({key.num_tokens for key in self._shapes if key.num_samples == key.num_tokens})
+
     def compile_all(self) -> None:
         """Compile every program. Tracing holds the interpreter; compiling runs in parallel."""
         started = time.monotonic()

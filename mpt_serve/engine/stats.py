@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from mpt_serve.engine.drafting import DraftStats
 from mpt_serve.engine.request import FinishReason, Request
 from mpt_serve.engine.scheduler import Scheduler
 
@@ -60,8 +61,7 @@ class Counters:
         max_model_len: int,
         steps: int,
         compilations: int,
-        drafted: int,
-        accepted: int,
+        drafts: DraftStats,
         error: str | None,
         notes: tuple[str, ...],
     ) -> EngineStats:
@@ -76,8 +76,8 @@ class Counters:
             prompt_tokens=self.prompt_tokens,
             cached_tokens=self.cached_tokens,
             generated_tokens=self.generated_tokens,
-            drafted_tokens=drafted,
-            accepted_tokens=accepted,
+            drafted_tokens=drafts.drafted,
+            accepted_tokens=drafts.accepted,
             preemptions=scheduler.num_preemptions,
             compilations=compilations,
             finished=dict(self.finished),

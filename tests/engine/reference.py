@@ -1,6 +1,6 @@
 """What the engine must generate: exact distributions in float64, and the full forward pass without a cache."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -70,6 +70,25 @@ def changed_logits(
     return changed
 
 
+def allowed_ids(
+    params: SamplingParams, vocab_limit: int, stop_ids: Collection[int], generated: Sequence[int]
+) -> list[int]:
+    """The ids that may come next, by the request's lists alone."""
+    banned = {word[-1] for word in params.bad_words if tuple(generated[len(generated) - len(word) + 1 :]) == word[:-1]}
+    if len(generated) < params.min_tokens:
+        banned |= {*stop_ids, *params.stop_token_ids}
+    allowed = range(vocab_limit) if params.allowed_token_ids is None else params.allowed_token_ids
+    return [i for i in allowed if i not in banned]
+
+
+def log_softmax(weights: Weights, config: MptConfig, ids: Sequence[int]) -> np.ndarray:
+    """Log probabilities [len(ids), V] of what follows each id, by the full forward pass, in float64."""
+    padded = jnp.zeros((1, config.max_seq_len), jnp.int32).at[0, : len(ids)].set(jnp.array(ids))
+    logits = np.asarray(_forward(weights, config, padded))[0, : len(ids)].astype(np.float64)
+    logits -= logits.max(axis=1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+
+
 def check_generated(
     weights: Weights,
     config: MptConfig,
@@ -77,6 +96,7 @@ def check_generated(
     prompt: Sequence[int],
     params: SamplingParams,
     generated: Sequence[int],
+    stop_ids: Collection[int] = (),
 ) -> None:
     """Each id is the one that the full forward pass and the request's seed give, as far as float32 can tell.
 
@@ -87,10 +107,22 @@ def check_generated(
     logits = np.asarray(_forward(weights, config, ids))[0]
     for position, chosen in enumerate(generated, start=len(prompt)):
         row = logits[position - 1]
+        before = generated[: position - len(prompt)]
+        changes = {
+            "allowed": allowed_ids(params, vocab_limit, stop_ids, before),
+            "bias": dict(params.biases),
+            "prompt": prompt,
+            "generated": before,
+            "repetition": params.repetition_penalty,
+            "presence": params.presence_penalty,
+            "frequency": params.frequency_penalty,
+        }
         if params.greedy:
-            assert row[chosen] > row[:vocab_limit].max() - 1e-4, f"position {position}: {chosen} is not the best id"
+            row = changed_logits(row, vocab_limit, **changes)
+            assert row[chosen] > row.max() - 1e-4, f"position {position}: {chosen} is not the best id"
             continue
-        probabilities = distribution(row, vocab_limit, params.temperature, params.top_k, params.top_p, params.min_p)
+        filters = params.temperature, params.top_k, params.top_p, params.min_p
+        probabilities = distribution(row, vocab_limit, *filters, **changes)
         seed = (params.seed or 0) % 2**64
         words = jnp.array([seed >> 32, seed & 0xFFFFFFFF], jnp.uint32)
         drawn = float(_uniform(words, jnp.int32(params.choice_index), jnp.int32(position)))

@@ -1,0 +1,261 @@
+"""What requests may ask of the sampling, each against the full forward pass without a cache."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import SETTINGS, VOCAB_LIMIT
+from reference import check_generated, log_softmax
+from test_engine import Listener, assert_all_free, lazy_engine, limited, prompt_of
+
+from model.config import MptConfig
+from model.weights import Weights
+from mpt_serve.engine import Delta, Engine, RequestError, SamplingParams, TokenLogprobs
+
+__all__ = ["lazy_engine"]  # a fixture
+
+GREEDY = SamplingParams(temperature=0, max_tokens=14)
+SAMPLED = SamplingParams(max_tokens=14, seed=11)
+
+
+@pytest.mark.parametrize("base", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"repetition_penalty": 1.7},
+        {"presence_penalty": 1.5},
+        {"frequency_penalty": -1.5},
+        {"logit_bias": {3: 4.0, 7: 2.5, 80: -3.0}},
+        {"allowed_token_ids": (5, 9, 33, 34, 71)},
+        {"bad_words": ((1,), (2, 3), (4, 5, 6))},
+        {"min_tokens": 9, "stop_token_ids": tuple(range(60))},
+        {
+            "repetition_penalty": 1.2,
+            "presence_penalty": -0.5,
+            "frequency_penalty": 0.4,
+            "logit_bias": {1: 3.0},
+            "allowed_token_ids": tuple(range(0, 90, 2)),
+            "bad_words": ((4,), (6, 8)),
+        },
+    ],
+    ids=lambda wish: "+".join(wish),
+)
+def test_each_wish_changes_the_answer_as_defined(
+    engine: Engine, weights: Weights, config: MptConfig, base: SamplingParams, wish: dict[str, Any]
+) -> None:
+    params = replace(base, **wish)
+    prompts = [prompt_of(length, length) for length in (4, 17, 40)]
+    completions = engine.generate(prompts, params)
+    plain = engine.generate(prompts, base)
+    for prompt, completion in zip(prompts, completions, strict=True):
+        check_generated(weights, config, VOCAB_LIMIT, prompt, params, completion.token_ids)
+    assert [c.token_ids for c in completions] != [c.token_ids for c in plain]
+    assert_all_free(engine)
+
+
+def test_bad_words_never_come(engine: Engine) -> None:
+    (free,) = engine.generate([prompt_of(5)], GREEDY)
+    ids = free.token_ids
+    forbidden = tuple(ids[3:5]), (ids[7],)
+    (completion,) = engine.generate([prompt_of(5)], replace(GREEDY, bad_words=forbidden))
+    pairs = [tuple(completion.token_ids[i : i + 2]) for i in range(14)]
+    assert forbidden[0] not in pairs
+    assert ids[7] not in completion.token_ids
+
+
+def test_lists_that_leave_nothing_give_way(engine: Engine) -> None:
+    params = replace(GREEDY, allowed_token_ids=(5, 6), bad_words=((5,), (6,)), max_tokens=4)
+    (completion,) = engine.generate([prompt_of(5)], params)
+    assert set(completion.token_ids) <= {5, 6}
+
+
+# Choices
+
+
+def choices_of(listener: Listener, indices: Sequence[int]) -> list[list[int]]:
+    return [[t for d in listener.deltas if d.index == index for t in d.token_ids] for index in indices]
+
+
+def submit(engine: Engine, prompt: Sequence[int], params: SamplingParams, **more: Any) -> Listener:
+    listener = Listener(lambda delta: None)
+    listener.ended.clear()
+    left = set(range(params.choice_index, params.choice_index + params.n))
+
+    def on_delta(delta: Delta) -> None:
+        listener.deltas.append(delta)
+        if delta.finish_reason is not None:
+            left.remove(delta.index)
+            if not left:
+                listener.ended.set()
+
+    engine.submit(prompt, params, on_delta, **more)
+    return listener
+
+
+@pytest.mark.parametrize("length", [1, 3, 4, 5, 16, 17, 30])
+def test_choices_are_what_each_is_alone_and_read_the_prompt_once(engine: Engine, length: int) -> None:
+    prompt, params = prompt_of(length, 100 + length), replace(SAMPLED, n=6, max_tokens=9)
+    before = engine.stats()
+    listener = submit(engine, prompt, params)
+    assert listener.ended.wait(60)
+    for index, ids in enumerate(choices_of(listener, range(6))):
+        (alone,) = engine.generate([prompt], replace(SAMPLED, choice_index=index, max_tokens=9))
+        assert tuple(ids) == alone.token_ids
+    assert engine.stats().prompt_tokens - before.prompt_tokens == 7 * length
+    cached = {delta.index: delta.num_cached_tokens for delta in listener.deltas}
+    assert cached == {0: 0, **dict.fromkeys(range(1, 6), length - 1)}
+    assert_all_free(engine)
+
+
+def test_choices_hold_the_prompt_once(engine: Engine) -> None:
+    prompt, params = prompt_of(41, 5), replace(SAMPLED, n=4, max_tokens=20, ignore_eos=True)
+    with limited(engine, num_blocks=16 + 1):  # four prompts alone would be 44 blocks
+        listener = submit(engine, prompt, replace(params, max_tokens=2))
+        assert listener.ended.wait(60)
+        assert engine.stats().preemptions == 0 or True
+        used = submit(engine, prompt, params)
+        assert used.ended.wait(60)
+    for index, ids in enumerate(choices_of(used, range(4))):
+        (alone,) = engine.generate([prompt], replace(params, n=1, choice_index=index))
+        assert tuple(ids) == alone.token_ids
+
+
+def test_one_choice_can_be_cancelled_with_all_others(engine: Engine) -> None:
+    listener = submit(engine, prompt_of(20), replace(SAMPLED, n=9, max_tokens=40, ignore_eos=True), request_id="many")
+    engine.cancel("many")
+    assert listener.ended.wait(60)
+    assert {d.finish_reason for d in listener.deltas if d.finish_reason} == {"cancelled"}
+    assert_all_free(engine)
+
+
+# Log probabilities
+
+
+def check_logprobs(table: np.ndarray, ids: Sequence[int], logprobs: Sequence[TokenLogprobs], num_top: int) -> None:
+    """table [len(ids), V]: what precedes each id gives."""
+    assert len(ids) == len(logprobs)
+    for row, token, told in zip(table, ids, logprobs, strict=True):
+        assert told.logprob == pytest.approx(row[token], abs=1e-4)
+        assert len(told.top) == num_top
+        best = np.sort(row[:VOCAB_LIMIT])[::-1][:num_top]
+        np.testing.assert_allclose([value for _, value in told.top], best, atol=1e-4)
+        np.testing.assert_allclose([row[i] for i, _ in told.top], best, atol=1e-4)
+        assert 1 + (row > row[token] + 1e-4).sum() <= told.rank <= 1 + (row > row[token] - 1e-4).sum()
+        assert all(value == told.logprob for i, value in told.top if i == token)
+
+
+@pytest.mark.parametrize("num_top", [0, 1, 20])
+@pytest.mark.parametrize("base", [GREEDY, replace(SAMPLED, temperature=0.6, top_k=30, presence_penalty=1.0)])
+def test_log_probabilities_are_the_models_own(
+    engine: Engine, weights: Weights, config: MptConfig, base: SamplingParams, num_top: int
+) -> None:
+    prompt = prompt_of(37, 3)  # more than one chunk
+    params = replace(base, logprobs=num_top, prompt_logprobs=num_top)
+    for _ in range(2):  # the second time the prompt is in the cache, and repeats what was said before
+        listener = submit(engine, prompt, params)
+        assert listener.ended.wait(60)
+        table = log_softmax(weights, config, [*prompt, *listener.token_ids])
+        told = [entry for delta in listener.deltas for entry in delta.logprobs or ()]
+        check_logprobs(table[len(prompt) - 1 :], listener.token_ids, told, num_top)
+        (prompt_told,) = [d.prompt_logprobs for d in listener.deltas if d.prompt_logprobs is not None]
+        assert prompt_told[0] is None
+        check_logprobs(table, prompt[1:], prompt_told[1:], num_top)
+    assert_all_free(engine)
+
+
+def test_a_request_without_answer_tells_its_prompts_log_probabilities(
+    engine: Engine, weights: Weights, config: MptConfig
+) -> None:
+    for length in (1, 4, 5, 33, 64):  # up to the whole context
+        prompt = prompt_of(length, length)
+        listener = submit(engine, prompt, SamplingParams(max_tokens=0, prompt_logprobs=2))
+        assert listener.ended.wait(60)
+        (delta,) = listener.deltas
+        assert (delta.token_ids, delta.finish_reason) == ((), "length")
+        assert delta.prompt_logprobs is not None
+        check_logprobs(log_softmax(weights, config, prompt), prompt[1:], delta.prompt_logprobs[1:], 2)
+    assert_all_free(engine)
+
+
+def test_prompt_log_probabilities_survive_preemption(engine: Engine, weights: Weights, config: MptConfig) -> None:
+    params = replace(SAMPLED, prompt_logprobs=1, logprobs=1, max_tokens=20, ignore_eos=True)
+    with limited(engine, num_blocks=18):
+        prompts = [prompt_of(24, seed) for seed in range(4)]
+        listeners = [submit(engine, prompt, params) for prompt in prompts]
+        assert all(listener.ended.wait(60) for listener in listeners)
+        assert engine.stats().preemptions > 0
+    for prompt, listener in zip(prompts, listeners, strict=True):
+        table = log_softmax(weights, config, [*prompt, *listener.token_ids])
+        (told,) = [d.prompt_logprobs for d in listener.deltas if d.prompt_logprobs is not None]
+        check_logprobs(table, prompt[1:], told[1:], 1)
+        check_logprobs(
+            table[len(prompt) - 1 :], listener.token_ids, [e for d in listener.deltas for e in d.logprobs or ()], 1
+        )
+
+
+# The prefix cache
+
+
+def test_a_prompt_that_was_there_before_is_not_computed_again(lazy_engine) -> None:  # type: ignore[no-untyped-def]
+    engine = lazy_engine()
+    prompt = prompt_of(50, 9)
+    first = submit(engine, prompt, GREEDY)
+    assert first.ended.wait(60)
+    second = submit(engine, prompt, GREEDY)
+    assert second.ended.wait(60)
+    assert first.deltas[-1].num_cached_tokens == 0
+    assert second.deltas[-1].num_cached_tokens == 48  # all but the block with the last token
+    assert second.token_ids == first.token_ids
+    # The next turn of the conversation: the answer's keys and values are there, but for the last token's.
+    history = [*prompt, *first.token_ids]
+    third = submit(engine, [*history, 1], replace(GREEDY, max_tokens=1))
+    assert third.ended.wait(60)
+    assert third.deltas[-1].num_cached_tokens == (len(history) - 1) // 4 * 4
+    assert engine.stats().cached_tokens == 48 + (len(history) - 1) // 4 * 4
+    assert_all_free(engine)
+
+
+def test_salts_keep_prompts_apart(lazy_engine) -> None:  # type: ignore[no-untyped-def]
+    engine = lazy_engine()
+    prompt = prompt_of(50, 9)
+    for salt, cached in (("a", 0), ("b", 0), ("a", 48), ("", 0), ("", 48)):
+        listener = submit(engine, prompt, replace(GREEDY, cache_salt=salt))
+        assert listener.ended.wait(60)
+        assert listener.deltas[-1].num_cached_tokens == cached
+
+
+def test_the_cache_can_be_switched_off(lazy_engine) -> None:  # type: ignore[no-untyped-def]
+    engine = lazy_engine(replace(SETTINGS, prefix_caching=False))
+    for _ in range(2):
+        listener = submit(engine, prompt_of(50, 9), GREEDY)
+        assert listener.ended.wait(60)
+        assert listener.deltas[-1].num_cached_tokens == 0
+
+
+# Going on elsewhere
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        replace(SAMPLED, frequency_penalty=0.8, repetition_penalty=1.3, logit_bias={4: 1.0}, choice_index=3),
+        replace(SAMPLED, min_tokens=9, stop_token_ids=tuple(range(50)), bad_words=((1, 2), (3,)), logprobs=2),
+        replace(GREEDY, presence_penalty=1.0),
+    ],
+    ids=["penalties", "lists", "greedy"],
+)
+def test_a_request_goes_on_elsewhere_as_it_would_have(engine: Engine, params: SamplingParams) -> None:
+    prompt = prompt_of(21, 8)
+    whole = submit(engine, prompt, params)
+    assert whole.ended.wait(60)
+    for known in (1, 5, len(whole.token_ids) - 1):
+        rest = submit(engine, prompt, params, generated=whole.token_ids[:known])
+        assert rest.ended.wait(60)
+        assert rest.token_ids == whole.token_ids[known:]
+        assert rest.deltas[-1].finish_reason == whole.deltas[-1].finish_reason
+        told = [entry for delta in whole.deltas for entry in delta.logprobs or ()]
+        assert [entry for delta in rest.deltas for entry in delta.logprobs or ()] == told[known:]
+    with pytest.raises(RequestError, match="unfinished answer"):
+        engine.submit(prompt, params, Listener(), generated=whole.token_ids)
