@@ -112,6 +112,9 @@ def _load_engine(settings: Settings) -> "Engine":
         compilation_cache_dir=None if cache_dir is None else str(Path(cache_dir).expanduser()),
     )
     mesh = _mesh(settings)
+    # A guided answer ends with an end-of-sequence id.
+    eos = tokenizer.eos_token_ids
+    guides = GuideCompiler(tokenizer.text_token_bytes(), eos) if eos else None
     draft_model = settings.engine.draft_model
     return Engine.from_pretrained(
         model_path(settings.model),
@@ -123,7 +126,7 @@ def _load_engine(settings: Settings) -> "Engine":
         quantization=settings.quantization,
         quantization_cache_dir=settings.quantization_cache_dir,
         draft_model=None if draft_model is None else model_path(draft_model),
-        guides=GuideCompiler(tokenizer.text_token_bytes(), tokenizer.eos_token_ids) if tokenizer.eos_token_ids else None,
+        guides=guides,
     )
 
 
