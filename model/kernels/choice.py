@@ -23,8 +23,9 @@ class SamplingKernels(NamedTuple):
 
     # (logits [S, V], batch, masks [S, W], counts [slots, V], bias [slots, V], uniform [S], vocab_limit) -> ids [S]
     choose_ids: Callable[[Array, Any, Array, Array, Array, Array, int], Array]
-    # (logits [S, V], ids [S], num_logprobs [S], vocab_limit) -> log probability, rank [S]; top ids and theirs [S, 20]
-    log_probabilities: Callable[[Array, Array, Array, int], tuple[Array, Array, Array, Array]]
+    # (logits [S, V], ids [S], num_logprobs [S], vocab_limit, most) -> log probability and rank [S], and of the most
+    # likely ids themselves and their log probabilities [S, most]
+    log_probabilities: Callable[[Array, Array, Array, int, int], tuple[Array, Array, Array, Array]]
 
 
 def weight_format(devices: Set[jax.Device], quantization: str = "none", kernels: str = "auto") -> WeightFormat:
@@ -54,9 +55,11 @@ def attention_for(
     return xla_attention
 
 
-def choose_ids_for(devices: Set[jax.Device], kernels: str = "auto") -> Callable[..., Array] | None:
-    """A kernel that samples (`kernels.cpu.calls.choose_ids`), or None."""
-    return calls.choose_ids if _has_cpu_kernels(devices, kernels) else None
+def sampling_kernels_for(devices: Set[jax.Device], kernels: str = "auto") -> SamplingKernels | None:
+    """Kernels that sample, or None where XLA compiles the definition."""
+    if not _has_cpu_kernels(devices, kernels):
+        return None
+    return SamplingKernels(calls.choose_ids, calls.log_probabilities)
 
 
 def _has_cpu_kernels(devices: Set[jax.Device], kernels: str) -> bool:

@@ -42,7 +42,7 @@ def log_probabilities(
     A step whose rows all ask for nothing does not read its logits. kernel: does the same, faster.
     """
     if kernel is not None:
-        return Logprobs(*kernel.log_probabilities(logits, ids, num_logprobs, vocab_limit))
+        return Logprobs(*kernel.log_probabilities(logits, ids, num_logprobs, vocab_limit, MAX_LOGPROBS))
     S = ids.shape[0]
     nothing = Logprobs(
         jnp.zeros(S), jnp.zeros(S, jnp.int32), jnp.zeros((S, MAX_LOGPROBS), jnp.int32), jnp.zeros((S, MAX_LOGPROBS))
@@ -69,8 +69,10 @@ def _log_probabilities(logits: Array, ids: Array, vocab_limit: int) -> Logprobs:
 def _most_likely(logits: Array, vocab_limit: int) -> Array:
     """[S, V] without nan -> [S, MAX_LOGPROBS] int32, -1 where vocab_limit leaves fewer ids."""
     count = min(MAX_LOGPROBS, vocab_limit)
+    logits = within(logits, vocab_limit)
+    logits = jnp.where(logits == 0, 0.0, logits)  # top_k puts -0.0 below 0.0
     # Of equal logits the lower index comes first, and so an id before the padding behind it.
-    ids = lax.top_k(within(logits, vocab_limit), count)[1]
+    ids = lax.top_k(logits, count)[1]
     return jnp.pad(ids, ((0, 0), (0, MAX_LOGPROBS - count)), constant_values=-1)
 
 

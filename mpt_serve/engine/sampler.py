@@ -111,7 +111,7 @@ def sample(
     """
     uniform = jax.vmap(_uniform)(batch.seed, batch.choice_index, batch.position)
     batch = batch._replace(slot=jnp.clip(batch.slot, 0, state.counts.shape[0] - 1))
-    choose = _choose_ids if kernel is None else kernel.choose_ids
+    choose = choose_ids if kernel is None else kernel.choose_ids
     ids = choose(logits, batch, masks, state.counts, state.bias, uniform, vocab_limit)
     return ids, log_probabilities(logits, ids, batch.num_logprobs, vocab_limit, kernel), _write(state, batch, ids)
 
@@ -129,7 +129,7 @@ def _or_none(slot: Array, state: SamplerState) -> Array:
     return jnp.where(slot < 0, state.counts.shape[0], slot)
 
 
-def _choose_ids(
+def choose_ids(
     logits: Array, batch: SamplingBatch, masks: Array, counts: Array, bias: Array, uniform: Array, vocab_limit: int
 ) -> Array:
     """The ids [S] int32 that `uniform` [S] draws. A step whose rows all ask for nothing pays for one argmax."""

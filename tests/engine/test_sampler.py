@@ -1,7 +1,7 @@
 """Sampling: exact distributions for every filter, and the numbers of one row whatever is around it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from reference import changed_logits, distribution
 
 from model.kernels.choice import SamplingKernels
+from model.kernels.cpu import calls
+from model.kernels.cpu.library import instruction_sets, kernel_library
 from mpt_serve.engine.sampler import (
     PROMPT,
     Logprobs,
@@ -26,7 +28,25 @@ from mpt_serve.engine.sampler import (
 
 sample_jit = jax.jit(sample, static_argnums=(4, 5))
 logprobs_of_jit = jax.jit(logprobs_of, static_argnums=(2, 3))
+native = SamplingKernels(calls.choose_ids, calls.log_probabilities)
 kernel: SamplingKernels | None = None
+
+
+@pytest.fixture(autouse=True, scope="module", params=["xla", *instruction_sets()])
+def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every test runs with the definition, and with the native kernels of each instruction set that there is."""
+    global kernel
+    library = kernel_library()
+    if request.param == "xla" or library is None:
+        yield "xla"
+        return
+    usual = library.instruction_set
+    library.use(request.param)
+    kernel = native
+    yield request.param
+    kernel = None
+    library.use(usual)
+
 
 ROWS, VOCAB, LIMIT = 4096, 40, 37
 LOGITS = np.random.default_rng(5).normal(scale=1.5, size=VOCAB).astype(np.float32)
@@ -274,12 +294,11 @@ def mixed_rows(rows: int, vocab: int, seed: int) -> tuple[np.ndarray, SamplingBa
     return logits, batch, bit_masks(rng.random((rows, vocab)) < 0.3), state
 
 
-@pytest.mark.parametrize("vocab", [40, 1000])
-def test_a_row_gives_the_same_alone_and_among_others(vocab: int) -> None:
-    rows = 64
-    logits, batch, masks, state = mixed_rows(rows, vocab, seed=vocab)
+def test_a_row_gives_the_same_alone_and_among_others() -> None:
+    rows, vocab = 64, 1000
+    logits, batch, masks, state = mixed_rows(rows, vocab, seed=0)
     ids, logprobs, _ = sample_jit(logits, batch, masks, state, vocab - 3, kernel)
-    for size in (1, 2, 5, 32):
+    for size in (1, 3, 16):
         for chosen in np.random.default_rng(size).permutation(rows)[: size * (rows // size)].reshape(-1, size)[:8]:
             alone = SamplingBatch(*(field[chosen] for field in batch))
             own_ids, own_logprobs, _ = sample_jit(logits[chosen], alone, masks[chosen], state, vocab - 3, kernel)
@@ -370,3 +389,57 @@ def test_log_probabilities_of_logits_that_are_no_numbers() -> None:
     np.testing.assert_allclose(found.top_logprobs[:, :4], expected, rtol=1e-6)
     assert (found.top_ids[:, 4:] == -1).all()
     assert (found.top_logprobs[:, 4:] == -inf).all()
+
+
+@pytest.mark.parametrize("vocab", [17, 300, 5000])
+def test_native_kernels_choose_what_the_definition_chooses(kernels: str, vocab: int) -> None:
+    if kernels == "xla":
+        pytest.skip("they are compared with the definition")
+    rows, limit = 512, vocab - 5
+    logits, batch, masks, state = mixed_rows(rows, vocab, seed=vocab)
+    logits[::3] = np.round(logits[::3])  # many ties
+    logits[1::64, ::2] = np.nan
+    batch = batch._replace(masked=batch.masked.at[5].set(True))
+    masks[5] = 0
+    defined, defined_logprobs, _ = sample_jit(logits, batch, masks, state, limit, None)
+    ids, logprobs, _ = sample_jit(logits, batch, masks, state, limit, native)
+    # A sum that is rounded otherwise may move a border past the draw, or move an id across top_p's.
+    differ = np.flatnonzero(ids != defined)
+    assert len(differ) <= 2
+    assert (batch.temperature[differ] > 0).all()
+    same = np.flatnonzero(ids == defined)
+    for name in ("rank", "top_ids"):
+        np.testing.assert_array_equal(getattr(logprobs, name)[same], getattr(defined_logprobs, name)[same])
+    for name in ("logprob", "top_logprobs"):
+        native_values, values = getattr(logprobs, name)[same], getattr(defined_logprobs, name)[same]
+        np.testing.assert_allclose(native_values, values, rtol=1e-6, atol=1e-6)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    logits=st.lists(
+        st.sampled_from([0.0, -0.0, 1.0, 1.0000001, -1e-38, 1e-30, -88.0, 3e38, math.inf, -math.inf, math.nan])
+        | st.floats(-100, 100, width=32),
+        min_size=1,
+        max_size=80,
+    ),
+    temperature=st.sampled_from([0.0, 1e-30, 0.7, 1.0, 100.0]),
+    top_k=st.sampled_from([0, 1, 2, 30, 79]),
+    top_p=st.sampled_from([1e-6, 0.5, 1.0]),
+    min_p=st.sampled_from([0.0, 1e-5, 0.5, 1.0]),
+)
+def test_native_kernels_choose_what_the_definition_chooses_from_odd_numbers(
+    kernels: str, logits: list[float], temperature: float, top_k: int, top_p: float, min_p: float
+) -> None:
+    if kernels == "xla":
+        pytest.skip("they are compared with the definition")
+    vocab, limit = 84, 80
+    row = np.full(vocab, -5.0, np.float32)
+    row[: len(logits)] = logits
+    wanted = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "num_logprobs": 20}
+    inputs = (np.tile(row, (8, 1)), batch_of(8, **wanted), np.zeros((8, 3), np.uint32), init_sampler_state(1, vocab))
+    defined, defined_logprobs, _ = sample_jit(*inputs, limit, None)
+    ids, logprobs, _ = sample_jit(*inputs, limit, native)
+    assert (ids != defined).sum() <= (1 if temperature > 0 else 0)
+    np.testing.assert_array_equal(logprobs.top_ids, defined_logprobs.top_ids)
+    np.testing.assert_allclose(logprobs.top_logprobs, defined_logprobs.top_logprobs, rtol=1e-6, atol=1e-6)

@@ -1,11 +1,6 @@
 import pytest
 
-from model.kernels.cpu.library import KernelLibrary, kernel_library
-
-
-def instruction_sets() -> tuple[str, ...]:
-    library = kernel_library()
-    return () if library is None else library.instruction_sets
+from model.kernels.cpu.library import KernelLibrary, instruction_sets, kernel_library
 
 
 @pytest.fixture(

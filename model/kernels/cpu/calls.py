@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from model.mpt import Qkv
     from model.step import StepBatch
 
-__all__ = ["available", "choose_ids", "linear", "norm", "paged_attention"]
+__all__ = ["available", "choose_ids", "linear", "log_probabilities", "norm", "paged_attention"]
 
 # In the order of the enumerations in src/kernels.h.
 _FORMATS = ("float32", "bfloat16", "int8", "int4")
@@ -137,20 +137,33 @@ def paged_attention(
 
 
 def choose_ids(
-    logits: Array,
-    temperature: Array,
-    top_k: Array,
-    top_p: Array,
-    min_p: Array,
-    uniform: Array,
-    vocab_limit: int,
+    logits: Array, batch: Any, masks: Array, counts: Array, bias: Array, uniform: Array, vocab_limit: int
 ) -> Array:
-    """One id below vocab_limit per row of logits [R, V] float32 -> [R] int32; parameters [R] float32, top_k int32.
+    """`mpt_serve.engine.sampler.choose_ids`: logits [S, V] float32 -> [S] int32, all below vocab_limit.
 
-    Temperature 0 takes the largest. `mpt_serve.engine.sampler` defines the rest; uniform [R] in [0, 1) is the draw.
+    batch: its `SamplingBatch`; masks [S, ceil(V / 32)] uint32; counts and bias [slots, V] int32 and float32; uniform
+    [S] in [0, 1) is the draw. A row's result does not depend on the other rows, to the last bit.
     """
     call = _call("mpt_sample", jax.ShapeDtypeStruct(logits.shape[:1], jnp.int32))
-    return call(logits, temperature, top_k, top_p, min_p, uniform, limit=np.int64(vocab_limit))
+    filters = (batch.temperature, batch.top_k, batch.top_p, batch.min_p)
+    changes = (batch.repetition, batch.presence, batch.frequency, batch.biased, batch.masked)
+    rows = (batch.slot, *filters, *changes, uniform)
+    return call(logits, masks, counts, bias, *rows, limit=np.int64(vocab_limit))
+
+
+def log_probabilities(
+    logits: Array, ids: Array, num_logprobs: Array, vocab_limit: int, most: int
+) -> tuple[Array, Array, Array, Array]:
+    """`mpt_serve.engine.logprobs.log_probabilities`: of ids [S] int32 under logits [S, V] float32.
+
+    -> log probability [S] float32, rank [S] int32; of up to num_logprobs [S] int32 most likely ids themselves
+    [S, most] int32 and their log probabilities [S, most] float32. A row's result does not depend on the other rows.
+    """
+    S = logits.shape[0]
+    shapes = ((S,), jnp.float32), ((S,), jnp.int32), ((S, most), jnp.int32), ((S, most), jnp.float32)
+    call = _call("mpt_log_probabilities", tuple(jax.ShapeDtypeStruct(*shape) for shape in shapes))
+    found: tuple[Array, Array, Array, Array] = call(logits, ids, num_logprobs, limit=np.int64(vocab_limit))
+    return found
 
 
 def _norm_arguments(norm: Norm | None) -> tuple[list[Array | None], dict[str, Any]]:

@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 FILE_NAME = "libmpt_kernels.so"
 VARIABLE = "MPT_SERVE_CPU_KERNELS"  # an instruction set, or 'none'
-TARGETS = ("mpt_linear", "mpt_norm", "mpt_attention", "mpt_sample")
+TARGETS = ("mpt_linear", "mpt_norm", "mpt_attention", "mpt_sample", "mpt_log_probabilities")
 
 
 class KernelLibrary:
@@ -69,6 +69,12 @@ def kernel_library() -> KernelLibrary | None:
         library.use(asked)
     logger.info("CPU kernels: %s", library.instruction_set)
     return library
+
+
+def instruction_sets() -> tuple[str, ...]:
+    """Those whose kernels this machine can run, best first; none without the library."""
+    library = kernel_library()
+    return () if library is None else library.instruction_sets
 
 
 def _warn(reason: str) -> None:

@@ -202,27 +202,55 @@ ffi::Error attention(ffi::ThreadPool thread_pool, ffi::BufferR2<ffi::F32> qkv, f
 }
 
 using Floats = ffi::BufferR1<ffi::F32>;
+using Flags = ffi::BufferR1<ffi::PRED>;
 
-ffi::Error sample(ffi::ThreadPool thread_pool, ffi::BufferR2<ffi::F32> logits, Floats temperature, Integers top_k,
-                  Floats top_p, Floats min_p, Floats uniform, ffi::Result<Integers> ids, int64_t limit) {
+ffi::Error sample(ffi::ThreadPool thread_pool, ffi::BufferR2<ffi::F32> logits, ffi::BufferR2<ffi::U32> masks,
+                  ffi::BufferR2<ffi::S32> counts, ffi::BufferR2<ffi::F32> bias, Integers slot, Floats temperature,
+                  Integers top_k, Floats top_p, Floats min_p, Floats repetition, Floats presence, Floats frequency,
+                  Flags biased, Flags masked, Floats uniform, ffi::Result<Integers> ids, int64_t limit) {
   SampleArgs a = {};
-  a.R = logits.dimensions()[0], a.V = logits.dimensions()[1], a.limit = limit;
+  a.S = logits.dimensions()[0], a.V = logits.dimensions()[1], a.limit = limit, a.slots = counts.dimensions()[0];
   if (limit < 1 || limit > a.V) return wrong("ids to choose from are needed, and no more than there are logits");
-  for (const Floats* rows : {&temperature, &top_p, &min_p, &uniform}) {
-    if (static_cast<int64_t>(rows->element_count()) != a.R) return wrong("every row has its parameters");
+  if (masks.dimensions()[0] != a.S || masks.dimensions()[1] != ceil_div(a.V, 32)) return wrong("masks [S, ceil(V / 32)] are needed");
+  if (a.slots < 1 || counts.dimensions()[1] != a.V) return wrong("counts [slots, V] are needed");
+  if (bias.dimensions()[0] != a.slots || bias.dimensions()[1] != a.V) return wrong("bias [slots, V] is needed");
+  for (const size_t rows : {slot.element_count(), temperature.element_count(), top_k.element_count(),
+                            top_p.element_count(), min_p.element_count(), repetition.element_count(),
+                            presence.element_count(), frequency.element_count(), biased.element_count(),
+                            masked.element_count(), uniform.element_count(), ids->element_count()}) {
+    if (static_cast<int64_t>(rows) != a.S) return wrong("every row has its parameters");
   }
-  if (static_cast<int64_t>(top_k.element_count()) != a.R || static_cast<int64_t>(ids->element_count()) != a.R) {
-    return wrong("every row has its parameters");
-  }
-  a.logits = logits.typed_data();
-  a.temperature = temperature.typed_data();
-  a.top_k = top_k.typed_data();
-  a.top_p = top_p.typed_data();
-  a.min_p = min_p.typed_data();
-  a.uniform = uniform.typed_data();
-  a.ids = ids->typed_data();
+  a.logits = logits.typed_data(), a.masks = masks.typed_data();
+  a.counts = counts.typed_data(), a.bias = bias.typed_data(), a.slot = slot.typed_data();
+  a.temperature = temperature.typed_data(), a.top_k = top_k.typed_data();
+  a.top_p = top_p.typed_data(), a.min_p = min_p.typed_data();
+  a.repetition = repetition.typed_data(), a.presence = presence.typed_data(), a.frequency = frequency.typed_data();
+  a.biased = biased.typed_data(), a.masked = masked.typed_data();
+  a.uniform = uniform.typed_data(), a.ids = ids->typed_data();
   XlaPool pool(thread_pool);
   kernels().sample(a, pool);
+  return ffi::Error::Success();
+}
+
+ffi::Error log_probabilities(ffi::ThreadPool thread_pool, ffi::BufferR2<ffi::F32> logits, Integers ids,
+                             Integers num_logprobs, ffi::Result<Floats> logprob, ffi::Result<Integers> rank,
+                             ffi::Result<ffi::BufferR2<ffi::S32>> top_ids,
+                             ffi::Result<ffi::BufferR2<ffi::F32>> top_logprobs, int64_t limit) {
+  LogprobsArgs a = {};
+  a.S = logits.dimensions()[0], a.V = logits.dimensions()[1], a.limit = limit, a.most = top_ids->dimensions()[1];
+  if (limit < 1 || limit > a.V) return wrong("ids to list are needed, and no more than there are logits");
+  for (const size_t rows : {ids.element_count(), num_logprobs.element_count(), logprob->element_count(),
+                            rank->element_count()}) {
+    if (static_cast<int64_t>(rows) != a.S) return wrong("every row has its id and its log probability");
+  }
+  if (top_ids->dimensions()[0] != a.S || top_logprobs->dimensions()[0] != a.S || top_logprobs->dimensions()[1] != a.most) {
+    return wrong("as many top ids as their log probabilities are needed, for every row");
+  }
+  a.logits = logits.typed_data(), a.ids = ids.typed_data(), a.num_logprobs = num_logprobs.typed_data();
+  a.logprob = logprob->typed_data(), a.rank = rank->typed_data();
+  a.top_ids = top_ids->typed_data(), a.top_logprobs = top_logprobs->typed_data();
+  XlaPool pool(thread_pool);
+  kernels().log_probabilities(a, pool);
   return ffi::Error::Success();
 }
 
@@ -280,12 +308,33 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(mpt_sample_handler, mpt::sample,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<ffi::BufferR2<ffi::F32>>()
+                                  .Arg<ffi::BufferR2<ffi::U32>>()
+                                  .Arg<ffi::BufferR2<ffi::S32>>()
+                                  .Arg<ffi::BufferR2<ffi::F32>>()
+                                  .Arg<mpt::Integers>()
                                   .Arg<mpt::Floats>()
                                   .Arg<mpt::Integers>()
                                   .Arg<mpt::Floats>()
                                   .Arg<mpt::Floats>()
                                   .Arg<mpt::Floats>()
+                                  .Arg<mpt::Floats>()
+                                  .Arg<mpt::Floats>()
+                                  .Arg<mpt::Flags>()
+                                  .Arg<mpt::Flags>()
+                                  .Arg<mpt::Floats>()
                                   .Ret<mpt::Integers>()
+                                  .Attr<int64_t>("limit"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(mpt_log_probabilities_handler, mpt::log_probabilities,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::BufferR2<ffi::F32>>()
+                                  .Arg<mpt::Integers>()
+                                  .Arg<mpt::Integers>()
+                                  .Ret<mpt::Floats>()
+                                  .Ret<mpt::Integers>()
+                                  .Ret<ffi::BufferR2<ffi::S32>>()
+                                  .Ret<ffi::BufferR2<ffi::F32>>()
                                   .Attr<int64_t>("limit"));
 
 extern "C" {
@@ -299,5 +348,8 @@ MPT_EXPORT void mpt_pack_panels(const uint32_t* from, int64_t N, int64_t steps, 
 MPT_EXPORT XLA_FFI_Error* mpt_linear(XLA_FFI_CallFrame* frame) { return mpt_linear_handler(frame); }
 MPT_EXPORT XLA_FFI_Error* mpt_norm(XLA_FFI_CallFrame* frame) { return mpt_norm_handler(frame); }
 MPT_EXPORT XLA_FFI_Error* mpt_sample(XLA_FFI_CallFrame* frame) { return mpt_sample_handler(frame); }
+MPT_EXPORT XLA_FFI_Error* mpt_log_probabilities(XLA_FFI_CallFrame* frame) {
+  return mpt_log_probabilities_handler(frame);
+}
 MPT_EXPORT XLA_FFI_Error* mpt_attention(XLA_FFI_CallFrame* frame) { return mpt_attention_handler(frame); }
 }

@@ -1,5 +1,6 @@
 // The kernels of one instruction set: compiled once for each, with MPT_ISA and the compiler's flags saying which.
 #include "linear.h"
+#include "logprobs.h"
 #include "paged_attention.h"
 #include "sampling.h"
 
@@ -40,7 +41,7 @@ void norm(const NormArgs& a, Pool& pool) {
 }  // namespace
 
 extern const KernelTable table;
-const KernelTable table = {MPT_STRING(MPT_ISA), supported, linear, norm, paged_attention, sample};
+const KernelTable table = {MPT_STRING(MPT_ISA), supported, linear, norm, paged_attention, sample, log_probabilities};
 
 }  // namespace MPT_ISA
 }  // namespace mpt

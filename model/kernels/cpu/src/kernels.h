@@ -85,16 +85,38 @@ struct AttentionArgs {
   float* out;      // [T, H, hd]; zeros where no row has a token
 };
 
-// One id per row of logits.
+// One id per row of logits, and what it is chosen by.
 struct SampleArgs {
-  const float* logits;       // [R, V]
-  int64_t R, V, limit;       // ids below `limit` only
-  const float* temperature;  // [R], 0 for the largest logit
-  const int32_t* top_k;      // [R], 0 for all
-  const float* top_p;        // [R], 1 for all
-  const float* min_p;        // [R], 0 for all
-  const float* uniform;      // [R], in [0, 1)
-  int32_t* ids;              // [R]
+  const float* logits;       // [S, V]
+  int64_t S, V, limit;       // ids below `limit` only
+  const uint32_t* masks;     // [S, ceil(V / 32)], bit i of word w allows id 32 w + i
+  const int32_t* counts;     // [slots, V], times generated, + 2^30 where the prompt has the id
+  const float* bias;         // [slots, V]
+  int64_t slots;
+  const int32_t* slot;       // [S], clamped
+  const float* temperature;  // [S], 0 for the largest logit
+  const int32_t* top_k;      // [S], 0 for all
+  const float* top_p;        // [S], 1 for all
+  const float* min_p;        // [S], 0 for all
+  const float* repetition;   // [S], 1 for none
+  const float* presence;     // [S], 0 for none
+  const float* frequency;    // [S], 0 for none
+  const bool* biased;        // [S], whether the bias is added
+  const bool* masked;        // [S], whether the mask is applied
+  const float* uniform;      // [S], in [0, 1)
+  int32_t* ids;              // [S]
+};
+
+// Log probabilities of ids and of the most likely ones below `limit`; zeros where not asked for.
+struct LogprobsArgs {
+  const float* logits;          // [S, V]
+  int64_t S, V, limit, most;
+  const int32_t* ids;           // [S]
+  const int32_t* num_logprobs;  // [S], most likely ids to list, up to `most`; negative for nothing
+  float* logprob;               // [S]
+  int32_t* rank;                // [S]
+  int32_t* top_ids;             // [S, most], -1 where there are no more
+  float* top_logprobs;          // [S, most]
 };
 
 // The kernels for one instruction set.
@@ -105,6 +127,7 @@ struct KernelTable {
   void (*norm)(const NormArgs&, Pool&);
   void (*attention)(const AttentionArgs&, Pool&);
   void (*sample)(const SampleArgs&, Pool&);
+  void (*log_probabilities)(const LogprobsArgs&, Pool&);
 };
 
 // The kernels in use: the best that this machine has, unless `use_kernels` chose others.

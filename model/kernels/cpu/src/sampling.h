@@ -1,120 +1,135 @@
 // One id per row of logits: the largest, or a draw from what temperature, min_p, top_k and top_p leave.
 //
-// The definition is `mpt_serve.engine.sampler`: each filter sets a threshold, all ids at or above it stay, top_p sees
-// what min_p and top_k left, and one uniform number picks the id by its place in the running sum. Thresholds are found
-// by halving the range of float32 bit patterns, a pass over the row at a time; there is no sort.
+// The definition is `mpt_serve.engine.sampler`: mask, bias and penalties change the logits; each filter sets a
+// threshold, all ids at or above it stay, top_p sees what min_p and top_k left, and one uniform number picks the id by
+// its place in the running sum. There is no sort: ids below a bound are dropped as soon as one is known.
 #pragma once
 
-#include <algorithm>
-#include <cmath>
-
-#include "rows.h"
+#include "threshold_search.h"
 #include "vector_math.h"
 
 namespace mpt {
 namespace MPT_ISA {
 
 class RowSampler {
-  static constexpr int64_t kBlock = 256;  // ids whose weights are added up before any of them is looked at
+  static constexpr int64_t kBlock = 256;        // candidates whose weights are added up before any is looked at
+  static constexpr float kWeightless = -87.3f;  // below it exp gives 0
 
  public:
   RowSampler(const SampleArgs& a, int64_t row) : a_(a), row_(row), logits_(a.logits + row * a.V) {}
 
   int32_t sample() {
-    const int64_t greedy = first_largest();
-    const float temperature = a_.temperature[row_];
-    if (!(temperature > 0)) return static_cast<int32_t>(greedy);
-    thread_local Scratch scaled, weights;
-    scaled_ = scaled.get<float>(padded());
-    weights_ = weights.get<float>(padded());
-    scale(logits_[greedy], std::max(temperature, 1.17549435e-38f));
-    float threshold = std::log(a_.min_p[row_]);
-    const int32_t top_k = a_.top_k[row_];
-    if (top_k > 0 && top_k < a_.limit) {
-      threshold = std::max(threshold, highest_reaching<true>(static_cast<float>(top_k), threshold));
+    const float* x = changed_logits();
+    const GroupMaxima groups(x, a_.limit);
+    const float top = groups.largest_value(), temperature = a_.temperature[row_];
+    if (top == -INFINITY) return static_cast<int32_t>(GroupMaxima(logits_, a_.limit).largest_index());
+    if (!(temperature > 0) || top == INFINITY) return static_cast<int32_t>(groups.largest_index());
+    // Subtracting first keeps tiny temperatures finite.
+    const auto scaled = [top, temperature = std::max(temperature, 1.17549435e-38f)](auto logit) {
+      return (logit - top) / temperature;
+    };
+    const int64_t top_k = a_.top_k[row_] > 0 && a_.top_k[row_] < a_.limit ? a_.top_k[row_] : a_.limit;
+    float least = std::max(std::log(a_.min_p[row_]), kWeightless);
+    if (top_k < a_.limit) least = std::max(least, scaled(groups.reached_by(top_k)));
+    least = collect(x, scaled, least);
+    if (n_ > top_k) {
+      keep(ThresholdSearch<false>(scaled_, nullptr, n_).highest_reaching(static_cast<float>(top_k), least));
     }
+    const float total = weigh();
     if (a_.top_p[row_] < 1) {
-      const float all = kept<false>(threshold, threshold);
-      threshold = std::max(threshold, highest_reaching<false>(a_.top_p[row_] * all, threshold));
+      least = ThresholdSearch<true>(scaled_, weights_, n_).highest_reaching(a_.top_p[row_] * total, least);
     }
-    const int64_t drawn = draw(threshold);
-    return static_cast<int32_t>(drawn < 0 ? greedy : drawn);
+    return ids_[draw(least)];
   }
 
  private:
-  int64_t padded() const { return (a_.limit + kBlock - 1) / kBlock * kBlock; }
+  static constexpr int32_t kPrompt = 1 << 30;  // in a count: the prompt has the id
 
-  int64_t first_largest() const {
-    vf top = splat(-INFINITY);
-    int64_t whole = a_.limit / VL * VL;
-    for (int64_t i = 0; i < whole; i += VL) top = max(load<vf>(logits_ + i), top);
-    float most = largest(top);
-    for (int64_t i = whole; i < a_.limit; ++i) most = std::max(most, logits_[i]);
-    int64_t at = 0;
-    while (at + VL <= whole && !any(load<vf>(logits_ + at) == most)) at += VL;
-    while (at < a_.limit && logits_[at] != most) ++at;
-    return at < a_.limit ? at : 0;  // 0: nothing but NaN
-  }
-
-  // scaled = (logit - top) / temperature <= 0, weights = exp(scaled); beyond the vocabulary nothing has weight.
-  // Subtracting first keeps tiny temperatures finite.
-  void scale(float top, float temperature) {
-    std::fill(scaled_ + a_.limit, scaled_ + padded(), -INFINITY);
-    std::copy(logits_, logits_ + a_.limit, scaled_);
-    for (int64_t i = 0; i < padded(); i += VL) {
-      const vf s = (load<vf>(scaled_ + i) - top) / temperature;
-      store(scaled_ + i, s);
-      store(weights_ + i, exp(s));
-    }
-  }
-
-  // How many ids, or how much weight, lie at or above both thresholds.
-  template <bool kCount>
-  float kept(float threshold, float also) const {
-    const float least = std::max(threshold, also);
-    vf total[4] = {};  // chains of additions side by side
-    for (int64_t i = 0; i < padded(); i += 4 * VL) {
-#pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) {
-        const vi above = load<vf>(scaled_ + i + j * VL) >= least;
-        const vf value = kCount ? splat(1.f) : load<vf>(weights_ + i + j * VL);
-        total[j] += bits<vf>(bits<vi>(value) & above);
+  // With mask, bias and penalties, as far as the row asks for them.
+  const float* changed_logits() const {
+    const bool masked = a_.masked[row_], biased = a_.biased[row_];
+    const float repetition = a_.repetition[row_], presence = a_.presence[row_], frequency = a_.frequency[row_];
+    const bool penalised = repetition != 1 || presence != 0 || frequency != 0;
+    if (!masked && !biased && !penalised) return logits_;
+    thread_local Scratch scratch;
+    float* changed = scratch.get<float>(a_.limit);
+    const uint32_t* mask = a_.masks + row_ * ((a_.V + 31) / 32);
+    const int64_t slot = std::clamp<int64_t>(a_.slot[row_], 0, a_.slots - 1);
+    const float* bias = a_.bias + slot * a_.V;
+    const int32_t* counts = a_.counts + slot * a_.V;
+    const vi lane_bit = 1 << lane_numbers();
+    for_lanes(a_.limit, [&](int64_t i, int64_t n) {
+      vf x = load_some<vf>(logits_ + i, n);
+      if (masked) {
+        const vi word = splat(static_cast<int32_t>(mask[i / 32] >> (i % 32)));
+        x = select((word & lane_bit) != 0, x, splat(-INFINITY));
       }
-    }
-    return sum((total[0] + total[1]) + (total[2] + total[3]));
-  }
-
-  // The highest of all float32 numbers <= 0 at which what is kept still reaches the target.
-  template <bool kCount>
-  float highest_reaching(float target, float threshold) const {
-    // Magnitudes of numbers <= 0 as bit patterns: a larger one is a lower number.
-    uint32_t reaches = 0x7f800000, misses = 0;
-    for (float reached = -1; reaches - misses > 1 && reached != target;) {
-      const uint32_t middle = misses + (reaches - misses) / 2;
-      const float k = kept<kCount>(negative(middle), kCount ? -INFINITY : threshold);
-      if (k >= target) {
-        reaches = middle, reached = k;
-      } else {
-        misses = middle;
+      if (biased) x += load_some<vf>(bias + i, n);
+      if (penalised) {
+        const vi count = load_some<vi>(counts + i, n);
+        if (any(count > 0)) {
+          const vf repeated = select(x > 0.f, x / repetition, x * repetition);
+          const vi generated = count & (kPrompt - 1);
+          x = select(count > 0, repeated, x) - frequency * to_float(generated);
+          x -= select(generated > 0, splat(presence), vf{});
+        }
       }
+      store_some(changed + i, x, n);
+    });
+    return changed;
+  }
+
+  // Candidates: the ids whose scaled logit is at least `least`, in rising order. Returns their lowest scaled logit.
+  template <class Scale>
+  float collect(const float* x, Scale scaled, float least) {
+    thread_local Scratch scaled_scratch, ids, weights;
+    const int64_t most = a_.limit + kBlock;
+    scaled_ = scaled_scratch.get<float>(most), ids_ = ids.get<int32_t>(most), weights_ = weights.get<float>(most);
+    n_ = 0;
+    vf low = {};
+    for (int64_t i = 0; i < a_.limit; i += VL) {
+      const int64_t n = std::min<int64_t>(VL, a_.limit - i);
+      const vf s = scaled(load_logits(x + i, n));
+      const vi kept = s >= least;
+      low = min(low, select(kept, s, vf{}));
+      n_ += pack_lanes(kept, s, lane_numbers() + static_cast<int32_t>(i), scaled_ + n_, ids_ + n_);
     }
-    // 0 itself is never tried: where everything above it misses, it is the largest that can be asked for.
-    if (reaches == 1 && kept<kCount>(0, kCount ? -INFINITY : threshold) >= target) return 0;
-    return negative(reaches);
+    return -largest(-low);
   }
 
-  static float negative(uint32_t magnitude) {
-    magnitude |= 0x80000000u;
-    float f;
-    std::memcpy(&f, &magnitude, 4);
-    return f;
+  // Drops candidates below a threshold.
+  void keep(float threshold) {
+    int64_t n = 0;
+    for (int64_t i = 0; i < n_; i += VL) {
+      const vf s = load<vf>(scaled_ + i);
+      const vi kept = (s >= threshold) & (lane_numbers() < static_cast<int32_t>(n_ - i));
+      n += pack_lanes(kept, s, load<vi>(ids_ + i), scaled_ + n, ids_ + n);
+    }
+    n_ = n;
   }
 
-  // The first id at which the running sum of weights exceeds uniform * total; the last one with weight where rounding
-  // leaves none; -1 where there is no weight, or one is not finite. Sums go by blocks first, then within one.
+  // Weights of the candidates, up to a whole number of blocks; returns their sum.
+  float weigh() {
+    vf total = {};
+    const int64_t padded = (n_ + kBlock - 1) / kBlock * kBlock;
+    std::fill(scaled_ + n_, scaled_ + padded, -INFINITY);
+    for (int64_t b = 0; b < padded; b += kBlock) {
+      vf block = {};
+      for (int64_t i = b; i < b + kBlock; i += VL) {
+        const vf w = exp(load<vf>(scaled_ + i));
+        store(weights_ + i, w);
+        block += w;
+      }
+      total += block;
+    }
+    return sum(total);
+  }
+
+  // The first candidate at which the running sum of weights exceeds uniform * total; the last one with weight where
+  // rounding leaves none. Candidates below the threshold have none. Sums go by blocks first, then within one.
   int64_t draw(float threshold) {
     thread_local Scratch scratch;
-    const int64_t blocks = padded() / kBlock;
+    const int64_t blocks = (n_ + kBlock - 1) / kBlock;
     float* sums = scratch.get<float>(blocks);
     float total = 0;
     for (int64_t b = 0; b < blocks; ++b) {
@@ -127,7 +142,6 @@ class RowSampler {
       sums[b] = sum(block);
       total += sums[b];
     }
-    if (!(total > 0) || !std::isfinite(total)) return -1;
     float rest = a_.uniform[row_] * total;
     const int64_t block = first_above(sums, blocks, &rest);
     return block * kBlock + first_above(weights_ + block * kBlock, kBlock, &rest);
@@ -147,27 +161,19 @@ class RowSampler {
     return last;
   }
 
-  static MPT_INLINE bool any(vi mask) {
-#if defined(__AVX512F__)
-    return _mm512_movepi32_mask(bits<__m512i>(mask)) != 0;
-#else
-    int32_t found = 0;
-    for (int i = 0; i < VL; ++i) found |= mask[i];
-    return found != 0;
-#endif
-  }
-
   const SampleArgs& a_;
   int64_t row_;
   const float* logits_;
-  float* scaled_ = nullptr;   // [padded]
-  float* weights_ = nullptr;  // [padded]
+  int64_t n_ = 0;             // candidates
+  float* scaled_ = nullptr;   // [n] (logit - top) / temperature <= 0
+  int32_t* ids_ = nullptr;    // [n]
+  float* weights_ = nullptr;  // [n] exp(scaled)
 };
 
 inline void sample(const SampleArgs& a, Pool& pool) {
   auto row = [&](int64_t r) { a.ids[r] = RowSampler(a, r).sample(); };
-  const int threads = a.R * a.V < 200'000 ? 1 : pool.threads();
-  run_phases(pool, threads, phase(a.R, row));
+  const int threads = a.S * a.V < 200'000 ? 1 : pool.threads();
+  run_phases(pool, threads, phase(a.S, row));
 }
 
 }  // namespace MPT_ISA
