@@ -105,11 +105,15 @@ class GenerateRoute:
         jobs: list[Job] = []
         for ids in prompts:
             params = options.params(len(ids), backend.model, prepared.default_max_tokens, bad_words)
-            echo = Echo.of(ids, backend.detokenizer(False, continues_text=False)) if options.report.echo else None
+            echo = await self._echo(ids) if options.report.echo else None
             first = len(jobs) * options.best_of
             choices = [self._choice(first + i, options, params, echo) for i in range(options.best_of)]
             jobs.append(Job(ids, params, choices, echo))
         return jobs
+
+    async def _echo(self, ids: Sequence[int]) -> Echo:
+        detokenizer = self._service.backend.detokenizer(False, continues_text=False)
+        return await asyncio.to_thread(Echo.of, ids, detokenizer)
 
     def _choice(self, index: int, options: SamplingOptions, params: SamplingParams, echo: Echo | None) -> Choice:
         return Choice(

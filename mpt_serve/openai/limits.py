@@ -22,7 +22,7 @@ class Limits:
     max_prompts: int = _bound(128, "prompts in one completions request")
     max_choices: int = _bound(256, "choices in one request: prompts times `n`, or times `best_of`")
     max_prompt_logprobs: int = _bound(
-        4_194_304, "log probabilities of prompts in one answer: tokens times choices times those of one token"
+        2_097_152, "log probabilities of prompts in one answer: tokens times choices times those of one token"
     )
     request_timeout_s: float | None = _bound(600.0, "seconds from a request's first byte to its answer's last")
     keep_alive_s: float = _bound(15.0, "seconds of silence after which a stream sends a comment")

@@ -1,7 +1,8 @@
 """A generation as a stream of events, or as one answer."""
 
-from collections.abc import Sequence
-from typing import Any
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from starlette.responses import JSONResponse
 
@@ -15,6 +16,10 @@ from mpt_serve.openai.sse import KEEP_ALIVE, EventStream, event
 
 __all__ = ["StreamedAnswer", "whole_answer"]
 
+MANY_TOKENS = 512  # with 20 alternatives each, some 20 ms of work
+
+T = TypeVar("T")
+
 
 async def whole_answer(generation: Generation, answer: Answer, options: SamplingOptions) -> JSONResponse:
     """Wait for every choice and return the answer."""
@@ -25,7 +30,8 @@ async def whole_answer(generation: Generation, answer: Answer, options: Sampling
     parts = [ChoicePart.of(gathered[index]) for index in sorted(gathered)]
     if options.best_of > options.n:
         parts = best(parts, generation.mean_logprobs, options.best_of, options.n)
-    return JSONResponse(answer.whole(parts, generation.usage))
+    usage = generation.usage
+    return await _written(lambda: JSONResponse(answer.whole(parts, usage)), parts)
 
 
 class StreamedAnswer:
@@ -45,19 +51,28 @@ class StreamedAnswer:
         parts = await self._generation.next(self._limits.first_token_wait_s)
         await self._stream.start()
         opening = [self._event(chunk) for chunk in self._answer.opening()]
-        await self._stream.send([*opening, *self._events(parts)])
+        await self._stream.send([*opening, *await self._events(parts)])
         while not self._generation.done:
             parts = await self._generation.next(self._limits.keep_alive_s)
-            await self._stream.send(self._events(parts) if parts else [KEEP_ALIVE])
+            await self._stream.send(await self._events(parts) if parts else [KEEP_ALIVE])
         if self._options.include_usage:
             await self._stream.send([event({**self._answer.chunk([]), "usage": self._generation.usage.body()})])
         await self._stream.end()
 
-    def _events(self, parts: Sequence[ChoicePart]) -> list[bytes]:
-        said = (part for part in parts if part.text or part.tokens or part.finish_reason)
-        return [self._event(self._answer.chunk([self._answer.chunk_choice(part)])) for part in said]
+    async def _events(self, parts: Sequence[ChoicePart]) -> list[bytes]:
+        said = [part for part in parts if part.text or part.tokens or part.finish_reason]
+        return await _written(lambda: [self._chunk(part) for part in said], said)
+
+    def _chunk(self, part: ChoicePart) -> bytes:
+        return self._event(self._answer.chunk([self._answer.chunk_choice(part)]))
 
     def _event(self, chunk: dict[str, Any]) -> bytes:
         if self._options.include_usage:
             chunk["usage"] = self._generation.usage.body() if self._options.continuous_usage else None
         return event(chunk)
+
+
+async def _written(write: Callable[[], T], parts: Sequence[ChoicePart]) -> T:
+    """Return what `write` makes of the parts: here, or beside the event loop where they tell of many tokens."""
+    tokens = sum(len(part.tokens) + len(part.prompt_logprobs or ()) for part in parts)
+    return await asyncio.to_thread(write) if tokens > MANY_TOKENS else write()

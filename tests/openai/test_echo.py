@@ -89,3 +89,16 @@ def test_every_choice_has_it(http: httpx.Client, backend: FakeBackend, reversed_
     assert [len(choice["logprobs"]["tokens"]) for choice in whole] == [7] * 3 + [3] * 3
     chunks = stream(http, **body)
     assert [text_of(chunks, index) for index in range(6)] == [choice["text"] for choice in whole]
+
+
+def test_answers_about_many_tokens(http: httpx.Client) -> None:
+    prompts = [letter * 200 for letter in "abcd"]
+    body = {"prompt": prompts, "echo": True, "logprobs": 2, "max_tokens": 3}
+    whole = complete(http, **body)["choices"]
+    assert [choice["text"] for choice in whole] == [prompt + prompt[:3] for prompt in prompts]
+    chunks = stream(http, **body)
+    for index, choice in enumerate(whole):
+        own = [c for chunk in chunks for c in chunk["choices"] if c["index"] == index]
+        assert [name for c in own for name in c["logprobs"]["tokens"]] == choice["logprobs"]["tokens"]
+    numbers = complete(http, **body | {"prompt_logprobs": 3})["choices"][3]["prompt_logprobs"]
+    assert len(numbers) == 200
