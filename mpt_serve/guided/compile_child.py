@@ -41,9 +41,9 @@ def _answer_all() -> None:
         sys.stdout.buffer.flush()
 
 
-def _reply(module: Any, vocabulary: Any, grammar: str) -> dict[str, str]:
+def _reply(module: Any, vocabulary: Any, request: dict[str, Any]) -> dict[str, str]:
     try:
-        module.new_matcher(vocabulary, grammar)
+        module.new_matcher(vocabulary, request["grammar"], request["authored"])
     except module.MatcherError as error:
         return {"error": str(error)}
     except MemoryError:

@@ -1,4 +1,4 @@
-"""Guides compiled under limits of time, memory and number, and kept."""
+"""Guides compiled under limits of time, memory and number."""
 
 import queue
 import re
@@ -18,7 +18,6 @@ from mpt_serve.guided.vocabulary import Vocabulary
 __all__ = ["CompiledGuide", "GuideBusyError", "GuideCompiler"]
 
 _CHILD = Path(__file__).with_name("compile_child.py")
-_MAX_ANSWERS = 256
 
 
 class GuideBusyError(RequestError):
@@ -26,38 +25,34 @@ class GuideBusyError(RequestError):
 
 
 class CompiledGuide:
-    """Makes states at the beginning of one guide. Threads may share it.
+    """One request's guide: makes the states of its answers. Threads may share it.
 
-    The states share the tables that the library fills as it meets new text. They are quick because of that, and would
-    come to the tables' limit together: so a guide is compiled anew after some answers.
+    The states share the tables that the library fills as it meets new text. No two requests share any: what is too
+    much for one must not end another.
     """
 
     def __init__(self, beginning: GuideState) -> None:
         self._beginning = beginning
         self._lock = threading.Lock()
-        self._answers = 0
-
-    @property
-    def worn(self) -> bool:
-        """It has begun as many answers as one compilation is good for; it still works."""
-        return self._answers >= _MAX_ANSWERS
 
     def start(self) -> GuideState:
         """Return a state for one answer, before its first id."""
         with self._lock:
-            self._answers += 1
             return self._beginning.clone()
 
 
 class GuideCompiler:
     """Compiles guides for one vocabulary. Threads may share it.
 
+    A guide that was not met before compiles in a child process first. What the child survives within its limits, this
+    process does as well; what it says is kept.
+
     token_bytes: what each id adds to a text; None for ids that never do (special tokens, ids without a token). Ids
         beyond it are never allowed.
     eos_token_ids: allowed exactly where the text may end.
-    max_workers: guides compiled at the same time, each in a process of its own first.
-    time_limit_s: processor time for one guide. memory_limit_bytes: for one guide. wait_limit_s: for a free worker.
-    max_text_bytes: of one guide. cache_entries, cache_bytes: guides kept, and the bytes of their texts.
+    max_workers: guides compiled at the same time. wait_limit_s: how long others wait for a turn.
+    time_limit_s: processor time for one guide. memory_limit_bytes: for one guide. max_text_bytes: of one guide.
+    cache_entries, cache_bytes: guides remembered, and the bytes of their texts.
     Raises ValueError where no end-of-sequence id is in the vocabulary: no answer could end.
     """
 
@@ -67,18 +62,18 @@ class GuideCompiler:
         eos_token_ids: Sequence[int],
         *,
         max_workers: int = 2,
+        wait_limit_s: float = 10.0,
         time_limit_s: float = 2.0,
         memory_limit_bytes: int = 512 * 1024 * 1024,
-        wait_limit_s: float = 10.0,
         max_text_bytes: int = 1024 * 1024,
-        cache_entries: int = 64,
-        cache_bytes: int = 8 * 1024 * 1024,
+        cache_entries: int = 1024,
+        cache_bytes: int = 16 * 1024 * 1024,
     ) -> None:
         self._vocabulary = Vocabulary.of(token_bytes, eos_token_ids)
-        self._time_limit_s = time_limit_s
         self._wait_limit_s = wait_limit_s
+        self._time_limit_s = time_limit_s
         self._max_text_bytes = max_text_bytes
-        self._cache = _Cache(cache_entries, cache_bytes)
+        self._verdicts = _Verdicts(cache_entries, cache_bytes)
         setup = {
             "token_bytes": [None if data is None else data.decode("latin-1") for data in token_bytes],
             "eos_token_ids": sorted(self._vocabulary.eos_token_ids),
@@ -89,78 +84,79 @@ class GuideCompiler:
             self._workers.put(ChildProcess(_CHILD, setup))
 
     def compile(self, guide: Guide) -> CompiledGuide:
-        """Return the guide's compiled form, from the cache where it was compiled before.
+        """Return the guide's compiled form, for one request. Blocks while it compiles.
 
-        Blocks while it compiles. Raises RequestError when the guide is invalid, asks for what is not supported, or
-        breaks a limit; GuideBusyError when no worker was free in time.
+        Raises RequestError when the guide is invalid, asks for what is not supported, or breaks a limit;
+        GuideBusyError when its turn did not come in time.
         """
         size = len(guide.text.encode("utf-8", "surrogatepass"))
         if size > self._max_text_bytes:
             raise RequestError(f"{_name(guide)} has {size} bytes; {self._max_text_bytes} are allowed")
-        compiled = self._cache.get(guide)
-        if compiled is not None:
-            return compiled
+        verdict = self._verdicts.get(guide)
+        if verdict:
+            raise RequestError(verdict)
         try:
             worker = self._workers.get(timeout=self._wait_limit_s)
         except queue.Empty:
             raise GuideBusyError("too many guides are being compiled; try again later") from None
         try:
-            compiled = self._cache.get(guide) or self._compile(guide, worker)
+            compiled = self._compile(guide, None if verdict == "" else worker)
+        except (GrammarError, MatcherError) as error:
+            # Lines and columns are the author's in a grammar alone; the other kinds are wrapped into one.
+            reason = str(error) if guide.kind == "grammar" else re.sub(r"^line \d+, column \d+: ", "", str(error))
+            refusal = f"{_name(guide)} cannot be used: {reason}"
+            self._verdicts.put(guide, refusal, size)
+            raise RequestError(refusal) from None
         finally:
             self._workers.put(worker)
-        self._cache.put(guide, compiled, size)
+        self._verdicts.put(guide, "", size)
         return compiled
 
     def close(self) -> None:
-        """End the workers' processes. The compiler stays usable: they start anew when needed."""
+        """End the idle workers' processes. The compiler stays usable: they start anew when needed."""
         for worker in [self._workers.get() for _ in range(self._workers.qsize())]:
             worker.close()
             self._workers.put(worker)
 
-    def _compile(self, guide: Guide, worker: ChildProcess) -> CompiledGuide:
-        try:
-            grammar = grammar_of(guide)
-            self._try_in_child(grammar, worker)
-            matcher = new_matcher(self._vocabulary.tokens, grammar)
-        except (GrammarError, MatcherError) as error:
-            # Lines and columns are the author's in a grammar alone; the other kinds are wrapped into one.
-            reason = str(error) if guide.kind == "grammar" else re.sub(r"^line \d+, column \d+: ", "", str(error))
-            raise RequestError(f"{_name(guide)} cannot be used: {reason}") from None
-        return CompiledGuide(GuideState(matcher, self._vocabulary))
+    def _compile(self, guide: Guide, worker: ChildProcess | None) -> CompiledGuide:
+        grammar, authored = grammar_of(guide), guide.kind == "grammar"
+        if worker is not None:
+            self._try_in_child(grammar, authored, worker)
+        return CompiledGuide(GuideState(new_matcher(self._vocabulary.tokens, grammar, authored), self._vocabulary))
 
-    def _try_in_child(self, grammar: str, worker: ChildProcess) -> None:
+    def _try_in_child(self, grammar: str, authored: bool, worker: ChildProcess) -> None:
         """Compile where neither endless work, nor memory, nor a crash can harm. Raises GrammarError."""
         try:
-            reply = worker.ask(grammar)
+            reply = worker.ask({"grammar": grammar, "authored": authored})
         except ChildEndedError as error:
             if error.timed_out:
-                raise GrammarError(f"compiling it took longer than {self._time_limit_s:g} s") from None
-            raise GrammarError("compiling it took too much memory, or it is nested too deeply") from None
+                raise GrammarError(f"compiling it takes longer than {self._time_limit_s:g} s") from None
+            raise GrammarError("compiling it takes too much memory, or it is nested too deeply") from None
         if "error" in reply:
             raise GrammarError(reply["error"])
 
 
-class _Cache:
-    """Compiled guides, those not used for longest dropped first."""
+class _Verdicts:
+    """What is known of guides, "" for good ones; those not met for longest are forgotten first."""
 
     def __init__(self, max_entries: int, max_bytes: int) -> None:
         self._max_entries = max_entries
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
-        self._entries: OrderedDict[Guide, tuple[CompiledGuide, int]] = OrderedDict()
+        self._entries: OrderedDict[Guide, tuple[str, int]] = OrderedDict()
         self._bytes = 0
 
-    def get(self, guide: Guide) -> CompiledGuide | None:
+    def get(self, guide: Guide) -> str | None:
         with self._lock:
-            if guide not in self._entries or self._entries[guide][0].worn:
+            if guide not in self._entries:
                 return None
             self._entries.move_to_end(guide)
             return self._entries[guide][0]
 
-    def put(self, guide: Guide, compiled: CompiledGuide, size: int) -> None:
+    def put(self, guide: Guide, verdict: str, size: int) -> None:
         with self._lock:
-            self._bytes += size - self._entries.pop(guide, (None, 0))[1]
-            self._entries[guide] = compiled, size
+            self._bytes += size - self._entries.pop(guide, ("", 0))[1]
+            self._entries[guide] = verdict, size
             while len(self._entries) > self._max_entries or self._bytes > self._max_bytes:
                 _, (_, dropped) = self._entries.popitem(last=False)
                 self._bytes -= dropped

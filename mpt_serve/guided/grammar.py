@@ -19,14 +19,24 @@ __all__ = ["GrammarError", "grammar_of"]
 
 # Where JSON allows whitespace: two spaces, or a new line and its indentation. A weak model would write it for ever.
 _WHITESPACE = r" {1,2}|\r?\n[ \t]{0,32}"
-_JSON_OPTIONS = {"whitespace_pattern": _WHITESPACE, "lenient": False, "coerce_one_of": False}
+# Without \uXXXX: the library would let a key so spelled pass for one that the schema does not name. It leaves out
+# characters that have no other spelling, where a text consists of them.
+_ESCAPES = 'nrbtf\\"'
+_CONTROL_ESCAPE = re.compile(r"\\(?:x[01]|x7f|x\{|u00[01]|u007f|u\{|c|v|0)", re.IGNORECASE)
+_UNWRITABLE = re.compile(r"(?<!\\)(?:\\\\)*\\u00|\x7f")
+_JSON_OPTIONS = {
+    "whitespace_pattern": _WHITESPACE,
+    "json_allowed_escapes": _ESCAPES,
+    "lenient": False,
+    "coerce_one_of": False,
+}
 _OPTIONS = '\n%llguidance {"no_forcing": true}\n'
 
 # Strings, expressions and comments, which may hold anything, and what is refused outside of them.
 _LARK = re.compile(
     r'"(?:\\.|[^"\\])*"|(?://|\#)[^\n]*|/(?:\\.|[^/\\\n])+/'
     r"|(?P<special><[^<>\s]+>)"
-    r"|(?P<directive>%llguidance|%lark)"
+    r"|(?P<directive>%llguidance|%lark|%json)"
     r"|(?P<attribute>\b(?:max_tokens|temperature|stop|stop_capture)(?=\s*=))"
 )
 _REFUSED = {
@@ -71,7 +81,40 @@ def _json_grammar(schema: Any) -> str:
         raise GrammarError(f"a schema must be a JSON object, not {_kind(schema)}")
     if "x-guidance" in schema:
         raise GrammarError('unsupported keywords: "x-guidance"')
-    return "start: %json " + json.dumps({"x-guidance": _JSON_OPTIONS, **schema}, ensure_ascii=False)
+    _check_parts(schema)
+    text = json.dumps({"x-guidance": _JSON_OPTIONS, **schema}, ensure_ascii=False)
+    if _UNWRITABLE.search(text):
+        raise GrammarError("it holds a control character that JSON writes as \\u and a number, which is not supported")
+    return "start: %json " + text
+
+
+def _check_parts(schema: dict[str, Any]) -> None:
+    """Refuse what the library takes for something else. Raises GrammarError."""
+    rest: list[Any] = [schema]
+    while rest:
+        node = rest.pop()
+        if isinstance(node, list):
+            rest.extend(node)
+        elif isinstance(node, dict):
+            _check_property_count(node)
+            for pattern in (node.get("pattern"), *_keys(node.get("patternProperties"))):
+                if isinstance(pattern, str) and _CONTROL_ESCAPE.search(pattern):
+                    raise GrammarError("control characters in a pattern are not supported")
+            rest.extend(value for key, value in node.items() if key not in ("const", "enum", "default", "examples"))
+
+
+def _check_property_count(schema: dict[str, Any]) -> None:
+    """A key that the schema does not name may come twice, and would count twice."""
+    least, named = schema.get("minProperties"), schema.get("required")
+    most = 1 + (len(named) if isinstance(named, list) else 0)
+    if isinstance(least, int) and least > most:
+        raise GrammarError(
+            f"minProperties: {least} is not supported here; at most one more than the properties in required"
+        )
+
+
+def _keys(value: Any) -> list[str]:
+    return list(value) if isinstance(value, dict) else []
 
 
 def _choice_grammar(choices: Any) -> str:

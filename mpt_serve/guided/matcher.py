@@ -13,23 +13,15 @@ __all__ = ["MatcherError", "build_vocabulary", "error_text", "new_matcher"]
 
 MAX_ERROR_CHARS = 300
 
-# A mask in a state never met before costs at most the two step limits, tens of milliseconds; one in a known state,
-# microseconds. The lexer's states are kept for as long as the guide is, at about 1 KiB each.
-LIMITS = LLParserLimits(
-    max_items_in_row=2_000,
-    initial_lexer_fuel=1_000_000,
-    step_lexer_fuel=200_000,
-    step_max_items=50_000,
-    max_lexer_states=50_000,
-    max_grammar_size=500_000,
-    verbose_errors=False,
-)
+_MAX_ROW_ITEMS = 2_000
+_MAX_AUTHORED_ROW_ITEMS = 500
 
 # What the library says, by how it begins, in words for the grammar's author.
 _MEANINGS = {
     "NoExtension": "no token can continue it, because some part of it matches nothing",
-    "ParserTooComplex": "it is too ambiguous",
-    "LexerTooComplex": "its expressions are too complex",
+    "Parser Error: Current row": "too many of its parts are possible at one place",
+    "parser error: Too many items": "too many of its parts are possible at one place",
+    "lexer error: too many": "its expressions are too complex",
     "lexer precomputation failed": "its expressions are too complex",
     "initial lexer configuration": "it is too large",
     "panic": "it is beyond what can be compiled",
@@ -61,14 +53,41 @@ def build_vocabulary(token_bytes: Sequence[bytes | None], eos_token_ids: Sequenc
     return LLTokenizer(TokenizerWrapper(_Vocabulary(tokens, eos_token_ids[0])), eos_token=list(eos_token_ids))
 
 
-def new_matcher(vocabulary: LLTokenizer, grammar: str) -> LLMatcher:
-    """Compile the library's form of a grammar, and compute its first mask. Raises MatcherError."""
-    matcher = LLMatcher(vocabulary, grammar, log_level=0, limits=LIMITS)
-    if not matcher.is_error():
-        matcher.compute_bitmask()
+def new_matcher(vocabulary: LLTokenizer, grammar: str, authored: bool) -> LLMatcher:
+    """Compile the library's form of a grammar, and compute its first masks. Raises MatcherError.
+
+    authored: the rules are somebody's own. They may be as ambiguous as they like, and a mask of an ambiguous grammar
+        takes the cube of a row's items: their rows are held shorter than those of grammars made from schemas.
+    """
+    matcher = LLMatcher(vocabulary, grammar, log_level=0, limits=_limits(authored))
+    mask = _checked_mask(matcher)
+    if not authored:
+        # A schema that is too wide shows it behind its first brace: better refused now than in the answer.
+        beyond = matcher.deep_copy()
+        beyond.try_consume_tokens([(mask & -mask).bit_length() - 1])
+        _checked_mask(beyond)
+    return matcher
+
+
+def _checked_mask(matcher: LLMatcher) -> int:
+    """Return the mask, bit i for id i. Raises MatcherError: the library hides its errors behind a mask of ends."""
+    mask = b"" if matcher.is_error() else matcher.compute_bitmask()
     if matcher.is_error():
         raise MatcherError(error_text(matcher.get_error()))
-    return matcher
+    return int.from_bytes(mask, "little")
+
+
+def _limits(authored: bool) -> LLParserLimits:
+    """A mask in a state never met before takes tens of milliseconds at most; in a known one, microseconds."""
+    return LLParserLimits(
+        max_items_in_row=_MAX_AUTHORED_ROW_ITEMS if authored else _MAX_ROW_ITEMS,
+        initial_lexer_fuel=1_000_000,
+        step_lexer_fuel=200_000,
+        step_max_items=50_000,
+        max_lexer_states=50_000,  # half a kibibyte each, for as long as the answer takes
+        max_grammar_size=500_000,
+        verbose_errors=False,
+    )
 
 
 def error_text(error: str) -> str:

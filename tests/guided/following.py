@@ -1,6 +1,5 @@
 """How tests follow a guide: masks as sets, texts through a tokenizer, random answers."""
 
-import random
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,6 +7,7 @@ import numpy as np
 from mpt_serve.guided.state import GuideState
 from mpt_serve.text.tokenizer import TextTokenizer
 
+_CLOSING = {bytes([byte]) for byte in b'"}]:,019ab@.-TZ/'} | {b"true", b"null"}
 WORDS = 1576  # of a mask over the models' padded vocabulary of 50,432 ids
 
 
@@ -40,13 +40,22 @@ def accepts(state: GuideState, ids: Sequence[int], eos_id: int) -> bool:
     return True
 
 
-def random_answer(state: GuideState, tokenizer: TextTokenizer, rng: random.Random, max_tokens: int) -> str | None:
-    """Return a text of ids drawn uniformly from the masks; None where it did not end within max_tokens."""
+def random_answer(state: GuideState, tokenizer: TextTokenizer, seed: int, max_tokens: int = 400) -> str:
+    """Return a text of ids drawn from the masks: any at first, then those that bring it to its end."""
+    rng = np.random.default_rng(seed)
+    closing = {i for i in range(tokenizer.vocab_len) if tokenizer.token_bytes(i) in _CLOSING}
+    patience = int(rng.integers(1, 60))
     ids: list[int] = []
-    for _ in range(max_tokens):
-        token_id = rng.choice(sorted(allowed_ids(state)))
-        state.accept(token_id)
-        if token_id in tokenizer.eos_token_ids:
+    for position in range(max_tokens):
+        allowed = sorted(allowed_ids(state))
+        ends = [i for i in allowed if i in tokenizer.eos_token_ids]
+        if ends and (position >= patience or len(ends) == len(allowed)):
+            state.accept(ends[0])
+            assert state.finished
             return b"".join(tokenizer.token_bytes(i) for i in ids).decode("utf-8")
-        ids.append(token_id)
-    return None
+        allowed = [i for i in allowed if i not in ends]
+        if position >= patience or rng.random() < 0.5:
+            allowed = [i for i in allowed if i in closing] or allowed
+        ids.append(int(rng.choice(allowed)))
+        state.accept(ids[-1])
+    raise AssertionError(f"no end within {max_tokens} tokens: {tokenizer.decode(ids)[:200]!r}")

@@ -1,0 +1,203 @@
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from following import accepts, allowed_ids
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mpt_serve.engine.request import RequestError
+from mpt_serve.guided.compiler import GuideBusyError, GuideCompiler
+from mpt_serve.guided.spec import Guide, GuideKind
+from mpt_serve.text.tokenizer import TextTokenizer
+
+# A vocabulary of all bytes, then two special ids: starts fast.
+BYTES: list[bytes | None] = [*(bytes([byte]) for byte in range(256)), None, None]
+EOS, OTHER_EOS = 256, 257
+
+
+def refusal(compiler: GuideCompiler, kind: GuideKind, text: str) -> str:
+    with pytest.raises(RequestError) as refused:
+        compiler.compile(Guide(kind, text))
+    message = str(refused.value)
+    assert len(message) < 500
+    assert message.isprintable()
+    assert not any(sign in message for sign in ("Traceback", 'File "', " at 0x", ".rs:", "/mpt_serve/", "backtrace"))
+    return message
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "message"),
+    [
+        ("regex", "[.*", "the regex cannot be used: unclosed character class"),
+        ("regex", "(?=a)b", "look-around"),
+        ("regex", r"(a)\1", "backreferences are not supported"),
+        ("regex", r"a\bb", "lookarounds not supported"),
+        ("regex", "(" * 10_000 + ")" * 10_000, "nested"),
+        ("regex", ".*" * 1_000, "its expressions are too complex"),
+        ("regex", "\ud800", "surrogate"),
+        ("json_schema", "{", "is not JSON"),
+        ("json_schema", "[" * 100_000, "nested too deeply"),
+        ("json_schema", '{"items":' * 500 + "{}" + "}" * 500, "recursion limit"),
+        ("json_schema", '{"type": "objekt"}', "Invalid type: objekt"),
+        ("json_schema", '{"type": 5}', "type must be"),
+        ("json_schema", '{"minimum": "x"}', "minimum"),
+        ("json_schema", '{"minimum": NaN}', "NaN is not JSON"),
+        ("json_schema", '{"minimum": 1e999}', "beyond 64-bit"),
+        ("json_schema", '{"minimum": ' + "9" * 5_000 + "}", "beyond 64 bits"),
+        ("json_schema", '{"const": "\\ud800"}', "surrogate"),
+        ("json_schema", '{"const": "a\\u0000"}', "control character"),
+        ("json_schema", '{"pattern": "^\\\\x00$"}', "control characters in a pattern"),
+        ("json_schema", '{"pattern": "["}', "unclosed character class"),
+        ("json_schema", '{"$ref": "#"}', "matches nothing"),
+        ("json_schema", '{"$ref": "http://localhost/x"}', "not present in a registry"),
+        ("json_schema", '{"properties": {"a": {"not": {}}}}', 'unsupported keywords: "not"'),
+        ("json_schema", '{"x-guidance": {"lenient": true}, "not": {}}', 'unsupported keywords: "x-guidance"'),
+        ("json_schema", '{"minProperties": 2}', "minProperties: 2 is not supported"),
+        ("json_schema", "false", "allows nothing"),
+        ("json_schema", "5", "must be a JSON object, not a number"),
+        ("choice", "[]", "a list of strings"),
+        ("choice", '["a", 1]', "a list of strings"),
+        ("choice", '["\\ud800"]', "surrogate"),
+        ("grammar", "", "no start rule"),
+        ("grammar", 'start: "a" missing', "line 1, column 8: unknown name"),
+        ("grammar", "start: <|endoftext|>", "special tokens match no text: <|endoftext|>"),
+        ("grammar", "# <[1]>\nstart: <[5]>", "line 2: special tokens match no text: <[5]>"),
+        ("grammar", "start: a\na[max_tokens=5]: /b*/", "line 2: the attribute max_tokens"),
+        ("grammar", '%llguidance {"allow_invalid_utf8": true}\nstart: "a"', "%llguidance is not supported"),
+        ("grammar", "start: a\na: b\nb: a", "matches nothing"),
+        ("grammar", "start: " + "(" * 100_000, "nested"),
+        (
+            "grammar",
+            "\n".join(f"r{i}: r{i + 1}" for i in range(9_999)) + '\nr9999: "x"\nstart: r0',
+            "nested too deeply",
+        ),
+    ],
+)
+def test_refusals_say_what_is_wrong(compiler: GuideCompiler, kind: GuideKind, text: str, message: str) -> None:
+    assert message in refusal(compiler, kind, text)
+
+
+@pytest.mark.parametrize(
+    "text", ["(a+)+b", "((a{1,1000}){1,1000})", "foo**", "(x+x+)+y", "(.{1000}){1000}x", "(a?){300}a{300}"]
+)
+def test_expressions_that_blow_up_elsewhere(compiler: GuideCompiler, text: str) -> None:
+    assert allowed_ids(compiler.compile(Guide("regex", text)).start())
+
+
+def test_what_takes_too_long_ends(compiler: GuideCompiler) -> None:
+    quick = GuideCompiler(BYTES, [EOS], time_limit_s=0.2)
+    guide = 'start: "a" | ' + '"a" | ' * 50_000 + '"b"'
+    assert "takes longer than 0.2 s" in refusal(quick, "grammar", guide)
+    assert accepts(quick.compile(Guide("regex", "ok")).start(), list(b"ok"), EOS)
+    quick.close()
+
+
+def test_what_takes_too_much_memory_ends() -> None:
+    small = GuideCompiler(BYTES, [EOS], memory_limit_bytes=16 * 1024 * 1024, time_limit_s=10)
+    schema = {"enum": [f"{i:06}" for i in range(60_000)]}
+    assert "memory" in refusal(small, "json_schema", json.dumps(schema))
+    assert accepts(small.compile(Guide("regex", "ok")).start(), list(b"ok"), EOS)
+    small.close()
+
+
+def test_long_guides_are_refused_before_anything_else(compiler: GuideCompiler) -> None:
+    assert "1048578 bytes; 1048576 are allowed" in refusal(compiler, "regex", "é" * (512 * 1024 + 1))
+
+
+def test_memory_of_guides_is_bounded() -> None:
+    compiler = GuideCompiler(BYTES, [EOS], cache_entries=8, cache_bytes=100)
+    for i in range(50):
+        compiler.compile(Guide("regex", f"{i:05}"))
+        with pytest.raises(RequestError):
+            compiler.compile(Guide("regex", f"[{i:05}"))
+        assert len(compiler._verdicts._entries) <= 8
+    compiler.compile(Guide("regex", "a" * 99))
+    assert compiler._verdicts._bytes <= 100
+    compiler.close()
+
+
+def test_a_known_guide_needs_no_child() -> None:
+    compiler = GuideCompiler(BYTES, [EOS], max_workers=1)
+    compiler.compile(Guide("regex", "a"))
+    refusal(compiler, "regex", "[")
+    compiler.close()
+    assert accepts(compiler.compile(Guide("regex", "a")).start(), list(b"a"), EOS)
+    refusal(compiler, "regex", "[")
+    assert compiler._workers.get().pid is None
+
+
+def test_only_so_many_compile_at_once() -> None:
+    compiler = GuideCompiler(BYTES, [EOS], max_workers=1, wait_limit_s=0.05)
+    worker = compiler._workers.get()
+    with pytest.raises(GuideBusyError, match="try again later"):
+        compiler.compile(Guide("regex", "a"))
+    compiler._workers.put(worker)
+    compiler.compile(Guide("regex", "a"))
+    compiler.close()
+
+
+def test_threads_share_a_compiler(compiler: GuideCompiler, neox: TextTokenizer) -> None:
+    barrier = threading.Barrier(8)
+
+    def one(i: int) -> bool:
+        barrier.wait()
+        state = compiler.compile(Guide("regex", f"x{i % 3}(a|b)*")).start()
+        return accepts(state, neox.encode(f"x{i % 3}abba"), neox.eos_token_ids[0])
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(one, range(8)))
+
+
+def test_several_ids_may_end_an_answer() -> None:
+    compiler = GuideCompiler(BYTES, [OTHER_EOS, EOS, 4_000])
+    state = compiler.compile(Guide("regex", "a")).start()
+    assert allowed_ids(state) == {ord("a")}
+    state.accept(ord("a"))
+    assert allowed_ids(state) == {EOS, OTHER_EOS}
+    state.accept(OTHER_EOS)
+    assert state.finished
+    compiler.close()
+
+
+def test_without_an_end_there_is_no_guide() -> None:
+    with pytest.raises(ValueError, match="needs an end-of-sequence id below 258"):
+        GuideCompiler(BYTES, [300])
+
+
+def test_ids_with_equal_bytes_are_equally_allowed() -> None:
+    compiler = GuideCompiler([*BYTES, b"ab", b"ab", b""], [EOS])
+    assert allowed_ids(compiler.compile(Guide("regex", "abc")).start()) == {ord("a"), 258, 259}
+    compiler.close()
+
+
+@given(
+    st.sampled_from(["json_schema", "regex", "choice", "grammar"]),
+    st.one_of(st.text(max_size=60), st.text('[]{}()<>|*+?\\^$."/:a0,%#\n', max_size=60)),
+)
+def test_any_text_compiles_or_is_refused(compiler: GuideCompiler, kind: GuideKind, text: str) -> None:
+    try:
+        assert allowed_ids(compiler.compile(Guide(kind, text)).start())
+    except RequestError:
+        refusal(compiler, kind, text)
+
+
+_SCHEMAS = st.recursive(
+    st.sampled_from([True, {}, {"type": "string"}, {"type": "integer", "minimum": 3}, {"const": 'a"'}, {"type": 7}]),
+    lambda inner: st.one_of(
+        st.fixed_dictionaries({"type": st.just("array"), "items": inner, "maxItems": st.integers(-1, 3)}),
+        st.fixed_dictionaries({"properties": st.dictionaries(st.text(max_size=3), inner, max_size=3)}),
+        st.fixed_dictionaries({"anyOf": st.lists(inner, max_size=3)}),
+        st.fixed_dictionaries({"allOf": st.lists(inner, max_size=3)}),
+    ),
+    max_leaves=6,
+)
+
+
+@given(_SCHEMAS)
+def test_any_schema_compiles_or_is_refused(compiler: GuideCompiler, schema: object) -> None:
+    try:
+        assert allowed_ids(compiler.compile(Guide("json_schema", json.dumps(schema))).start())
+    except RequestError:
+        refusal(compiler, "json_schema", json.dumps(schema))
