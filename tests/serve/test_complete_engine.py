@@ -168,7 +168,7 @@ class TestConstraints:
         assert len(set(plain["token_ids"])) == 1
         [penalised] = complete(http, **body, frequency_penalty=2)["choices"]
         assert set(penalised["token_ids"]) == {a, b}
-        [present] = complete(http, **body, presence_penalty=2, repetition_penalty=2)["choices"]
+        [present] = complete(http, **body, prompt="zzz", repetition_penalty=2)["choices"]
         assert set(present["token_ids"]) == {a, b}
 
     def test_bad_words_never_come(self, http: httpx.Client) -> None:
