@@ -95,7 +95,7 @@ def test_what_takes_too_long_ends(compiler: GuideCompiler) -> None:
 
 
 def test_what_takes_too_much_memory_ends() -> None:
-    small = GuideCompiler(BYTES, [EOS], memory_limit_bytes=16 * 1024 * 1024, time_limit_s=10)
+    small = GuideCompiler(BYTES, [EOS], memory_limit_bytes=4 * 1024 * 1024, time_limit_s=10)
     schema = {"enum": [f"{i:06}" for i in range(60_000)]}
     assert "memory" in refusal(small, "json_schema", json.dumps(schema))
     assert accepts(small.compile(Guide("regex", "ok")).start(), list(b"ok"), EOS)

@@ -32,8 +32,8 @@ REFUSED = {
     "uniqueItems",
 }
 
-# Instances that a schema allows and a guide does not write: the other spellings of a number, control characters, formats
-# as mere notes, and rare spellings of addresses.
+# Instances that a schema allows and a guide does not write: other spellings of a number, control characters, formats as
+# mere notes, and rare spellings of addresses.
 NOT_WRITTEN = {
     "float zero is valid",
     "float one is valid",
