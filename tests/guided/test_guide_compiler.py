@@ -64,6 +64,8 @@ def refusal(compiler: GuideCompiler, kind: GuideKind, text: str) -> str:
         ("grammar", 'start: "a" missing', "line 1, column 8: unknown name"),
         ("grammar", "start: <|endoftext|>", "special tokens match no text: <|endoftext|>"),
         ("grammar", "# <[1]>\nstart: <[5]>", "line 2: special tokens match no text: <[5]>"),
+        ("grammar", 'start: /a\n"/ <[5]> /"b/', "line 2: special tokens match no text: <[5]>"),
+        ("grammar", 'start: %json {"type": "string"}', "%json is not supported"),
         ("grammar", "start: a\na[max_tokens=5]: /b*/", "line 2: the attribute max_tokens"),
         ("grammar", '%llguidance {"allow_invalid_utf8": true}\nstart: "a"', "%llguidance is not supported"),
         ("grammar", "start: a\na: b\nb: a", "matches nothing"),
