@@ -17,7 +17,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from model.config import MptConfig
-from model.kernels.choice import attention_for
+from model.kernels.choice import attention_for, sampling_kernels_for
 from model.kernels.cpu.calls import paged_attention as cpu_attention
 from model.kernels.cpu.huge_pages import use_huge_pages
 from model.kv_cache import KvCache, copy_blocks, init_kv_cache
@@ -91,7 +91,7 @@ class Runner:
         self._max_num_seqs = max_num_seqs
         devices = weights.norm_f.weight.devices()
         self._attention = attention_for(devices, config, cache_dtype, kernels)
-        self._sampling_kernel = None
+        self._sampling_kernels = sampling_kernels_for(devices, kernels)
         pool_sharding, self._replicated = _placements(weights, config)
         self._cache = init_kv_cache(config, cache_plan.num_blocks, cache_plan.block_size, cache_dtype, pool_sharding)
         native = self._attention is cpu_attention
@@ -208,7 +208,7 @@ class Runner:
     def _lower_sample(self, samples: int) -> jax.stages.Lowered:
         def run(logits: Array, state: SamplerState, packed: Array, masks: Array) -> tuple[Array, SamplerState]:
             batch = unpack_sampling(packed)
-            ids, logprobs, state = sample(logits, batch, masks, state, self._vocab_limit, self._sampling_kernel)
+            ids, logprobs, state = sample(logits, batch, masks, state, self._vocab_limit, self._sampling_kernels)
             return pack_sampled(ids, logprobs), state
 
         packed = pack_sampling(StepRows([], 0), samples, self._max_num_seqs)
@@ -220,7 +220,7 @@ class Runner:
             weights = jax.tree.unflatten(self._treedef, leaves)
             places = jnp.minimum(begin + jnp.arange(SCORED), states.shape[0] - 1)
             logits = lm_logits(weights, self._config, states[places])
-            return pack_sampled(ids, logprobs_of(logits, ids, self._vocab_limit, self._sampling_kernel))
+            return pack_sampled(ids, logprobs_of(logits, ids, self._vocab_limit, self._sampling_kernels))
 
         states = jax.ShapeDtypeStruct((tokens, self._config.d_model), jnp.float32, sharding=self._replicated)
         jitted = jax.jit(run, out_shardings=self._replicated)
