@@ -277,7 +277,7 @@ class Engine:
         if params.guide is None:
             return None
         if self._guides is None:
-            raise RequestError("guided output needs the model's tokenizer, which this engine was not given")
+            raise RequestError("guided output needs the model's tokenizer and its end-of-sequence id; this engine has none")
         if params.ignore_eos or not self._eos_token_ids:
             raise RequestError("guided output ends with an end-of-sequence id: it takes one, and no ignore_eos")
         return self._guides.compile(params.guide).start

@@ -11,11 +11,39 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from server import ServerProcess
+from server import ServerProcess, free_port, serve_config
+from tiny_checkpoint import write_tiny_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
+BYTES = 256  # tokens of one byte each; the next id is the end of text
 PROMPT = "A long time ago, in a place where nobody had ever been before, there was a "
+
+
+@pytest.fixture(scope="module")
+def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server of our own whose model knows an end of text, which guided answers need."""
+    folder = write_tiny_checkpoint(tmp_path_factory.mktemp("ending"))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": BYTES}))
+    args = {
+        "model": str(folder),
+        "served_model_name": "tiny",
+        "chat_template": "dolly",
+        "max_model_len": 512,
+        "engine": {"max_num_seqs": 16, "max_num_batched_tokens": 64, "num_blocks": 256, "pre_compile": False},
+    }
+    with ServerProcess.of(serve_config(args, free_port()), tmp_path_factory.mktemp("server")) as server:
+        yield server.wait_ready()
+
+
+@pytest.fixture(scope="module")
+def server_url(request: pytest.FixtureRequest) -> str:
+    """The address of a running server: MPT_SERVE_TEST_URL, or that of `own_server`."""
+    external = os.environ.get("MPT_SERVE_TEST_URL")
+    if external:
+        return external.rstrip("/")
+    server: ServerProcess = request.getfixturevalue("own_server")
+    return server.url
 
 
 @pytest.fixture(scope="module")
@@ -135,13 +163,13 @@ class TestConstraints:
 
     def test_bias_decides_and_penalties_answer(self, http: httpx.Client) -> None:
         a, b = tokens_of(http, "ab")
-        body = {"logit_bias": {str(a): 100, str(b): 99}, "temperature": 0, "max_tokens": 40, "return_token_ids": True}
+        body = {"logit_bias": {str(a): 100, str(b): 80}, "temperature": 0, "max_tokens": 40, "return_token_ids": True}
         [plain] = complete(http, **body)["choices"]
         assert len(set(plain["token_ids"])) == 1
         [penalised] = complete(http, **body, frequency_penalty=2)["choices"]
         assert set(penalised["token_ids"]) == {a, b}
-        [present] = complete(http, **body, presence_penalty=2, repetition_penalty=1.5)["choices"]
-        assert set(present["token_ids"]) <= {a, b}
+        [present] = complete(http, **body, prompt="zzz", repetition_penalty=2)["choices"]
+        assert set(present["token_ids"]) == {a, b}
 
     def test_bad_words_never_come(self, http: httpx.Client) -> None:
         a, b = tokens_of(http, "ab")
@@ -206,7 +234,7 @@ class TestGuides:
 class TestPrefixCache:
     def test_a_prompt_is_cached_for_those_with_the_same_salt(self, http: httpx.Client) -> None:
         def cached(**body: Any) -> int:
-            usage = complete(http, prompt=f"{PROMPT} {salt} {PROMPT * 2}", max_tokens=1, **body)["usage"]
+            usage = complete(http, prompt=f"{salt} {PROMPT * 2}", max_tokens=1, **body)["usage"]
             return int(usage["prompt_tokens_details"]["cached_tokens"])
 
         salt = os.urandom(8).hex()
