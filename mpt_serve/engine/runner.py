@@ -87,7 +87,7 @@ class Runner:
         # Flattened once: a call with plain leaves is dispatched several times faster than one with nested records.
         self._leaves, self._treedef = jax.tree.flatten(weights)
         self._config = config
-        self._vocab_limit = vocab_limit
+        self.vocab_limit = vocab_limit
         self._max_num_seqs = max_num_seqs
         devices = weights.norm_f.weight.devices()
         self._attention = attention_for(devices, config, cache_dtype, kernels)
@@ -208,7 +208,7 @@ class Runner:
     def _lower_sample(self, samples: int) -> jax.stages.Lowered:
         def run(logits: Array, state: SamplerState, packed: Array, masks: Array) -> tuple[Array, SamplerState]:
             batch = unpack_sampling(packed)
-            ids, logprobs, state = sample(logits, batch, masks, state, self._vocab_limit, self._sampling_kernels)
+            ids, logprobs, state = sample(logits, batch, masks, state, self.vocab_limit, self._sampling_kernels)
             return pack_sampled(ids, logprobs), state
 
         packed = pack_sampling(StepRows([], 0), samples, self._max_num_seqs)
@@ -220,7 +220,7 @@ class Runner:
             weights = jax.tree.unflatten(self._treedef, leaves)
             places = jnp.minimum(begin + jnp.arange(SCORED), states.shape[0] - 1)
             logits = lm_logits(weights, self._config, states[places])
-            return pack_sampled(ids, logprobs_of(logits, ids, self._vocab_limit, self._sampling_kernels))
+            return pack_sampled(ids, logprobs_of(logits, ids, self.vocab_limit, self._sampling_kernels))
 
         states = jax.ShapeDtypeStruct((tokens, self._config.d_model), jnp.float32, sharding=self._replicated)
         jitted = jax.jit(run, out_shardings=self._replicated)

@@ -81,16 +81,14 @@ class ModelDrafter(Drafter):
     Whether it drafts is decided by `draft_lengths`, from each request's rate of acceptance and the measured cost of its
     own steps. Where that says no, it tries again after some hundred ids.
 
-    vocab_size, cache_plan, max_num_batched_tokens, vocab_limit: the large model's. cost_share: of a step of the draft
-    model in the time of one of the large model, until it is measured. Raises `ValueError` where the draft model has
-    another vocabulary.
+    cache_plan, max_num_seqs, max_num_batched_tokens, vocab_limit: the large model's. cost_share: time of a step of the
+    draft model, as a share of one of the large model, until it is measured.
     """
 
     def __init__(
         self,
         weights: Weights,
         config: MptConfig,
-        vocab_size: int,
         cache_plan: CachePlan,
         cache_dtype: Any,
         max_num_seqs: int,
@@ -102,11 +100,6 @@ class ModelDrafter(Drafter):
         kernels: str = "auto",
     ) -> None:
         super().__init__(step_sizes, max_draft_tokens)
-        if config.vocab_size != vocab_size:
-            raise ValueError(
-                f"the draft model has a vocabulary of {config.vocab_size} ids, the model one of {vocab_size}: a draft "
-                "model must have the same tokenizer"
-            )
         plan = replace(cache_plan, num_blocks=cache_plan.num_blocks + max_num_seqs)
         limits = max_num_seqs, max_num_batched_tokens, max_num_seqs
         self._runner = Runner(weights, config, plan, cache_dtype, *limits, vocab_limit, kernels)
