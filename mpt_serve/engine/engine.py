@@ -99,7 +99,9 @@ class Engine:
         self._outbox: deque[tuple[Request, Delta]] = deque()
         self._counters = Counters()
         self._compilations = CompilationCounter()
-        self._drafter = make_drafter(settings, draft, weights, self._cache_plan, cache_dtype, self._runner)
+        self._drafter = make_drafter(
+            settings, draft, weights, self._cache_plan, cache_dtype, self._vocab_limit, self._runner.decode_sizes
+        )
         self._pipeline = Pipeline(
             self._scheduler, self._runner, self._lock, config.vocab_size, self._drafter, self._taken, self._failed
         )
@@ -263,7 +265,7 @@ class Engine:
         make_guide = self._guide_of(params)
         choices: list[Request] = []
         for i in range(params.n):
-            guide = make_guide() if make_guide else None
+            limits = TokenLimits(params, stop_ids, self._vocab_size, make_guide() if make_guide else None)
             request = Request(
                 request_id=request_id,
                 prompt_ids=prompt_ids,
@@ -274,7 +276,7 @@ class Engine:
                 stop_ids=stop_ids,
                 on_delta=on_delta,
                 source=choices[0] if choices else None,
-                limits=TokenLimits(params, stop_ids, self._vocab_size, guide),
+                limits=limits if limits.binding else None,
             )
             choices.append(request)
         return choices
@@ -284,7 +286,7 @@ class Engine:
             return None
         if self._guides is None:
             raise RequestError(
-                "guided output needs the model's tokenizer and its end-of-sequence id; this engine has none"
+                "guided output needs the model's tokenizer and its end-of-sequence id: there is none here"
             )
         if params.ignore_eos or not self._eos_token_ids:
             raise RequestError("guided output ends with an end-of-sequence id: it takes one, and no ignore_eos")
@@ -297,9 +299,9 @@ class Engine:
             raise RequestError("generated must be the unfinished answer of one choice")
         request.output_ids = generated
         request.resumed = len(generated)
-        for token in generated:
-            assert request.limits is not None
-            request.limits.accept(token)
+        if request.limits is not None:
+            for token in generated:
+                request.limits.accept(token)
 
     # The engine's thread
 

@@ -12,7 +12,7 @@ from jax import Array
 
 from mpt_serve.engine.drafting import Drafter
 from mpt_serve.engine.request import Request, TokenLogprobs
-from mpt_serve.engine.runner import SCORED, Forwarded, PreparedStep, Runner
+from mpt_serve.engine.runner import SCORED, PreparedStep, Runner
 from mpt_serve.engine.sampled import Sampled
 from mpt_serve.engine.sampler import PROMPT
 from mpt_serve.engine.scheduler import Drafts, Row, Scheduler, StepRows
@@ -89,13 +89,17 @@ class Pipeline:
             behind = None
         step = self._schedule()
         if step is not None:
-            forwarded = self._start(step)
-            if behind is not None and step.needs_ids:
-                self._take(behind)
-                behind = None
             for state in step.states:
                 self._runner.set_state(*state)
-            step.sampled = self._runner.sample(step.prepared, forwarded, self._masks(step))
+            if step.needs_ids:
+                states, logits = self._runner.forward(step.prepared)
+                if behind is not None:
+                    self._take(behind)
+                    behind = None
+                step.sampled = self._runner.sample(step.prepared, logits, self._masks(step))
+            else:
+                states, step.sampled = self._runner.step(step.prepared, self._masks(step))
+            self._score(step, states)
         if behind is not None:
             self._take(behind)
         self._ahead = step
@@ -141,22 +145,21 @@ class Pipeline:
             states = [self._state_of(row.request) for row in rows.rows if row.samples and _lacks_state(row.request)]
             return _Step(rows, self._runner.prepare(rows), states)
 
-    def _start(self, step: _Step) -> Forwarded:
-        forwarded = self._runner.forward(step.prepared)
+    def _score(self, step: _Step, states: Array) -> None:
+        """Start scoring the ids of prompts that follow the step's tokens, where requests want to know."""
         begin = 0
         for row in step.rows.rows:
             if row.request.wants_prompt_logprobs:
-                self._score(step, row, begin, forwarded)
+                self._score_row(step, row, begin, states)
             begin += row.length
-        return forwarded
 
-    def _score(self, step: _Step, row: Row, begin: int, forwarded: Forwarded) -> None:
-        """Start scoring the prompt's ids that follow the row's tokens; its first token is the step's token `begin`."""
+    def _score_row(self, step: _Step, row: Row, begin: int, states: Array) -> None:
+        """Score what follows a row's tokens, the first of which is the step's token `begin`."""
         request = row.request
         place, stop = max(row.start + 1, len(request.prompt_logprobs)), min(row.stop + 1, len(request.prompt_ids))
         for first in range(place, stop, SCORED):
             ids = request.prompt_ids[first : min(first + SCORED, stop)]
-            packed = self._runner.score(forwarded, begin + first - 1 - row.start, ids)
+            packed = self._runner.score(states, begin + first - 1 - row.start, ids)
             step.scores.append((request, first, len(ids), packed))
 
     def _state_of(self, request: Request) -> tuple[int, npt.NDArray[np.int32], npt.NDArray[np.float32]]:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -56,20 +57,14 @@ class PreparedStep(NamedTuple):
     copies: Sequence[tuple[int, int]]
 
 
-class Forwarded(NamedTuple):
-    """What a step computes, on the device: states [T, d] of all its tokens, logits [S, V] where ids are sampled."""
-
-    states: Array
-    logits: Array
-
-
 class Runner:
     """Runs steps on the device, in the order of its calls. Not thread-safe: one thread calls it at a time.
 
-    A step is two programs, `forward` and `sample`: masks of a step may depend on ids that the one before sampled, and
-    are made while `forward` runs. The cache, and the sampler's state with the last sampled token of every slot, live on
-    the device and are donated from program to program, so that a step takes its tokens from the one before without the
-    host in between.
+    A step whose masks depend on ids that the one before samples is two programs, `forward` and `sample`: masks are made
+    while `forward` runs. On CPUs any other `step` is one program, because the way from one to the next costs as much
+    there as a small model's step. The cache, and the sampler's state with the last sampled token of every slot, live
+    on the device and are donated from program to program, so that a step takes its tokens from the one before without
+    the host in between.
     """
 
     def __init__(
@@ -87,12 +82,14 @@ class Runner:
         # Flattened once: a call with plain leaves is dispatched several times faster than one with nested records.
         self._leaves, self._treedef = jax.tree.flatten(weights)
         self._config = config
-        self.vocab_limit = vocab_limit
+        self._fuses = next(iter(weights.norm_f.weight.devices())).platform == "cpu"
+        self._vocab_limit = vocab_limit
         self._max_num_seqs = max_num_seqs
         devices = weights.norm_f.weight.devices()
         self._attention = attention_for(devices, config, cache_dtype, kernels)
         self._sampling_kernels = sampling_kernels_for(devices, kernels)
         pool_sharding, self._replicated = _placements(weights, config)
+        self._num_blocks = cache_plan.num_blocks
         self._cache = init_kv_cache(config, cache_plan.num_blocks, cache_plan.block_size, cache_dtype, pool_sharding)
         native = self._attention is cpu_attention
         if native:
@@ -124,6 +121,7 @@ class Runner:
         started = time.monotonic()
         keys: list[tuple[str, Any]] = [("copy", None), ("state", None)]
         keys += [("forward", key) for key in self._shapes]
+        keys += [("step", key) for key in self._shapes if self._fuses]
         keys += [("sample", samples) for samples in self._no_masks]
         keys += [("score", tokens) for tokens in {key.num_tokens for key in self._shapes}]
         with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="compile") as executor:
@@ -137,41 +135,57 @@ class Runner:
         sampling = pack_sampling(step, key.num_samples, self._max_num_seqs)
         return PreparedStep(key, pack_forward(step, self._shapes[key]), sampling, step.copies)
 
-    def forward(self, step: PreparedStep) -> Forwarded:
-        """Start a step's computation; returns at once."""
-        for i in range(0, len(step.copies), _COPIES):
-            copies = step.copies[i : i + _COPIES]
-            pairs = np.full((2, _COPIES), self._shapes[step.key].num_blocks, np.int32)
+    def step(self, step: PreparedStep, masks: Words | None = None) -> tuple[Array, Array]:
+        """Start a step; returns at once with its states as `forward` does, and its ids as `sample` does."""
+        if not self._fuses:
+            states, logits = self.forward(step)
+            return states, self.sample(step, logits, masks)
+        self._copy(step.copies)
+        run = self._program("step", step.key)
+        arrays = step.forward, step.sampling, self._words_of(step, masks)
+        states, packed, self._cache, self._state = run(self._leaves, self._cache, self._state, *arrays)
+        packed.copy_to_host_async()
+        return states, packed
+
+    def forward(self, step: PreparedStep) -> tuple[Array, Array]:
+        """Start a step's computation; returns at once with states [T, d] of its tokens and logits [S, V] to sample."""
+        self._copy(step.copies)
+        run = self._program("forward", step.key)
+        states, logits, self._cache = run(self._leaves, self._cache, self._state.last_tokens, step.forward)
+        return states, logits
+
+    def _copy(self, all_copies: Sequence[tuple[int, int]]) -> None:
+        for i in range(0, len(all_copies), _COPIES):
+            copies = all_copies[i : i + _COPIES]
+            pairs = np.full((2, _COPIES), self._num_blocks, np.int32)
             pairs[:, : len(copies)] = np.array(copies).T
             pairs[0, len(copies) :] = 0
             self._cache = self._program("copy", None)(self._cache, pairs)
-        run = self._program("forward", step.key)
-        states, logits, self._cache = run(self._leaves, self._cache, self._state.last_tokens, step.forward)
-        return Forwarded(states, logits)
 
     def set_state(self, slot: int, counts: npt.NDArray[np.int32], bias: npt.NDArray[np.float32]) -> None:
         """Set what a slot's samples are penalised (counts [V], see `SamplerState`) and biased (bias [V]) by."""
         self._state = self._program("state", None)(self._state, np.int32(slot), counts, bias)
 
-    def sample(self, step: PreparedStep, forwarded: Forwarded, masks: Words | None = None) -> Array:
+    def sample(self, step: PreparedStep, logits: Array, masks: Words | None = None) -> Array:
         """Start sampling; returns at once with what `sampled.unpack_sampled` reads, on its way to the host.
 
         masks: [S, ceil(V / 32)] uint32, rows of samples that are not masked may hold anything.
         """
-        samples = step.key.num_samples
-        run = self._program("sample", samples)
-        words = self._no_masks[samples] if masks is None else masks
+        run = self._program("sample", step.key.num_samples)
         packed: Array
-        packed, self._state = run(forwarded.logits, self._state, step.sampling, words)
+        packed, self._state = run(logits, self._state, step.sampling, self._words_of(step, masks))
         packed.copy_to_host_async()
         return packed
 
-    def score(self, forwarded: Forwarded, begin: int, ids: Sequence[int]) -> Array:
+    def _words_of(self, step: PreparedStep, masks: Words | None) -> Words | Array:
+        return self._no_masks[step.key.num_samples] if masks is None else masks
+
+    def score(self, states: Array, begin: int, ids: Sequence[int]) -> Array:
         """Log probabilities of up to `SCORED` ids after the states from `begin` on, as `sample` returns them."""
         padded = np.zeros(SCORED, np.int32)
         padded[: len(ids)] = ids
-        run = self._program("score", forwarded.states.shape[0])
-        packed: Array = run(self._leaves, forwarded.states, np.int32(begin), padded)
+        run = self._program("score", states.shape[0])
+        packed: Array = run(self._leaves, states, np.int32(begin), padded)
         packed.copy_to_host_async()
         return packed
 
@@ -184,6 +198,7 @@ class Runner:
     def _lower(self, kind: str, key: Any) -> jax.stages.Lowered:
         lower: dict[str, Callable[[], jax.stages.Lowered]] = {
             "forward": lambda: self._lower_forward(self._shapes[key]),
+            "step": lambda: self._lower_step(self._shapes[key]),
             "sample": lambda: self._lower_sample(key),
             "score": lambda: self._lower_score(key),
             "copy": self._lower_copy,
@@ -191,36 +206,50 @@ class Runner:
         }
         return lower[kind]()
 
-    def _lower_forward(self, shape: StepShape) -> jax.stages.Lowered:
-        def forward(
-            leaves: list[Array], cache: KvCache, last_tokens: Array, packed: Array
-        ) -> tuple[Array, Array, KvCache]:
-            weights = jax.tree.unflatten(self._treedef, leaves)
-            batch, sampled = unpack_forward(packed, last_tokens, shape)
-            states, cache = forward_step(weights, self._config, cache, batch, self._attention)
-            return states, lm_logits(weights, self._config, states[sampled]), cache
+    def _forward(
+        self, shape: StepShape, leaves: list[Array], cache: KvCache, last_tokens: Array, packed: Array
+    ) -> tuple[Array, Array, KvCache]:
+        weights = jax.tree.unflatten(self._treedef, leaves)
+        batch, sampled = unpack_forward(packed, last_tokens, shape)
+        states, cache = forward_step(weights, self._config, cache, batch, self._attention)
+        return states, lm_logits(weights, self._config, states[sampled]), cache
 
-        # Fixed output shardings: the next step's program expects the cache where this one's expected it.
+    def _sample(self, logits: Array, state: SamplerState, packed: Array, masks: Array) -> tuple[Array, SamplerState]:
+        batch = unpack_sampling(packed)
+        ids, logprobs, state = sample(logits, batch, masks, state, self._vocab_limit, self._sampling_kernels)
+        return pack_sampled(ids, logprobs), state
+
+    # Output shardings are fixed: the next program expects cache and state where this one's expected them.
+
+    def _lower_forward(self, shape: StepShape) -> jax.stages.Lowered:
         shardings = (self._replicated, self._replicated, self._cache_shardings)
-        jitted = jax.jit(forward, donate_argnums=1, out_shardings=shardings)
+        jitted = jax.jit(partial(self._forward, shape), donate_argnums=1, out_shardings=shardings)
         return jitted.lower(self._leaves, self._cache, self._state.last_tokens, _words(shape.size))
 
     def _lower_sample(self, samples: int) -> jax.stages.Lowered:
-        def run(logits: Array, state: SamplerState, packed: Array, masks: Array) -> tuple[Array, SamplerState]:
-            batch = unpack_sampling(packed)
-            ids, logprobs, state = sample(logits, batch, masks, state, self.vocab_limit, self._sampling_kernels)
-            return pack_sampled(ids, logprobs), state
+        jitted = jax.jit(self._sample, donate_argnums=1, out_shardings=(self._replicated, self._state_shardings))
+        return jitted.lower(self._logits(samples), self._state, self._sampling(samples), self._no_masks[samples])
 
-        packed = pack_sampling(StepRows([], 0), samples, self._max_num_seqs)
-        jitted = jax.jit(run, donate_argnums=1, out_shardings=(self._replicated, self._state_shardings))
-        return jitted.lower(self._logits(samples), self._state, packed, self._no_masks[samples])
+    def _lower_step(self, shape: StepShape) -> jax.stages.Lowered:
+        def step(
+            leaves: list[Array], cache: KvCache, state: SamplerState, forward: Array, sampling: Array, masks: Array
+        ) -> tuple[Array, Array, KvCache, SamplerState]:
+            states, logits, cache = self._forward(shape, leaves, cache, state.last_tokens, forward)
+            packed, state = self._sample(logits, state, sampling, masks)
+            return states, packed, cache, state
+
+        samples = shape.key.num_samples
+        shardings = (self._replicated, self._replicated, self._cache_shardings, self._state_shardings)
+        jitted = jax.jit(step, donate_argnums=(1, 2), out_shardings=shardings)
+        arrays = _words(shape.size), self._sampling(samples), self._no_masks[samples]
+        return jitted.lower(self._leaves, self._cache, self._state, *arrays)
 
     def _lower_score(self, tokens: int) -> jax.stages.Lowered:
         def run(leaves: list[Array], states: Array, begin: Array, ids: Array) -> Array:
             weights = jax.tree.unflatten(self._treedef, leaves)
             places = jnp.minimum(begin + jnp.arange(SCORED), states.shape[0] - 1)
             logits = lm_logits(weights, self._config, states[places])
-            return pack_sampled(ids, logprobs_of(logits, ids, self.vocab_limit, self._sampling_kernels))
+            return pack_sampled(ids, logprobs_of(logits, ids, self._vocab_limit, self._sampling_kernels))
 
         states = jax.ShapeDtypeStruct((tokens, self._config.d_model), jnp.float32, sharding=self._replicated)
         jitted = jax.jit(run, out_shardings=self._replicated)
@@ -238,6 +267,9 @@ class Runner:
         jitted = jax.jit(set_state_row, donate_argnums=0, out_shardings=self._state_shardings)
         bias = jax.ShapeDtypeStruct(vocabulary, jnp.float32)
         return jitted.lower(self._state, _words(), _words(*vocabulary), bias)
+
+    def _sampling(self, samples: int) -> Packed:
+        return pack_sampling(StepRows([], 0), samples, self._max_num_seqs)
 
     def _logits(self, samples: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((samples, self._config.vocab_size), jnp.float32, sharding=self._replicated)

@@ -171,13 +171,11 @@ def pack_sampling(step: StepRows, num_samples: int, max_num_seqs: int) -> Packed
     integers[_SAMPLE_INTEGERS.index("write_slot")] = max_num_seqs
     integers[_SAMPLE_INTEGERS.index("num_logprobs")] = -1
     floats[:] = np.array(_GREEDY_FLOATS, np.float32)[:, None]
-    used = 0
-    for row in step.rows:
-        for sample in range(row.samples):
-            words = _integer_words(row, sample, max_num_seqs)
-            integers[:, used] = np.array(words, np.int64).astype(np.uint32).view(np.int32)
-            floats[:, used] = _float_words(row)
-            used += 1
+    samples = [(row, sample) for row in step.rows for sample in range(row.samples)]
+    if samples:
+        words = np.array([_integer_words(row, sample, max_num_seqs) for row, sample in samples], np.int64)
+        integers[:, : len(samples)] = words.astype(np.uint32).view(np.int32).T
+        floats[:, : len(samples)] = np.array([_float_words(row) for row, _ in samples], np.float32).T
     return packed
 
 

@@ -49,6 +49,11 @@ class TokenLimits:
         self._sequences = [word for word in params.bad_words if len(word) > 1]
 
     @property
+    def binding(self) -> bool:
+        """There is anything to mask at all."""
+        return self.apply(num_generated=0)
+
+    @property
     def needs_ids(self) -> bool:
         """The mask depends on which ids the answer has so far."""
         return self._guide is not None or bool(self._sequences)

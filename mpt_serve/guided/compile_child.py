@@ -31,8 +31,9 @@ def _answer_all() -> None:
     module = _matcher_module()
     tokens = [None if token is None else token.encode("latin-1") for token in setup["token_bytes"]]
     vocabulary = module.build_vocabulary(tokens, setup["eos_token_ids"])
-    held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (held + limits["memory"],) * 2)
+    # Writable memory: address space alone would not count what the allocator has reserved for this thread.
+    held = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_DATA, (held + limits["memory"],) * 2)
     for line in sys.stdin.buffer:
         signal.setitimer(signal.ITIMER_PROF, limits["seconds"])
         reply = _reply(module, vocabulary, json.loads(line))

@@ -34,7 +34,7 @@ _OPTIONS = '\n%llguidance {"no_forcing": true}\n'
 
 # Strings, expressions and comments, which may hold anything, and what is refused outside of them.
 _LARK = re.compile(
-    r'"(?:\\.|[^"\\])*"|(?://|\#)[^\n]*|/(?:\\.|[^/\\\n])+/'
+    r'"(?:\\.|[^"\\\x00-\x1f\x7f])*"|(?://|\#)[^\n]*|/(?:\\.|[^/\\])+/'
     r"|(?P<special><[^<>\s]+>)"
     r"|(?P<directive>%llguidance|%lark|%json)"
     r"|(?P<attribute>\b(?:max_tokens|temperature|stop|stop_capture)(?=\s*=))"
@@ -120,9 +120,8 @@ def _keys(value: Any) -> list[str]:
 def _choice_grammar(choices: Any) -> str:
     if not isinstance(choices, list) or not choices or not all(isinstance(choice, str) for choice in choices):
         raise GrammarError("choices must be a list of strings that is not empty")
-    return "start: CHOICE\nCHOICE: " + " | ".join(
-        json.dumps(choice, ensure_ascii=False) for choice in dict.fromkeys(choices)
-    )
+    strings = (json.dumps(choice, ensure_ascii=False) for choice in dict.fromkeys(choices))
+    return "start: CHOICE\nCHOICE: " + " | ".join(strings).replace("\x7f", "\\u007f")
 
 
 def _checked_lark(text: str) -> str:

@@ -340,15 +340,15 @@ def test_a_failing_step_ends_every_request_and_the_engine(
 ) -> None:
     engine = lazy_engine()
     listeners = [Listener() for _ in range(6)]
-    forward, steps = engine._runner.forward, []
+    step_of, steps = engine._runner.step, []
 
     def fail_at_the_third(*step: object) -> object:
         steps.append(step)
         if len(steps) == 3:
             raise RuntimeError("out of device memory")
-        return forward(*step)
+        return step_of(*step)
 
-    monkeypatch.setattr(engine._runner, "forward", fail_at_the_third)
+    monkeypatch.setattr(engine._runner, "step", fail_at_the_third)
     for listener in listeners:
         engine.submit(prompt_of(10), GREEDY, listener)
     for listener in listeners:

@@ -1,5 +1,6 @@
 """How tests follow a guide: masks as sets, texts through a tokenizer, random answers."""
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -29,8 +30,10 @@ def bits(row: np.ndarray) -> list[int]:
 
 def accepts(state: GuideState, ids: Sequence[int], eos_id: int) -> bool:
     """Whether the ids are a whole answer. Masks and `accept` must agree on each."""
+    mask = np.zeros((1, WORDS), np.uint32)
     for token_id in [*ids, eos_id]:
-        allowed = token_id in allowed_ids(state)
+        state.fill_masks([], mask)
+        allowed = bool(mask[0, token_id // 32] >> token_id % 32 & 1)
         try:
             state.accept(token_id)
         except ValueError:
@@ -40,10 +43,15 @@ def accepts(state: GuideState, ids: Sequence[int], eos_id: int) -> bool:
     return True
 
 
+@functools.cache
+def _closing_ids(tokenizer: TextTokenizer) -> frozenset[int]:
+    return frozenset(i for i in range(tokenizer.vocab_len) if tokenizer.token_bytes(i) in _CLOSING)
+
+
 def random_answer(state: GuideState, tokenizer: TextTokenizer, seed: int, max_tokens: int = 400) -> str:
     """Return a text of ids drawn from the masks: any at first, then those that bring it to its end."""
     rng = np.random.default_rng(seed)
-    closing = {i for i in range(tokenizer.vocab_len) if tokenizer.token_bytes(i) in _CLOSING}
+    closing = _closing_ids(tokenizer)
     patience = int(rng.integers(1, 60))
     ids: list[int] = []
     for position in range(max_tokens):

@@ -64,6 +64,8 @@ def refusal(compiler: GuideCompiler, kind: GuideKind, text: str) -> str:
         ("grammar", 'start: "a" missing', "line 1, column 8: unknown name"),
         ("grammar", "start: <|endoftext|>", "special tokens match no text: <|endoftext|>"),
         ("grammar", "# <[1]>\nstart: <[5]>", "line 2: special tokens match no text: <[5]>"),
+        ("grammar", 'start: /a\n"/ <[5]> /"b/', "line 2: special tokens match no text: <[5]>"),
+        ("grammar", 'start: %json {"type": "string"}', "%json is not supported"),
         ("grammar", "start: a\na[max_tokens=5]: /b*/", "line 2: the attribute max_tokens"),
         ("grammar", '%llguidance {"allow_invalid_utf8": true}\nstart: "a"', "%llguidance is not supported"),
         ("grammar", "start: a\na: b\nb: a", "matches nothing"),
@@ -95,7 +97,7 @@ def test_what_takes_too_long_ends(compiler: GuideCompiler) -> None:
 
 
 def test_what_takes_too_much_memory_ends() -> None:
-    small = GuideCompiler(BYTES, [EOS], memory_limit_bytes=16 * 1024 * 1024, time_limit_s=10)
+    small = GuideCompiler(BYTES, [EOS], memory_limit_bytes=4 * 1024 * 1024, time_limit_s=10)
     schema = {"enum": [f"{i:06}" for i in range(60_000)]}
     assert "memory" in refusal(small, "json_schema", json.dumps(schema))
     assert accepts(small.compile(Guide("regex", "ok")).start(), list(b"ok"), EOS)

@@ -38,12 +38,13 @@ def follow(state: GuideState, tokenizer: TextTokenizer, text: str) -> GuideState
     ("kind", "text", "good", "bad"),
     [
         ("json_object", "", ['{"a": [1, {"b": null}]}', "{}", '{\n  "a": true\n}'], ["[]", '{"a"}', "{}{}", ""]),
-        ("json_schema", PERSON, ['{"name": "Zoë \\" \\u0000 🎉", "age": 7}'], ['{"age": 7, "name": "x"}', "{}"]),
+        ("json_schema", PERSON, ['{"name": "Zoë \\" \\n 🎉", "age": 7}'], ['{"age": 7, "name": "x"}', "{}"]),
         ("regex", r"(?i)no|yes(, sir)?", ["NO", "yes", "Yes, sir"], ["yes,", "noo", " no", ""]),
         ("regex", r"^\d{4}-\d\d$", ["2024-01"], ["2024-1", "2024-010"]),
         ("regex", "[あ-ん]+|🎉{2}", ["こんにちは", "🎉🎉"], ["🎉", "カ", "a"]),
         ("regex", "", [""], [" "]),
         ("choice", ["a", "ab", "", 'say "hi"\n'], ["a", "ab", "", 'say "hi"\n'], ["b", "aab", 'say "hi"']),
+        ("choice", ["\x00\x1f\x7f", "\u2028"], ["\x00\x1f\x7f", "\u2028"], ["", "\x7f"]),
         ("grammar", 'start: sum\nsum: N ("+" N)*\nN: /[0-9]+/', ["1", "12+3+4"], ["1+", "+1", "1 + 2"]),
     ],
 )
@@ -154,9 +155,9 @@ def test_a_clone_goes_its_own_way(compiler: GuideCompiler, neox: TextTokenizer) 
     assert accepts(state, neox.encode("cd"), EOS)
 
 
-@given(st.sampled_from(["[a-c]*b", "(ab|a)(c|bcd)?", "x?y?z?", r"\w+@\w+\.(com|org)", "(?:..)*"]), st.data())
+@given(st.sampled_from(["[a-c]*b", "(ab|a)(c|bcd)?", "x?y?z?", r"[a-z]+@\d+\.(com|org)", "(?:..)*"]), st.data())
 def test_regex_agrees_with_re(compiler: GuideCompiler, neox: TextTokenizer, pattern: str, data: st.DataObject) -> None:
-    text = data.draw(st.one_of(st.from_regex(pattern, fullmatch=True), st.text("abcdxyz@.comrg", max_size=12)))
+    text = data.draw(st.one_of(st.from_regex(pattern, fullmatch=True), st.text("abcdxyz@.1com", max_size=12)))
     expected = re.fullmatch(pattern, text) is not None
     assert accepts(start(compiler, "regex", pattern), neox.encode(text), EOS) == expected
 

@@ -1,5 +1,6 @@
 """Which drafter an engine gets."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +14,6 @@ from mpt_serve.engine.drafting.drafter import Drafter
 from mpt_serve.engine.drafting.model_drafter import ModelDrafter
 from mpt_serve.engine.drafting.ngram_drafter import NgramDrafter
 from mpt_serve.engine.memory import CachePlan
-from mpt_serve.engine.runner import Runner
 
 
 class DraftModel(NamedTuple):
@@ -42,13 +42,14 @@ def make_drafter(
     weights: Weights,
     cache_plan: CachePlan,
     cache_dtype: Any,
-    runner: Runner,
+    vocab_limit: int,
+    step_sizes: Sequence[int],
 ) -> Drafter | None:
-    """What `settings.speculation` names, ready to draft for the runner's model, of these weights; None for 'none'."""
+    """What `settings.speculation` names, ready to draft for the model of these weights; None for 'none'."""
     if not settings.speculates:
         return None
     if draft is None:
-        return NgramDrafter(runner.decode_sizes, settings.num_draft_tokens)
+        return NgramDrafter(step_sizes, settings.num_draft_tokens)
     format = weight_format(draft.weights.norm_f.weight.devices(), "none", settings.kernels)
     packed = pack_weights(draft.weights, draft.config, format)
     drafter = ModelDrafter(
@@ -58,8 +59,8 @@ def make_drafter(
         cache_dtype,
         max_num_seqs=settings.max_num_seqs,
         max_num_batched_tokens=settings.max_num_batched_tokens,
-        vocab_limit=runner.vocab_limit,
-        step_sizes=runner.decode_sizes,
+        vocab_limit=vocab_limit,
+        step_sizes=step_sizes,
         max_draft_tokens=settings.num_draft_tokens,
         cost_share=_nbytes(packed) / _nbytes(weights),  # reading the weights is what takes the time
         kernels=settings.kernels,

@@ -226,7 +226,8 @@ class ModelDrafter(Drafter):
 
     def _step(self, rows: list[Row]) -> Array:
         prepared = self._runner.prepare(StepRows(rows, sum(row.length == 1 for row in rows)))
-        return self._runner.sample(prepared, self._runner.forward(prepared))
+        _, sampled = self._runner.step(prepared)
+        return sampled
 
 
 def _drawing_alike(params: SamplingParams) -> SamplingParams:
