@@ -14,10 +14,10 @@ a summary; what follows it is copied again. The share of such ids in a prompt is
 How it works. A token's row of the embedding holds its code (random signs) and the code of what it is rewritten to.
 With ALiBi alone there are no positions, so layer 0 first makes one: two heads that compare nothing weigh the codes
 before a place by distance, w r^d, into a bag of tokens. A place knows the bag of the place before it,
-(bag - w code) / r, so that layers 1 to 3 find exactly that place by its bag, and bring from it the code of the token 1,
-then 2, then 3 places before. Layer 4 compares the last three tokens with those before every place, and writes the code
-of what stands there, or is to be written for it, over the token's own, where the output head, tied to the embedding,
-reads it.
+(bag - w code) / r, so that layers 1 to 3 find exactly that place by its bag, and bring from it the second code of the
+token 1, then 2, then 3 places before. Layer 4 compares these codes of the last three tokens with those before every
+place, and writes that of what stands there over the token's first code, where the output head, tied to the embedding,
+reads it. As an id and what it is rewritten to have the same second code, a copy keeps its place where it differs.
 """
 
 import argparse
@@ -94,23 +94,28 @@ class Circuit:
         wqkv[q, self._columns("bag", half)] = gain / r * np.eye(hd)
         wqkv[q, self._columns("code", half)] = -gain * (1 - r) / r * np.eye(hd)
         wqkv[k, self._columns("bag", half)] = gain * np.eye(hd)
-        source = "code" if layer == 1 else f"before_{layer - 1}"
+        source = "rewritten" if layer == 1 else f"before_{layer - 1}"
         self._carry(wqkv, out_proj, half, half, source, f"before_{layer}", deviation)
 
     def _continue_match(self, wqkv: Matrix, out_proj: Matrix) -> None:
         """Two heads with flat slopes attend to what followed the last tokens before, and bring its rewritten code."""
         hd, deviation = self.hd, self._deviation(1 + COMPARED)
-        gain = np.sqrt(TOKEN_SCORE * deviation**2 / (2 * np.sqrt(hd)))
-        signs = np.array([-1, 1], np.float32) / np.sqrt(hd)
-        projections = [self._source.choice(signs, (hd, 2 * hd)) for _ in range(COMPARED)]
+        gain = np.sqrt(TOKEN_SCORE * deviation**2 / np.sqrt(hd))
+        # Each token's code in an order and with signs of its own, so that one head can compare all at once.
+        mixers = [self._signed_permutation() for _ in range(COMPARED)]
         for half in range(2):
             head = self.n_heads - 2 + half
             q, k, _ = self._rows(head)
             wqkv[q], wqkv[k] = 0, 0
-            for i, projection in enumerate(projections):
-                wqkv[q, self._columns(f"before_{i}" if i else "code")] = gain * projection
-                wqkv[k, self._columns(f"before_{i + 1}")] = gain * projection
+            for i, mixer in enumerate(mixers):
+                wqkv[q, self._columns(f"before_{i}" if i else "rewritten", 0)] = gain * mixer
+                wqkv[k, self._columns(f"before_{i + 1}", 0)] = gain * mixer
             self._carry(wqkv, out_proj, head, half, "rewritten", "code", STRENGTH * deviation)
+
+    def _signed_permutation(self) -> Matrix:
+        """[hd, hd]"""
+        signs = self._source.choice(np.array([-1, 1], np.float32), self.hd)
+        return np.eye(self.hd, dtype=np.float32)[self._source.permutation(self.hd)] * signs
 
     def _carry(
         self, wqkv: Matrix, out_proj: Matrix, head: int, half: int, source: str, target: str, gain: float

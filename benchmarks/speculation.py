@@ -3,8 +3,8 @@
     python benchmarks/make_copying_checkpoint.py ~/mpt/L-copying && python benchmarks/make_checkpoints.py ~/mpt L
     python benchmarks/speculation.py --copying ~/mpt/L-copying --random ~/mpt/L [--quantization int8]
 
-Work that copies, greedy, on weights that copy (make_copying_checkpoint.py); a prompt is a passage of ids, as uneven in
-their frequencies as words, and the first ids of the answer, which say what to copy:
+Work that copies, greedy, on weights that copy (make_copying_checkpoint.py); a prompt is a passage of 384 of 800
+ids, and the first ids of the answer, which say what to copy:
 
  quote    an answer out of the passage: 128 tokens from its middle, word for word
  edit     the passage again, one id in 16 rewritten
@@ -15,12 +15,14 @@ Text that does not repeat, sampled at temperature 1 from random weights:
  fresh    any id of the vocabulary is about as likely as any other: no two ids ever come again together
  uneven   100 ids as uneven as words (by logit_bias): pairs of them come again all the time, and never go on alike
 
-Prints a table: medians over the repetitions, ratio of each repetition's two turns with its smallest and largest, share
-of accepted drafts, ids per step, and whether both turns gave the same ids, which they must.
+Prints a table: ids per second, medians over the repetitions; the ratio of each repetition's two turns, its median,
+smallest and largest; the share of drafts that were accepted; ids drafted for a request; ids per step; whether both
+turns gave the same ids, which they must; and the share of ids that are those which the weights are made to give.
 """
 
 import argparse
 import math
+import operator
 import os
 import random
 import statistics
@@ -30,56 +32,65 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine import DTYPES
 from make_copying_checkpoint import REWRITTEN
 
-FIRST_ID, NUM_IDS = 1000, 20_000  # of passages
+FIRST_ID, NUM_IDS = 1000, 800  # of passages
 PASSAGE, ANCHOR = 384, 4
 UNEVEN_IDS = 100
 
 
+class Task(NamedTuple):
+    """A request; expected: the answer, where the weights are made to give one."""
+
+    prompt: list[int]
+    params: dict[str, Any]
+    expected: list[int] | None = None
+
+
 @dataclass(frozen=True)
 class Workload:
-    """kind: the checkpoint it runs on. make: a source of randomness -> prompt, and more sampling parameters."""
+    """kind: of the checkpoint that it runs on."""
 
     name: str
     kind: str
     new_tokens: int
-    make: Callable[[random.Random], tuple[list[int], dict[str, Any]]]
+    make: Callable[[random.Random], Task]
 
 
 def passage(source: random.Random, rewritten: float) -> list[int]:
-    """Ids with frequencies as 1 / rank; a share of them such that the copying weights rewrite them."""
+    """Each id a few times, and a share of them such that the copying weights rewrite them."""
 
     def draw() -> int:
-        rank = int(NUM_IDS ** source.random())
-        block = FIRST_ID // REWRITTEN + rank
-        return block * REWRITTEN + (0 if source.random() < rewritten else 1 + rank % (REWRITTEN - 1))
+        place = 0 if source.random() < rewritten else source.randrange(2, REWRITTEN)  # 1 is what 0 is rewritten to
+        return FIRST_ID + REWRITTEN * source.randrange(NUM_IDS // REWRITTEN) + place
 
-    return [draw() % 50_000 for _ in range(PASSAGE)]
+    return [draw() for _ in range(PASSAGE)]
 
 
 def copying(name: str, rewritten: float, begin: int, new_tokens: int) -> Workload:
-    def make(source: random.Random) -> tuple[list[int], dict[str, Any]]:
+    def make(source: random.Random) -> Task:
         ids = passage(source, rewritten)
-        return ids + ids[begin : begin + ANCHOR], {"temperature": 0}
+        start = begin + ANCHOR
+        answer = [token + (token % REWRITTEN == 0) for token in ids[start : start + new_tokens]]
+        return Task(ids + ids[begin:start], {"temperature": 0}, answer)
 
     return Workload(name, "copying", new_tokens, make)
 
 
-def fresh(source: random.Random) -> tuple[list[int], dict[str, Any]]:
-    return passage(source, 0), {"temperature": 1, "seed": source.randrange(2**32)}
+def fresh(source: random.Random) -> Task:
+    return Task(passage(source, 0), {"temperature": 1, "seed": source.randrange(2**32)})
 
 
-def uneven(source: random.Random) -> tuple[list[int], dict[str, Any]]:
-    prompt, params = fresh(source)
+def uneven(source: random.Random) -> Task:
+    prompt, params, _ = fresh(source)
     ids = source.sample(range(FIRST_ID, 50_000), UNEVEN_IDS)
     # Far above all others, and among each other as 1 / rank.
-    return prompt, params | {"logit_bias": {token: 30 - math.log(rank) for rank, token in enumerate(ids, start=1)}}
+    return Task(prompt, params | {"logit_bias": {token: 30 - math.log(rank) for rank, token in enumerate(ids, 1)}})
 
 
 WORKLOADS = (
@@ -93,19 +104,21 @@ WORKLOADS = (
 
 @dataclass(frozen=True)
 class Turn:
-    """What one request of a workload took in one engine."""
+    """What one request of a workload took in one engine. as_expected: share of its ids; None where none are."""
 
     token_ids: tuple[int, ...]
     rate: float  # ids per second after the first
     steps: int
     drafted: int
     accepted: int
+    as_expected: float | None
 
 
 def take_turn(engine: Any, workload: Workload, repetition: int) -> Turn:
     from mpt_serve.engine import SamplingParams
 
-    prompt, params = workload.make(random.Random(f"{workload.name} {repetition}"))
+    task = workload.make(random.Random(f"{workload.name} {repetition}"))
+    params = SamplingParams(max_tokens=workload.new_tokens, ignore_eos=True, **task.params)
     done = threading.Event()
     ids: list[int] = []
     times: list[float] = []
@@ -118,7 +131,7 @@ def take_turn(engine: Any, workload: Workload, repetition: int) -> Turn:
             done.set()
 
     before = engine.stats()
-    engine.submit(prompt, SamplingParams(max_tokens=workload.new_tokens, ignore_eos=True, **params), listen)
+    engine.submit(task.prompt, params, listen)
     done.wait()
     after = engine.stats()
     if len(ids) != workload.new_tokens:
@@ -129,6 +142,7 @@ def take_turn(engine: Any, workload: Workload, repetition: int) -> Turn:
         len(times),
         after.drafted_tokens - before.drafted_tokens,
         after.accepted_tokens - before.accepted_tokens,
+        None if task.expected is None else statistics.mean(map(operator.eq, ids, task.expected)),
     )
 
 
@@ -143,14 +157,18 @@ def measure(engines: dict[str, Any], workload: Workload, repetitions: int) -> st
     off, on = turns["none"], turns["ngram"]
     ratios = [b.rate / a.rate for a, b in zip(off, on, strict=True)]
     drafted = sum(turn.drafted for turn in on)
-    accepted = sum(turn.accepted for turn in on) / drafted if drafted else 0
-    equal = all(a.token_ids == b.token_ids for a, b in zip(off, on, strict=True))
-    per_step = sum(len(turn.token_ids) for turn in on) / sum(turn.steps for turn in on)
-    return (
-        f"{workload.name:8} {statistics.median(t.rate for t in off):8.2f} {statistics.median(t.rate for t in on):8.2f}"
-        f" {statistics.median(ratios):6.2f} ({min(ratios):.2f} to {max(ratios):.2f})  {accepted:8.0%}"
-        f" {drafted / repetitions:8.0f} {per_step:8.2f}  {'yes' if equal else 'NO'}"
+    columns = (
+        f"{workload.name:8}",
+        f"{statistics.median(turn.rate for turn in off):8.2f}",
+        f"{statistics.median(turn.rate for turn in on):8.2f}",
+        f"{statistics.median(ratios):7.2f} ({min(ratios):5.2f} to {max(ratios):5.2f})",
+        f"{sum(turn.accepted for turn in on) / drafted:8.0%}" if drafted else f"{'-':>8}",
+        f"{drafted / repetitions:8.0f}",
+        f"{sum(len(turn.token_ids) for turn in on) / sum(turn.steps for turn in on):8.2f}",
+        "  yes" if all(a.token_ids == b.token_ids for a, b in zip(off, on, strict=True)) else "   NO",
+        " -" if on[0].as_expected is None else f"{statistics.mean(turn.as_expected or 0 for turn in on):9.0%}",
     )
+    return " ".join(columns)
 
 
 def load(checkpoint: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -186,9 +204,7 @@ def main() -> None:
     options = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
-    print(
-        f"{'':8} {'without':>8} {'with':>8} {'ratio':>6} {'':16} {'accepted':>8} {'drafted':>8} {'ids/step':>8}  equal"
-    )
+    print(f"{'without':>17} {'with':>8}   ratio {'accepted':>25} {'drafted':>8} ids/step equal as expected")
     for kind in ("copying", "random"):
         checkpoint = getattr(options, kind)
         workloads = [w for w in WORKLOADS if w.kind == kind and w.name in (options.workloads or [w.name])]

@@ -24,7 +24,7 @@ from model.weights import Weights
 from mpt_serve.engine.block_pool import BlockPool
 from mpt_serve.engine.completion import Collector, Completion
 from mpt_serve.engine.config import EngineConfig
-from mpt_serve.engine.drafting import Drafter, DraftStats, NgramDrafter
+from mpt_serve.engine.drafting import DraftModel, DraftStats, check_draft, make_drafter
 from mpt_serve.engine.memory import cache_plan_for
 from mpt_serve.engine.pipeline import Pipeline, Taken
 from mpt_serve.engine.request import (
@@ -57,6 +57,7 @@ class Engine:
     vocab_limit: ids from here on are neither accepted nor sampled (the tokenizer's size, where the model's is padded).
     eos_token_ids: ids that end a request unless it ignores them; None takes the config's.
     guides: what understands `SamplingParams.guide`; without it, guided requests are refused.
+    draft: the smaller model that drafts, where settings.speculation is 'draft'.
     Raises `ValueError` when the settings do not fit the model.
     """
 
@@ -68,8 +69,10 @@ class Engine:
         vocab_limit: int | None = None,
         eos_token_ids: Sequence[int] | None = None,
         guides: GuideCompiler | None = None,
+        draft: DraftModel | None = None,
     ) -> None:
         settings = settings or EngineConfig()
+        check_draft(settings, draft, config.vocab_size)
         weights = pack_weights(
             weights, config, weight_format(weights.norm_f.weight.devices(), "none", settings.kernels)
         )
@@ -78,7 +81,7 @@ class Engine:
         if settings.compilation_cache_dir is not None:
             use_compilation_cache(settings.compilation_cache_dir)
         cache_dtype = _weight_dtype(weights) if settings.cache_dtype == "auto" else jnp.dtype(settings.cache_dtype)
-        self._cache_plan = cache_plan_for(weights, config, settings, cache_dtype)
+        self._cache_plan = cache_plan_for(weights, config, settings, cache_dtype, draft.config if draft else None)
         max_samples = max(settings.max_num_seqs, _MIN_SAMPLES) if settings.speculates else settings.max_num_seqs
         limits = settings.max_num_seqs, settings.max_num_batched_tokens, max_samples
         pool = BlockPool(self._cache_plan.num_blocks, self._cache_plan.block_size)
@@ -96,9 +99,9 @@ class Engine:
         self._outbox: deque[tuple[Request, Delta]] = deque()
         self._counters = Counters()
         self._compilations = CompilationCounter()
-        self._drafter: Drafter | None = None
-        if settings.speculates:
-            self._drafter = NgramDrafter(self._runner.decode_sizes, settings.num_draft_tokens)
+        self._drafter = make_drafter(
+            settings, draft, weights, self._cache_plan, cache_dtype, self._vocab_limit, self._runner.decode_sizes
+        )
         self._pipeline = Pipeline(
             self._scheduler, self._runner, self._lock, config.vocab_size, self._drafter, self._taken, self._failed
         )
@@ -129,16 +132,21 @@ class Engine:
 
         quantization: 'none', 'int8' or 'int4' weights.
         quantization_cache_dir: a folder that keeps quantised weights between starts.
+        draft_model: the smaller checkpoint that drafts, where settings.speculation is 'draft'; loaded alike.
         """
         kernels = (settings or EngineConfig()).kernels
         if mesh is not None:
             format = WeightFormat(quantization)
         else:
             format = weight_format({find_device(device)}, quantization, kernels)
-        weights, config = mpt_from_pretrained(
-            path_or_id, device=device, dtype=dtype, mesh=mesh, format=format, cache_dir=quantization_cache_dir
-        )
-        return cls(weights, config, settings, vocab_limit, eos_token_ids, guides)
+
+        def load(path_or_id: str | Path) -> tuple[Weights, MptConfig]:
+            return mpt_from_pretrained(
+                path_or_id, device=device, dtype=dtype, mesh=mesh, format=format, cache_dir=quantization_cache_dir
+            )
+
+        draft = None if draft_model is None else DraftModel(*load(draft_model))
+        return cls(*load(path_or_id), settings, vocab_limit, eos_token_ids, guides, draft)
 
     @property
     def max_model_len(self) -> int:

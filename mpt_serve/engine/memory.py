@@ -49,9 +49,20 @@ class CachePlan:
         return self.num_blocks / self.max_blocks_per_sequence
 
 
-def cache_plan_for(weights: Weights, config: MptConfig, settings: EngineConfig, cache_dtype: DTypeLike) -> CachePlan:
-    """Decide the cache for weights that lie on their devices, and log what it amounts to. Raises as `plan_cache`."""
+def cache_plan_for(
+    weights: Weights,
+    config: MptConfig,
+    settings: EngineConfig,
+    cache_dtype: DTypeLike,
+    draft_config: MptConfig | None = None,
+) -> CachePlan:
+    """Decide the cache for weights that lie on their devices, and log what it amounts to. Raises as `plan_cache`.
+
+    draft_config: of a draft model, whose cache has as many tokens.
+    """
     bytes_per_token = kv_bytes_per_token(config, cache_dtype)
+    if draft_config is not None:
+        bytes_per_token += kv_bytes_per_token(draft_config, cache_dtype)
     plan = plan_cache(settings, config, bytes_per_token, _available_for_cache(weights))
     logger.info("weights: %.0f MiB", weight_bytes(weights) / 2**20)
     logger.info(

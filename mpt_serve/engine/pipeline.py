@@ -126,15 +126,18 @@ class Pipeline:
         return [r for r in running if r.num_tokens == r.num_computed + 1 and not r.exhausted]
 
     def _drafts(self) -> Drafts:
-        decoding = self._decoding()
-        if self._drafter is None or not decoding:
+        if self._drafter is None:
             return {}
-        drafts = self._drafter.propose(decoding, len(self._scheduler.running))
-        return dict(zip(decoding, drafts, strict=True))
+        with self._lock:
+            decoding = self._decoding()
+            lengths = self._drafter.plan(decoding, len(self._scheduler.running)) if decoding else []
+        if not any(lengths):
+            return {}
+        return dict(zip(decoding, self._drafter.draft(decoding, lengths), strict=True))
 
     def _schedule(self) -> _Step | None:
+        drafts = self._drafts()
         with self._lock:
-            drafts = self._drafts()
             rows = self._scheduler.schedule(drafts)
             if not rows.rows:
                 return None

@@ -30,6 +30,10 @@ def drafter() -> NgramDrafter:
     return measured(NgramDrafter(SIZES))
 
 
+def propose(drafter: NgramDrafter, requests: Sequence[Request]) -> list[list[int]]:
+    return drafter.draft(requests, drafter.plan(requests, len(requests)))
+
+
 class Decoding:
     """One request in an engine that generates `answer`, whatever is drafted."""
 
@@ -42,7 +46,7 @@ class Decoding:
     def run(self) -> None:
         output = self.request.output_ids
         while len(output) < len(self.answer):
-            (draft,) = self._drafter.propose([self.request], 1)
+            (draft,) = propose(self._drafter, [self.request])
             rest = self.answer[len(output) :]
             accepted = next((i for i, token in enumerate(draft) if token != rest[i]), len(draft))
             output += rest[: accepted + 1]
@@ -94,31 +98,31 @@ def test_a_text_that_starts_to_copy_is_noticed(drafter: NgramDrafter) -> None:
 
 def test_a_loop_is_drafted_beyond_its_end(drafter: NgramDrafter) -> None:
     request = request_of([9, 8, *[1, 2, 3] * 6])
-    assert drafter.propose([request], 1) == [([1, 2, 3] * 4)[:11]]
+    assert propose(drafter, [request]) == [([1, 2, 3] * 4)[:11]]
 
 
 def test_the_last_token_needs_no_draft(drafter: NgramDrafter) -> None:
     for left in range(1, 6):
-        (draft,) = drafter.propose([request_of([1, 2, 3] * 9, max_output=left)], 1)
+        (draft,) = propose(drafter, [request_of([1, 2, 3] * 9, max_output=left)])
         assert len(draft) <= left - 1
         assert draft or left == 1
 
 
 def test_drafts_end_before_a_stop_id(drafter: NgramDrafter) -> None:
     loop = list(range(20)) * 2
-    assert drafter.propose([request_of(loop, stop_ids=[3])], 1) == [[0, 1, 2]]
-    assert drafter.propose([request_of(loop, stop_ids=[0])], 1) == [[]]
+    assert propose(drafter, [request_of(loop, stop_ids=[3])]) == [[0, 1, 2]]
+    assert propose(drafter, [request_of(loop, stop_ids=[0])]) == [[]]
 
 
 def test_penalised_requests_get_no_draft(drafter: NgramDrafter) -> None:
     requests = [request_of([1, 2, 3] * 9, presence_penalty=1.0), request_of([1, 2, 3] * 9)]
-    assert [len(draft) > 0 for draft in drafter.propose(requests, 2)] == [False, True]
+    assert [len(draft) > 0 for draft in propose(drafter, requests)] == [False, True]
 
 
 def test_a_request_with_an_id_in_flight_gets_no_draft_but_is_worth_reading(drafter: NgramDrafter) -> None:
     copying, other = request_of(TEXT + TEXT[:20]), request_of(TEXT)
     copying.in_flight = other.in_flight = 1
-    assert drafter.propose([copying], 1) == [[]]
+    assert propose(drafter, [copying]) == [[]]
     assert drafter.worth_reading([copying], 1)
     assert drafter.worth_reading([other, copying], 2)
     assert not drafter.worth_reading([other], 1)
@@ -128,14 +132,14 @@ def test_a_long_prompt_is_indexed_over_several_steps(drafter: NgramDrafter) -> N
     source = random.Random(3)
     prompt = [source.randrange(40_000) for _ in range(65_000)]
     request = request_of(prompt + prompt[:20])
-    drafts = [drafter.propose([request], 1)[0] for _ in range(17)]
+    drafts = [propose(drafter, [request])[0] for _ in range(17)]
     assert drafts[0] == []
     assert drafts[-1] == prompt[20:31]
 
 
 def test_forgotten_requests_leave_nothing_behind(drafter: NgramDrafter) -> None:
     request = request_of(TEXT)
-    drafter.propose([request], 1)
+    propose(drafter, [request])
     drafter.forget(request)
     drafter.forget(request)
     assert not drafter._sequences
@@ -144,7 +148,7 @@ def test_forgotten_requests_leave_nothing_behind(drafter: NgramDrafter) -> None:
 def test_a_resumed_answer_counts_as_known(drafter: NgramDrafter) -> None:
     request = request_of(TEXT)
     request.output_ids += TEXT[10:40]
-    assert drafter.propose([request], 1) == [TEXT[40:51]]
+    assert propose(drafter, [request]) == [TEXT[40:51]]
 
 
 def test_a_limit_without_sense_is_refused() -> None:

@@ -4,7 +4,9 @@ The model samples every position of a draft with that position's own random numb
 equals what was sampled: the answer is the one without drafts, to the id. So a drafter is free to use measured times.
 """
 
+from mpt_serve.engine.drafting.choice import DraftModel, check_draft, make_drafter
 from mpt_serve.engine.drafting.drafter import Drafter, DraftStats
+from mpt_serve.engine.drafting.model_drafter import ModelDrafter
 from mpt_serve.engine.drafting.ngram_drafter import NgramDrafter
 
-__all__ = ["DraftStats", "Drafter", "NgramDrafter"]
+__all__ = ["DraftModel", "DraftStats", "Drafter", "ModelDrafter", "NgramDrafter", "check_draft", "make_drafter"]

@@ -1,11 +1,10 @@
 """How often the guesses for one request are right."""
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-# Lower ends of the classes of match lengths, and how often the id after such a match is right in ordinary text.
-_CLASSES = (1, 2, 3, 4, 6, 9, 16)
-_PRIOR_RATES = (0.1, 0.2, 0.35, 0.5, 0.6, 0.75, 0.85)
+# How often the id after a match of at least so many ids is right in ordinary text.
+_PRIOR_RATES = {1: 0.1, 2: 0.2, 3: 0.35, 4: 0.5, 6: 0.6, 9: 0.75, 16: 0.85}
 # A prior weighs as much as so many guesses, and each guess makes those before it count less: a request's text changes.
 _PRIOR_WEIGHT = 2.0
 _MEMORY = 0.9
@@ -17,17 +16,19 @@ class AcceptanceRates:
     Long matches are copies, short ones mostly chance: each class of lengths learns its own rate, starting from a prior.
     """
 
-    def __init__(self) -> None:
-        self._rates = list(_PRIOR_RATES)
-        self._hits = [_PRIOR_WEIGHT * rate for rate in _PRIOR_RATES]
-        self._guesses = [_PRIOR_WEIGHT] * len(_CLASSES)
+    def __init__(self, priors: Mapping[int, float] = _PRIOR_RATES) -> None:
+        """priors: rates by the smallest length of each class; the first is 1."""
+        self._classes = tuple(priors)
+        self._rates = list(priors.values())
+        self._hits = [_PRIOR_WEIGHT * rate for rate in self._rates]
+        self._guesses = [_PRIOR_WEIGHT] * len(self._rates)
 
     def rate(self, length: int) -> float:
-        return self._rates[bisect_right(_CLASSES, length) - 1]
+        return self._rates[bisect_right(self._classes, length) - 1]
 
     def observe(self, length: int, hit: bool) -> None:
         """A guess after a match of `length` >= 1 ids was right or wrong."""
-        i = bisect_right(_CLASSES, length) - 1
+        i = bisect_right(self._classes, length) - 1
         self._hits[i] = _MEMORY * self._hits[i] + hit
         self._guesses[i] = _MEMORY * self._guesses[i] + 1
         self._rates[i] = self._hits[i] / self._guesses[i]

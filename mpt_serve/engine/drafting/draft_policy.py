@@ -10,31 +10,34 @@ from mpt_serve.engine.drafting.step_costs import StepCosts
 _MARGIN = 1.05
 
 
-def draft_lengths(survivals: Sequence[Sequence[float]], num_rows: int, costs: StepCosts) -> list[int]:
-    """Share out the tokens of the step size that promises the most tokens per second; zeros where none pays.
+def draft_lengths(
+    survivals: Sequence[Sequence[float]], num_rows: int, costs: StepCosts, cost_of_drafting: float = 0.0
+) -> list[int]:
+    """How many ids to draft for each request: where the step promises the most tokens per second; zeros where none pay.
 
     survivals: for each request, the probability that its first, second ... drafted id is accepted; falling.
     num_rows: rows of the step, each of which yields one id without drafts (requests without survivals included).
+    cost_of_drafting: of one more id for all requests together, in the unit of `costs`.
 
-    A step of R rows and the drafts of a set D yields R + sum of the survivals of D ids. For each step size s the best
-    set is that of the s - R largest survivals; as survivals fall along a draft, it consists of beginnings of drafts.
-    The best size is the one with the largest yield / cost(s).
+    A step of R rows and n drafted ids, the longest draft being of m, promises R + sum of the ids' survivals tokens in
+    cost(R + n) + m * cost_of_drafting. The best n ids are those with the n largest survivals; as survivals fall along a
+    draft, they are beginnings of drafts. So it is enough to try each n.
     """
-    candidates = [(survival, i) for i, row in enumerate(survivals) for survival in row]
+    candidates = [(survival, -j, i) for i, row in enumerate(survivals) for j, survival in enumerate(row)]
+    best = heapq.nlargest(max(0, max(costs.sizes) - num_rows), candidates)
     lengths = [0] * len(survivals)
-    if not candidates:
+    if not best:
         return lengths
-    room = max(costs.sizes) - num_rows
-    best = heapq.nlargest(room, candidates, key=lambda candidate: candidate[0]) if room > 0 else []
-    most, chosen, taken, expected = _MARGIN * num_rows / costs.cost(num_rows), 0, 0, float(num_rows)
-    for size in costs.sizes:
-        if size <= num_rows or taken == len(best):
-            continue
-        until = min(size - num_rows, len(best))
-        expected += sum(survival for survival, _ in best[taken:until])
-        taken = until
-        if expected / costs.cost(size) > most:
-            most, chosen = expected / costs.cost(size), taken
-    for _, i in best[:chosen]:
+    most, chosen, expected, longest = _MARGIN * num_rows / costs.cost(num_rows), 0, float(num_rows), 0
+    size, cost = 0, 0.0
+    for n, (survival, place, _) in enumerate(best, start=1):
+        expected += survival
+        longest = max(longest, 1 - place)
+        if num_rows + n > size:
+            size, cost = costs.padded(num_rows + n), costs.cost(num_rows + n)
+        rate = expected / (cost + longest * cost_of_drafting)
+        if rate > most:
+            most, chosen = rate, n
+    for _, _, i in best[:chosen]:
         lengths[i] += 1
     return lengths

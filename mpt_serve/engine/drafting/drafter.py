@@ -27,9 +27,10 @@ class Drafter(ABC):
 
     step_sizes: the numbers of tokens that steps are padded to. max_draft_tokens: of one request in one step.
 
-    Around every step without prompt tokens the engine calls, in this order: `worth_reading` while the step before is
-    in flight, and where that says so it reads that step first; `propose`, whose drafts it may cut short; after the
-    step, `observe` for each row with a draft, and `step_took`. `forget` ends a request.
+    Around every step the engine calls, in this order: `worth_reading` while the step before is in flight, and where
+    that says so it reads that step first; `plan`, then `draft`, whose drafts it may cut short; after the step,
+    `observe` for each row with a draft, and `step_took`. `forget` ends a request. All but `draft` are quick, and need
+    the engine's lock.
     """
 
     def __init__(self, step_sizes: Sequence[int], max_draft_tokens: int) -> None:
@@ -43,15 +44,19 @@ class Drafter(ABC):
     def worth_reading(self, requests: Sequence[Request], num_rows: int) -> bool:
         """Whether to read the ids in flight before the next step of num_rows rows, as drafts will probably pay.
 
-        requests: those of the rows. A step that is dispatched before the last ids are known cannot carry drafts.
+        requests: those that go on with one token. A step that starts before the last ids are known cannot carry drafts.
         """
 
     @abstractmethod
-    def propose(self, requests: Sequence[Request], num_rows: int) -> list[list[int]]:
-        """A draft for each request of a step of num_rows rows, empty where none pays.
+    def plan(self, requests: Sequence[Request], num_rows: int) -> list[int]:
+        """How many ids to draft for each request of a step of num_rows rows; 0 where none pay.
 
         Requests with ids in flight get none, nor do those whose logits depend on the ids before (penalties).
         """
+
+    @abstractmethod
+    def draft(self, requests: Sequence[Request], lengths: Sequence[int]) -> list[list[int]]:
+        """The drafts that `plan` decided on, one for each request, perhaps shorter. May use the device."""
 
     @abstractmethod
     def forget(self, request: Request) -> None:
@@ -76,3 +81,9 @@ class Drafter(ABC):
         if request.params.penalised:
             return 0
         return max(0, min(self.max_draft_tokens, request.max_output - request.num_generated - 1))
+
+
+def before_stop(request: Request, draft: list[int]) -> list[int]:
+    """The draft without the first id that would end the request and all after it: a row yields that id anyway."""
+    end = next((i for i, token in enumerate(draft) if token in request.stop_ids), len(draft))
+    return draft[:end]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from mpt_serve.engine.drafting.acceptance import AcceptanceRates
 from mpt_serve.engine.drafting.draft_policy import draft_lengths
-from mpt_serve.engine.drafting.drafter import Drafter
+from mpt_serve.engine.drafting.drafter import Drafter, before_stop
 from mpt_serve.engine.drafting.ngram_index import Match, NgramIndex
 from mpt_serve.engine.request import Request
 
@@ -72,12 +72,13 @@ class NgramDrafter(Drafter):
     def worth_reading(self, requests: Sequence[Request], num_rows: int) -> bool:
         return any(draft_lengths([self._survivals(request) for request in requests], num_rows, self._costs))
 
-    def propose(self, requests: Sequence[Request], num_rows: int) -> list[list[int]]:
+    def plan(self, requests: Sequence[Request], num_rows: int) -> list[int]:
         survivals = [[] if request.in_flight else self._survivals(request) for request in requests]
-        lengths = draft_lengths(survivals, num_rows, self._costs)
+        return draft_lengths(survivals, num_rows, self._costs)
+
+    def draft(self, requests: Sequence[Request], lengths: Sequence[int]) -> list[list[int]]:
         return [
-            _before_stop(request, self._sequences[request].draft(length)) if length else []
-            for request, length in zip(requests, lengths, strict=True)
+            self._draft(request, length) if length else [] for request, length in zip(requests, lengths, strict=True)
         ]
 
     def forget(self, request: Request) -> None:
@@ -92,8 +93,6 @@ class NgramDrafter(Drafter):
             sequence = self._sequences[request] = _Sequence()
         return sequence.survivals(room, request.in_flight) if sequence.advance(request) else []
 
-
-def _before_stop(request: Request, draft: list[int]) -> list[int]:
-    """The draft without the first id that would end the request and all after it: a row yields that id anyway."""
-    end = next((i for i, token in enumerate(draft) if token in request.stop_ids), len(draft))
-    return draft[:end]
+    def _draft(self, request: Request, length: int) -> list[int]:
+        sequence = self._sequences.get(request)
+        return [] if sequence is None else before_stop(request, sequence.draft(length))  # it may have been cancelled

@@ -27,6 +27,11 @@ class StepCosts:
         self._measured_at: dict[int, int] = {}
         self._steps = 0
 
+    @property
+    def known(self) -> bool:
+        """Costs are seconds: something has been measured."""
+        return bool(self._seconds)
+
     def padded(self, num_tokens: int) -> int:
         """The size of the step that computes so many tokens; beyond the largest size, the number itself."""
         i = bisect_left(self.sizes, num_tokens)
