@@ -134,7 +134,12 @@ def choose_ids(
 ) -> Array:
     """The ids [S] int32 that `uniform` [S] draws. A step whose rows all ask for nothing pays for one argmax."""
     raw = within(logits, vocab_limit)
-    logits = _transform(raw, batch, masks, counts, bias)
+    penalised = (batch.repetition != 1) | (batch.presence != 0) | (batch.frequency != 0)
+    logits = lax.cond(
+        jnp.any(batch.masked | batch.biased | penalised),
+        lambda: _transform(raw, batch, penalised, masks, counts, bias),
+        lambda: raw,
+    )
     greedy = first_largest(logits)
     nothing_left = jnp.take_along_axis(logits, greedy[:, None], axis=1)[:, 0] == -jnp.inf
     greedy = lax.cond(
@@ -146,9 +151,10 @@ def choose_ids(
     return jnp.where(drawing, drawn, greedy)
 
 
-def _transform(logits: Array, batch: SamplingBatch, masks: Array, counts: Array, bias: Array) -> Array:
+def _transform(
+    logits: Array, batch: SamplingBatch, penalised: Array, masks: Array, counts: Array, bias: Array
+) -> Array:
     """Everything that greedy rows see too: mask, bias and penalties. [S, V] without nan -> the same."""
-    penalised = (batch.repetition != 1) | (batch.presence != 0) | (batch.frequency != 0)
     logits = _where(batch.masked, lambda x: jnp.where(_allowed(masks, x.shape[1]), x, -jnp.inf), logits)
     logits = _where(batch.biased, lambda x: x + bias[batch.slot], logits)
     logits = _where(penalised, lambda x: _penalise(x, batch, counts[batch.slot]), logits)
