@@ -10,10 +10,10 @@ A step's rows are sampled in this order:
 5. Others: temperature, min_p, top_k, top_p, and one draw. top_p sees the probabilities renormalised over what min_p and
    top_k left. Ids that tie at a filter's threshold are kept together, and none of the filters sorts (`draw.py`).
 
-This is vLLM's (V1) order. It cuts ties under top_p by the order of its sort, where we keep them. transformers'
-processors run otherwise: bias, repetition penalty (it has no other), then the masks, which comes to the same; and, when
-sampling, temperature, top_k, top_p, min_p: there top_p takes its share of what top_k left, before min_p, and so keeps
-more ids than here where both are asked for.
+This is vLLM's (V1) order. transformers' processors run otherwise: bias, repetition penalty (it has no other), then
+the masks, which comes to the same; and, when sampling, temperature, top_k, top_p, min_p: there top_p takes its share of
+what top_k left, before min_p, and so keeps more ids than here where both are asked for. Under top_p both cut ties by
+the order of their sort, where we keep them.
 
 Where nothing is allowed, the row takes its largest raw logit below the vocabulary's limit instead; an id from the limit
 on is never sampled. nan counts as -inf; a row without any number takes id 0. A row's result depends on nothing but its

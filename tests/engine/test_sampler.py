@@ -20,6 +20,7 @@ from mpt_serve.engine.sampler import (
     Logprobs,
     SamplerState,
     SamplingBatch,
+    _uniform,
     init_sampler_state,
     logprobs_of,
     sample,
@@ -121,6 +122,7 @@ def deviation(counts: np.ndarray, probabilities: np.ndarray) -> float:
 
 
 EVEN = tuple(range(0, VOCAB, 2))
+PENALTIES = ("repetition", "presence", "frequency")
 SEEN = {"prompt": (1, 2, 3, 30), "generated": (3, 3, 3, 4, 5, 20)}
 
 
@@ -165,6 +167,23 @@ def test_large_vocabularies_are_sampled_across_blocks() -> None:
     logits[possible] = np.log([0.3, 0.1, 0.2, 0.1, 0.2, 0.1])
     ids = draw(logits, 999)
     assert abs(deviation(np.bincount(ids, minlength=1000), distribution(logits, 999))) < 4
+
+
+def test_large_vocabularies_are_sampled_after_all_filters() -> None:
+    logits = np.random.default_rng(3).normal(size=3000).astype(np.float32)
+    wanted = {
+        "temperature": 1.1,
+        "min_p": 0.01,
+        "top_k": 700,
+        "top_p": 0.8,
+        "bias": {5: 2.0},
+        **SEEN,
+        "repetition": 1.5,
+    }
+    ids = np.concatenate([draw(logits, 2990, seed=seed, **wanted) for seed in range(4)])
+    probabilities = distribution(logits, 2990, **wanted)
+    assert 200 < (probabilities > 0).sum() < 700  # both filters have an effect
+    assert abs(deviation(np.bincount(ids, minlength=3000), probabilities)) < 4
 
 
 def test_ties_at_the_threshold_are_kept_together() -> None:
@@ -391,6 +410,29 @@ def test_log_probabilities_of_logits_that_are_no_numbers() -> None:
     assert (found.top_logprobs[:, 4:] == -inf).all()
 
 
+def drawable(
+    logits: np.ndarray, limit: int, batch: SamplingBatch, mask: np.ndarray, state: SamplerState, row: int
+) -> set[int]:
+    """What the row's draw gives; two ids or more where float32 sums may be rounded to either side of a border."""
+    wanted = {name: getattr(batch, name)[row].item() for name in ("temperature", "top_k", "min_p", *PENALTIES)}
+    counts, bias = np.asarray(state.counts[row]), np.asarray(state.bias[row])
+    generated = np.repeat(np.arange(len(counts)), counts % PROMPT)
+    wanted |= {"prompt": np.flatnonzero(counts >= PROMPT), "generated": generated.tolist()}
+    if batch.biased[row]:
+        wanted["bias"] = dict(enumerate(bias.tolist()))
+    if batch.masked[row]:
+        bits = np.unpackbits(mask.astype("<u4").view(np.uint8), bitorder="little")
+        wanted["allowed"] = np.flatnonzero(bits[:limit]).tolist()
+    uniform = float(_uniform(batch.seed[row], batch.choice_index[row], batch.position[row]))
+    possible: set[int] = set()
+    for top_p in np.clip(batch.top_p[row].item() * np.array([1 - 1e-5, 1, 1 + 1e-5]), 0, 1):
+        probabilities = distribution(np.where(np.isnan(logits), -np.inf, logits), limit, top_p=top_p, **wanted)
+        stops = np.cumsum(probabilities)
+        near = (stops - probabilities - 1e-5 <= uniform) & (uniform < stops + 1e-5) & (probabilities > 0)
+        possible |= set(np.flatnonzero(near).tolist())
+    return possible
+
+
 @pytest.mark.parametrize("vocab", [17, 300, 5000])
 def test_native_kernels_choose_what_the_definition_chooses(kernels: str, vocab: int) -> None:
     if kernels == "xla":
@@ -399,14 +441,16 @@ def test_native_kernels_choose_what_the_definition_chooses(kernels: str, vocab: 
     logits, batch, masks, state = mixed_rows(rows, vocab, seed=vocab)
     logits[::3] = np.round(logits[::3])  # many ties
     logits[1::64, ::2] = np.nan
-    batch = batch._replace(masked=batch.masked.at[5].set(True))
-    masks[5] = 0
+    batch = batch._replace(masked=batch.masked.at[-1].set(True))
+    masks[-1] = 0  # nothing is allowed
     defined, defined_logprobs, _ = sample_jit(logits, batch, masks, state, limit, None)
     ids, logprobs, _ = sample_jit(logits, batch, masks, state, limit, native)
     # A sum that is rounded otherwise may move a border past the draw, or move an id across top_p's.
     differ = np.flatnonzero(ids != defined)
     assert len(differ) <= 2
-    assert (batch.temperature[differ] > 0).all()
+    drawing = np.flatnonzero(batch.temperature > 0)
+    for row in {*differ, *drawing[:30]}:
+        assert {int(ids[row]), int(defined[row])} <= drawable(logits[row], limit, batch, masks[row], state, row)
     same = np.flatnonzero(ids == defined)
     for name in ("rank", "top_ids"):
         np.testing.assert_array_equal(getattr(logprobs, name)[same], getattr(defined_logprobs, name)[same])

@@ -1,16 +1,20 @@
 // The kernels of one instruction set against plain loops in double, without XLA and Python: for machines, or emulators,
 // that have only a compiler. Build with -DMPT_ISA=portable -DMPT_CPU_FEATURES= and the kernels' flags; exit status 0 is
 // success.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <limits>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <thread>
 #include <vector>
 
 #include "linear.h"
+#include "logprobs.h"
 #include "paged_attention.h"
+#include "sampling.h"
 
 namespace mpt {
 namespace MPT_ISA {
@@ -288,6 +292,120 @@ void check_attention(const Case& c) {
   expect(same, "  token by token, the same bits", 0);
 }
 
+// --- sampling -------------------------------------------------------------------------------------------------------
+
+// Rows that ask for different things, all from one slot.
+struct Rows {
+  int64_t S, V, limit;
+  std::vector<float> logits, bias, temperature, top_p, min_p, repetition, presence, frequency, uniform;
+  std::vector<uint32_t> masks;
+  std::vector<int32_t> counts, slot, top_k, ids;
+  std::unique_ptr<bool[]> biased, masked;
+
+  Rows(int64_t S, int64_t V) : S(S), V(V), limit(V - 7), logits(normal(S * V)), bias(normal(V)), biased(new bool[S]), masked(new bool[S]) {
+    auto number = [](float low, float high) { return std::uniform_real_distribution<float>(low, high)(generator); };
+    auto some = [&](float value, float otherwise) { return generator() % 2 ? value : otherwise; };
+    for (float& x : logits) x *= 3;
+    for (int64_t i = 0; i < V; ++i) counts.push_back((generator() % 5 == 0) << 30 | (generator() % 5 ? 0 : generator() % 4));
+    for (int64_t i = 0; i < S * ((V + 31) / 32); ++i) masks.push_back(generator());
+    for (int64_t s = 0; s < S; ++s) {
+      temperature.push_back(s % 8 ? number(0.3f, 2) : 0), uniform.push_back(number(0, 0.9999f));
+      top_p.push_back(some(number(0.2f, 0.99f), 1)), min_p.push_back(some(number(0, 0.1f), 0));
+      top_k.push_back(generator() % 2 * (1 + generator() % V)), slot.push_back(0);
+      repetition.push_back(some(1.5f, 1)), presence.push_back(some(0.5f, 0)), frequency.push_back(some(-0.3f, 0));
+      biased[s] = generator() % 2, masked[s] = generator() % 2;
+    }
+    ids.assign(S, -1);
+  }
+
+  SampleArgs args() {
+    SampleArgs a = {};
+    a.logits = logits.data(), a.S = S, a.V = V, a.limit = limit, a.masks = masks.data(), a.counts = counts.data();
+    a.bias = bias.data(), a.slots = 1, a.slot = slot.data(), a.temperature = temperature.data();
+    a.top_k = top_k.data(), a.top_p = top_p.data(), a.min_p = min_p.data(), a.repetition = repetition.data();
+    a.presence = presence.data(), a.frequency = frequency.data(), a.biased = biased.get(), a.masked = masked.get();
+    a.uniform = uniform.data(), a.ids = ids.data();
+    return a;
+  }
+
+  std::vector<double> changed(int64_t s) const {
+    std::vector<double> x(logits.begin() + s * V, logits.begin() + s * V + limit);
+    for (int64_t i = 0; i < limit; ++i) {
+      if (masked[s] && !(masks[s * ((V + 31) / 32) + i / 32] >> i % 32 & 1)) x[i] = -INFINITY;
+      if (biased[s]) x[i] += bias[i];
+      if (counts[i]) x[i] = x[i] > 0 ? x[i] / repetition[s] : x[i] * repetition[s];
+      const int generated = counts[i] & ((1 << 30) - 1);
+      x[i] -= frequency[s] * double(generated) + (generated ? presence[s] : 0);
+    }
+    return x;
+  }
+
+  // How far the draw is from the chosen id's part of the running sum; 0 inside.
+  double miss(int64_t s) const {
+    const std::vector<double> x = changed(s);
+    const double top = *std::max_element(x.begin(), x.end());
+    if (temperature[s] == 0) return top - x[ids[s]];
+    std::vector<double> weight(limit), sorted;
+    for (int64_t i = 0; i < limit; ++i) weight[i] = std::exp((x[i] - top) / temperature[s]);
+    auto drop_below = [&](double least) {
+      for (double& w : weight) w = w < least ? 0 : w;
+      sorted = weight;
+      std::sort(sorted.rbegin(), sorted.rend());
+    };
+    drop_below(min_p[s]);
+    if (top_k[s] > 0 && top_k[s] < limit) drop_below(sorted[top_k[s] - 1]);
+    double rest = top_p[s] * std::accumulate(sorted.begin(), sorted.end(), 0.);
+    size_t last = 0;
+    while (last + 1 < sorted.size() && (rest -= sorted[last]) > 0) ++last;
+    drop_below(sorted[last]);
+    const double total = std::accumulate(weight.begin(), weight.end(), 0.);
+    const double before = std::accumulate(weight.begin(), weight.begin() + ids[s], 0.) / total;
+    return std::max({before - uniform[s], uniform[s] - before - weight[ids[s]] / total, 0.});
+  }
+};
+
+void check_sampling(int64_t V) {
+  Rows rows(64, V);
+  Threads one(1), many(3);
+  sample(rows.args(), many);
+  many.join();
+  double worst = 0;
+  for (int64_t s = 0; s < rows.S; ++s) worst = std::max(worst, rows.miss(s));
+  expect(worst < 1e-5, "sampling", worst);
+  const std::vector<int32_t> ids = rows.ids;
+  sample(rows.args(), one);
+  expect(ids == rows.ids, "  on one thread, the same ids", 0);
+}
+
+void check_logprobs(int64_t V) {
+  constexpr int64_t S = 5, most = 20;
+  std::vector<float> logits = normal(S * V), logprob(S), top_logprobs(S * most);
+  for (int64_t i = 0; i < V; ++i) logits[i] = std::round(logits[i]);  // many ties
+  std::vector<int32_t> ids, num_logprobs(S, most), rank(S), top_ids(S * most);
+  for (int64_t s = 0; s < S; ++s) ids.push_back(generator() % V);
+  const LogprobsArgs a = {logits.data(), S, V, V - 7, most, ids.data(), num_logprobs.data(), logprob.data(), rank.data(), top_ids.data(), top_logprobs.data()};
+  Threads one(1);
+  log_probabilities(a, one);
+  double worst = 0;
+  bool right = true;
+  for (int64_t s = 0; s < S; ++s) {
+    const float* x = logits.data() + s * V;
+    double total = 0;
+    for (int64_t i = 0; i < V; ++i) total += std::exp(double(x[i]));
+    worst = std::max(worst, std::abs(logprob[s] - (x[ids[s]] - std::log(total))));
+    right &= rank[s] == 1 + std::count_if(x, x + V, [&](float other) { return other > x[ids[s]]; });
+    std::vector<int32_t> best(a.limit);
+    std::iota(best.begin(), best.end(), 0);
+    std::stable_sort(best.begin(), best.end(), [&](int32_t i, int32_t j) { return x[i] > x[j]; });
+    for (int64_t j = 0; j < most; ++j) {
+      right &= top_ids[s * most + j] == best[j];
+      worst = std::max(worst, std::abs(top_logprobs[s * most + j] - (x[best[j]] - std::log(total))));
+    }
+  }
+  expect(worst < 2e-6, "log probabilities", worst);
+  expect(right, "  ranks and the most likely ids", 0);
+}
+
 int run() {
   for (int64_t M : {1, 5, 29}) {
     check_linear("linear float32", WeightFormat::kFloat32, M, 70, 200, 1e-6);
@@ -301,6 +419,7 @@ int run() {
   check_attention({"attention 8 heads on 2, window", 8, 2, 32, 24, bf16, false, 0, 50});
   check_attention({"attention odd head, soft cap, window", 5, 1, 37, 7, f32, true, 5, 3});
   check_attention({"attention 6 heads on 2, blocks of 1", 6, 2, 48, 1, bf16, false, 20, 130});
+  for (int64_t V : {33, 1000, 5001}) check_sampling(V), check_logprobs(V);
   std::printf("%s: %d failures\n", failures ? "FAILED" : "passed", failures);
   return failures != 0;
 }

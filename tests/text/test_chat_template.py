@@ -178,7 +178,9 @@ class TestHostileTemplates:
         monkeypatch.setenv("API_KEY", "secret")
         template = ChatTemplate("fine")
         assert template.render([USER]) == "fine"
-        process = Path(f"/proc/{template._process._child.pid}")
+        child = template._process._child
+        assert child is not None
+        process = Path(f"/proc/{child.pid}")
         assert b"API_KEY" not in (process / "environ").read_bytes()
         template.close()
         assert not process.exists()
