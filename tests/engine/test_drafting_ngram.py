@@ -96,6 +96,16 @@ def test_a_text_that_starts_to_copy_is_noticed(drafter: NgramDrafter) -> None:
     assert len(decoding.steps) < 180 + 150 / 4
 
 
+@pytest.mark.parametrize("replacement", [[], [2001], [2001, 2002]], ids=["left out", "replaced", "longer"])
+def test_a_copy_goes_on_after_a_change(drafter: NgramDrafter, replacement: list[int]) -> None:
+    # Every tenth id is another: the ten after it have no id before them that was there before.
+    answer = [new for i, token in enumerate(TEXT) for new in (replacement if i % 10 == 9 else [token])]
+    decoding = Decoding(drafter, TEXT, answer)
+    decoding.run()
+    changes = len(TEXT) // 10
+    assert len(decoding.steps) < changes * (2.5 + len(replacement))
+
+
 def test_a_loop_is_drafted_beyond_its_end(drafter: NgramDrafter) -> None:
     request = request_of([9, 8, *[1, 2, 3] * 6])
     assert propose(drafter, [request]) == [([1, 2, 3] * 4)[:11]]
