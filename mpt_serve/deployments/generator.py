@@ -100,7 +100,6 @@ class Generator:
 
 def _load_engine(settings: Settings) -> "Engine":
     from mpt_serve.engine import Engine, EngineConfig
-    from mpt_serve.guided.compiler import GuideCompiler
     from mpt_serve.text.tokenizer import TextTokenizer
 
     _check_accelerator()
@@ -112,21 +111,16 @@ def _load_engine(settings: Settings) -> "Engine":
         compilation_cache_dir=None if cache_dir is None else str(Path(cache_dir).expanduser()),
     )
     mesh = _mesh(settings)
-    # A guided answer ends with an end-of-sequence id.
-    eos = tokenizer.eos_token_ids
-    guides = GuideCompiler(tokenizer.text_token_bytes(), eos) if eos else None
     draft_model = settings.engine.draft_model
     return Engine.from_pretrained(
         model_path(settings.model),
         config,
         dtype=_dtype(settings, mesh),
         mesh=mesh,
-        vocab_limit=tokenizer.vocab_len,
-        eos_token_ids=tokenizer.eos_token_ids,
         quantization=settings.quantization,
         quantization_cache_dir=settings.quantization_cache_dir,
         draft_model=None if draft_model is None else model_path(draft_model),
-        guides=guides,
+        tokenizer=tokenizer,
     )
 
 

@@ -1,11 +1,13 @@
-"""The engine: token ids in, token ids out. No text, no HTTP, no Ray; one process, one model.
+"""The engine: one process, one model; no HTTP, no Ray.
+
+Requests are token ids in, token ids out; text is what `Engine.generate` makes of them at the edge.
 
 Requests, parameters and settings are plain Python. `Engine` brings JAX with it, and is imported when it is first named.
 """
 
 from typing import TYPE_CHECKING
 
-from mpt_serve.engine.completion import Completion
+from mpt_serve.engine.completion import Choice, Completion, Piece
 from mpt_serve.engine.config import EngineConfig
 from mpt_serve.engine.request import Delta, EngineClosedError, FinishReason, RequestError, TokenLogprobs
 from mpt_serve.engine.sampling_params import SamplingParams
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from mpt_serve.engine.engine import Engine
 
 __all__ = [
+    "Choice",
     "Completion",
     "Delta",
     "Engine",
@@ -22,6 +25,7 @@ __all__ = [
     "EngineConfig",
     "EngineStats",
     "FinishReason",
+    "Piece",
     "RequestError",
     "SamplingParams",
     "TokenLogprobs",

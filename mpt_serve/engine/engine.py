@@ -18,14 +18,15 @@ from jax.typing import DTypeLike
 from model.config import MptConfig
 from model.kernels.choice import weight_format
 from model.packed import PackedMatrix
-from model.pretrained import find_device, mpt_from_pretrained
+from model.pretrained import find_device, mpt_from_pretrained, resolve_checkpoint
 from model.quantization import WeightFormat, pack_weights
 from model.weights import Weights
 from mpt_serve.engine.block_pool import BlockPool
-from mpt_serve.engine.completion import Collector, Completion
 from mpt_serve.engine.config import EngineConfig
 from mpt_serve.engine.drafting import DraftModel, DraftStats, check_draft, make_drafter
+from mpt_serve.engine.generate import GenerationMixin
 from mpt_serve.engine.memory import cache_plan_for
+from mpt_serve.engine.model_text import ModelText
 from mpt_serve.engine.pipeline import Pipeline, Taken
 from mpt_serve.engine.request import (
     Delta,
@@ -42,22 +43,26 @@ from mpt_serve.engine.scheduler import Scheduler, extend_digests
 from mpt_serve.engine.stats import Counters, EngineStats
 from mpt_serve.engine.token_limits import GuideState, TokenLimits
 from mpt_serve.guided.compiler import GuideCompiler
+from mpt_serve.model_folder import model_path
+from mpt_serve.text.tokenizer import TextTokenizer
 
 logger = logging.getLogger(__name__)
 
 _MIN_SAMPLES = 16  # ids that a step may sample at least where drafts are verified
 
 
-class Engine:
+class Engine(GenerationMixin):
     """Continuous batching for one model on one device or mesh.
 
     One thread runs the device: it schedules and dispatches step k + 1 before it reads what step k sampled. `_lock`
     guards the scheduler and is never held while the device works, so that `submit` and `cancel` take effect at once.
 
-    vocab_limit: ids from here on are neither accepted nor sampled (the tokenizer's size, where the model's is padded).
-    eos_token_ids: ids that end a request unless it ignores them; None takes the config's.
-    guides: what understands `SamplingParams.guide`; without it, guided requests are refused.
+    vocab_limit: ids from here on are neither accepted nor sampled; None takes the tokenizer's size, where there is a
+        tokenizer, as the model's may be padded.
+    eos_token_ids: ids that end a request unless it ignores them; None takes the tokenizer's, or else the config's.
+    guides: what understands `SamplingParams.guide`; None takes the tokenizer. Without either, guides are refused.
     draft: the smaller model that drafts, where settings.speculation is 'draft'.
+    text: the model's text side, for prompts, answers and stop strings as text; None for ids alone.
     Raises `ValueError` when the settings do not fit the model.
     """
 
@@ -70,14 +75,17 @@ class Engine:
         eos_token_ids: Sequence[int] | None = None,
         guides: GuideCompiler | None = None,
         draft: DraftModel | None = None,
+        text: ModelText | None = None,
     ) -> None:
         settings = settings or EngineConfig()
         check_draft(settings, draft, config.vocab_size)
         weights = pack_weights(
             weights, config, weight_format(weights.norm_f.weight.devices(), "none", settings.kernels)
         )
-        self._vocab_limit = config.vocab_size if vocab_limit is None else min(vocab_limit, config.vocab_size)
-        self._eos_token_ids = frozenset(config.eos_token_ids if eos_token_ids is None else eos_token_ids)
+        self._text = text or ModelText()
+        limit = self._text.vocab_limit(config) if vocab_limit is None else vocab_limit
+        self._vocab_limit = min(limit, config.vocab_size)
+        self._eos_token_ids = frozenset(self._text.eos_token_ids(config) if eos_token_ids is None else eos_token_ids)
         if settings.compilation_cache_dir is not None:
             use_compilation_cache(settings.compilation_cache_dir)
         cache_dtype = _weight_dtype(weights) if settings.cache_dtype == "auto" else jnp.dtype(settings.cache_dtype)
@@ -92,7 +100,7 @@ class Engine:
         if settings.pre_compile:
             self._runner.compile_all()
 
-        self._guides = guides
+        self._guides = guides or self._text.guides(self._eos_token_ids, self._vocab_limit)
         self._vocab_size = config.vocab_size
         self._lock = threading.Condition()
         self._requests: dict[str, list[Request]] = {}  # choices that are not finished
@@ -125,28 +133,35 @@ class Engine:
         eos_token_ids: Sequence[int] | None = None,
         quantization: str = "none",
         quantization_cache_dir: str | Path | None = None,
-        guides: GuideCompiler | None = None,
         draft_model: str | Path | None = None,
+        tokenizer: TextTokenizer | None = None,
+        chat_template: str | None = None,
     ) -> Self:
-        """Load a checkpoint as `model.mpt_from_pretrained` does, and serve it.
+        """Load a checkpoint as `model.mpt_from_pretrained` does, and its tokenizer, and serve it.
 
+        path_or_id: a folder, a hub id, or 'embedded' for the small model in this package.
         quantization: 'none', 'int8' or 'int4' weights.
         quantization_cache_dir: a folder that keeps quantised weights between starts.
         draft_model: the smaller checkpoint that drafts, where settings.speculation is 'draft'; loaded alike.
+        tokenizer: instead of the checkpoint's own; with neither, prompts and answers are ids alone.
+        chat_template: 'chatml', 'dolly', a template's text or file; None takes the checkpoint's.
+        Raises also `TokenizerError` for a damaged tokenizer.
         """
+        folder = resolve_checkpoint(model_path(path_or_id) if isinstance(path_or_id, str) else path_or_id)
+        text = ModelText.of_checkpoint(folder, tokenizer, chat_template)
         kernels = (settings or EngineConfig()).kernels
         if mesh is not None:
             format = WeightFormat(quantization)
         else:
             format = weight_format({find_device(device)}, quantization, kernels)
 
-        def load(path_or_id: str | Path) -> tuple[Weights, MptConfig]:
+        def load(path: str | Path) -> tuple[Weights, MptConfig]:
             return mpt_from_pretrained(
-                path_or_id, device=device, dtype=dtype, mesh=mesh, format=format, cache_dir=quantization_cache_dir
+                path, device=device, dtype=dtype, mesh=mesh, format=format, cache_dir=quantization_cache_dir
             )
 
         draft = None if draft_model is None else DraftModel(*load(draft_model))
-        return cls(*load(path_or_id), settings, vocab_limit, eos_token_ids, guides, draft)
+        return cls(*load(folder), settings, vocab_limit, eos_token_ids, draft=draft, text=text)
 
     @property
     def max_model_len(self) -> int:
@@ -176,6 +191,11 @@ class Engine:
             )
 
     # Requests; any thread
+
+    def check(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
+        """Raises `RequestError` where `submit` would refuse this."""
+        check_prompt(prompt_ids, params, self._vocab_limit, self.max_model_len)
+        self._guide_of(params)
 
     def submit(
         self,
@@ -215,32 +235,16 @@ class Engine:
             self._lock.notify()
         return first.request_id
 
-    def cancel(self, request_id: str) -> None:
-        """End a request with 'cancelled'; its blocks are free when this returns. Unknown and ended ids do nothing."""
+    def cancel(self, request_id: str, index: int | None = None) -> None:
+        """End a request, or one choice of it, with 'cancelled'; its blocks are free when this returns.
+
+        index: of the choice, as in `Delta`; None for all. Unknown and ended ones do nothing.
+        """
         with self._lock:
             for request in list(self._requests.get(request_id, ())):
-                self._end(request, "cancelled")
+                if index is None or request.choice_index == index:
+                    self._end(request, "cancelled")
             self._lock.notify()
-
-    def generate(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams]
-    ) -> list[Completion]:
-        """Submit all prompts, wait for all, and return their completions in order. Raises as `submit`.
-
-        With one `SamplingParams` for all and a seed, prompts draw from the same random numbers: equal prompts give
-        equal completions.
-        """
-        each = [params] * len(prompts) if isinstance(params, SamplingParams) else params
-        collectors: list[Collector] = []
-        ids: list[str] = []
-        try:
-            for prompt, own in zip(prompts, each, strict=True):
-                collectors.append(Collector())
-                ids.append(self.submit(prompt, own, collectors[-1]))
-            return [collector.wait() for collector in collectors]
-        finally:
-            for request_id in ids:
-                self.cancel(request_id)
 
     def close(self) -> None:
         """Cancel what is left and stop the engine's thread. Idempotent; waits for the step in flight."""
@@ -250,6 +254,9 @@ class Engine:
             self._lock.notify()
         if threading.current_thread() is not self._thread:
             self._thread.join()
+        self._text.close()
+        if self._guides is not None:
+            self._guides.close()
 
     def __enter__(self) -> Self:
         return self

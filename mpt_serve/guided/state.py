@@ -69,6 +69,7 @@ class GuideState:
             words = np.frombuffer(self._matcher.compute_bitmask(), dtype="<u4")
             # The library hides its errors behind a mask of end-of-sequence ids.
             self._check()
+        words = words[: len(row)]  # the library has a word too many where the ids fill their last one
         row[: len(words)] = words
         row[len(words) :] = 0
 

@@ -12,6 +12,7 @@ from mpt_serve.text.token_bytes import TokenBytes, TokenizerError
 __all__ = ["TextTokenizer", "TokenizerError"]
 
 _NFC_SHRINKAGE = 4  # NFC joins at most four characters into one
+_VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json")
 
 
 class TextTokenizer:
@@ -35,6 +36,13 @@ class TextTokenizer:
         folder = Path(path)
         tokenizer = _load(folder)
         return cls(tokenizer, _eos_token_ids(folder, tokenizer))
+
+    @classmethod
+    def find(cls, path: str | Path) -> "TextTokenizer | None":
+        """Load a checkpoint folder's tokenizer; None where it has none. Raises TokenizerError for a damaged one."""
+        if any((Path(path) / name).is_file() for name in _VOCABULARY_FILES):
+            return cls.from_folder(path)
+        return None
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Return the text's ids. `<|endoftext|>` and its like in the text become their special ids."""

@@ -22,7 +22,6 @@ from model.export import save_checkpoint
 from model.kernels.cpu import calls
 from model.weights import Weights
 from mpt_serve.engine import (
-    Completion,
     Delta,
     Engine,
     EngineClosedError,
@@ -199,7 +198,8 @@ def test_stop_ids_end_a_request_and_are_part_of_it(engine: Engine) -> None:
     stop = free.token_ids[5]
     first = free.token_ids.index(stop)
     (stopped,) = engine.generate([prompt_of(8)], replace(GREEDY, stop_token_ids=(stop, 95)))
-    assert stopped == Completion(free.token_ids[: first + 1], "stop", stop)
+    assert stopped.token_ids == free.token_ids[: first + 1]
+    assert (stopped.finish_reason, stopped.stop_reason) == ("stop", stop)
 
 
 def test_min_tokens_holds_stop_ids_back(engine: Engine, weights: Weights, config: MptConfig) -> None:
