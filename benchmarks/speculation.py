@@ -172,19 +172,25 @@ def measure(engines: dict[str, Any], workload: Workload, repetitions: int) -> st
 
 
 def load(checkpoint: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """An engine with speculation and one without."""
+    """An engine with speculation and one without, over the same weights."""
+    from model.kernels.choice import weight_format
+    from model.pretrained import find_device, mpt_from_pretrained
     from mpt_serve.engine import Engine, EngineConfig
+
+    format = weight_format({find_device(None)}, options.quantization)
+    dtype = DTYPES.get(options.dtype, options.dtype)
+    weights, config = mpt_from_pretrained(checkpoint, dtype=dtype, format=format)
 
     def engine(speculation: str) -> Engine:
         settings = EngineConfig(
             max_num_seqs=options.max_num_seqs,
+            max_num_batched_tokens=128,
             max_model_len=1024,
             speculation=speculation,
             num_draft_tokens=options.num_draft_tokens,
             compilation_cache_dir=options.compilation_cache_dir,
         )
-        dtype = DTYPES.get(options.dtype, options.dtype)
-        return Engine.from_pretrained(checkpoint, settings, dtype=dtype, quantization=options.quantization)
+        return Engine(weights, config, settings)
 
     return {name: engine(name) for name in ("none", "ngram")}
 
