@@ -63,13 +63,14 @@ class Workload:
 
 
 def passage(source: random.Random, rewritten: float) -> list[int]:
-    """Each id a few times, and a share of them such that the copying weights rewrite them."""
-
-    def draw() -> int:
+    """Ids that come again, though not soon; a share of them such that the copying weights rewrite them."""
+    ids: list[int] = []
+    while len(ids) < PASSAGE:
         place = 0 if source.random() < rewritten else source.randrange(2, REWRITTEN)  # 1 is what 0 is rewritten to
-        return FIRST_ID + REWRITTEN * source.randrange(NUM_IDS // REWRITTEN) + place
-
-    return [draw() for _ in range(PASSAGE)]
+        token = FIRST_ID + REWRITTEN * source.randrange(NUM_IDS // REWRITTEN) + place
+        if token not in ids[-4:]:
+            ids.append(token)
+    return ids
 
 
 def copying(name: str, rewritten: float, begin: int, new_tokens: int) -> Workload:
