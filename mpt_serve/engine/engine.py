@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Self
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from model.config import MptConfig
 from model.kernels.choice import weight_format
-from model.packed import PackedMatrix
 from model.pretrained import find_device, mpt_from_pretrained, resolve_checkpoint
 from model.quantization import WeightFormat, pack_weights
 from model.weights import Weights
@@ -25,7 +23,7 @@ from mpt_serve.engine.block_pool import BlockPool
 from mpt_serve.engine.config import EngineConfig
 from mpt_serve.engine.drafting import DraftModel, DraftStats, check_draft, make_drafter
 from mpt_serve.engine.generate import GenerationMixin
-from mpt_serve.engine.memory import cache_plan_for
+from mpt_serve.engine.memory import cache_dtype_for, cache_plan_for
 from mpt_serve.engine.model_text import ModelText
 from mpt_serve.engine.pipeline import Pipeline, Taken
 from mpt_serve.engine.request import (
@@ -88,7 +86,7 @@ class Engine(GenerationMixin):
         self._eos_token_ids = frozenset(self._text.eos_token_ids(config) if eos_token_ids is None else eos_token_ids)
         if settings.compilation_cache_dir is not None:
             use_compilation_cache(settings.compilation_cache_dir)
-        cache_dtype = _weight_dtype(weights) if settings.cache_dtype == "auto" else jnp.dtype(settings.cache_dtype)
+        cache_dtype = cache_dtype_for(weights, settings)
         self._cache_plan = cache_plan_for(weights, config, settings, cache_dtype, draft.config if draft else None)
         max_samples = max(settings.max_num_seqs, _MIN_SAMPLES) if settings.speculates else settings.max_num_seqs
         limits = settings.max_num_seqs, settings.max_num_batched_tokens, max_samples
@@ -402,9 +400,3 @@ class Engine(GenerationMixin):
 
 def _seed(params: SamplingParams) -> int:
     return secrets.randbits(64) if params.seed is None else params.seed % 2**64
-
-
-def _weight_dtype(weights: Weights) -> jnp.dtype:
-    """The dtype of the matrices; where they are quantised, that of the rest."""
-    quantised = isinstance(weights.wte, PackedMatrix) and weights.wte.row_scale is not None
-    return jnp.dtype(weights.norm_f.weight.dtype if quantised else weights.wte.dtype)

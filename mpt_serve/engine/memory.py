@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.typing import DTypeLike
 
 from model.config import MptConfig
 from model.kv_cache import kv_bytes_per_token
+from model.packed import PackedMatrix
 from model.weights import Weights, weight_bytes
 from mpt_serve.engine.config import EngineConfig
 
@@ -47,6 +49,14 @@ class CachePlan:
     def concurrency(self) -> float:
         """Requests of max_model_len tokens that fit at once."""
         return self.num_blocks / self.max_blocks_per_sequence
+
+
+def cache_dtype_for(weights: Weights, settings: EngineConfig) -> jnp.dtype:
+    """The cache's dtype: 'auto' takes that of the matrices, or, where they are quantised, that of the rest."""
+    if settings.cache_dtype != "auto":
+        return jnp.dtype(settings.cache_dtype)
+    quantised = isinstance(weights.wte, PackedMatrix) and weights.wte.row_scale is not None
+    return jnp.dtype(weights.norm_f.weight.dtype if quantised else weights.wte.dtype)
 
 
 def cache_plan_for(

@@ -115,8 +115,12 @@ class Scheduler:
     # The life of a request
 
     def fits(self, num_prompt_tokens: int, max_output: int) -> bool:
-        """Whether a request can run to its end alone. The last generated token is never fed, hence never stored."""
-        return self.pool.blocks_for(num_prompt_tokens + max(0, max_output - 1)) <= self.pool.num_blocks
+        """Whether a request can run to its end alone."""
+        return self._most_blocks(num_prompt_tokens, max_output) <= self.pool.num_blocks
+
+    def _most_blocks(self, num_prompt_tokens: int, max_output: int) -> int:
+        """Blocks of a request at its end. The last generated token is never fed, hence never stored."""
+        return self.pool.blocks_for(num_prompt_tokens + max(0, max_output - 1))
 
     def add(self, request: Request) -> None:
         """Queue a request. Raises `ValueError` when it could never finish in this pool."""
@@ -254,8 +258,9 @@ class Scheduler:
             else:
                 found, copied = self._found(request), None
             needed = self.pool.blocks_for(request.num_tokens) - len(found)
-            # Headroom: each running request will soon want a block; admitting into their last ones would preempt.
-            if needed + self.pool.free_among(found) + len(self.running) > self.pool.num_free:
+            # Headroom: what runs and still grows will soon want a block; admitting into the last ones would preempt.
+            headroom = sum(map(self._grows, self.running))
+            if needed + self.pool.free_among(found) + headroom > self.pool.num_free:
                 break
             self.waiting.pop(0)
             self._start(request, found, needed)
@@ -330,6 +335,10 @@ class Scheduler:
                 return False
         request.blocks += self.pool.allocate(1)
         return True
+
+    def _grows(self, request: Request) -> bool:
+        """Whether the request may need more blocks than it has."""
+        return len(request.blocks) < self._most_blocks(len(request.prompt_ids), request.max_output)
 
     def _preempt(self, request: Request) -> None:
         self.running.remove(request)
