@@ -58,8 +58,8 @@ def step_shapes(
 
     Small steps have as many tokens as rows and samples, in powers of two: for rows of one token each, and for drafts
     to be verified where max_samples is above max_num_seqs. With `ragged_decode` the kernels do both alike, and one
-    program does; they take 12 rows for little more than 8, so that there is one of 12 too. All others have powers of two of tokens from 16 on, and up to half as many rows; the largest takes
-    whatever the limits allow.
+    program does; they take 12 rows for little more than 8, so that there is one of 12 too. All others have powers of
+    two of tokens from 16 on, and up to half as many rows; the largest takes whatever the limits allow.
     """
     if max_num_batched_tokens <= max_num_seqs:
         raise ValueError(f"max_num_batched_tokens must be above max_num_seqs={max_num_seqs}")
