@@ -5,6 +5,8 @@ mask, all in float32. `dense_attention` reads whole sequences; `paged_attention`
 cache, block by block with a running softmax (Milakov and Gimelshein 2018), so that cost grows with the real lengths.
 """
 
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import jax
@@ -14,6 +16,8 @@ from jax import Array, lax
 
 from model.alibi import alibi_slopes
 from model.config import MptConfig
+from model.horizons import first_pages
+from model.kv_cache import LayerCache, read_blocks
 from model.linear import product_precision
 
 if TYPE_CHECKING:
@@ -66,12 +70,17 @@ def dense_attention(q: Array, k: Array, v: Array, positions: Array, config: MptC
     return jnp.moveaxis(out, 0, 1).reshape(B, -1, H, hd)[:, :T]
 
 
-def paged_attention(q: Array, k_pool: Array, v_pool: Array, batch: "StepBatch", config: MptConfig) -> Array:
+def paged_attention(
+    q: Array, layer: LayerCache, batch: "StepBatch", config: MptConfig, *, horizons: bool = True
+) -> Array:
     """Attention of a ragged step over the paged cache, into which the step's own keys are already written.
 
-    q [T, H, hd] float32; pools [N, Hkv, block, hd]; -> [T, H, hd] float32. Rows of `batch` are decode rows (one query)
-    first, then prefill chunks; positions beyond the last row's tokens come out as garbage.
+    q [T, H, hd] float32 -> [T, H, hd] float32. Rows of `batch` are decode rows (one query) first, then prefill chunks;
+    positions beyond the last row's tokens come out as garbage. Keys that provably weigh nothing are left out
+    (`model.horizons`), unless `horizons` is False.
     """
+    if not horizons:
+        layer = replace(layer, key_norms=None)
     T, H, hd = q.shape
     grouped = q.reshape(T, config.kv_n_heads, -1, hd)  # [T, Hkv, G, hd]
     R = batch.query_start.shape[0]
@@ -79,15 +88,13 @@ def paged_attention(q: Array, k_pool: Array, v_pool: Array, batch: "StepBatch", 
     # A tile is written whole and may run over into the next row's place, which is written after it.
     spare = max(group, 0 if batch.decode_only else _QUERY_TILE)
     padded = jnp.pad(grouped, ((0, spare), (0, 0), (0, 0), (0, 0)))
-    out = _decode_rows(jnp.zeros_like(padded), padded, k_pool, v_pool, batch, config, group)
+    out = _decode_rows(jnp.zeros_like(padded), padded, layer, batch, config, group)
     if not batch.decode_only:
-        out = _prefill_rows(out, padded, k_pool, v_pool, batch, config)
+        out = _prefill_rows(out, padded, layer, batch, config)
     return out[:T].reshape(T, H, hd)
 
 
-def _decode_rows(
-    out: Array, q: Array, k_pool: Array, v_pool: Array, batch: "StepBatch", config: MptConfig, group: int
-) -> Array:
+def _decode_rows(out: Array, q: Array, layer: LayerCache, batch: "StepBatch", config: MptConfig, group: int) -> Array:
     """Fills out [T + spare, Hkv, G, hd] for the decode rows, `group` of them at a time; row r's query is token r."""
 
     def body(i: Array, out: Array) -> Array:
@@ -96,13 +103,13 @@ def _decode_rows(
         lengths = jnp.where(start + jnp.arange(group) < batch.num_decode, lengths, 0)
         tables = lax.dynamic_slice_in_dim(batch.block_tables, start, group)  # [g, W]
         queries = lax.dynamic_slice_in_dim(q, start, group)[:, None]  # [g, 1, Hkv, G, hd]
-        rows = _attend_pages(queries, (lengths - 1)[:, None], tables, lengths, k_pool, v_pool, config)
+        rows = _attend_pages(queries, (lengths - 1)[:, None], tables, lengths, layer, config)
         return lax.dynamic_update_slice_in_dim(out, rows[:, 0], start, 0)
 
     return lax.fori_loop(0, (batch.num_decode + group - 1) // group, body, out)
 
 
-def _prefill_rows(out: Array, q: Array, k_pool: Array, v_pool: Array, batch: "StepBatch", config: MptConfig) -> Array:
+def _prefill_rows(out: Array, q: Array, layer: LayerCache, batch: "StepBatch", config: MptConfig) -> Array:
     """Fills out [T + spare, Hkv, G, hd] for the rows after the decode rows, tile by tile of each row's queries."""
 
     def row(r: Array, out: Array) -> Array:
@@ -114,7 +121,7 @@ def _prefill_rows(out: Array, q: Array, k_pool: Array, v_pool: Array, batch: "St
             keys = jnp.minimum(batch.context_len[r], first + (i + 1) * _QUERY_TILE)  # none beyond the tile's last query
             queries = lax.dynamic_slice_in_dim(q, at, _QUERY_TILE)[None]
             table = batch.block_tables[r][None]
-            values = _attend_pages(queries, positions[None], table, keys[None], k_pool, v_pool, config)
+            values = _attend_pages(queries, positions[None], table, keys[None], layer, config)
             return lax.dynamic_update_slice_in_dim(out, values[0], at, 0)
 
         return lax.fori_loop(0, (batch.query_len[r] + _QUERY_TILE - 1) // _QUERY_TILE, body, out)
@@ -123,33 +130,42 @@ def _prefill_rows(out: Array, q: Array, k_pool: Array, v_pool: Array, batch: "St
 
 
 def _attend_pages(
-    q: Array, positions: Array, tables: Array, lengths: Array, k_pool: Array, v_pool: Array, config: MptConfig
+    q: Array, positions: Array, tables: Array, lengths: Array, layer: LayerCache, config: MptConfig
 ) -> Array:
     """Running softmax over the pages of n sequences at once.
 
     q [n, t, Hkv, G, hd], positions [n, t], tables [n, W], lengths [n] keys each -> [n, t, Hkv, G, hd] float32.
     """
     n, t, Hkv, G, hd = q.shape
-    block = k_pool.shape[2]
+    block = layer.keys.shape[2]
     first = jnp.zeros((), jnp.int32)
+    needed = None  # [n, Hkv, G, t] the first page that a query reads
     if config.sliding_window is not None:
         oldest = jnp.where(lengths > 0, positions[:, 0] - config.sliding_window, jnp.iinfo(jnp.int32).max)
         first = jnp.maximum(jnp.min(oldest), 0) // block
+    if layer.key_norms is not None and config.alibi:
+        own = _own_scores(q, positions, tables, layer, config)
+        needed = first_pages(q, own, positions, layer.key_norms, tables, first, config)
+        first = jnp.min(jnp.where(lengths[:, None, None, None] > 0, needed, jnp.iinfo(jnp.int32).max))
 
     def body(page: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         top, total, values = state  # [n, Hkv, G, t], the same, [n, Hkv, G, t, hd]
         blocks = tables[:, page]  # [n]
-        k = jnp.swapaxes(k_pool[blocks], 1, 2)  # [n, block, Hkv, hd]
+        k = jnp.swapaxes(read_blocks(layer.keys, layer.key_scales, blocks), 1, 2)  # [n, block, Hkv, hd]
         key_positions = jnp.broadcast_to(page * block + jnp.arange(block), (n, block))
         s = score(q, k, positions, key_positions, config)  # [n, Hkv, G, t, block]
+        if needed is not None:
+            s = jnp.where(page >= needed[..., None], s, _NEVER)
         new_top = jnp.maximum(top, s.max(axis=-1))
         p = jnp.exp(s - new_top[..., None])
         p = jnp.where(s == _NEVER, 0.0, p)
         keep = jnp.exp(top - new_top)
         # A weight of 0 does not silence a value that is inf or nan, which a block may hold of its last owner.
         owned = (key_positions < lengths[:, None])[:, None, :, None]
-        v = jnp.where(owned, v_pool[blocks].astype(jnp.float32), 0.0)  # [n, Hkv, block, hd]
-        weighted = jnp.einsum("nhgts,nhsd->nhgtd", p, v, precision=product_precision(v_pool.dtype))
+        v = read_blocks(layer.values, layer.value_scales, blocks)  # [n, Hkv, block, hd]
+        precision = product_precision(v.dtype)
+        v = jnp.where(owned, v.astype(jnp.float32), 0.0)
+        weighted = jnp.einsum("nhgts,nhsd->nhgtd", p, v, precision=precision)
         return new_top, total * keep + p.sum(axis=-1), values * keep[..., None] + weighted
 
     shape = (n, Hkv, G, t)
@@ -158,3 +174,16 @@ def _attend_pages(
     _, total, values = lax.fori_loop(first, pages, body, state)
     values = values / jnp.where(total == 0, 1.0, total)[..., None]
     return jnp.moveaxis(values, 3, 1)
+
+
+def _own_scores(q: Array, positions: Array, tables: Array, layer: LayerCache, config: MptConfig) -> Array:
+    """Scores [n, Hkv, G, t] of queries and the keys at their own positions; arguments as of `_attend_pages`."""
+    block = layer.keys.shape[2]
+    places = jnp.maximum(positions, 0)
+    blocks = jnp.take_along_axis(tables, places // block, axis=1, mode="clip")  # [n, t]
+    k = layer.keys[blocks, :, places % block].astype(jnp.float32)  # [n, t, Hkv, hd]
+    if layer.key_scales is not None:
+        k = k * layer.key_scales[blocks, :, places % block][..., None]
+    own = jax.vmap(jax.vmap(partial(score, config=config)))  # over [n, t], one query and one key each
+    at = jnp.zeros((*positions.shape, 1), jnp.int32)
+    return jnp.moveaxis(own(q[:, :, None], k[:, :, None], at, at)[..., 0, 0], 1, 3)

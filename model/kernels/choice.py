@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Callable, Set
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,9 @@ from jax.typing import DTypeLike
 
 from model.config import MptConfig
 from model.kernels.cpu import calls
+from model.kv_cache import LayerCache
 from model.quantization import WeightFormat
-from model.step import CacheAttention, write_then, xla_attention
+from model.step import CacheAttention, StepBatch, write_then, xla_attention
 
 
 def weight_format(devices: Set[jax.Device], quantization: str = "none", kernels: str = "auto") -> WeightFormat:
@@ -27,26 +29,32 @@ def attention_for(
 ) -> CacheAttention:
     """The fastest attention over the cache that these devices have.
 
-    Over several devices it is XLA's, which partitions it. On a TPU too, where heads are not whole rows of 128 lanes:
-    XLA would copy the cache for the kernel at each step.
+    Over several devices it is XLA's, which partitions it, and where no kernel reads the dtype. On a TPU too, where
+    heads are not whole rows of 128 lanes: XLA would copy the cache for the kernel at each step.
     """
     platform, dtype = _single_platform(devices), jnp.dtype(cache_dtype)
-    if _has_cpu_kernels(devices, kernels) and dtype in (jnp.float32, jnp.bfloat16):
+    if _has_cpu_kernels(devices, kernels) and dtype in (jnp.float32, jnp.bfloat16, jnp.int8):
         return calls.paged_attention
-    if kernels == "auto" and platform == "gpu":
+    if kernels == "auto" and platform == "gpu" and dtype != jnp.int8:
         from model.kernels.pallas import gpu_attention  # Triton is not for other platforms to load
 
-        return write_then(gpu_attention.paged_attention)
-    if kernels == "auto" and platform == "tpu" and config.head_dim % 128 == 0 and dtype != jnp.float16:
+        return write_then(_over_pools(gpu_attention.paged_attention))
+    if kernels == "auto" and platform == "tpu" and config.head_dim % 128 == 0 and dtype in (jnp.float32, jnp.bfloat16):
         from model.kernels.pallas import tpu_attention  # Mosaic is not for other platforms to load
 
-        return write_then(tpu_attention.paged_attention)
+        return write_then(_over_pools(tpu_attention.paged_attention))
     return xla_attention
 
 
 def choose_ids_for(devices: Set[jax.Device], kernels: str = "auto") -> Callable[..., Array] | None:
     """A kernel that samples (`kernels.cpu.calls.choose_ids`), or None."""
     return calls.choose_ids if _has_cpu_kernels(devices, kernels) else None
+
+
+@cache  # the same function each time, as `write_then` wants it
+def _over_pools(attend: Callable[..., Array]) -> Callable[[Array, LayerCache, StepBatch, MptConfig], Array]:
+    """A kernel that reads keys and values alone."""
+    return lambda q, layer, batch, config: attend(q, layer.keys, layer.values, batch, config)
 
 
 def _has_cpu_kernels(devices: Set[jax.Device], kernels: str) -> bool:
