@@ -5,6 +5,7 @@ mask, all in float32. `dense_attention` reads whole sequences; `paged_attention`
 cache, block by block with a running softmax (Milakov and Gimelshein 2018), so that cost grows with the real lengths.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.typing import ArrayLike
 
 from model.alibi import alibi_slopes
 from model.config import MptConfig
@@ -29,7 +31,19 @@ _DENSE_QUERIES = 512  # bounds dense_attention's scores to [B, H, 512, S]
 _NEVER = float(np.finfo(np.float32).min)  # finite, so that a row with no key yet stays free of nan
 
 
-def score(q: Array, k: Array, q_positions: Array, k_positions: Array, config: MptConfig) -> Array:
+def head_slopes(config: MptConfig, slopes: ArrayLike | None = None) -> Array:
+    """ALiBi slopes [H]: the config's, unless heads are in another order and bring their own."""
+    return jnp.asarray(alibi_slopes(config.n_heads, config.alibi_bias_max) if slopes is None else slopes)
+
+
+def score(
+    q: Array,
+    k: Array,
+    q_positions: Array,
+    k_positions: Array,
+    config: MptConfig,
+    slopes: ArrayLike | None = None,
+) -> Array:
     """Scores of queries against keys, masked.
 
     q [..., Tq, Hkv, G, hd] and k [..., S, Hkv, hd] float32 or bfloat16, positions [..., Tq] and [..., S] int32
@@ -43,21 +57,23 @@ def score(q: Array, k: Array, q_positions: Array, k_positions: Array, config: Mp
         s = config.attn_logit_softcap * jnp.tanh(s / config.attn_logit_softcap)
     distance = q_positions[..., :, None] - k_positions[..., None, :]  # [..., Tq, S]
     if config.alibi:
-        slopes = alibi_slopes(config.n_heads, config.alibi_bias_max).reshape(config.kv_n_heads, -1)
-        s = s - slopes[:, :, None, None] * distance[..., None, None, :, :].astype(jnp.float32)
+        per_head = head_slopes(config, slopes).reshape(config.kv_n_heads, -1)
+        s = s - per_head[:, :, None, None] * distance[..., None, None, :, :].astype(jnp.float32)
     visible = distance >= 0
     if config.sliding_window is not None:
         visible &= distance <= config.sliding_window
     return jnp.where(visible[..., None, None, :, :], s, _NEVER)
 
 
-def dense_attention(q: Array, k: Array, v: Array, positions: Array, config: MptConfig) -> Array:
+def dense_attention(
+    q: Array, k: Array, v: Array, positions: Array, config: MptConfig, slopes: ArrayLike | None = None
+) -> Array:
     """Causal attention over whole sequences: q [B, T, H, hd], k, v [B, T, Hkv, hd], positions [T] -> [B, T, H, hd]."""
     B, T, H, hd = q.shape
     q = q.reshape(B, T, config.kv_n_heads, -1, hd)
 
     def attend(q: Array, q_positions: Array) -> Array:  # a slice of the queries against all keys
-        weights = jax.nn.softmax(score(q, k, q_positions, positions, config), axis=-1)  # [B, Hkv, G, t, T]
+        weights = jax.nn.softmax(score(q, k, q_positions, positions, config, slopes), axis=-1)  # [B, Hkv, G, t, T]
         return jnp.einsum("bhgts,bshd->bthgd", weights, v.astype(jnp.float32), precision=product_precision(v.dtype))
 
     if _DENSE_QUERIES >= T:
@@ -71,16 +87,23 @@ def dense_attention(q: Array, k: Array, v: Array, positions: Array, config: MptC
 
 
 def paged_attention(
-    q: Array, layer: LayerCache, batch: "StepBatch", config: MptConfig, *, horizons: bool = True
+    q: Array,
+    layer: LayerCache,
+    batch: "StepBatch",
+    config: MptConfig,
+    *,
+    slopes: ArrayLike | None = None,
+    horizons: bool = True,
 ) -> Array:
     """Attention of a ragged step over the paged cache, into which the step's own keys are already written.
 
     q [T, H, hd] float32 -> [T, H, hd] float32. Rows of `batch` are decode rows (one query) first, then prefill chunks;
-    positions beyond the last row's tokens come out as garbage. Keys that provably weigh nothing are left out
-    (`model.horizons`), unless `horizons` is False.
+    positions beyond the last row's tokens come out as garbage. `slopes` as of `head_slopes`. Keys that provably weigh
+    nothing are left out (`model.horizons`), unless `horizons` is False.
     """
     if not horizons:
         layer = replace(layer, key_norms=None)
+    attend = partial(_attend_pages, layer=layer, config=config, slopes=head_slopes(config, slopes))
     T, H, hd = q.shape
     grouped = q.reshape(T, config.kv_n_heads, -1, hd)  # [T, Hkv, G, hd]
     R = batch.query_start.shape[0]
@@ -88,13 +111,13 @@ def paged_attention(
     # A tile is written whole and may run over into the next row's place, which is written after it.
     spare = max(group, 0 if batch.decode_only else _QUERY_TILE)
     padded = jnp.pad(grouped, ((0, spare), (0, 0), (0, 0), (0, 0)))
-    out = _decode_rows(jnp.zeros_like(padded), padded, layer, batch, config, group)
+    out = _decode_rows(jnp.zeros_like(padded), padded, batch, attend, group)
     if not batch.decode_only:
-        out = _prefill_rows(out, padded, layer, batch, config)
+        out = _prefill_rows(out, padded, batch, attend)
     return out[:T].reshape(T, H, hd)
 
 
-def _decode_rows(out: Array, q: Array, layer: LayerCache, batch: "StepBatch", config: MptConfig, group: int) -> Array:
+def _decode_rows(out: Array, q: Array, batch: "StepBatch", attend: Callable[..., Array], group: int) -> Array:
     """Fills out [T + spare, Hkv, G, hd] for the decode rows, `group` of them at a time; row r's query is token r."""
 
     def body(i: Array, out: Array) -> Array:
@@ -103,13 +126,13 @@ def _decode_rows(out: Array, q: Array, layer: LayerCache, batch: "StepBatch", co
         lengths = jnp.where(start + jnp.arange(group) < batch.num_decode, lengths, 0)
         tables = lax.dynamic_slice_in_dim(batch.block_tables, start, group)  # [g, W]
         queries = lax.dynamic_slice_in_dim(q, start, group)[:, None]  # [g, 1, Hkv, G, hd]
-        rows = _attend_pages(queries, (lengths - 1)[:, None], tables, lengths, layer, config)
+        rows = attend(queries, (lengths - 1)[:, None], tables, lengths)
         return lax.dynamic_update_slice_in_dim(out, rows[:, 0], start, 0)
 
     return lax.fori_loop(0, (batch.num_decode + group - 1) // group, body, out)
 
 
-def _prefill_rows(out: Array, q: Array, layer: LayerCache, batch: "StepBatch", config: MptConfig) -> Array:
+def _prefill_rows(out: Array, q: Array, batch: "StepBatch", attend: Callable[..., Array]) -> Array:
     """Fills out [T + spare, Hkv, G, hd] for the rows after the decode rows, tile by tile of each row's queries."""
 
     def row(r: Array, out: Array) -> Array:
@@ -121,7 +144,7 @@ def _prefill_rows(out: Array, q: Array, layer: LayerCache, batch: "StepBatch", c
             keys = jnp.minimum(batch.context_len[r], first + (i + 1) * _QUERY_TILE)  # none beyond the tile's last query
             queries = lax.dynamic_slice_in_dim(q, at, _QUERY_TILE)[None]
             table = batch.block_tables[r][None]
-            values = _attend_pages(queries, positions[None], table, keys[None], layer, config)
+            values = attend(queries, positions[None], table, keys[None])
             return lax.dynamic_update_slice_in_dim(out, values[0], at, 0)
 
         return lax.fori_loop(0, (batch.query_len[r] + _QUERY_TILE - 1) // _QUERY_TILE, body, out)
@@ -130,7 +153,13 @@ def _prefill_rows(out: Array, q: Array, layer: LayerCache, batch: "StepBatch", c
 
 
 def _attend_pages(
-    q: Array, positions: Array, tables: Array, lengths: Array, layer: LayerCache, config: MptConfig
+    q: Array,
+    positions: Array,
+    tables: Array,
+    lengths: Array,
+    layer: LayerCache,
+    config: MptConfig,
+    slopes: Array,
 ) -> Array:
     """Running softmax over the pages of n sequences at once.
 
@@ -145,7 +174,7 @@ def _attend_pages(
         first = jnp.maximum(jnp.min(oldest), 0) // block
     if layer.key_norms is not None and config.alibi:
         own = _own_scores(q, positions, tables, layer, config)
-        needed = first_pages(q, own, positions, layer.key_norms, tables, first, config)
+        needed = first_pages(q, own, positions, layer.key_norms, tables, first, slopes, config)
         first = jnp.min(jnp.where(lengths[:, None, None, None] > 0, needed, jnp.iinfo(jnp.int32).max))
 
     def body(page: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
@@ -153,7 +182,7 @@ def _attend_pages(
         blocks = tables[:, page]  # [n]
         k = jnp.swapaxes(read_blocks(layer.keys, layer.key_scales, blocks), 1, 2)  # [n, block, Hkv, hd]
         key_positions = jnp.broadcast_to(page * block + jnp.arange(block), (n, block))
-        s = score(q, k, positions, key_positions, config)  # [n, Hkv, G, t, block]
+        s = score(q, k, positions, key_positions, config, slopes)  # [n, Hkv, G, t, block]
         if needed is not None:
             s = jnp.where(page >= needed[..., None], s, _NEVER)
         new_top = jnp.maximum(top, s.max(axis=-1))

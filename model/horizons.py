@@ -8,10 +8,8 @@ numbers prove nothing, and heads without a slope read everything.
 """
 
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 
-from model.alibi import alibi_slopes
 from model.config import MptConfig
 
 NEGLIGIBLE = 0.95 * 2.0**-25
@@ -28,16 +26,24 @@ def length_bound(x: Array) -> Array:
 
 
 def first_pages(
-    q: Array, own_scores: Array, positions: Array, key_norms: Array, tables: Array, begin: Array, config: MptConfig
+    q: Array,
+    own_scores: Array,
+    positions: Array,
+    key_norms: Array,
+    tables: Array,
+    begin: Array,
+    slopes: Array,
+    config: MptConfig,
 ) -> Array:
     """The first page that each query has to read of its sequence's, which none before `begin` is.
 
     q [n, t, Hkv, G, hd], own_scores [n, Hkv, G, t] of each query and the key at its own position, positions [n, t],
-    key_norms [N, Hkv, block], tables [n, W] -> [n, Hkv, G, t] int32. What a query certainly has is its own key.
+    key_norms [N, Hkv, block], tables [n, W], slopes [H] of ALiBi -> [n, Hkv, G, t] int32. What a query certainly has is
+    the weight of its own key.
     """
     n, t, Hkv, G, _ = q.shape
     block = key_norms.shape[2]
-    slopes = jnp.asarray(alibi_slopes(config.n_heads, config.alibi_bias_max)).reshape(Hkv, G, 1)
+    slopes = slopes.reshape(Hkv, G, 1)
     reach = jnp.abs(config.softmax_scale) * jnp.moveaxis(length_bound(q), 1, 3)  # [n, Hkv, G, t]
     positions = positions[:, None, None, :]  # [n, 1, 1, t]
 
@@ -59,11 +65,3 @@ def first_pages(
     shape = (n, Hkv, G, t)
     state = (begin, jnp.zeros(shape), jnp.broadcast_to(begin, shape))
     return lax.while_loop(skips, body, state)[2]
-
-
-def reach_in_keys(slope: float, lead: float) -> float:
-    """Distance beyond which a head of this slope reads nothing, where no key leads the query's own by more than `lead`.
-
-    Of keys as long as each other: sum over d >= D of exp(lead - slope * d) = NEGLIGIBLE. `lead` is in nats.
-    """
-    return float((lead - np.log(NEGLIGIBLE) - np.log(-np.expm1(-np.float64(slope)))) / slope)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.sharding import Sharding
 from jax.typing import DTypeLike
@@ -115,7 +116,7 @@ def _as_stored(x: Array, dtype: DTypeLike) -> tuple[Array, Array]:
         info = jnp.finfo(dtype)  # a conversion there and back may be optimised away, this is not
         return lax.reduce_precision(x, info.nexp, info.nmant), jnp.ones(x.shape[:-1], jnp.float32)
     largest = jnp.max(jnp.abs(x), axis=-1)
-    scales = jnp.where(largest == 0, 1.0, largest / 127)
+    scales = jnp.where(largest == 0, 1.0, largest * np.float32(1 / 127))  # as XLA divides by constants
     return jnp.round(x / scales[..., None]), scales
 
 

@@ -45,12 +45,12 @@ CacheAttention = Callable[[Qkv, LayerCache, StepBatch, MptConfig], tuple[Array, 
 
 
 @cache  # the same function each time: it is a static argument of compiled programs
-def write_then(attend: Callable[[Array, LayerCache, StepBatch, MptConfig], Array]) -> CacheAttention:
+def write_then(attend: Callable[..., Array]) -> CacheAttention:
     """A `CacheAttention` that writes the step's keys and values, then calls `attend` as `paged_attention` is called."""
 
     def attention(qkv: Qkv, layer: LayerCache, batch: StepBatch, config: MptConfig) -> tuple[Array, LayerCache]:
         layer = write_kv(layer, qkv.k, qkv.v, batch.slots)
-        return attend(qkv.q, layer, batch, config), layer
+        return attend(qkv.q, layer, batch, config, slopes=qkv.slopes), layer
 
     return attention
 

@@ -6,6 +6,7 @@
 
 from collections.abc import Callable, Set
 from functools import cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,9 +53,13 @@ def choose_ids_for(devices: Set[jax.Device], kernels: str = "auto") -> Callable[
 
 
 @cache  # the same function each time, as `write_then` wants it
-def _over_pools(attend: Callable[..., Array]) -> Callable[[Array, LayerCache, StepBatch, MptConfig], Array]:
+def _over_pools(attend: Callable[..., Array]) -> Callable[..., Array]:
     """A kernel that reads keys and values alone."""
-    return lambda q, layer, batch, config: attend(q, layer.keys, layer.values, batch, config)
+
+    def attention(q: Array, layer: LayerCache, batch: StepBatch, config: MptConfig, **keys: Any) -> Array:
+        return attend(q, layer.keys, layer.values, batch, config, **keys)
+
+    return attention
 
 
 def _has_cpu_kernels(devices: Set[jax.Device], kernels: str) -> bool:

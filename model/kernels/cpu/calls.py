@@ -113,6 +113,7 @@ def paged_attention(
     if fused is None:
         fused = jnp.concatenate([part.reshape(T, -1) for part in (qkv.q, qkv.k, qkv.v)], axis=1)
     slopes = alibi_slopes(H, config.alibi_bias_max) if config.alibi else np.zeros(0, np.float32)
+    slopes = slopes if qkv.slopes is None else qkv.slopes
     (keys, values, *numbers), treedef = jax.tree.flatten(layer)  # numbers of tokens: norms, scales
     y, *leaves = _call(
         "mpt_attention",

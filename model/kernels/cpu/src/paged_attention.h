@@ -157,7 +157,7 @@ class PagedAttention {
       const vf v = load_some<vf>(x + i, n);
       most = max(most, abs(v)), odd += v - v;
     });
-    const float scale = largest(most) / 127.f;
+    const float scale = largest(most) * (1.f / 127);
     return (scale > 0 ? scale : 1.f) + sum(odd);
   }
 
