@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from model.config import MptConfig
+from model.head_deal import deal_heads
 from model.packed import PackedMatrix
 from model.quantization import AS_STORED, WeightFormat, pack_matrix
 from model.safetensors_file import read_safetensors
-from model.sharding import deal_qkv_rows, leaf_paths
+from model.sharding import leaf_paths
 from model.stored_tensor import CheckpointError, StoredTensor, aligned_empty, read_tensor, same_numbers
 from model.torch_file import read_torch
 from model.weight_names import canonical_name, is_buffer, is_quantised, separate_qkv_names
@@ -56,7 +57,7 @@ def load_weights(
     dtype: bfloat16, float16 or float32 for every parameter; None keeps each as it is stored (float64 as float32, and
         so float16 where `format` is packed: no kernel reads it).
     shardings: where parameters go: one Sharding for all, a `Weights` of them (`sharding.weight_shardings`, whose
-        `Attention.shards` also says how Wqkv rows are dealt), or None for JAX's default device.
+        `Attention.shards` also says how heads are dealt), or None for JAX's default device.
     progress: a bar on stderr; None shows it on a terminal only.
     format: how matrices are kept; packed and quantised ones go to a single device.
 
@@ -227,7 +228,7 @@ def _target_dtype(dtype: DTypeLike | None) -> np.dtype[Any] | None:
 def _read(
     source: _Source, target: np.dtype[Any] | None, config: MptConfig, shards: int, format: WeightFormat
 ) -> NDArray[Any]:
-    """The parameter on the host, in its final dtype and row order."""
+    """The parameter on the host, in its final dtype and order."""
     stored = source.parts[0].dtype
     dtype = target or format.kept_dtype(stored)
     host = aligned_empty(source.spec.shape, dtype)
@@ -235,9 +236,7 @@ def _read(
     for part in source.parts:
         read_tensor(part, host[row : row + part.shape[0]])
         row += part.shape[0]
-    if shards > 1 and "/wqkv/" in source.spec.path:
-        host = deal_qkv_rows(host, config, shards)
-    return host
+    return deal_heads(source.spec.path, host, config, shards)
 
 
 def _in_format(

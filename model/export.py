@@ -16,7 +16,8 @@ from safetensors.numpy import save_file
 
 from model.checkpoint import WEIGHT_FILES
 from model.config import MptConfig
-from model.sharding import gather_qkv_rows, leaf_paths
+from model.head_deal import gather_heads
+from model.sharding import leaf_paths
 from model.weight_names import separate_qkv_names
 from model.weights import Weights, WeightSpec, weight_specs
 
@@ -102,14 +103,13 @@ def _file_names(count: int) -> list[str]:
 def _named_arrays(
     specs: list[WeightSpec], leaves: Mapping[str, Any], target: Any, config: MptConfig, shards: int
 ) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Checkpoint names and host arrays of `specs`, Wqkv rows in the checkpoint's order, fused or not as it says."""
+    """Checkpoint names and host arrays of `specs`, heads in the checkpoint's order, Wqkv fused or not as it says."""
     for spec in specs:
         array = np.asarray(leaves[spec.path])
         if target is not None:
             array = array.astype(target, copy=False)
+        array = gather_heads(spec.path, array, config, shards)
         separate = separate_qkv_names(spec.name)
-        if separate is not None and shards > 1:
-            array = gather_qkv_rows(array, config, shards)
         if separate is None or config.fused_qkv:
             yield spec.name, np.ascontiguousarray(array)
             continue

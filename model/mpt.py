@@ -10,9 +10,11 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from numpy.typing import NDArray
 
 from model.attention import dense_attention
 from model.config import MptConfig
+from model.head_deal import dealt_slopes
 from model.linear import Linear, apply_norm, project, take
 from model.norm import Norm
 from model.rope import apply_rope, rope_frequencies
@@ -23,12 +25,14 @@ class Qkv(NamedTuple):
     """Queries [..., T, H, hd], keys and values [..., T, Hkv, hd] float32.
 
     fused: [..., T, (H + 2 Hkv) hd], where they are nothing but its parts: a kernel that reads it spares the splitting.
+    slopes: [H] of ALiBi, where heads are in another order than the config's.
     """
 
     q: Array
     k: Array
     v: Array
     fused: Array | None = None
+    slopes: NDArray[np.float32] | None = None
 
 
 # -> [..., T, H, hd]; where keys come from is the caller's business
@@ -47,7 +51,7 @@ def forward(weights: Weights, config: MptConfig, input_ids: Array) -> Array:
     frequencies = _frequencies(config, T)
 
     def attend(qkv: Qkv) -> Array:
-        return dense_attention(qkv.q, qkv.k, qkv.v, positions, config)
+        return dense_attention(qkv.q, qkv.k, qkv.v, positions, config, qkv.slopes)
 
     x = embed(weights, config, input_ids, positions)
     for b in weights.blocks:
@@ -92,7 +96,7 @@ def attention(
     if frequencies is not None:
         q, k = apply_rope(q, positions, frequencies), apply_rope(k, positions, frequencies)
     untouched = w.q_norm is None and config.temperature is None and frequencies is None and w.shards == 1
-    y = attend(Qkv(q, k, v, qkv if untouched else None))  # [..., T, H, hd]
+    y = attend(Qkv(q, k, v, qkv if untouched else None, dealt_slopes(config, w.shards)))  # [..., T, H, hd]
     return project(y.reshape(*y.shape[:-2], -1), w.out_proj, plus=x)
 
 

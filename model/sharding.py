@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from numpy.typing import NDArray
 
 from model.config import MptConfig
 from model.weights import Weights, assemble_weights, weight_specs
@@ -126,27 +125,9 @@ def check_mesh(config: MptConfig, mesh: Mesh) -> int:
     return tensor
 
 
-def deal_qkv_rows(fused: NDArray[Any], config: MptConfig, shards: int) -> NDArray[Any]:
-    """Rows [Q | K | V] of a Wqkv weight or bias -> [Q_0 | K_0 | V_0 | Q_1 | ...], a run for each tensor shard."""
-    q, k, v = np.split(fused, np.cumsum(_qkv_rows(config, 1)[:2]))
-    parts = (np.split(part, shards) for part in (q, k, v))
-    return np.concatenate([part for run in zip(*parts, strict=True) for part in run])
-
-
-def gather_qkv_rows(dealt: NDArray[Any], config: MptConfig, shards: int) -> NDArray[Any]:
-    """The inverse of `deal_qkv_rows`: the checkpoint's order [Q | K | V]."""
-    runs = [np.split(run, np.cumsum(_qkv_rows(config, shards)[:2])) for run in np.split(dealt, shards)]
-    return np.concatenate([run[part] for part in range(3) for run in runs])
-
-
 def leaf_paths(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
     """The leaves of a tree by path, as in `WeightSpec.path`; `is_leaf` says where else to stop than at arrays."""
     return {_path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree, is_leaf)[0]}
-
-
-def _qkv_rows(config: MptConfig, shards: int) -> tuple[int, int, int]:
-    q_size, kv_size = config.n_heads * config.head_dim // shards, config.kv_n_heads * config.head_dim // shards
-    return q_size, kv_size, kv_size
 
 
 def _path_name(path: tuple[Any, ...]) -> str:

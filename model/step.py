@@ -11,7 +11,7 @@ from jax import Array
 
 from model.attention import paged_attention
 from model.config import MptConfig
-from model.kv_cache import KvCache, write_kv
+from model.kv_cache import KvCache, LayerCache, write_kv
 from model.mpt import Qkv, block, embed, logits
 from model.rope import rope_frequencies
 from model.weights import Block, Weights
@@ -40,19 +40,17 @@ class StepBatch:
     decode_only: bool = flax.struct.field(pytree_node=False, default=False)  # no chunk in it: a leaner program
 
 
-# (Qkv of T tokens, both pools, batch, config) -> ([T, H, hd] float32, both pools with the keys and values in them)
-CacheAttention = Callable[[Qkv, Array, Array, StepBatch, MptConfig], tuple[Array, Array, Array]]
+# (Qkv of T tokens, cache, batch, config) -> ([T, H, hd] float32, the cache with their keys and values in it)
+CacheAttention = Callable[[Qkv, LayerCache, StepBatch, MptConfig], tuple[Array, LayerCache]]
 
 
 @cache  # the same function each time: it is a static argument of compiled programs
-def write_then(attend: Callable[[Array, Array, Array, StepBatch, MptConfig], Array]) -> CacheAttention:
+def write_then(attend: Callable[..., Array]) -> CacheAttention:
     """A `CacheAttention` that writes the step's keys and values, then calls `attend` as `paged_attention` is called."""
 
-    def attention(
-        qkv: Qkv, k_pool: Array, v_pool: Array, batch: StepBatch, config: MptConfig
-    ) -> tuple[Array, Array, Array]:
-        k_pool, v_pool = write_kv(k_pool, qkv.k, batch.slots), write_kv(v_pool, qkv.v, batch.slots)
-        return attend(qkv.q, k_pool, v_pool, batch, config), k_pool, v_pool
+    def attention(qkv: Qkv, layer: LayerCache, batch: StepBatch, config: MptConfig) -> tuple[Array, LayerCache]:
+        layer = write_kv(layer, qkv.k, qkv.v, batch.slots)
+        return attend(qkv.q, layer, batch, config, slopes=qkv.slopes), layer
 
     return attention
 
@@ -69,10 +67,11 @@ def forward_step(
     Donate the cache: its pools are then updated in place.
     """
     x = embed(weights, config, batch.tokens, batch.positions)  # [T, d]
-    keys, values = list(cache.keys), list(cache.values)
-    for i, b in enumerate(weights.blocks):
-        x, keys[i], values[i] = _cached_block(x, b, keys[i], values[i], batch, config, attention)
-    return x, KvCache(tuple(keys), tuple(values))
+    layers = []
+    for b, layer in zip(weights.blocks, cache.layers, strict=True):
+        x, layer = _cached_block(x, b, layer, batch, config, attention)
+        layers.append(layer)
+    return x, KvCache(tuple(layers))
 
 
 def row_ends(batch: StepBatch) -> Array:
@@ -87,14 +86,14 @@ def lm_logits(weights: Weights, config: MptConfig, hidden: Array) -> Array:
 
 @partial(jax.jit, static_argnames=("config", "attention"))  # traced once for all layers, inlined by the compiler
 def _cached_block(
-    x: Array, b: Block, k_pool: Array, v_pool: Array, batch: StepBatch, config: MptConfig, attention: CacheAttention
-) -> tuple[Array, Array, Array]:
+    x: Array, b: Block, layer: LayerCache, batch: StepBatch, config: MptConfig, attention: CacheAttention
+) -> tuple[Array, LayerCache]:
     def attend(qkv: Qkv) -> Array:
-        nonlocal k_pool, v_pool
-        y, k_pool, v_pool = attention(qkv, k_pool, v_pool, batch, config)
+        nonlocal layer
+        y, layer = attention(qkv, layer, batch, config)
         return y
 
     rope = config.rope  # `dynamic` stretches only beyond `length_limit`, where no cached sequence goes
     frequencies = None if rope is None else rope_frequencies(rope, config.head_dim, rope.train_length)
     x = block(x, b, config, batch.positions, frequencies, attend)
-    return x, k_pool, v_pool
+    return x, layer

@@ -29,8 +29,8 @@ Leaf = TypeVar("Leaf")
 class Attention:
     """Projections of one block.
 
-    wqkv: [(H + 2 Hkv) hd, d], rows all of Q, then K, then V. Under tensor parallelism over n shards the rows are dealt
-    out at load time so that each shard holds its own Q, K and V in that order; `shards` is that n.
+    wqkv: [(H + 2 Hkv) hd, d], rows all of Q, then K, then V. Under tensor parallelism over n shards heads are dealt
+    out at load time (`head_deal`) so that each shard holds its own Q, K and V in that order; `shards` is that n.
     """
 
     wqkv: Linear

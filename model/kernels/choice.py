@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Callable, Set
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -14,8 +15,9 @@ from jax.typing import DTypeLike
 
 from model.config import MptConfig
 from model.kernels.cpu import calls
+from model.kv_cache import LayerCache
 from model.quantization import WeightFormat
-from model.step import CacheAttention, write_then, xla_attention
+from model.step import CacheAttention, StepBatch, write_then, xla_attention
 
 
 class SamplingKernels(NamedTuple):
@@ -38,20 +40,20 @@ def attention_for(
 ) -> CacheAttention:
     """The fastest attention over the cache that these devices have.
 
-    Over several devices it is XLA's, which partitions it. On a TPU too, where heads are not whole rows of 128 lanes:
-    XLA would copy the cache for the kernel at each step.
+    Over several devices it is XLA's, which partitions it, and where no kernel reads the dtype. On a TPU too, where
+    heads are not whole rows of 128 lanes: XLA would copy the cache for the kernel at each step.
     """
     platform, dtype = _single_platform(devices), jnp.dtype(cache_dtype)
-    if _has_cpu_kernels(devices, kernels) and dtype in (jnp.float32, jnp.bfloat16):
+    if _has_cpu_kernels(devices, kernels) and dtype in (jnp.float32, jnp.bfloat16, jnp.int8):
         return calls.paged_attention
-    if kernels == "auto" and platform == "gpu":
+    if kernels == "auto" and platform == "gpu" and dtype != jnp.int8:
         from model.kernels.pallas import gpu_attention  # Triton is not for other platforms to load
 
-        return write_then(gpu_attention.paged_attention)
-    if kernels == "auto" and platform == "tpu" and config.head_dim % 128 == 0 and dtype != jnp.float16:
+        return write_then(_over_pools(gpu_attention.paged_attention))
+    if kernels == "auto" and platform == "tpu" and config.head_dim % 128 == 0 and dtype in (jnp.float32, jnp.bfloat16):
         from model.kernels.pallas import tpu_attention  # Mosaic is not for other platforms to load
 
-        return write_then(tpu_attention.paged_attention)
+        return write_then(_over_pools(tpu_attention.paged_attention))
     return xla_attention
 
 
@@ -60,6 +62,16 @@ def sampling_kernels_for(devices: Set[jax.Device], kernels: str = "auto") -> Sam
     if not _has_cpu_kernels(devices, kernels):
         return None
     return SamplingKernels(calls.choose_ids, calls.log_probabilities)
+
+
+@cache  # the same function each time, as `write_then` wants it
+def _over_pools(attend: Callable[..., Array]) -> Callable[..., Array]:
+    """A kernel that reads keys and values alone."""
+
+    def attention(q: Array, layer: LayerCache, batch: StepBatch, config: MptConfig, **keys: Any) -> Array:
+        return attend(q, layer.keys, layer.values, batch, config, **keys)
+
+    return attention
 
 
 def _has_cpu_kernels(devices: Set[jax.Device], kernels: str) -> bool:

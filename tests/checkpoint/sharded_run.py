@@ -50,7 +50,7 @@ def main(folder: str, fsdp: int, tensor: int) -> None:
         "scale": float(np.abs(expected).max()),
         "forward": float(np.abs(got - expected).max()),
         "step": float(np.abs(step_logits(shared, config, cache) - expected[-1]).max()),
-        "cache": cache.keys[0].addressable_shards[0].data.shape,
+        "cache": cache.layers[0].keys.addressable_shards[0].data.shape,
         "local_shapes": local_shapes,
     }
     print(json.dumps(report))

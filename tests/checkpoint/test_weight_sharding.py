@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from jax.sharding import PartitionSpec
 from tiny_model import TINY, random_weights
 
+from model.alibi import alibi_slopes
 from model.config import MptConfig
 from model.export import save_checkpoint
+from model.head_deal import deal_heads, dealt_slopes, gather_heads, head_order, kv_head_order
 from model.sharding import (
     check_mesh,
-    deal_qkv_rows,
-    gather_qkv_rows,
     get_partition_rules,
     leaf_paths,
     make_mesh,
@@ -54,6 +54,7 @@ PER_HEAD_NORM_AND_ROPE = WIDE | {"attn_config": {"alibi": False, "rope": True, "
     [
         pytest.param(WIDE, 1, 8, id="MHA"),
         pytest.param(GQA_ALL_BIASES, 2, 4, id="GQA, qk_ln, clip, biases, GLU, untied"),
+        pytest.param(GQA_ALL_BIASES, 4, 2, id="two key heads of a shard"),
         pytest.param(LEARNED_POSITIONS, 4, 2, id="biases, learned positions"),
         pytest.param(PER_HEAD_NORM_AND_ROPE, 8, 1, id="qk_gn, RoPE, fsdp alone"),
     ],
@@ -142,21 +143,63 @@ def test_shards_travel_with_the_shardings() -> None:
     assert jax.tree.structure(placed) == jax.tree.structure(shardings)
 
 
-@given(heads=st.sampled_from([(4, 4), (8, 4), (8, 8), (12, 4)]), shards=st.sampled_from([1, 2, 4]), bias=st.booleans())
-def test_deal_gives_each_shard_its_heads(heads: tuple[int, int], shards: int, bias: bool) -> None:
+def attention_config(n_heads: int, kv_heads: int, alibi: bool = True) -> MptConfig:
+    attention = {"alibi": alibi, "attn_type": "grouped_query_attention", "kv_n_heads": kv_heads, "qk_ln": True}
+    return MptConfig.from_dict(TINY | {"d_model": 2 * n_heads, "n_heads": n_heads, "attn_config": attention})
+
+
+HEADS = st.sampled_from([(4, 4), (8, 4), (8, 8), (12, 4), (24, 8)])
+
+
+@given(heads=HEADS, shards=st.sampled_from([1, 2, 4]), bias=st.booleans(), alibi=st.booleans())
+def test_deal_gives_each_shard_its_heads(heads: tuple[int, int], shards: int, bias: bool, alibi: bool) -> None:
     n_heads, kv_heads = heads
-    attention = {"alibi": True, "attn_type": "grouped_query_attention", "kv_n_heads": kv_heads}
-    config = MptConfig.from_dict(TINY | {"d_model": 2 * n_heads, "n_heads": n_heads, "attn_config": attention})
+    config = attention_config(n_heads, kv_heads, alibi)
     labels = [
         f"{part}{h}" for part, count in zip("qkv", (n_heads, kv_heads, kv_heads), strict=True) for h in range(count)
     ]
     rows = np.repeat(labels, 2)  # a head's two rows carry its name
+    path = "blocks/0/attn/wqkv/bias" if bias else "blocks/0/attn/wqkv/weight"
     fused = rows if bias else np.stack([rows] * 3, axis=1)
-    dealt = deal_qkv_rows(fused, config, shards)
-    for shard, run in enumerate(np.split(dealt if bias else dealt[:, 0], shards)):
-        expected = []
-        for part, count in zip("qkv", (n_heads, kv_heads, kv_heads), strict=True):
-            own = range(shard * count // shards, (shard + 1) * count // shards)
-            expected += [f"{part}{head}" for head in own for _ in range(2)]
-        assert list(run) == expected
-    np.testing.assert_array_equal(gather_qkv_rows(dealt, config, shards), fused)
+    dealt = deal_heads(path, fused, config, shards)
+    keys = np.split(kv_head_order(config, shards), shards)
+    for own, run in zip(keys, np.split(dealt if bias else dealt[:, 0], shards), strict=True):
+        group = n_heads // kv_heads
+        queries = [head * group + g for head in own for g in range(group)]
+        names = [f"q{h}" for h in queries] + [f"k{h}" for h in own] + [f"v{h}" for h in own]
+        assert list(run) == [name for name in names for _ in range(2)]
+    np.testing.assert_array_equal(gather_heads(path, dealt, config, shards), fused)
+
+
+@given(heads=HEADS, shards=st.sampled_from([1, 2, 4]))
+def test_what_follows_the_heads_is_dealt_with_them(heads: tuple[int, int], shards: int) -> None:
+    config = attention_config(*heads)
+    order, keys = head_order(config, shards), kv_head_order(config, shards)
+    columns = np.repeat(np.arange(config.n_heads), 2)[None]  # out_proj's, named by their heads
+    dealt = deal_heads("blocks/0/attn/out_proj/weight", columns, config, shards)
+    np.testing.assert_array_equal(dealt[0, ::2], order)
+    np.testing.assert_array_equal(gather_heads("blocks/0/attn/out_proj/weight", dealt, config, shards), columns)
+    np.testing.assert_array_equal(deal_heads("blocks/0/attn/q_norm/bias", columns[0], config, shards)[::2], order)
+    k_norm = np.repeat(np.arange(config.kv_n_heads), 2)
+    np.testing.assert_array_equal(deal_heads("blocks/0/attn/k_norm/weight", k_norm, config, shards)[::2], keys)
+    other = np.arange(5)
+    assert deal_heads("blocks/0/attn/out_proj/bias", other, config, shards) is other
+    slopes = dealt_slopes(config, shards)
+    assert (slopes is None) == (shards == 1)
+    if slopes is not None:
+        np.testing.assert_array_equal(slopes, alibi_slopes(config.n_heads)[order])
+
+
+@pytest.mark.parametrize(("heads", "shards"), [((32, 32), 2), ((32, 32), 8), ((64, 64), 4), ((24, 8), 2)])
+def test_every_shard_sees_as_far_as_the_others(heads: tuple[int, int], shards: int) -> None:
+    """A head reads keys in the measure of 1 / slope, up to the context's length. In order, one shard has most of it."""
+    config = attention_config(*heads)
+    slopes = alibi_slopes(config.n_heads)
+
+    def largest_part(order: np.ndarray) -> float:
+        reads = np.minimum(25 / slopes[order], 8192).reshape(shards, -1).sum(axis=1)
+        return float(reads.max() / reads.sum() * shards)
+
+    dealt, plain = largest_part(head_order(config, shards)), largest_part(np.arange(config.n_heads))
+    assert dealt < 1.5
+    assert dealt < 0.85 * plain

@@ -6,6 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from model.config import MptConfig
 from model.kv_cache import init_kv_cache
@@ -29,14 +30,17 @@ class PagedRun:
         length: int,
         tokens: int,
         attention: CacheAttention = xla_attention,
+        block: int = BLOCK,
+        dtype: DTypeLike = jnp.float32,
     ) -> None:
         self._weights, self._rows, self._tokens, self._attention = weights, rows, tokens, attention
-        width = -(-length // BLOCK)
+        self._block = block
+        width = -(-length // block)
         blocks = rows * width + 3
-        self._slots_end = blocks * BLOCK
+        self._slots_end = blocks * block
         order = np.random.default_rng(7).permutation(blocks)[: rows * width]
         self._tables = order.reshape(rows, width).astype(np.int32)
-        self._cache = init_kv_cache(config, blocks, BLOCK, jnp.float32)
+        self._cache = init_kv_cache(config, blocks, block, dtype)
         self._config = config
 
     def fill_cache(self, value: float) -> None:
@@ -46,22 +50,30 @@ class PagedRun:
     def step(self, chunks: Sequence[tuple[int, int, Sequence[int]]]) -> dict[int, np.ndarray]:
         """Runs chunks (row, position of its first token, ids) in one step -> logits [V] of each row's last token."""
         ordered = sorted(chunks, key=lambda chunk: len(chunk[2]) > 1)  # decode rows first
+        batch = self._batch(ordered)
+        logits, self._cache = _step(self._config, self._attention, self._weights, self._cache, batch)
+        return {sequence: np.asarray(logits[r]) for r, (sequence, _, _) in enumerate(ordered)}
+
+    def temporary_bytes(self) -> int:
+        """Memory that a step takes beside its arguments and results."""
+        program = _step.lower(self._config, self._attention, self._weights, self._cache, self._batch([])).compile()
+        return int(program.memory_analysis().temp_size_in_bytes)
+
+    def _batch(self, chunks: Sequence[tuple[int, int, Sequence[int]]]) -> StepBatch:
         row = np.zeros((3, self._rows), np.int32)  # start, length, context
         token = np.zeros((3, self._tokens), np.int32)  # id, position, slot
         token[2] = self._slots_end
         tables = np.zeros_like(self._tables)
         at = 0
-        for r, (sequence, first, ids) in enumerate(ordered):
+        for r, (sequence, first, ids) in enumerate(chunks):
             positions = np.arange(first, first + len(ids))
-            slots = self._tables[sequence][positions // BLOCK] * BLOCK + positions % BLOCK
+            slots = self._tables[sequence][positions // self._block] * self._block + positions % self._block
             token[:, at : at + len(ids)] = ids, positions, slots
             row[:, r] = at, len(ids), first + len(ids)
             tables[r] = self._tables[sequence]
             at += len(ids)
-        decodes = sum(len(ids) == 1 for _, _, ids in ordered)
-        batch = StepBatch(*token, tables, *row, np.int32(decodes))  # type: ignore[arg-type]
-        logits, self._cache = _step(self._config, self._attention, self._weights, self._cache, batch)
-        return {sequence: np.asarray(logits[r]) for r, (sequence, _, _) in enumerate(ordered)}
+        decodes = sum(len(ids) == 1 for _, _, ids in chunks)
+        return StepBatch(*token, tables, *row, np.int32(decodes))  # type: ignore[arg-type]
 
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)

@@ -16,10 +16,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import Array, export
 
-from model.attention import paged_attention as reference
+from model.attention import paged_attention
 from model.config import MptConfig
 from model.kernels.pallas import gpu_attention, tpu_attention
+from model.kv_cache import LayerCache
 from model.step import StepBatch
+
+
+def reference(q: Array, k_pool: Array, v_pool: Array, batch: StepBatch, config: MptConfig) -> Array:
+    return paged_attention(q, LayerCache(k_pool, v_pool), batch, config)
+
 
 ATTENTION: dict[str, Callable[..., Array]] = {
     "reference": reference,

@@ -13,6 +13,7 @@ from model.activations import Activation
 from model.alibi import alibi_slopes
 from model.config import MptConfig
 from model.kernels.cpu.library import kernel_library
+from model.kv_cache import LayerCache
 from model.norm import Norm
 from model.packed import PackedMatrix
 
@@ -99,41 +100,44 @@ def norm(x: Array, norm: Norm) -> Array:
 
 
 def paged_attention(
-    qkv: "Qkv", k_pool: Array, v_pool: Array, batch: "StepBatch", config: MptConfig
-) -> tuple[Array, Array, Array]:
+    qkv: "Qkv", layer: LayerCache, batch: "StepBatch", config: MptConfig, *, horizons: bool = True
+) -> tuple[Array, LayerCache]:
     """Writes a step's keys and values, then attends over the cache (`model.attention.paged_attention`).
 
-    Pools [N, Hkv, block, hd] float32 or bfloat16, updated in place if donated
-    -> ([T, H, hd] float32, both pools). A query's result depends on its own sequence alone, to the last bit.
+    Pools of float32, bfloat16 or int8; the cache is updated in place if donated -> ([T, H, hd] float32, the cache).
+    A query's result depends on its own sequence alone, to the last bit. `horizons` False reads every key
+    (`model.horizons`), for comparison.
     """
     T, H, hd = qkv.q.shape
     fused = qkv.fused
     if fused is None:
         fused = jnp.concatenate([part.reshape(T, -1) for part in (qkv.q, qkv.k, qkv.v)], axis=1)
     slopes = alibi_slopes(H, config.alibi_bias_max) if config.alibi else np.zeros(0, np.float32)
-    y, k_pool, v_pool = _call(
+    slopes = slopes if qkv.slopes is None else qkv.slopes
+    (keys, values, *numbers), treedef = jax.tree.flatten(layer)  # numbers of tokens: norms, scales
+    y, *leaves = _call(
         "mpt_attention",
-        (
-            jax.ShapeDtypeStruct((T, H * hd), jnp.float32),
-            jax.ShapeDtypeStruct(k_pool.shape, k_pool.dtype),
-            jax.ShapeDtypeStruct(v_pool.shape, v_pool.dtype),
-        ),
-        input_output_aliases={1: 1, 2: 2},
+        [jax.ShapeDtypeStruct((T, H * hd), jnp.float32)]
+        + [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in (keys, values, *numbers)],
+        input_output_aliases={1: 1, 2: 2} | {8 + i: 3 + i for i in range(len(numbers))},
     )(
         fused,
-        k_pool,
-        v_pool,
+        keys,
+        values,
         batch.slots,
         batch.block_tables,
         batch.query_start,
         batch.query_len,
         batch.context_len,
+        *numbers,
         slopes=slopes,
         scale=np.float32(config.softmax_scale),
         softcap=np.float32(config.attn_logit_softcap or 0),
         window=np.int64(-1 if config.sliding_window is None else config.sliding_window),
+        norms=layer.key_norms is not None,
+        horizons=horizons,
     )
-    return y.reshape(T, H, hd), k_pool, v_pool
+    return y.reshape(T, H, hd), jax.tree.unflatten(treedef, leaves)
 
 
 def choose_ids(

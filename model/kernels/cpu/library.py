@@ -5,6 +5,7 @@ import functools
 import logging
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
@@ -15,6 +16,13 @@ logger = logging.getLogger(__name__)
 FILE_NAME = "libmpt_kernels.so"
 VARIABLE = "MPT_SERVE_CPU_KERNELS"  # an instruction set, or 'none'
 TARGETS = ("mpt_linear", "mpt_norm", "mpt_attention", "mpt_sample", "mpt_log_probabilities")
+
+
+class KeyCounts(NamedTuple):
+    """Keys of a head that attention met, once for each tile of queries, and those that it read with their values."""
+
+    met: int
+    read: int
 
 
 class KernelLibrary:
@@ -28,6 +36,7 @@ class KernelLibrary:
         word, size = ctypes.c_uint32, ctypes.c_int64
         self._library.mpt_pack_panels.argtypes = [ctypes.c_void_p, size, size, word, size, size, ctypes.c_void_p]
         self._library.mpt_pack_panels.restype = None
+        self._library.mpt_key_counts.restype = None
         count = ctypes.c_int()
         names = self._library.mpt_supported_kernels(ctypes.byref(count))
         self.instruction_sets = tuple(names[i].decode() for i in range(count.value))
@@ -44,6 +53,12 @@ class KernelLibrary:
         if not self._library.mpt_use_kernels(instruction_set.encode()):
             known = ", ".join(self.instruction_sets)
             raise ValueError(f"this machine has no CPU kernels for {instruction_set!r}; it has {known}")
+
+    def key_counts(self) -> KeyCounts:
+        """Counts of this process so far."""
+        met, left_out = ctypes.c_int64(), ctypes.c_int64()
+        self._library.mpt_key_counts(ctypes.byref(met), ctypes.byref(left_out))
+        return KeyCounts(met.value, met.value - left_out.value)
 
     def pack_panels(self, words: int, rows: int, steps: int, padding: int, first: int, last: int, out: int) -> None:
         """Panels `first` to `last` of words [rows, steps] uint32 -> out [panels, steps, 32]; arrays by address."""

@@ -21,7 +21,8 @@ constexpr int kKeysAtOnce = 4;                      // and keys that share the l
 constexpr float kUnseen = -3.4028235e38f;           // finite: the difference of two is a number
 
 template <DType D>
-using Element = std::conditional_t<D == DType::kFloat32, float, uint16_t>;
+using Element =
+    std::conditional_t<D == DType::kFloat32, float, std::conditional_t<D == DType::kInt8, int8_t, uint16_t>>;
 
 // Keys and values that lie next to each other, `stride` elements apart: those from `begin` to `end` of a block.
 struct KeyRun {
@@ -32,7 +33,9 @@ struct KeyRun {
 };
 
 struct KeyBlock {
-  int64_t start;  // position of its first key
+  int64_t start;              // position of its first key
+  const float* key_scales;    // [kKeys] factors of its keys and values, or null
+  const float* value_scales;
   int runs;
   KeyRun run[kKeys];
 };
@@ -69,6 +72,11 @@ struct Queries {
   float* total;       // [count] sums of weights, relative to the top
   float* slope;       // [count] of ALiBi
   int32_t* position;  // [count]
+  // What is needed to leave keys out (horizon.h).
+  float* reach;      // [count] bound of a score for keys of length 1
+  float* allowance;  // [count]
+  int32_t* skipped;  // [count] keys left out so far
+  int32_t* reads;    // [count] whether the query reads the block at hand
 };
 
 struct KeyRange {
@@ -166,14 +174,15 @@ __attribute__((noinline)) void weigh_run(const float* weights, const KeyRun& run
 
 // Turns the dot products of query i with the keys it sees of a block into their weights, and brings what it has
 // gathered so far to the new top.
-inline void soften(const Queries& queries, int64_t i, int64_t start, KeyRange seen, const ScoreRule& rule,
+inline void soften(const Queries& queries, int64_t i, const KeyBlock& block, KeyRange seen, const ScoreRule& rule,
                    float* scores) {
   vi lane;
   for (int n = 0; n < VL; ++n) lane[n] = n;
-  const float distance = static_cast<float>(queries.position[i] - start);  // to the block's first key
+  const float distance = static_cast<float>(queries.position[i] - block.start);  // to the block's first key
   vf tops = splat(kUnseen);
   for (int64_t key = 0; key < seen.end; key += VL) {
     vf s = load<vf>(scores + key) * rule.scale;
+    if (block.key_scales) s *= load<vf>(block.key_scales + key);
     if (rule.softcap > 0) s = rule.softcap * tanh(s / rule.softcap);
     s -= queries.slope[i] * (distance - to_float(lane + static_cast<int32_t>(key)));
     const vi unseen = (lane < static_cast<int32_t>(seen.begin - key)) | (lane >= static_cast<int32_t>(seen.end - key));
@@ -186,7 +195,7 @@ inline void soften(const Queries& queries, int64_t i, int64_t start, KeyRange se
   for (int64_t key = 0; key < seen.end; key += VL) {
     const vf x = load<vf>(scores + key) - top;
     const vf w = select(x == x, exp(x), x);  // NaN is not to vanish in exp
-    store(scores + key, w);
+    store(scores + key, block.value_scales ? w * load<vf>(block.value_scales + key) : w);
     weights += w;
   }
   float sums[4];
@@ -207,15 +216,16 @@ template <class From, int R>
 void attend_block(const Queries& queries, int64_t i, const KeyBlock& block, const ScoreRule& rule, float* scores) {
   KeyRange seen[R], any = {kKeys, 0}, all = {0, kKeys};  // by one query, by any of them, by all
   for (int r = 0; r < R; ++r) {
-    seen[r] = visible(queries.position[i + r], block.start, rule);
+    seen[r] = queries.reads[i + r] ? visible(queries.position[i + r], block.start, rule) : KeyRange{0, 0};
     if (seen[r].begin < seen[r].end) any = {std::min(any.begin, seen[r].begin), std::max(any.end, seen[r].end)};
     all = {std::max(all.begin, seen[r].begin), std::min(all.end, seen[r].end)};
   }
+  if (any.begin >= any.end) return;
   for (int n = 0; n < block.runs; ++n) {
     score_run<From, R>(queries.q + i * queries.width, queries.width, block.run[n], any, scores);
   }
   for (int r = 0; r < R; ++r) {
-    if (seen[r].begin < seen[r].end) soften(queries, i + r, block.start, seen[r], rule, scores + r * kKeys);
+    if (seen[r].begin < seen[r].end) soften(queries, i + r, block, seen[r], rule, scores + r * kKeys);
   }
   const bool together = all.begin < all.end;
   for (int n = 0; n < block.runs; ++n) {

@@ -161,22 +161,58 @@ ffi::Error norm(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::RemainingArg
 
 using Integers = ffi::BufferR1<ffi::S32>;
 
+// The numbers that a cache keeps per token and head of keys beside its pools, one array after the other, in place.
+class TokenNumbers {
+ public:
+  TokenNumbers(ffi::RemainingArgs in, ffi::RemainingRets out, int64_t size) : in_(in), out_(out), size_(size) {}
+
+  float* next() {
+    auto from = in_.get<ffi::AnyBuffer>(index_);
+    auto to = out_.get<ffi::AnyBuffer>(index_++);
+    if (!from.has_value() || !to.has_value()) return fail();
+    ffi::AnyBuffer buffer = **to;
+    const bool fits = buffer.element_type() == ffi::F32 && count(buffer) == size_;
+    return fits && buffer.untyped_data() == from->untyped_data() ? buffer.typed_data<float>() : fail();
+  }
+
+  bool wrong() const { return wrong_ || index_ != in_.size() || index_ != out_.size(); }
+
+ private:
+  float* fail() { return wrong_ = true, nullptr; }
+
+  ffi::RemainingArgs in_;
+  ffi::RemainingRets out_;
+  int64_t size_;
+  size_t index_ = 0;
+  bool wrong_ = false;
+};
+
+KeyCounts key_counts;
+
 ffi::Error attention(ffi::ThreadPool thread_pool, ffi::BufferR2<ffi::F32> qkv, ffi::AnyBuffer k_in, ffi::AnyBuffer v_in,
                      Integers slots, ffi::BufferR2<ffi::S32> block_tables, Integers query_start, Integers query_len,
-                     Integers context_len, ffi::Result<ffi::BufferR2<ffi::F32>> out, ffi::Result<ffi::AnyBuffer> k_pool,
-                     ffi::Result<ffi::AnyBuffer> v_pool, ffi::Span<const float> slopes, float scale, float softcap,
-                     int64_t window) {
+                     Integers context_len, ffi::RemainingArgs numbers_in, ffi::Result<ffi::BufferR2<ffi::F32>> out,
+                     ffi::Result<ffi::AnyBuffer> k_pool, ffi::Result<ffi::AnyBuffer> v_pool,
+                     ffi::RemainingRets numbers_out, ffi::Span<const float> slopes, float scale, float softcap,
+                     int64_t window, bool norms, bool horizons) {
   AttentionArgs a = {};
   const auto pool_shape = k_pool->dimensions();
   const auto v_shape = v_pool->dimensions();
   if (pool_shape.size() != 4 || !std::equal(pool_shape.begin(), pool_shape.end(), v_shape.begin(), v_shape.end())) return wrong("pools [N, Hkv, block, hd] are needed");
   a.N = pool_shape[0], a.Hkv = pool_shape[1], a.block = pool_shape[2], a.hd = pool_shape[3];
   const ffi::DataType type = k_pool->element_type();
-  if (type != v_pool->element_type() || (type != ffi::F32 && type != ffi::BF16)) return wrong("pools are float32 or bfloat16");
-  a.cache_dtype = type == ffi::F32 ? DType::kFloat32 : DType::kBfloat16;
+  const bool whole = type == ffi::S8;
+  if (type != v_pool->element_type() || (type != ffi::F32 && type != ffi::BF16 && !whole)) return wrong("pools are float32, bfloat16 or int8");
+  a.cache_dtype = whole ? DType::kInt8 : type == ffi::F32 ? DType::kFloat32 : DType::kBfloat16;
   a.k_pool = k_pool->untyped_data();
   a.v_pool = v_pool->untyped_data();
   if (a.k_pool != k_in.untyped_data() || a.v_pool != v_in.untyped_data()) return wrong("pools are updated in place");
+  TokenNumbers numbers(numbers_in, numbers_out, a.N * a.Hkv * a.block);
+  if (norms) a.key_norms = numbers.next();
+  if (whole) a.key_scales = numbers.next(), a.value_scales = numbers.next();
+  if (numbers.wrong()) return wrong("norms and scales [N, Hkv, block] float32 are updated in place");
+  a.horizons = horizons;
+  a.counts = &key_counts;
   a.T = qkv.dimensions()[0];
   a.H = a.hd ? qkv.dimensions()[1] / a.hd - 2 * a.Hkv : 0;
   if (a.H < 1 || a.H % a.Hkv || (a.H + 2 * a.Hkv) * a.hd != qkv.dimensions()[1]) return wrong("qkv [T, (H + 2 Hkv) hd] is needed");
@@ -296,13 +332,17 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(mpt_attention_handler, mpt::attention,
                                   .Arg<mpt::Integers>()
                                   .Arg<mpt::Integers>()
                                   .Arg<mpt::Integers>()
+                                  .RemainingArgs()
                                   .Ret<ffi::BufferR2<ffi::F32>>()
                                   .Ret<ffi::AnyBuffer>()
                                   .Ret<ffi::AnyBuffer>()
+                                  .RemainingRets()
                                   .Attr<ffi::Span<const float>>("slopes")
                                   .Attr<float>("scale")
                                   .Attr<float>("softcap")
-                                  .Attr<int64_t>("window"));
+                                  .Attr<int64_t>("window")
+                                  .Attr<bool>("norms")
+                                  .Attr<bool>("horizons"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(mpt_sample_handler, mpt::sample,
                               ffi::Ffi::Bind()
@@ -344,6 +384,9 @@ MPT_EXPORT bool mpt_use_kernels(const char* name) { return mpt::use_kernels(name
 MPT_EXPORT void mpt_pack_panels(const uint32_t* from, int64_t N, int64_t steps, uint32_t padding, int64_t first,
                                 int64_t last, uint32_t* to) {
   mpt::pack_panels(from, N, steps, padding, first, last, to);
+}
+MPT_EXPORT void mpt_key_counts(int64_t* met, int64_t* left_out) {
+  *met = mpt::key_counts.met, *left_out = mpt::key_counts.left_out;
 }
 MPT_EXPORT XLA_FFI_Error* mpt_linear(XLA_FFI_CallFrame* frame) { return mpt_linear_handler(frame); }
 MPT_EXPORT XLA_FFI_Error* mpt_norm(XLA_FFI_CallFrame* frame) { return mpt_norm_handler(frame); }

@@ -1,6 +1,7 @@
 // What the kernels are asked for: plain records, without XLA and without Python. Arrays are dense and row-major.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 
 #include "parallel.h"
@@ -8,7 +9,7 @@
 namespace mpt {
 
 // How numbers lie in memory.
-enum class DType : int32_t { kFloat32 = 0, kBfloat16 = 1 };
+enum class DType : int32_t { kFloat32 = 0, kBfloat16 = 1, kInt8 = 2 };
 
 // A vector of one number per feature, or nothing.
 struct Vector {
@@ -64,6 +65,12 @@ struct NormArgs {
   float* y;  // [M, K]
 };
 
+// How many keys of a head attention has met, and how many of those it left unread with their values, since they were
+// proven to weigh nothing (horizon.h). Queries of one tile share a key.
+struct KeyCounts {
+  std::atomic<int64_t> met{0}, left_out{0};
+};
+
 // Attention of a ragged step over the paged cache, and the writing of the step's keys and values into it.
 struct AttentionArgs {
   const float* qkv;  // [T, (H + 2 Hkv) hd]: of each token its queries, keys and values
@@ -71,6 +78,10 @@ struct AttentionArgs {
   void* k_pool;  // [N, Hkv, block, hd], updated in place
   void* v_pool;
   DType cache_dtype;
+  float* key_scales = nullptr;  // [N, Hkv, block] of int8 pools: a key is its scale times whole numbers
+  float* value_scales = nullptr;
+  float* key_norms = nullptr;  // [N, Hkv, block] bounds of the keys' lengths, or null
+  bool horizons = false;       // whether keys that those bounds prove weightless are left out
   int64_t N, block;
   const int32_t* slots;         // [T] where a token's key and value go; from N * block on: nowhere
   const int32_t* block_tables;  // [R, W]
@@ -83,6 +94,7 @@ struct AttentionArgs {
   float softcap;   // 0 for none
   int64_t window;  // keys before its own that a query sees; negative for all
   float* out;      // [T, H, hd]; zeros where no row has a token
+  KeyCounts* counts = nullptr;
 };
 
 // One id per row of logits, and what it is chosen by.

@@ -2,12 +2,15 @@
 // attends what its row's blocks hold up to its own position.
 //
 // A unit of work is a tile of one row's queries with the heads that share one head of keys. It walks the row's keys
-// block by block (attention_block.h), so that cost grows with the real lengths and memory does not.
+// block by block (attention_block.h), the newest first, so that cost grows with the real lengths and memory does not;
+// blocks that no query of the tile needs are not read (horizon.h).
 #pragma once
 
+#include <numeric>
 #include <vector>
 
 #include "attention_block.h"
+#include "horizon.h"
 
 namespace mpt {
 namespace MPT_ISA {
@@ -21,7 +24,14 @@ class PagedAttention {
 
  public:
   explicit PagedAttention(const AttentionArgs& args)
-      : a(args), group(a.H / a.Hkv), width((a.hd + VL - 1) / VL * VL), tiles(tiles_of(a, group)) {}
+      : a(args),
+        group(a.H / a.Hkv),
+        width((a.hd + VL - 1) / VL * VL),
+        rule{a.scale, a.softcap, a.window},
+        tiles(tiles_of(a, group)),
+        horizons(a.horizons && a.key_norms && a.slopes && longest(tiles) > kKeys),
+        allowances(horizons ? allowances_of(a) : std::vector<float>()),
+        heads(horizons ? heads_of(a, group) : std::vector<int64_t>()) {}
 
   void run(Pool& pool) {
     auto write = [&](int64_t chunk) {
@@ -30,9 +40,13 @@ class PagedAttention {
     };
     // All tiles of one head follow each other, long ones first: they read the same keys, and the last ones are short.
     const int64_t units = static_cast<int64_t>(tiles.size()) * a.Hkv;
-    auto attend = [&](int64_t unit) { attend_tile(tiles[unit % tiles.size()], unit / tiles.size()); };
-    int64_t products = 0;
-    for (const Tile& tile : tiles) products += 2 * tile.products * a.H * a.hd;
+    auto attend = [&](int64_t unit) { attend_tile(tiles[unit % tiles.size()], head(unit / tiles.size())); };
+    int64_t products = 0, keys = 0;
+    for (const Tile& tile : tiles) {
+      products += 2 * tile.products * a.H * a.hd;
+      keys += tile.position + tile.tokens - first_key(tile);
+    }
+    if (a.counts) a.counts->met.fetch_add(keys * a.Hkv, std::memory_order_relaxed);
     const int threads = products < kAloneProducts ? 1 : pool.threads();
     run_phases(pool, threads, phase((a.T + kTokensPerWrite - 1) / kTokensPerWrite, write), phase(units, attend));
   }
@@ -50,7 +64,31 @@ class PagedAttention {
     float* k;       // [kKeys, width]
     float* v;       // [kKeys, width]
     float* scores;  // [kQueries, kKeys]
+    float* scales;  // [2, kKeys] of keys and of values
   };
+
+  static std::vector<float> allowances_of(const AttentionArgs& a) {
+    std::vector<float> allowances(a.H);
+    std::transform(a.slopes, a.slopes + a.H, allowances.begin(), horizon_allowance);
+    return allowances;
+  }
+
+  // Heads of keys, those that see farthest first: they take longest, and the last units are to be short.
+  static std::vector<int64_t> heads_of(const AttentionArgs& a, int64_t group) {
+    std::vector<int64_t> heads(a.Hkv);
+    std::iota(heads.begin(), heads.end(), 0);
+    const auto flattest = [&](int64_t h) { return *std::min_element(a.slopes + h * group, a.slopes + (h + 1) * group); };
+    std::stable_sort(heads.begin(), heads.end(), [&](int64_t x, int64_t y) { return flattest(x) < flattest(y); });
+    return heads;
+  }
+
+  int64_t head(int64_t i) const { return heads.empty() ? i : heads[i]; }
+
+  static int64_t longest(const std::vector<Tile>& tiles) {
+    int64_t keys = 0;
+    for (const Tile& tile : tiles) keys = std::max(keys, tile.position + tile.tokens);
+    return keys;
+  }
 
   static std::vector<Tile> tiles_of(const AttentionArgs& a, int64_t group) {
     std::vector<Tile> tiles;
@@ -81,42 +119,74 @@ class PagedAttention {
     const float* k = a.qkv + t * token_width() + a.H * a.hd;
     const float* v = k + a.Hkv * a.hd;
     for (int64_t h = 0; h < a.Hkv; ++h) {
-      const int64_t to = place(slot / a.block, h) + slot % a.block * a.hd;
-      write(k + h * a.hd, static_cast<Element<D>*>(a.k_pool) + to);
-      write(v + h * a.hd, static_cast<Element<D>*>(a.v_pool) + to);
+      const int64_t to = (slot / a.block * a.Hkv + h) * a.block + slot % a.block;
+      const float squares = write(k + h * a.hd, a.k_pool, a.key_scales, to);
+      if (a.key_norms) a.key_norms[to] = length_bound(squares);
+      write(v + h * a.hd, a.v_pool, a.value_scales, to);
     }
   }
 
-  void write(const float* x, Element<D>* to) const {
+  // x [hd] to place `to` of a pool -> the sum of squares of what is stored there.
+  float write(const float* x, void* pool, float* scales, int64_t to) const {
+    Element<D>* at = static_cast<Element<D>*>(pool) + to * a.hd;
+    float scale = 1;
+    if constexpr (D == DType::kInt8) scale = scales[to] = scale_of(x);
+    vf squares = {};
     for_lanes(a.hd, [&](int64_t i, int64_t n) {
-      const vf v = load_some<vf>(x + i, n);
+      vf v = load_some<vf>(x + i, n);
       if constexpr (D == DType::kFloat32) {
-        store_some(to + i, v, n);
+        store_some(at + i, v, n);
+      } else if constexpr (D == DType::kBfloat16) {
+        const vh stored = to_bf16(v);
+        store_some(at + i, stored, n);
+        v = from_bf16(stored);
       } else {
-        store_some(to + i, to_bf16(v), n);
+        const vb stored = to_int8(v / scale);
+        store_some(at + i, stored, n);
+        v = from_int8(stored);
       }
+      squares += v * v;
     });
+    return sum(squares) * scale * scale;
   }
 
-  // Index in a pool of the first of a block's keys of one head.
-  int64_t place(int64_t block, int64_t kv_head) const { return (block * a.Hkv + kv_head) * a.block * a.hd; }
+  // The factor with which the largest of x [hd] becomes 127; NaN where one is no number, and 1 where all are 0.
+  float scale_of(const float* x) const {
+    vf most = {}, odd = {};  // the difference of a number and itself is 0, any other is NaN
+    for_lanes(a.hd, [&](int64_t i, int64_t n) {
+      const vf v = load_some<vf>(x + i, n);
+      most = max(most, abs(v)), odd += v - v;
+    });
+    const float scale = largest(most) * (1.f / 127);
+    return (scale > 0 ? scale : 1.f) + sum(odd);
+  }
 
   void attend_tile(const Tile& tile, int64_t kv_head) const {
     const bool widen = a.hd % VL != 0 || tile.tokens * group > kQueries;
     const Room room = make_room(tile.tokens * group);
     take_queries(tile, kv_head, room.queries);
-    const ScoreRule rule = {a.scale, a.softcap, a.window};
-    const int64_t end = tile.position + tile.tokens;
-    int64_t start = a.window < 0 ? 0 : std::max<int64_t>(tile.position - a.window, 0) / kKeys * kKeys;
+    const int64_t end = tile.position + tile.tokens, first = first_key(tile);
+    int64_t start = (end - 1) / kKeys * kKeys, left_out = 0;
     KeyBlock blocks[2], *block = blocks, *next = blocks + 1;
-    locate(tile.row, kv_head, start, end, block);
-    for (int n = 0; n < block->runs; ++n) {
-      const KeyRun& run = block->run[n];
-      Source<D, true>::prefetch(run.k, 0, (run.end - run.begin) * a.hd);
-    }
-    for (; start < end; start += kKeys, std::swap(block, next)) {
-      locate(tile.row, kv_head, start + kKeys, end, next);
-      look_ahead(block, *next);
+    next->start = -1;
+    float longest = 0;
+    for (; start >= first; start -= kKeys) {
+      const float own = longest;  // of the keys from `start` on
+      if (horizons && start > first) longest = longest_key(tile.row, kv_head, start - kKeys);
+      if (horizons && !mark_readers(room.queries, start, own, rule)) {
+        left_out += kKeys;
+        continue;
+      }
+      std::swap(block, next);
+      if (block->start != start) {
+        locate(tile.row, kv_head, start, end, block);
+        fetch(*block);
+      }
+      if (start > first && (!horizons || may_need(room.queries, start - kKeys, longest, rule))) {
+        locate(tile.row, kv_head, start - kKeys, end, next);
+        look_ahead(block, *next);
+      }
+      take_scales(tile.row, kv_head, block, room.scales);
       if (widen) {
         widen_keys(block, room);
         attend_block<Source<DType::kFloat32, false>>(room.queries, *block, rule, room.scores);
@@ -125,21 +195,64 @@ class PagedAttention {
       }
     }
     give_outputs(tile, kv_head, room.queries);
+    if (a.counts && left_out) a.counts->left_out.fetch_add(left_out, std::memory_order_relaxed);
+  }
+
+  // Position of the first key that a tile may see, or of one before it.
+  int64_t first_key(const Tile& tile) const {
+    return a.window < 0 ? 0 : std::max<int64_t>(tile.position - a.window, 0) / kKeys * kKeys;
+  }
+
+  // Calls f(place in the pools, first position, end) for each run of a row's keys that lie next to each other.
+  template <class F>
+  void for_runs(int64_t row, int64_t kv_head, int64_t begin, int64_t end, F f) const {
+    for (int64_t position = begin; position < end;) {
+      const int64_t offset = position % a.block, stop = std::min(end, position - offset + a.block);
+      // A table may hold anything; the pool is all that is read.
+      const int64_t id = std::clamp<int64_t>(a.block_tables[row * a.W + position / a.block], 0, a.N - 1);
+      f((id * a.Hkv + kv_head) * a.block + offset, position, stop);
+      position = stop;
+    }
   }
 
   // The keys of a row from position `start` on, as they lie in the pools; none from `end` on.
   void locate(int64_t row, int64_t kv_head, int64_t start, int64_t end, KeyBlock* block) const {
     block->start = start, block->runs = 0;
-    end = std::min(end, start + kKeys);
-    for (int64_t position = start; position < end;) {
-      const int64_t offset = position % a.block, stop = std::min(end, position - offset + a.block);
-      // A table may hold anything; the pool is all that is read.
-      const int64_t id = std::clamp<int64_t>(a.block_tables[row * a.W + position / a.block], 0, a.N - 1);
-      const int64_t at = place(id, kv_head) + offset * a.hd;
-      const Element<D>* k = static_cast<const Element<D>*>(a.k_pool) + at;
-      const Element<D>* v = static_cast<const Element<D>*>(a.v_pool) + at;
+    block->key_scales = block->value_scales = nullptr;
+    for_runs(row, kv_head, start, std::min(end, start + kKeys), [&](int64_t at, int64_t position, int64_t stop) {
+      const Element<D>* k = static_cast<const Element<D>*>(a.k_pool) + at * a.hd;
+      const Element<D>* v = static_cast<const Element<D>*>(a.v_pool) + at * a.hd;
       block->run[block->runs++] = {k, v, k, position - start, stop - start, a.hd};
-      position = stop;
+    });
+  }
+
+  // A bound of the lengths of kKeys keys from position `start` on.
+  float longest_key(int64_t row, int64_t kv_head, int64_t start) const {
+    vf longest = {};
+    for_runs(row, kv_head, start, start + kKeys, [&](int64_t at, int64_t position, int64_t stop) {
+      for_lanes(stop - position, [&](int64_t i, int64_t n) {
+        longest = max(longest, load_some<vf>(a.key_norms + at + i, n));
+      });
+    });
+    return largest(longest);
+  }
+
+  // Puts the factors of a block's keys and values next to each other.
+  void take_scales(int64_t row, int64_t kv_head, KeyBlock* block, float* scales) const {
+    if constexpr (D == DType::kInt8) {
+      const int64_t start = block->start, end = start + block->run[block->runs - 1].end;
+      for_runs(row, kv_head, start, end, [&](int64_t at, int64_t position, int64_t stop) {
+        std::copy_n(a.key_scales + at, stop - position, scales + position - start);
+        std::copy_n(a.value_scales + at, stop - position, scales + kKeys + position - start);
+      });
+      block->key_scales = scales, block->value_scales = scales + kKeys;
+    }
+  }
+
+  static void fetch(const KeyBlock& block) {
+    for (int n = 0; n < block.runs; ++n) {
+      const KeyRun& run = block.run[n];
+      Source<D, true>::prefetch(run.k, 0, (run.end - run.begin) * run.stride);
     }
   }
 
@@ -170,16 +283,18 @@ class PagedAttention {
 
   Room make_room(int64_t count) const {
     thread_local Scratch scratch;
-    const int64_t per_query = 2 * width + 4, padded = (count + 15) / 16 * 16;  // each part begins at 64 bytes
-    float* next = scratch.get<float>(padded * per_query + 2 * kKeys * width + kQueries * kKeys);
+    const int64_t per_query = 2 * width + 8, padded = (count + 15) / 16 * 16;  // each part begins at 64 bytes
+    float* next = scratch.get<float>(padded * per_query + 2 * kKeys * width + kQueries * kKeys + 2 * kKeys);
     const auto take = [&](int64_t size) { return next += size, next - size; };
     Room room;
     room.k = take(kKeys * width), room.v = take(kKeys * width), room.scores = take(kQueries * kKeys);
+    room.scales = take(2 * kKeys);
     Queries& q = room.queries;
     q.count = count, q.width = width;
     q.q = take(padded * width), q.values = take(padded * width);
     q.top = take(padded), q.total = take(padded), q.slope = take(padded);
-    q.position = reinterpret_cast<int32_t*>(take(padded));
+    q.reach = take(padded), q.allowance = take(padded);
+    for (int32_t** whole : {&q.position, &q.skipped, &q.reads}) *whole = reinterpret_cast<int32_t*>(take(padded));
     return room;
   }
 
@@ -188,12 +303,22 @@ class PagedAttention {
     std::fill(queries.values, queries.values + queries.count * width, 0.f);
     std::fill(queries.top, queries.top + queries.count, kUnseen);
     std::fill(queries.total, queries.total + queries.count, 0.f);
+    std::fill(queries.skipped, queries.skipped + queries.count, 0);
+    std::fill(queries.reads, queries.reads + queries.count, 1);
     for (int64_t i = 0; i < queries.count; ++i) {
       const int64_t token = i / group, head = kv_head * group + i % group;
       const float* q = a.qkv + (tile.token + token) * token_width() + head * a.hd;
-      for_lanes(a.hd, [&](int64_t d, int64_t n) { store(queries.q + i * width + d, load_some<vf>(q + d, n)); });
+      vf squares = {};
+      for_lanes(a.hd, [&](int64_t d, int64_t n) {
+        const vf x = load_some<vf>(q + d, n);
+        store(queries.q + i * width + d, x);
+        squares += x * x;
+      });
       queries.slope[i] = a.slopes ? a.slopes[head] : 0.f;
       queries.position[i] = static_cast<int32_t>(tile.position + token);
+      if (!horizons) continue;
+      queries.reach[i] = length_bound(sum(squares)) * std::abs(a.scale);
+      queries.allowance[i] = allowances[head];
     }
   }
 
@@ -208,14 +333,18 @@ class PagedAttention {
   const AttentionArgs& a;
   const int64_t group;  // query heads of one head of keys
   const int64_t width;  // features of a head in whole vectors
+  const ScoreRule rule;
   const std::vector<Tile> tiles;
+  const bool horizons;                  // whether a query may have keys to leave out
+  const std::vector<float> allowances;  // [H] of horizons
+  const std::vector<int64_t> heads;     // of keys, in the order of work
 };
 
 inline void paged_attention(const AttentionArgs& a, Pool& pool) {
-  if (a.cache_dtype == DType::kFloat32) {
-    PagedAttention<DType::kFloat32>(a).run(pool);
-  } else {
-    PagedAttention<DType::kBfloat16>(a).run(pool);
+  switch (a.cache_dtype) {
+    case DType::kFloat32: return PagedAttention<DType::kFloat32>(a).run(pool);
+    case DType::kBfloat16: return PagedAttention<DType::kBfloat16>(a).run(pool);
+    case DType::kInt8: return PagedAttention<DType::kInt8>(a).run(pool);
   }
 }
 

@@ -38,6 +38,7 @@ typedef float vf __attribute__((vector_size(4 * VL)));
 typedef int32_t vi __attribute__((vector_size(4 * VL)));
 typedef uint32_t vu __attribute__((vector_size(4 * VL)));
 typedef uint16_t vh __attribute__((vector_size(2 * VL)));  // bfloat16 or float16 bits
+typedef int8_t vb __attribute__((vector_size(VL)));
 
 template <class V>
 MPT_INLINE V load(const void* p) {
@@ -162,15 +163,24 @@ MPT_INLINE vh to_bf16(vf v) {
 #endif
 }
 
+// Whole numbers <-> float32; those to be stored lie within int8's range, and are rounded to nearest, ties to even.
+MPT_INLINE vf from_int8(vb v) { return to_float(__builtin_convertvector(v, vi)); }
+MPT_INLINE vb to_int8(vf v) {
+  const vf shift = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to a whole number
+  return __builtin_convertvector(bits<vi>(v + shift) - bits<vi>(shift), vb);
+}
+
 // Numbers in memory as float32.
 template <DType D>
 MPT_INLINE vf load_as_float(const void* p, int64_t index) {
   if constexpr (D == DType::kFloat32) return load<vf>(static_cast<const float*>(p) + index);
+  if constexpr (D == DType::kInt8) return from_int8(load<vb>(static_cast<const int8_t*>(p) + index));
   return from_bf16(load<vh>(static_cast<const uint16_t*>(p) + index));
 }
 template <DType D>
 MPT_INLINE vf load_some_as_float(const void* p, int64_t index, int64_t n) {
   if constexpr (D == DType::kFloat32) return load_some<vf>(static_cast<const float*>(p) + index, n);
+  if constexpr (D == DType::kInt8) return from_int8(load_some<vb>(static_cast<const int8_t*>(p) + index, n));
   return from_bf16(load_some<vh>(static_cast<const uint16_t*>(p) + index, n));
 }
 // The same with the type known at run time only; n up to VL.
