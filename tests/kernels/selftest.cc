@@ -158,7 +158,8 @@ struct Case {
 // Rows of a ragged batch with what it takes to attend them; unused slots hold NaN.
 struct Batch {
   Batch(const Case& c, const std::vector<int>& lengths, const std::vector<int>& contexts) : c(c) {
-    const int64_t R = static_cast<int64_t>(lengths.size()), size = c.dtype == DType::kFloat32 ? 4 : 2;
+    const int64_t R = static_cast<int64_t>(lengths.size());
+    const int64_t size = c.dtype == DType::kFloat32 ? 4 : c.dtype == DType::kBfloat16 ? 2 : 1;
     int64_t N = 2, W = 1;
     for (int n : contexts) N += (n + c.block - 1) / c.block, W = std::max<int64_t>(W, (n + c.block - 1) / c.block);
     std::vector<int32_t> ids(N);
@@ -167,6 +168,9 @@ struct Batch {
     length.assign(contexts.begin(), contexts.end());
     const int64_t values = N * c.Hkv * c.block * c.hd;
     k.assign(values * size, 0xff), v.assign(values * size, 0xff);
+    for (auto* numbers : {&norms, &k_scales, &v_scales}) {
+      numbers->assign(values / c.hd, std::numeric_limits<float>::quiet_NaN());
+    }
     int64_t T = 0, used = 0;
     for (int64_t r = 0; r < R; ++r) {
       for (int64_t w = 0; w * c.block < contexts[r]; ++w) tables[r * W + w] = ids[used++];
@@ -196,31 +200,51 @@ struct Batch {
 
   void put(int64_t r, int p, int64_t W) {
     for (int64_t h = 0; h < c.Hkv; ++h) {
-      const int64_t to = ((tables[r * W + p / c.block] * c.Hkv + h) * c.block + p % c.block) * c.hd;
+      const int64_t to = (tables[r * W + p / c.block] * c.Hkv + h) * c.block + p % c.block;
+      const int64_t from = (p * c.Hkv + h) * c.hd;
+      double squares = 0;
+      k_scales[to] = scale(keys[r], from), v_scales[to] = scale(vals[r], from);
       for (int64_t d = 0; d < c.hd; ++d) {
-        const int64_t from = (p * c.Hkv + h) * c.hd + d;
-        set(k, to + d, keys[r][from]), set(v, to + d, vals[r][from]);
+        set(k, to * c.hd + d, keys[r][from + d], k_scales[to]), set(v, to * c.hd + d, vals[r][from + d], v_scales[to]);
+        squares += std::pow(cached(keys[r], from, d), 2);
       }
+      norms[to] = length_bound(static_cast<float>(squares));
     }
   }
 
-  void set(std::vector<uint8_t>& pool, int64_t i, float x) const {
+  void set(std::vector<uint8_t>& pool, int64_t i, float x, float scale) const {
     const uint16_t h = rounded(x);
     if (c.dtype == DType::kFloat32) {
       std::memcpy(pool.data() + 4 * i, &x, 4);
-    } else {
+    } else if (c.dtype == DType::kBfloat16) {
       std::memcpy(pool.data() + 2 * i, &h, 2);
+    } else {
+      pool[i] = static_cast<uint8_t>(static_cast<int8_t>(std::nearbyint(x / scale)));
     }
+  }
+
+  // What whole numbers of an int8 pool are multiplied with, for the vector that begins at `from`.
+  float scale(const std::vector<float>& x, int64_t from) const {
+    float most = 0;
+    for (int64_t d = 0; d < c.hd; ++d) most = std::max(most, std::abs(x[from + d]));
+    return most * (1.f / 127);
   }
 
   void run(Pool& pool) {
     a.qkv = qkv.data(), a.k_pool = k.data(), a.v_pool = v.data(), a.slots = slots.data(), a.out = out.data();
     a.block_tables = tables.data(), a.query_start = starts.data(), a.query_len = queries.data();
     a.context_len = length.data(), a.slopes = c.slopes ? slopes.data() : nullptr;
+    a.key_norms = norms.data(), a.key_scales = k_scales.data(), a.value_scales = v_scales.data();
+    a.horizons = true, a.counts = counts.get();
     paged_attention(a, pool);
   }
 
-  double cached(float x) const { return c.dtype == DType::kFloat32 ? x : from_bf16(rounded(x)); }
+  // Element d of the vector that begins at `from`, as a cache holds it.
+  double cached(const std::vector<float>& x, int64_t from, int64_t d) const {
+    if (c.dtype == DType::kFloat32) return x[from + d];
+    if (c.dtype == DType::kBfloat16) return from_bf16(rounded(x[from + d]));
+    return std::nearbyint(x[from + d] / scale(x, from)) * scale(x, from);
+  }
 
   // What the query of row r at position p, head h, is to get.
   std::vector<double> exact(int64_t r, int p, int64_t h) const {
@@ -231,12 +255,13 @@ struct Batch {
     for (int j = 0; j <= p; ++j) {
       if (c.window >= 0 && p - j > c.window) continue;
       double s = 0;
-      for (int64_t d = 0; d < c.hd; ++d) s += q[d] * cached(keys[r][(j * c.Hkv + kv) * c.hd + d]);
+      const int64_t at = (j * c.Hkv + kv) * c.hd;
+      for (int64_t d = 0; d < c.hd; ++d) s += q[d] * cached(keys[r], at, d);
       s *= a.scale;
       if (c.softcap > 0) s = c.softcap * std::tanh(s / c.softcap);
       if (c.slopes) s -= slopes[h] * (p - j);
       total += std::exp(s);
-      for (int64_t d = 0; d < c.hd; ++d) result[d] += std::exp(s) * cached(vals[r][(j * c.Hkv + kv) * c.hd + d]);
+      for (int64_t d = 0; d < c.hd; ++d) result[d] += std::exp(s) * cached(vals[r], at, d);
     }
     for (double& x : result) x /= total;
     return result;
@@ -246,7 +271,8 @@ struct Batch {
   AttentionArgs a;
   std::vector<uint8_t> k, v;
   std::vector<std::vector<float>> keys, vals;  // of each row [context, Hkv, hd]
-  std::vector<float> qkv, slopes, out;
+  std::vector<float> qkv, slopes, out, norms, k_scales, v_scales;
+  std::shared_ptr<KeyCounts> counts = std::make_shared<KeyCounts>();
   std::vector<int32_t> slots, tables, starts, queries, length;
 };
 
@@ -270,6 +296,8 @@ void check_attention(const Case& c) {
     }
   }
   expect(worst < 2e-5, c.name, worst);
+  const double left_out = static_cast<double>(batch.counts->left_out) / static_cast<double>(batch.counts->met);
+  expect((left_out > 0) == (c.slopes && c.window < 0 && c.H > 1), "  keys beyond the horizon left out, of all", left_out);
   double padding = 0;
   for (int64_t i = (batch.a.T - 2) * c.H * c.hd; i < batch.a.T * c.H * c.hd; ++i) padding += std::abs(batch.out[i]);
   expect(padding == 0, "  zeros for padding", padding);
@@ -413,13 +441,14 @@ int run() {
     check_linear("linear int8", WeightFormat::kInt8, M, 70, 300, 4e-3);
     check_linear("linear int4", WeightFormat::kInt4, M, 70, 256, 4e-3);
   }
-  const DType f32 = DType::kFloat32, bf16 = DType::kBfloat16;
+  const DType f32 = DType::kFloat32, bf16 = DType::kBfloat16, int8 = DType::kInt8;
   check_attention({"attention 2 heads of 64", 2, 2, 64, 32, f32, true, 0, -1});
   check_attention({"attention bfloat16", 3, 3, 80, 16, bf16, true, 0, -1});
   check_attention({"attention 8 heads on 2, window", 8, 2, 32, 24, bf16, false, 0, 50});
   check_attention({"attention odd head, soft cap, window", 5, 1, 37, 7, f32, true, 5, 3});
   check_attention({"attention 6 heads on 2, blocks of 1", 6, 2, 48, 1, bf16, false, 20, 130});
   for (int64_t V : {33, 1000, 5001}) check_sampling(V), check_logprobs(V);
+  check_attention({"attention int8", 4, 2, 64, 24, int8, true, 0, -1});
   std::printf("%s: %d failures\n", failures ? "FAILED" : "passed", failures);
   return failures != 0;
 }
