@@ -65,7 +65,7 @@ class EngineSettings(_Group):
         min_length=1,
         description="The smaller model of `speculation: draft`, named as `model` is; it must have the same tokens.",
     )
-    num_draft_tokens: _Count = Field(default=8, description="Tokens guessed at most for one step of a sequence.")
+    num_draft_tokens: _Count = Field(default=11, description="Tokens guessed at most for one step of a sequence.")
     kernels: Literal["auto", "xla"] = Field(
         default="auto",
         description="`auto` takes the fastest kernels that the device's platform has: C++ on CPUs, Pallas on GPUs and"

@@ -35,7 +35,7 @@ class EngineConfig:
     cache_dtype: str = "auto"
     prefix_caching: bool = True
     speculation: str = "ngram"
-    num_draft_tokens: int = 8
+    num_draft_tokens: int = 11
     kernels: str = "auto"
     pre_compile: bool = True
     compilation_cache_dir: str | None = None

@@ -21,6 +21,8 @@ from mpt_serve.engine.scheduler import Row, StepRows
 
 Packed = npt.NDArray[np.int32]
 
+_KERNEL_ROWS = 12  # rows that share one reading of the weights in the native kernels
+
 # In the order in which they are packed.
 _TOKEN_FIELDS = ("tokens", "positions", "slots")  # each [T] int32
 _ROW_FIELDS = ("query_start", "query_len", "context_len")  # each [R] int32
@@ -56,12 +58,14 @@ def step_shapes(
 
     Small steps have as many tokens as rows and samples, in powers of two: for rows of one token each, and for drafts
     to be verified where max_samples is above max_num_seqs. With `ragged_decode` the kernels do both alike, and one
-    program does. All others have powers of two of tokens from 16 on, and up to half as many rows; the largest takes
-    whatever the limits allow.
+    program does; they take 12 rows for little more than 8, so that there is one of 12 too. All others have powers of
+    two of tokens from 16 on, and up to half as many rows; the largest takes whatever the limits allow.
     """
     if max_num_batched_tokens <= max_num_seqs:
         raise ValueError(f"max_num_batched_tokens must be above max_num_seqs={max_num_seqs}")
     small = [StepKey(n, n, n, not ragged_decode) for n in _powers_of_two(1, max_num_seqs)]
+    if ragged_decode and max_samples > _KERNEL_ROWS:
+        small.append(StepKey(_KERNEL_ROWS, min(_KERNEL_ROWS, max_num_seqs), _KERNEL_ROWS, False))
     if max_samples > max_num_seqs:
         tokens = min(max_samples, max_num_batched_tokens)
         small += [StepKey(n, min(n, max_num_seqs), n, False) for n in _powers_of_two(2, tokens)]
