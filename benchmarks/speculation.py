@@ -1,4 +1,4 @@
-"""What speculation by prompt lookup brings: decode tokens/s with and without it, in turns, on the same requests.
+"""What speculation brings: decode tokens/s with and without it, in turns, on the same requests.
 
     python benchmarks/make_copying_checkpoint.py ~/mpt/L-copying && python benchmarks/make_checkpoints.py ~/mpt L
     python benchmarks/speculation.py --copying ~/mpt/L-copying --random ~/mpt/L [--quantization int8]
@@ -155,7 +155,7 @@ def measure(engines: dict[str, Any], workload: Workload, repetitions: int) -> st
             turn = take_turn(engines[name], workload, repetition)
             if repetition:
                 turns[name].append(turn)
-    off, on = turns["none"], turns["ngram"]
+    off, on = turns.values()
     ratios = [b.rate / a.rate for a, b in zip(off, on, strict=True)]
     drafted = sum(turn.drafted for turn in on)
     columns = (
@@ -177,10 +177,14 @@ def load(checkpoint: Path, options: argparse.Namespace) -> dict[str, Any]:
     from model.kernels.choice import weight_format
     from model.pretrained import find_device, mpt_from_pretrained
     from mpt_serve.engine import Engine, EngineConfig
+    from mpt_serve.engine.drafting import DraftModel
 
     format = weight_format({find_device(None)}, options.quantization)
     dtype = DTYPES.get(options.dtype, options.dtype)
     weights, config = mpt_from_pretrained(checkpoint, dtype=dtype, format=format)
+    draft = None
+    if options.draft is not None:
+        draft = DraftModel(*mpt_from_pretrained(options.draft, dtype=dtype, format=format))
 
     def engine(speculation: str) -> Engine:
         settings = EngineConfig(
@@ -191,15 +195,16 @@ def load(checkpoint: Path, options: argparse.Namespace) -> dict[str, Any]:
             num_draft_tokens=options.num_draft_tokens,
             compilation_cache_dir=options.compilation_cache_dir,
         )
-        return Engine(weights, config, settings)
+        return Engine(weights, config, settings, draft=draft if speculation == "draft" else None)
 
-    return {name: engine(name) for name in ("none", "ngram")}
+    return {name: engine(name) for name in ("none", "draft" if draft else "ngram")}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--copying", type=Path, help="a checkpoint of make_copying_checkpoint.py")
     parser.add_argument("--random", type=Path, help="a checkpoint of make_checkpoints.py")
+    parser.add_argument("--draft", type=Path, help="a smaller checkpoint that drafts, instead of prompt lookup")
     parser.add_argument("--workloads", nargs="+", choices=[w.name for w in WORKLOADS])
     parser.add_argument("--dtype", default="bf16", choices=[*DTYPES, *DTYPES.values()])
     parser.add_argument("--quantization", default="none", choices=("none", "int8", "int4"))

@@ -99,11 +99,10 @@ def test_a_model_that_drafts_for_itself_is_always_right(make_engine: MakeEngine,
     assert stats.accepted_tokens == stats.drafted_tokens > 4 * 24
 
 
-@pytest.mark.parametrize("num_blocks", [16, 24])
 def test_preemption_and_found_blocks_do_not_lead_it_astray(
-    make_engine: MakeEngine, plain: Engine, weights: Weights, num_blocks: int
+    make_engine: MakeEngine, plain: Engine, weights: Weights
 ) -> None:
-    engine = make_engine(weights, replace(DRAFTING, num_blocks=num_blocks))
+    engine = make_engine(weights, replace(DRAFTING, num_blocks=16))
     asked = [*prompts(6), *prompts(6)]  # the second half finds blocks of the first
     params = [replace(MIXED[i % 4], seed=i, max_tokens=30) for i in range(12)]
     assert engine.generate(asked, params) == plain.generate(asked, params)
@@ -148,6 +147,12 @@ def test_a_request_may_end_while_it_is_drafted_for(make_engine: MakeEngine, weig
     assert len(drafter.draft([request], [3])[0]) > 0
     drafter.observe(request, 3, 1)
     assert not drafter._sequences
+
+
+def test_the_memory_for_the_cache_is_for_both(make_engine: MakeEngine, weights: Weights) -> None:
+    per_block = 2 * 2 * 32 * 4 * SETTINGS.block_size  # keys and values of two layers of 32 float32
+    engine = make_engine(weights, replace(DRAFTING, num_blocks=None, kv_cache_memory=30 * per_block))
+    assert engine.num_blocks == 15
 
 
 def test_another_vocabulary_is_refused(weights: Weights, config: MptConfig) -> None:

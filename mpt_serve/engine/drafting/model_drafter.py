@@ -116,12 +116,11 @@ class ModelDrafter(Drafter):
         self._runner.compile_all()
 
     def worth_reading(self, requests: Sequence[Request], num_rows: int) -> bool:
-        return any(self._lengths(requests, num_rows))
+        return any(self._lengths([self._survivals(request) for request in requests], num_rows))
 
     def plan(self, requests: Sequence[Request], num_rows: int) -> list[int]:
-        lengths = self._lengths([request for request in requests if not request.in_flight], num_rows)
-        rest = iter(lengths)
-        lengths = [0 if request.in_flight else next(rest) for request in requests]
+        survivals = [[] if request.in_flight else self._survivals(request) for request in requests]
+        lengths = self._lengths(survivals, num_rows)
         self._tasks = [self._task(r, length) if length else None for r, length in zip(requests, lengths, strict=True)]
         return lengths
 
@@ -152,9 +151,9 @@ class ModelDrafter(Drafter):
 
     # How many ids
 
-    def _lengths(self, requests: Sequence[Request], num_rows: int) -> list[int]:
+    def _lengths(self, survivals: Sequence[Sequence[float]], num_rows: int) -> list[int]:
         cost = statistics.median_low(self._shares) * self._costs.cost(num_rows)
-        return draft_lengths([self._survivals(request) for request in requests], num_rows, self._costs, cost)
+        return draft_lengths(survivals, num_rows, self._costs, cost)
 
     def _survivals(self, request: Request) -> list[float]:
         room = min(self.room(request), self._length_limit - request.num_tokens)

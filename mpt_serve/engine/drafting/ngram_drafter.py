@@ -67,7 +67,9 @@ class _Sequence:
             self._resumed_rates.observe(resumed.length, right)
             if right:
                 self._resumed = Match(resumed.source + 1, resumed.length + 1)
-            elif resumed.length == 1 and self._misses < _PATIENCE:
+            elif resumed.length > 1:
+                self._resumed, self._misses = Match(resumed.source + 1, 1), 1  # left once more
+            elif self._misses < _PATIENCE:
                 self._misses += 1  # more ids in the place of one
             else:
                 self._resumed = None
