@@ -305,8 +305,11 @@ class Engine(GenerationMixin):
         request.output_ids = generated
         request.resumed = len(generated)
         if request.limits is not None:
-            for token in generated:
-                request.limits.accept(token)
+            try:
+                for token in generated:
+                    request.limits.accept(token)
+            except ValueError:
+                raise RequestError("generated does not match the request's guide") from None
 
     # The engine's thread
 

@@ -190,10 +190,14 @@ class Pipeline:
         assert request.limits is not None
         try:
             request.limits.fill(generated_before(row), request.output_ids, row.drafts, masks)
-        except Exception as error:  # a guide gives up: its limits of work or memory
-            logger.warning("%s: its guide failed: %s", request.request_id, error)
+        except Exception as error:
             with self._lock:
-                self._on_failed(request, "the guide of the request could not say what may follow")
+                self._give_up(request, error)
+
+    def _give_up(self, request: Request, error: Exception) -> None:
+        """End a request whose guide cannot go on, for its limits of work or memory; holds the lock."""
+        logger.warning("%s: its guide failed: %s", request.request_id, error)
+        self._on_failed(request, "the guide of the request could not say what may follow")
 
     def _take(self, step: _Step) -> None:
         sampled = Sampled.read(step.sampled)
@@ -220,9 +224,6 @@ class Pipeline:
             if not count and request.finish_reason is None:
                 continue
             token_ids = tuple(request.output_ids[len(request.output_ids) - count :])
-            if request.limits is not None and request.finish_reason is None:
-                for token in token_ids:
-                    request.limits.accept(token)
             if self._drafter is not None and row.drafts:
                 self._drafter.observe(request, len(row.drafts), count - 1)
             logprobs = None
@@ -230,6 +231,16 @@ class Pipeline:
                 begin = begins[id(row)]
                 logprobs = tuple(sampled.logprobs(begin, begin + count, request.params.logprobs))
             self._on_taken(Taken(request, token_ids, logprobs))
+            self._advance_guide(request, token_ids)
+
+    def _advance_guide(self, request: Request, token_ids: Sequence[int]) -> None:
+        if request.limits is None or request.finish_reason is not None:
+            return
+        try:
+            for token in token_ids:
+                request.limits.accept(token)
+        except Exception as error:
+            self._give_up(request, error)
 
 
 def _lacks_state(request: Request) -> bool:

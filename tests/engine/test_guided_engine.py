@@ -130,3 +130,45 @@ def test_bad_guides_are_refused(guided_engine: Engine, params: SamplingParams, m
     with pytest.raises(RequestError, match=message):
         guided_engine.submit(prompt_of(3), params, Listener())
     assert_all_free(guided_engine)
+
+
+class FailingGuide:
+    """Allows everything, and gives up at the fifth question or the fifth id."""
+
+    def __init__(self, at: str) -> None:
+        self._at, self._calls = at, 0
+
+    def fill_masks(self, drafts: Sequence[int], out: object) -> int:
+        return self._count("mask", len(drafts))
+
+    def accept(self, token_id: int) -> None:
+        self._count("accept", 0)
+
+    def _count(self, what: str, answer: int) -> int:
+        self._calls += what == self._at
+        if self._calls == 5:
+            raise RequestError("the guide grew too complex")
+        return answer
+
+
+@pytest.mark.parametrize("at", ["mask", "accept"])
+def test_a_guide_that_gives_up_ends_its_own_request(weights: Weights, config: MptConfig, at: str) -> None:
+    class Guides:
+        def compile(self, guide: Guide) -> "Guides":
+            return self
+
+        def start(self) -> FailingGuide:
+            return FailingGuide(at)
+
+        def close(self) -> None:
+            pass
+
+    settings = replace(SETTINGS, pre_compile=False)
+    with Engine(weights, config, settings, VOCAB_LIMIT, eos_token_ids=[END], guides=Guides()) as engine:  # type: ignore[arg-type]
+        failing, other = Listener(), Listener()
+        engine.submit(prompt_of(5), replace(PARAMS, guide=GUIDES[0], temperature=0), failing)
+        engine.submit(prompt_of(6), replace(PARAMS, max_tokens=20, ignore_eos=True), other)
+        assert failing.last().finish_reason == "error"
+        assert "guide" in (failing.last().message or "")
+        assert other.last().finish_reason == "length"
+        assert_all_free(engine)
