@@ -302,14 +302,7 @@ class Engine(GenerationMixin):
         request = choices[0]
         if len(choices) > 1 or len(generated) >= request.max_output or request.stop_ids & set(generated):
             raise RequestError("generated must be the unfinished answer of one choice")
-        request.output_ids = generated
-        request.resumed = len(generated)
-        if request.limits is not None:
-            try:
-                for token in generated:
-                    request.limits.accept(token)
-            except ValueError:
-                raise RequestError("generated does not match the request's guide") from None
+        request.resume(generated)
 
     # The engine's thread
 

@@ -103,6 +103,16 @@ class Request:
     arrival: int = -1  # order of submission, given by the scheduler
     finish_reason: FinishReason | None = None
 
+    def resume(self, generated: list[int]) -> None:
+        """Go on after ids that were generated elsewhere. Raises `RequestError` where the guide does not allow them."""
+        self.output_ids, self.resumed = generated, len(generated)
+        if self.limits is not None:
+            try:
+                for token in generated:
+                    self.limits.accept(token)
+            except ValueError:
+                raise RequestError("generated does not match the request's guide") from None
+
     @property
     def order(self) -> tuple[int, int]:
         """The smaller goes first. Finitely many later requests can go before an earlier one: nobody starves."""
