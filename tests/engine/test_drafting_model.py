@@ -4,11 +4,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import SETTINGS, VOCAB_LIMIT
 
 from model.config import MptConfig
+from model.kv_cache import kv_bytes_per_token
 from model.weights import Weights, init_weights
 from mpt_serve.engine import Engine, EngineConfig, SamplingParams
 from mpt_serve.engine.drafting import DraftModel, ModelDrafter, model_drafter
@@ -149,8 +151,8 @@ def test_a_request_may_end_while_it_is_drafted_for(make_engine: MakeEngine, weig
     assert not drafter._sequences
 
 
-def test_the_memory_for_the_cache_is_for_both(make_engine: MakeEngine, weights: Weights) -> None:
-    per_block = 2 * 2 * 32 * 4 * SETTINGS.block_size  # keys and values of two layers of 32 float32
+def test_the_memory_for_the_cache_is_for_both(make_engine: MakeEngine, weights: Weights, config: MptConfig) -> None:
+    per_block = kv_bytes_per_token(config, jnp.float32) * SETTINGS.block_size
     engine = make_engine(weights, replace(DRAFTING, num_blocks=None, kv_cache_memory=30 * per_block))
     assert engine.num_blocks == 15
 

@@ -339,7 +339,7 @@ def test_an_engine_that_fails_meanwhile_raises(lazy_engine, monkeypatch: pytest.
     def fail(*step: object) -> None:
         raise RuntimeError("out of device memory")
 
-    monkeypatch.setattr(engine._runner, "forward", fail)
+    monkeypatch.setattr(engine._runner, "step", fail)
     with pytest.raises(EngineClosedError, match="a step failed"):
         engine.generate([[1, 2], [3]], GREEDY)
     assert_all_free(engine)
@@ -492,6 +492,7 @@ def test_the_examples_of_the_documentation_run(capsys: pytest.CaptureFixture[str
     for example in examples:
         exec(compile(example, "docs/library.md", "exec"), names)
         printed.append(capsys.readouterr().out)
+    names["engine"].close()  # type: ignore[attr-defined]
     assert printed[0].count(" length 20\n") == 2
     assert len(printed[1].splitlines()) == 3
     assert re.fullmatch(r"(yes|no), [a-z]{3,8}\.\n", printed[2])

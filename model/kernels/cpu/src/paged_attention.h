@@ -78,7 +78,10 @@ class PagedAttention {
     std::vector<int64_t> heads(a.Hkv);
     std::iota(heads.begin(), heads.end(), 0);
     const auto flattest = [&](int64_t h) { return *std::min_element(a.slopes + h * group, a.slopes + (h + 1) * group); };
-    std::stable_sort(heads.begin(), heads.end(), [&](int64_t x, int64_t y) { return flattest(x) < flattest(y); });
+    // Not std::stable_sort: parts of it are functions that all instruction sets would share.
+    std::sort(heads.begin(), heads.end(), [&](int64_t x, int64_t y) {
+      return flattest(x) != flattest(y) ? flattest(x) < flattest(y) : x < y;
+    });
     return heads;
   }
 
