@@ -2,6 +2,8 @@
 
 import string
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import jax
 import pytest
@@ -26,15 +28,27 @@ COMPILATION_CACHE_OPTIONS = (
 )
 
 
-@pytest.fixture(scope="package", autouse=True)
-def _compile_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Engines of the same shape share their programs, through JAX's persistent cache."""
+@contextmanager
+def compiled_in(folder: Path) -> Iterator[None]:
+    """JAX's persistent cache in `folder`, and as it was before afterwards."""
     before = {name: getattr(jax.config, name) for name in COMPILATION_CACHE_OPTIONS}
-    use_compilation_cache(str(tmp_path_factory.mktemp("compiled")))
+    use_compilation_cache(str(folder))
     yield
     for name, value in before.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="session")
+def compiled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compile_once(compiled_folder: Path) -> Iterator[None]:
+    """Engines of the same shape share their programs. Other folders' tests compile without the cache."""
+    with compiled_in(compiled_folder):
+        yield
 
 
 @pytest.fixture(scope="package")
@@ -60,9 +74,11 @@ def weights(config: MptConfig) -> Weights:
 
 
 @pytest.fixture(scope="package")
-def engine(weights: Weights, config: MptConfig) -> Iterator[Engine]:
+def engine(weights: Weights, config: MptConfig, compiled_folder: Path) -> Iterator[Engine]:
     """An engine in its usual state: everything compiled at start."""
-    with Engine(weights, config, SETTINGS, vocab_limit=VOCAB_LIMIT) as engine:
+    with compiled_in(compiled_folder):
+        engine = Engine(weights, config, SETTINGS, vocab_limit=VOCAB_LIMIT)
+    with engine:
         yield engine
 
 
