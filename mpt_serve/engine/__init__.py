@@ -11,10 +11,10 @@ from mpt_serve.engine.completion import Choice, Completion, Piece
 from mpt_serve.engine.config import EngineConfig
 from mpt_serve.engine.request import Delta, EngineClosedError, FinishReason, RequestError, TokenLogprobs
 from mpt_serve.engine.sampling_params import SamplingParams
-from mpt_serve.engine.stats import EngineStats
 
 if TYPE_CHECKING:
     from mpt_serve.engine.engine import Engine
+    from mpt_serve.engine.stats import EngineStats
 
 __all__ = [
     "Choice",
@@ -33,8 +33,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    if name == "Engine":
-        from mpt_serve.engine.engine import Engine
+    if name in ("Engine", "EngineStats"):
+        from mpt_serve.engine import engine
 
-        return Engine
+        return getattr(engine, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
