@@ -103,5 +103,5 @@ def test_nothing_is_lost_repeated_or_changed(
     params = replace(params, seed=8)
     undisturbed = answers(generator, params, {})
     assert len(undisturbed["prompt"]) == (params.prompt_logprobs is not None)
-    for deaths in ({0: 0}, {0: 1}, {0: 4}, {0: 9}, {0: 5, 1: 3, 2: 7}, {0: 7, 1: 0, 2: 0, 3: 2}):
+    for deaths in ({0: 0}, {0: 1}, {0: 4}, {0: 9}, {0: 5, 1: 3, 2: 7}, {0: 7, 1: 0, 2: 0}):
         assert answers(generator, params, deaths) == undisturbed
