@@ -52,9 +52,7 @@ def score(
     """
     precision = product_precision(k.dtype)
     s = jnp.einsum("...thgd,...shd->...hgts", q, k, precision=precision, preferred_element_type=jnp.float32)
-    s = s * config.softmax_scale
-    if config.attn_logit_softcap is not None:
-        s = config.attn_logit_softcap * jnp.tanh(s / config.attn_logit_softcap)
+    s = _scaled(s, config)
     distance = q_positions[..., :, None] - k_positions[..., None, :]  # [..., Tq, S]
     if config.alibi:
         per_head = head_slopes(config, slopes).reshape(config.kv_n_heads, -1)
@@ -63,6 +61,13 @@ def score(
     if config.sliding_window is not None:
         visible &= distance <= config.sliding_window
     return jnp.where(visible[..., None, None, :, :], s, _NEVER)
+
+
+def _scaled(products: Array, config: MptConfig) -> Array:
+    """Scores of dot products, but for bias and mask."""
+    s = products * config.softmax_scale
+    cap = config.attn_logit_softcap
+    return s if cap is None else cap * jnp.tanh(s / cap)
 
 
 def dense_attention(
@@ -213,6 +218,4 @@ def _own_scores(q: Array, positions: Array, tables: Array, layer: LayerCache, co
     k = layer.keys[blocks, :, places % block].astype(jnp.float32)  # [n, t, Hkv, hd]
     if layer.key_scales is not None:
         k = k * layer.key_scales[blocks, :, places % block][..., None]
-    own = jax.vmap(jax.vmap(partial(score, config=config)))  # over [n, t], one query and one key each
-    at = jnp.zeros((*positions.shape, 1), jnp.int32)
-    return jnp.moveaxis(own(q[:, :, None], k[:, :, None], at, at)[..., 0, 0], 1, 3)
+    return jnp.moveaxis(_scaled(jnp.sum(q * k[:, :, :, None], axis=-1), config), 1, 3)

@@ -1,4 +1,6 @@
-"""StoryWriter's shape far beyond its own 65,536 tokens, by chunks, against attention in plain numpy."""
+"""StoryWriter's shape far beyond its own 65,536 tokens, by chunks, against plain blockwise attention."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +8,6 @@ import numpy as np
 import pytest
 from paged_run import PagedRun
 
-from model.alibi import alibi_slopes
 from model.config import MptConfig
 from model.kernels.cpu import calls
 from model.mpt import Qkv, block, embed, logits
@@ -18,48 +19,47 @@ from model.weights import Weights, init_weights
 CONFIG = MptConfig(
     d_model=32, n_heads=2, n_layers=2, vocab_size=64, max_seq_len=65_536, alibi_bias_max=16.0, clip_qkv=6.0
 )
-QUERIES, KEYS = 256, 2048  # of one tile of the reference
+QUERIES, KEYS = 512, 1024  # of one tile of the reference
 
 
-def numpy_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """Every key of every query, tile by tile with a running softmax: q, k, v [n or T, H, hd] float32 -> [n, H, hd]."""
-    slopes = alibi_slopes(CONFIG.n_heads, CONFIG.alibi_bias_max)[:, None, None]
-    q, k, v = (np.swapaxes(x, 0, 1) for x in (q * np.float32(CONFIG.softmax_scale), k, v))  # [H, ., hd]
-    out = np.empty_like(q)
-    for begin in range(0, q.shape[1], QUERIES):
-        rows = slice(begin, begin + QUERIES)
-        top, total, values = np.float32(-np.inf), np.float32(0), np.float32(0)
-        for first in range(0, positions[rows].max() + 1, KEYS):
-            keys = slice(first, first + KEYS)
-            distance = (positions[rows, None] - np.arange(first, min(first + KEYS, k.shape[1]))).astype(np.float32)
-            scores = q[:, rows] @ np.swapaxes(k[:, keys], 1, 2)  # [H, n, S]
-            scores -= slopes * distance
-            if first + KEYS > positions[rows].min():
-                scores[:, distance < 0] = -np.inf
-            new_top = np.maximum(top, scores.max(axis=-1, keepdims=True))
-            weights = np.exp(np.subtract(scores, new_top, out=scores), out=scores)
-            keep = np.exp(top - new_top)
-            total = total * keep + weights.sum(axis=-1, keepdims=True)
-            values = values * keep + weights @ v[:, keys]
-            top = new_top
-        out[:, rows] = values / total
-    return np.swapaxes(out, 0, 1)
+@jax.jit
+def attend_tile(q: jax.Array, positions: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Every key up to each query's own, none left out: q [H, n, hd], positions [n], k, v [H, T, hd] -> [H, n, hd]."""
+    slopes = 2.0 ** -(16 / CONFIG.n_heads * jnp.arange(1, CONFIG.n_heads + 1))
+
+    def body(i: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        top, total, values = state
+        keys, of_keys = (jax.lax.dynamic_slice_in_dim(x, i * KEYS, KEYS, 1) for x in (k, v))
+        distance = positions[:, None] - (i * KEYS + jnp.arange(KEYS))
+        scores = jnp.einsum("hnd,hsd->hns", q, keys) / np.sqrt(CONFIG.head_dim) - slopes[:, None, None] * distance
+        scores = jnp.where(distance < 0, -jnp.inf, scores)
+        new_top = jnp.maximum(top, scores.max(axis=-1))
+        weights, keep = jnp.exp(scores - new_top[..., None]), jnp.exp(top - new_top)
+        values = values * keep[..., None] + jnp.einsum("hns,hsd->hnd", weights, of_keys)
+        return new_top, total * keep + weights.sum(axis=-1), values
+
+    start = (jnp.full(q.shape[:2], -jnp.inf), jnp.zeros(q.shape[:2]), jnp.zeros(q.shape))
+    _, total, values = jax.lax.fori_loop(0, positions.max() // KEYS + 1, body, start)
+    return values / total[..., None]
+
+
+def blockwise_attention(qkv: Qkv, positions: np.ndarray) -> jax.Array:
+    """The queries at `positions` of a sequence [T, H, hd]; zeros elsewhere."""
+    q, k, v = (jnp.swapaxes(x, 0, 1) for x in qkv[:3])
+    k, v = (jnp.pad(x, ((0, 0), (0, -x.shape[1] % KEYS), (0, 0))) for x in (k, v))
+    out = np.zeros(qkv.q.shape, np.float32)
+    for begin in range(0, len(positions), QUERIES):
+        at = positions[begin : begin + QUERIES]
+        out[at] = np.swapaxes(attend_tile(q[:, at], jnp.asarray(at), k, v), 0, 1)
+    return jnp.asarray(out)
 
 
 def reference_logits(weights: Weights, ids: np.ndarray, at: list[int]) -> np.ndarray:
     """Logits [len(at), V] of whole-sequence attention; of the last layer, the queries `at` alone."""
     everywhere, wanted = np.arange(len(ids)), np.array(at)
-
-    def attend(qkv: Qkv) -> jax.Array:
-        q, k, v = (np.asarray(x) for x in qkv[:3])
-        queries = everywhere if last is None else wanted
-        out = np.zeros_like(q)
-        out[queries] = numpy_attention(q[queries], k, v, queries)
-        return jnp.asarray(out)
-
     x = embed(weights, CONFIG, jnp.asarray(ids), jnp.asarray(everywhere))
-    for b in weights.blocks:
-        last = True if b is weights.blocks[-1] else None
+    for i, b in enumerate(weights.blocks):
+        attend = partial(blockwise_attention, positions=wanted if i + 1 == CONFIG.n_layers else everywhere)
         x = block(x, b, CONFIG, jnp.asarray(everywhere), None, attend)
     return np.asarray(logits(weights, CONFIG, x[wanted]))
 
