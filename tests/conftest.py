@@ -1,6 +1,7 @@
 """Fixtures of tests that speak HTTP to a server."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,17 @@ from tiny_checkpoint import write_tiny_checkpoint
 # A busy machine must not fail a test: hypothesis' own time limits say nothing about the code.
 hypothesis.settings.register_profile("shared", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("shared")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_programs() -> Iterator[None]:
+    """Drop JAX's compiled programs: Linux allows a process 65,530 memory maps, and those of all tests need more.
+
+    Beyond them JAX dies of a segmentation fault. What engines have compiled stays, as it is theirs.
+    """
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
 
 
 @pytest.fixture(scope="session")
