@@ -1,13 +1,14 @@
 """The machinery behind the HTTP routes, over handles to the other deployments."""
 
 import asyncio
+import contextlib
 import secrets
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from mpt_serve.deployments.admission import Admission
@@ -23,7 +24,7 @@ from mpt_serve.text.tokenizer import TextTokenizer
 
 __all__ = ["ServeBackend"]
 
-_STATS_WAIT_S = 10.0
+_BROADCAST_WAIT_S = 10.0
 
 
 class ServeBackend:
@@ -47,6 +48,7 @@ class ServeBackend:
         # By gRPC rather than by Ray's object store: a delta is a few bytes, and costs half the time that way.
         self._generator = generator.options(stream=True, _by_reference=False)
         self._admission = admission
+        self._endings: set[asyncio.Task[None]] = set()
 
     async def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """Return the text's ids."""
@@ -82,13 +84,18 @@ class ServeBackend:
         """
         return self._admission.admit([len(ids) for ids in prompts], choices)
 
-    def generate(self, ids: Sequence[int], params: SamplingParams, request_id: str) -> AsyncGenerator[Delta, None]:
-        """Start a request, which outlives its replica; closing the iterator ends it in the engine."""
+    def generate(
+        self, ids: Sequence[int], params: SamplingParams, request_id: str, unwanted: Set[int] = frozenset()
+    ) -> AsyncGenerator[Delta, None]:
+        """Start a request, which outlives its replica; closing the iterator ends it in the engine.
+
+        unwanted: choices that the reader wants nothing more of; it adds to them while it reads.
+        """
 
         def open_stream(own: SamplingParams, generated: tuple[int, ...]) -> AsyncGenerator[Delta, None]:
-            return self._stream(list(ids), own, request_id, generated)
+            return self._stream(list(ids), own, request_id, generated, unwanted)
 
-        return LastingRequest(open_stream, len(ids), params, request_id).deltas()
+        return LastingRequest(open_stream, len(ids), params, request_id, unwanted).deltas()
 
     async def readiness(self) -> Readiness:
         """Say whether a request would be served now."""
@@ -96,25 +103,51 @@ class ServeBackend:
 
     async def stats(self) -> list[dict[str, Any]]:
         """Return the engine's counters of every Generator replica."""
-        replicas: list[dict[str, Any]] = await self._generator.broadcast("stats").results_async(timeout_s=_STATS_WAIT_S)
+        replicas: list[dict[str, Any]] = await self._generator.broadcast("stats").results_async(
+            timeout_s=_BROADCAST_WAIT_S
+        )
         return replicas
 
     async def _stream(
-        self, ids: list[int], params: SamplingParams, request_id: str, generated: tuple[int, ...]
+        self,
+        ids: list[int],
+        params: SamplingParams,
+        request_id: str,
+        generated: tuple[int, ...],
+        unwanted: Set[int],
     ) -> AsyncGenerator[Delta, None]:
         # Clients choose request ids, so two may be the same; the engine's own must not be.
         own_id = f"{request_id}/{secrets.token_hex(4)}"
         response = self._generator.generate.remote(ids, params, own_id, generated)
-        unfinished = params.n
+        unfinished = set(range(params.choice_index, params.choice_index + params.n))
+        ending: set[int] = set()
         try:
             async for delta in response:
-                unfinished -= delta.finish_reason is not None
-                yield delta
+                if delta.finish_reason is not None:
+                    unfinished.discard(delta.index)
+                if delta.index not in ending:
+                    yield delta
+                if unfinished <= unwanted:
+                    return
+                for index in (unfinished & unwanted) - ending:
+                    self._end_choice(own_id, index)
+                    ending.add(index)
         except RayTaskError as error:
             raise _own(error) from error
         finally:
             if unfinished:  # leaving the loop alone would let the engine generate to the end
                 response.cancel()
+
+    def _end_choice(self, own_id: str, index: int) -> None:
+        """Tell the replicas, one of which has the request; the answer does not wait for that."""
+
+        async def tell() -> None:
+            with contextlib.suppress(RayError, TimeoutError):  # a replica that is gone has nothing to end
+                await self._generator.broadcast("end_choice", own_id, index).results_async(timeout_s=_BROADCAST_WAIT_S)
+
+        task = asyncio.create_task(tell())
+        self._endings.add(task)  # the loop itself does not keep tasks alive
+        task.add_done_callback(self._endings.discard)
 
     def _take_limits(self, stats: dict[str, object]) -> None:
         max_model_len = stats["max_model_len"]

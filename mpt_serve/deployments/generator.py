@@ -9,6 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ray import serve
+from ray.serve.exceptions import RayServeException
+
 from mpt_serve.deployments.delta_stream import DeltaMailbox
 from mpt_serve.deployments.logs import log_through_serve
 from mpt_serve.model_folder import model_path, tokenizer_folder
@@ -47,6 +50,7 @@ class Generator:
 
     def __init__(self, settings: Settings) -> None:
         log_through_serve()
+        self._name = _replica_name()
         self._engine = _load_engine(settings)
         self._stall_watch = StallWatch(settings.engine.stall_timeout_s)
         self._mailbox: DeltaMailbox | None = None
@@ -73,6 +77,10 @@ class Generator:
         finally:
             self._engine.cancel(request_id)
 
+    async def end_choice(self, request_id: str, index: int) -> None:
+        """End one choice of a request, here or, where another replica has it, nowhere; the other choices go on."""
+        self._engine.cancel(request_id, index)
+
     async def _submit_in_thread(self, submit: Callable[[], str], request_id: str) -> None:
         submitted = asyncio.get_running_loop().run_in_executor(None, submit)
 
@@ -87,8 +95,8 @@ class Generator:
             raise
 
     async def stats(self) -> dict[str, Any]:
-        """Return the engine's `EngineStats` as a dictionary, readable without JAX."""
-        return dataclasses.asdict(self._engine.stats())
+        """Return the engine's `EngineStats` as a dictionary, readable without JAX, with the name of this `replica`."""
+        return {"replica": self._name, **dataclasses.asdict(self._engine.stats())}
 
     async def check_health(self) -> None:
         """Raise when the engine has stopped or stalled: Serve then replaces this replica."""
@@ -96,6 +104,13 @@ class Generator:
         if stats.error is not None:
             raise RuntimeError(f"the engine has stopped: {stats.error}")
         self._stall_watch.check(stats.steps, stats.running > 0, time.monotonic())
+
+
+def _replica_name() -> str:
+    try:
+        return str(serve.get_replica_context().replica_id.unique_id)
+    except RayServeException:  # a Generator without Serve around it
+        return "local"
 
 
 def _load_engine(settings: Settings) -> "Engine":

@@ -4,16 +4,18 @@ import asyncio
 import time
 from pathlib import Path
 
+from prometheus_client import CONTENT_TYPE_LATEST
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from mpt_serve.deployments.admission import Admission
 from mpt_serve.deployments.backend import ServeBackend
 from mpt_serve.deployments.logs import log_through_serve
+from mpt_serve.deployments.metrics import exposition
 from mpt_serve.model_folder import tokenizer_folder
 from mpt_serve.openai.app import create_app
 from mpt_serve.openai.backend import ModelInfo
@@ -54,11 +56,16 @@ class Ingress:
         self._watch = asyncio.get_running_loop().create_task(self._backend.watch.run())
         app = create_app(self._backend, self._limits)
         app.router.routes.append(Route("/stats", self._stats, methods=["GET"]))
+        app.router.routes.append(Route("/metrics", self._metrics, methods=["GET"]))
         return app
 
     async def _stats(self, request: Request) -> JSONResponse:
         """Show what every Generator replica does at this moment, for operators and tests."""
         return JSONResponse({"replicas": await self._backend.stats()})
+
+    async def _metrics(self, request: Request) -> Response:
+        """Show the same to Prometheus."""
+        return Response(exposition(await self._backend.stats()), media_type=CONTENT_TYPE_LATEST)
 
 
 def _has_chat_template(folder: Path, settings: Settings, text: TextTokenizer) -> bool:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence, Set
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
@@ -38,13 +38,23 @@ class LastingRequest:
     each unfinished choice, from the prompt and the ids so far: what a choice's next id depends on (seed, choice, and
     the ids before) is the same there, so it goes on as the first would have. A request whose own step failed is not
     taken further: it could fail every replica in turn.
+
+    unwanted: choices that the reader wants nothing more of; what `open_stream` opens ends them.
     """
 
-    def __init__(self, open_stream: OpenStream, prompt_tokens: int, params: SamplingParams, name: str) -> None:
+    def __init__(
+        self,
+        open_stream: OpenStream,
+        prompt_tokens: int,
+        params: SamplingParams,
+        name: str,
+        unwanted: Set[int] = frozenset(),
+    ) -> None:
         self._open_stream = open_stream
         self._prompt_tokens = prompt_tokens
         self._params = params if params.seed is not None else replace(params, seed=secrets.randbits(63))
         self._name = name
+        self._unwanted = unwanted
         self._choices = {params.choice_index + i: _Choice(params.choice_index + i) for i in range(params.n)}
         self._prompt_told = params.prompt_logprobs is None
         self._cached_tokens: int | None = None  # of the first replica, which read the prompt for all
@@ -57,7 +67,7 @@ class LastingRequest:
                     yield delta
             return
         except (RayActorError, EngineClosedError) as error:
-            unfinished = [choice for choice in self._choices.values() if not choice.finished]
+            unfinished = [choice for choice in self._choices.values() if self._goes_on(choice)]
             self._log(error, unfinished)
         async with aclosing(merged([self._continued(choice) for choice in unfinished])) as others:
             async for delta in others:
@@ -76,9 +86,14 @@ class LastingRequest:
                         yield delta
                 return
             except (RayActorError, EngineClosedError) as error:
+                if not self._goes_on(choice):
+                    return
                 if move == _MAX_MOVES:
                     raise
                 self._log(error, [choice])
+
+    def _goes_on(self, choice: _Choice) -> bool:
+        return not choice.finished and choice.index not in self._unwanted
 
     def _alone(self, choice: _Choice) -> SamplingParams:
         """Return the parameters of one choice; the first still owes the prompt's log probabilities, if nobody told."""

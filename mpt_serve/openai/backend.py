@@ -1,6 +1,6 @@
 """What the HTTP routes need from the machinery behind them."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -98,8 +98,12 @@ class Backend(Protocol):
         Raises `NotReadyError` when there are none.
         """
 
-    def generate(self, ids: Sequence[int], params: SamplingParams, request_id: str) -> DeltaStream:
-        """Start a request for `params.n` choices. Closing the stream, or cancelling its reader's task, ends it."""
+    def generate(self, ids: Sequence[int], params: SamplingParams, request_id: str, unwanted: Set[int]) -> DeltaStream:
+        """Start a request for `params.n` choices. Closing the stream, or cancelling its reader's task, ends it.
+
+        unwanted: choices that the reader wants nothing more of. It adds to them while it reads, and the engine soon
+        ends them, which may be silent.
+        """
 
     async def readiness(self) -> Readiness:
         """Say whether a request would be served now; asked before each request, so it answers from memory."""

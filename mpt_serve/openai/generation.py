@@ -96,7 +96,7 @@ class Generation:
             self._news.put_nowait(error)
 
     async def _read(self, job: Job, request_id: str) -> None:
-        stream = self._backend.generate(job.ids, job.params, request_id)
+        stream = self._backend.generate(job.ids, job.params, request_id, job.unwanted)
         try:
             async for delta in stream:
                 for part in job.advance(delta):

@@ -16,6 +16,7 @@ class Job:
     """A prompt on its way through the engine: one request there, whose deltas belong to several choices.
 
     choices: in the order of the deltas' index. echo: the prompt, where each choice begins with it.
+    unwanted: choices (deltas' indices) that ended here, at a stop string, before the engine ended them.
     """
 
     def __init__(
@@ -24,6 +25,7 @@ class Job:
         self.ids = ids
         self.params = params
         self.choices = choices
+        self.unwanted: set[int] = set()
         self._echo = echo
         self._cached_tokens = 0
         self._opened = False
@@ -52,8 +54,12 @@ class Job:
             yield from self._open(delta.prompt_logprobs)
         for news in (*self._early, delta):
             choice = self.choices[news.index]
-            if not choice.finished:  # past a stop string the engine may go on until all choices have ended
-                yield choice.advance(news)
+            if choice.finished:  # the engine goes on past a stop string until it hears of it
+                continue
+            part = choice.advance(news)
+            if part.finish_reason is not None and news.finish_reason is None:
+                self.unwanted.add(news.index)
+            yield part
         self._early.clear()
 
     def _waits_for_prompt(self, delta: Delta) -> bool:

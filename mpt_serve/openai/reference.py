@@ -32,6 +32,7 @@ Written by `python -m mpt_serve.openai.reference > docs/api.md` from the tables 
 | `GET /ready` | 200 when a request would be served now, else 503 |
 | `GET /version` | the program's version |
 | `GET /stats` | each Generator replica's counters: requests running and waiting, cache blocks, tokens, preemptions |
+| `GET /metrics` | the same for Prometheus; `docs/metrics.md` lists it |
 
 Bodies are JSON objects in UTF-8, sent as `application/json`. In every field `null` means the same as leaving it out.
 A field that is in no table below changes nothing: the answer's header `x-mpt-ignored-fields` names it. Every answer

@@ -1,7 +1,7 @@
 """A backend without a model: it echoes each prompt, byte by byte, and says how likely each byte is."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import chain, cycle, islice, repeat, zip_longest
@@ -50,6 +50,7 @@ class FakeBackend:
 
     outputs: ids of the choices, in order and over and over, in place of the echo; a choice still ends where it must.
     reversed_choices: news of the last choice come first.
+    unwanted: the choices of the last request that nobody wanted any more; nothing more is said of them.
     """
 
     model: ModelInfo = MODEL
@@ -66,6 +67,7 @@ class FakeBackend:
     admitted: list[tuple[int, int]] = field(default_factory=list)
     running: set[str] = field(default_factory=set)
     cancelled: list[str] = field(default_factory=list)
+    unwanted: Set[int] = frozenset()
 
     def __post_init__(self) -> None:
         self.tokenizer = byte_tokenizer()
@@ -99,8 +101,9 @@ class FakeBackend:
         return nullcontext()
 
     async def generate(
-        self, ids: Sequence[int], params: SamplingParams, request_id: str
+        self, ids: Sequence[int], params: SamplingParams, request_id: str, unwanted: Set[int]
     ) -> AsyncGenerator[Delta, None]:
+        self.unwanted = unwanted
         if self.refusal is not None:
             raise self.refusal
         if max(ids) >= self.model.vocab_len:
@@ -119,7 +122,8 @@ class FakeBackend:
                     return
                 unfinished -= delta.finish_reason is not None
                 finished = unfinished == 0
-                yield delta
+                if delta.index not in unwanted:
+                    yield delta
         finally:
             self.running.discard(request_id)
             if not finished:

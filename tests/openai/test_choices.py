@@ -62,6 +62,14 @@ def test_a_choice_that_stops_does_not_end_the_others(http: httpx.Client, words: 
     assert answer["usage"]["completion_tokens"] == 4 + 4 + 4
 
 
+def test_the_engine_learns_which_choices_have_stopped(
+    http: httpx.Client, backend: FakeBackend, words: list[str]
+) -> None:
+    answer = complete(http, prompt="x", n=3, stop="w", max_tokens=9)
+    assert [choice["text"] for choice in answer["choices"]] == ["one", "t", "three"]
+    assert backend.unwanted == {1}  # the others were ended by the engine itself
+
+
 def test_all_stopped_ends_the_request_in_the_engine(http: httpx.Client, backend: FakeBackend) -> None:
     backend.hang_after = 6
     answer = complete(http, prompt="abcdef", n=2, stop="c")

@@ -40,9 +40,17 @@ class FakeGenerator:
         self.calls: list[tuple[list[int], SamplingParams, str, tuple[int, ...]]] = []
         self.responses: list[FakeResponse] = []
         self.generate = SimpleNamespace(remote=self._generate)
+        self.broadcasts: list[tuple[object, ...]] = []
 
     def options(self, **_: Any) -> "FakeGenerator":
         return self
+
+    def broadcast(self, *call: object) -> SimpleNamespace:
+        async def results(timeout_s: float) -> list[None]:
+            self.broadcasts.append(call)
+            return [None]
+
+        return SimpleNamespace(results_async=results)
 
     def _generate(
         self, ids: list[int], params: SamplingParams, request_id: str, generated: tuple[int, ...]
@@ -121,6 +129,52 @@ def test_closing_a_stream_cancels_it_before_the_close_returns() -> None:
         return generator.responses[0].cancelled
 
     assert asyncio.run(scenario())
+
+
+async def collect_wanted(served: ServeBackend, params: SamplingParams, last: dict[int, int]) -> list[Delta]:
+    """Return the deltas of a reader who wants nothing more of choice c after token last[c]."""
+    unwanted: set[int] = set()
+    deltas = []
+    async for delta in served.generate([1], params, "r", unwanted):
+        deltas.append(delta)
+        unwanted |= {choice for choice, token in last.items() if token in delta.token_ids}
+        await asyncio.sleep(0)
+    return deltas
+
+
+def test_an_unwanted_choice_ends_and_the_others_go_on() -> None:
+    generator = FakeGenerator(continuing())
+    last = {1: token_at(1, 2)}
+    deltas = asyncio.run(collect_wanted(backend(generator), SamplingParams(max_tokens=6, n=3), last))
+    own = {choice: tokens([delta for delta in deltas if delta.index == choice]) for choice in range(3)}
+    assert own == {c: [token_at(c, i) for i in range(3 if c == 1 else 6 - c)] for c in range(3)}
+    assert generator.broadcasts == [("end_choice", generator.calls[0][2], 1)]
+    assert not generator.responses[0].cancelled
+
+
+def test_a_request_of_which_nothing_is_wanted_ends() -> None:
+    generator = FakeGenerator(continuing())
+    last = {choice: token_at(choice, 2) for choice in range(2)}
+    deltas = asyncio.run(collect_wanted(backend(generator), SamplingParams(max_tokens=9, n=2), last))
+    assert len(tokens(deltas)) == 6
+    assert generator.responses[0].cancelled
+
+
+def test_an_unwanted_choice_is_not_taken_to_the_next_replica() -> None:
+    generator = FakeGenerator(continuing(until=8), continuing())
+    last = {0: token_at(0, 2)}
+    deltas = asyncio.run(collect_wanted(backend(generator), SamplingParams(max_tokens=9, n=2), last))
+    assert tokens([delta for delta in deltas if delta.index == 1]) == [token_at(1, i) for i in range(8)]
+    assert [params.choice_index for _, params, _, _ in generator.calls] == [0, 1]
+
+
+def test_a_choice_is_unwanted_wherever_it_has_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mpt_serve.deployments.lasting_request._MOVE_PAUSE_S", 0.0)
+    generator = FakeGenerator(continuing(until=2), continuing(), continuing())
+    last = {0: token_at(0, 4)}
+    deltas = asyncio.run(collect_wanted(backend(generator), SamplingParams(max_tokens=9, n=2), last))
+    assert tokens([delta for delta in deltas if delta.index == 1]) == [token_at(1, i) for i in range(8)]
+    assert [response.cancelled for response in generator.responses[1:]] == [True, False]
 
 
 def test_a_full_house_refuses_all_prompts_of_a_request_together() -> None:

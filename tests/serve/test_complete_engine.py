@@ -5,12 +5,14 @@ import json
 import os
 import re
 import signal
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import openai
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from server import ServerProcess, free_port, serve_config
 from tiny_checkpoint import write_tiny_checkpoint
 
@@ -66,6 +68,50 @@ def texts(answer: dict[str, Any]) -> list[str]:
 def tokens_of(http: httpx.Client, text: str) -> list[int]:
     ids: list[int] = http.post("/tokenize", json={"prompt": text}).json()["tokens"]
     return ids
+
+
+def idle(http: httpx.Client) -> dict[str, Any]:
+    """Wait until the engine holds no request, and return its counters."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        (replica,) = http.get("/stats").json()["replicas"]
+        if replica["running"] == replica["waiting"] == 0:
+            return dict(replica)
+        time.sleep(0.1)
+    raise AssertionError(f"still busy: {replica}")
+
+
+def test_a_choice_ends_in_the_engine_at_its_stop_string(http: httpx.Client) -> None:
+    body = {"n": 2, "seed": 11, "max_tokens": 420, "ignore_eos": True}
+    first, second = texts(complete(http, **body))
+    stop = next(
+        first[i : i + 3]
+        for i in range(9, 60)
+        if first[i : i + 3] not in second and first[i] != "\N{REPLACEMENT CHARACTER}"
+    )
+    before = idle(http)
+    stopped = complete(http, **body, stop=stop)["choices"]
+    after = idle(http)
+    assert [choice["finish_reason"] for choice in stopped] == ["stop", "length"]
+    assert stopped[1]["text"] == second
+    assert after["finished"]["cancelled"] == before["finished"]["cancelled"] + 1
+    assert after["generated_tokens"] - before["generated_tokens"] < 2 * 420
+
+
+def test_metrics_count_what_the_engine_does(http: httpx.Client) -> None:
+    def read() -> dict[str, float]:
+        response = http.get("/metrics")
+        assert response.headers["content-type"].startswith("text/plain")
+        families = text_string_to_metric_families(response.text)
+        return {f"{s.name}{s.labels.get('reason', '')}": s.value for f in families for s in f.samples}
+
+    before = read()
+    complete(http, prompt="say it again, say it again, say it again, " * 4, temperature=0, max_tokens=200)
+    grown = {name: value - before[name] for name, value in read().items()}
+    assert grown["mpt_serve_generated_tokens_total"] == 200
+    assert grown["mpt_serve_finished_choices_totallength"] == 1
+    # A model of random weights repeats itself when it is greedy.
+    assert grown["mpt_serve_draft_tokens_total"] >= grown["mpt_serve_accepted_draft_tokens_total"] > 0
 
 
 class TestLogprobs:
