@@ -14,6 +14,8 @@ from model.step import CacheAttention, StepBatch, forward_step, lm_logits, row_e
 from model.weights import Weights
 
 BLOCK = 16
+# Programs of tests run a few times: less is spent on making them fast.
+FAST_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 class PagedRun:
@@ -76,7 +78,7 @@ class PagedRun:
         return StepBatch(*token, tables, *row, np.int32(decodes))  # type: ignore[arg-type]
 
 
-@partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=3, compiler_options=FAST_COMPILE)
 def _step(config, attention, weights, cache, batch):  # type: ignore[no-untyped-def]
     hidden, cache = forward_step(weights, config, cache, batch, attention)
     return lm_logits(weights, config, hidden[row_ends(batch)]), cache

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from paged_run import PagedRun
+from paged_run import FAST_COMPILE, PagedRun
 
 from model.checkpoint import load_weights
 from model.config import ConfigError, MptConfig
@@ -51,7 +51,7 @@ def close(found: np.ndarray, golden: np.ndarray) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_full_forward(name: str) -> None:
     config, weights, golden = case(name)
-    logits = jax.jit(forward, static_argnums=1)(weights, config, golden["ids"][None])
+    logits = jax.jit(forward, static_argnums=1, compiler_options=FAST_COMPILE)(weights, config, golden["ids"][None])
     close(np.asarray(logits[0]), golden["logits"])
 
 

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import Array, export
+from paged_run import FAST_COMPILE
 
 from model.attention import paged_attention
 from model.config import MptConfig
@@ -34,7 +35,6 @@ ATTENTION: dict[str, Callable[..., Array]] = {
 }
 PLATFORMS = ["tpu", "gpu"]
 ROWS, TOKENS, WIDTH, BLOCKS = 4, 24, 6, 29
-FAST_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def make_config(heads: int = 4, kv_heads: int = 4, head_dim: int = 16, **keys: Any) -> MptConfig:
