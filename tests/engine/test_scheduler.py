@@ -122,7 +122,7 @@ test_histories.settings = settings(max_examples=120, stateful_step_count=25, dea
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 class TestManyHistories(Histories.TestCase):  # type: ignore[name-defined,misc]
-    settings = settings(max_examples=400, stateful_step_count=40, deadline=None)
+    settings = settings(max_examples=250, stateful_step_count=40, deadline=None)
 
 
 def scheduler_of(
