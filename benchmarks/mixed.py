@@ -2,23 +2,25 @@
 
 python benchmarks/mixed.py CHECKPOINT [--batch 32] [--quantization int8]
 
-Both in turns in one engine, without speculation and prefix cache. Prints ids per second of each, medians over the
-repetitions, and the median, smallest and largest of the repetitions' ratios.
+Both in turns in one engine, without speculation and prefix cache; timed are steps in which every row decodes. Prints
+ids per second of each, medians over the repetitions, and the median, smallest and largest of the repetitions' ratios.
 """
 
 import argparse
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine import DTYPES, Stopwatch
+from engine import DTYPES
 
 PROMPT = 32
+WARM_STEPS = 4  # until nothing of the prompts and of the beginning is left
 # What the rows of the batch ask for, in turn.
 KINDS: tuple[dict[str, Any], ...] = (
     {"temperature": 0.0},
@@ -32,26 +34,45 @@ KINDS: tuple[dict[str, Any], ...] = (
 )
 
 
-def measure(engine: Any, prompts: list[list[int]], kinds: tuple[dict[str, Any], ...], new: int) -> float:
-    """Ids per second after the first ids."""
+def measure(engine: Any, prompts: list[list[int]], kinds: tuple[dict[str, Any], ...], steps: int) -> float:
+    """Ids per second over so many steps of all rows."""
     from mpt_serve.engine import SamplingParams
 
-    watch = Stopwatch(len(prompts))
+    room = engine.stats().max_model_len - PROMPT
+    told = [0] * len(prompts)
+
+    def listener(row: int) -> Callable[[Any], None]:
+        def listen(delta: Any) -> None:
+            told[row] += len(delta.token_ids)
+
+        return listen
+
+    requests = []
     for row, prompt in enumerate(prompts):
-        params = SamplingParams(max_tokens=new, seed=row, ignore_eos=True, **kinds[row % len(kinds)])
+        params = SamplingParams(max_tokens=room, seed=row, ignore_eos=True, **kinds[row % len(kinds)])
         if params.stop_token_ids:
-            params = replace(params, min_tokens=new)  # all rows are to be equally long
-        engine.submit(prompt, params, watch.listener(row))
-    timing = watch.wait()
-    return len(prompts) * (new - 1) / (timing.total - timing.first)
+            params = replace(params, min_tokens=room)  # no row is to end
+        requests.append(engine.submit(prompt, params, listener(row)))
+    while min(told) < WARM_STEPS:
+        time.sleep(0.001)
+    first, start = engine.stats().steps, time.perf_counter()
+    while (last := engine.stats().steps) < first + steps:
+        time.sleep(0.001)
+    elapsed = time.perf_counter() - start
+    if engine.stats().running < len(prompts):
+        raise RuntimeError("a row ended while its steps were timed: give --slack more")
+    for request_id in requests:
+        engine.cancel(request_id)
+    return len(prompts) * (last - first) / elapsed
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint")
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--new", type=int, default=48)
-    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=24, help="timed in each turn (default: %(default)s)")
+    parser.add_argument("--slack", type=int, default=100, help="ids of a row beyond those (default: %(default)s)")
+    parser.add_argument("--repetitions", type=int, default=11)
     parser.add_argument("--dtype", choices=[*DTYPES, *DTYPES.values()], default="bf16")
     parser.add_argument("--quantization", default="none", choices=("none", "int8", "int4"))
     options = parser.parse_args()
@@ -61,7 +82,7 @@ def main() -> None:
     settings = EngineConfig(
         max_num_seqs=options.batch,
         max_num_batched_tokens=512,
-        max_model_len=PROMPT + options.new,
+        max_model_len=PROMPT + options.steps + options.slack,
         prefix_caching=False,
         speculation="none",
     )
@@ -72,7 +93,7 @@ def main() -> None:
         speeds: dict[str, list[float]] = {name: [] for name in turns}
         for repetition in range(options.repetitions + 1):
             for name in turns if repetition % 2 else reversed(turns):
-                speed = measure(engine, prompts, turns[name], options.new)
+                speed = measure(engine, prompts, turns[name], options.steps)
                 if repetition:  # the first one warms up
                     speeds[name].append(speed)
                 time.sleep(0.1)

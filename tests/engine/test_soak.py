@@ -63,7 +63,7 @@ def draw_request(random: np.random.Generator) -> tuple[list[int], SamplingParams
 
 
 class Answer:
-    """Gathers the deltas of one request, and cancels it after some of them."""
+    """Gathers the deltas of one request, and after some of them cancels it, or the choice that the last one is of."""
 
     def __init__(self, engine: Engine, name: str, choices: int, cancel_after: int | None) -> None:
         self._engine, self._name, self._left, self._cancel_after = engine, name, choices, cancel_after
@@ -76,7 +76,7 @@ class Answer:
         if self._left == 0:
             self.done.set()
         elif len(self.deltas) == self._cancel_after:
-            self._engine.cancel(self._name)
+            self._engine.cancel(self._name, delta.index if len(self.deltas) % 2 else None)
 
     def of(self, index: int) -> tuple[list[int], str | None, list[object]]:
         """A choice's ids, why it ended, and its log probabilities."""
