@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from fast_compile import FAST_COMPILE_FLAGS
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec
@@ -61,7 +62,10 @@ PER_HEAD_NORM_AND_ROPE = WIDE | {"attn_config": {"alibi": False, "rope": True, "
 )
 def test_eight_devices_compute_what_one_does(tmp_path: Path, config: dict[str, Any], fsdp: int, tensor: int) -> None:
     save_checkpoint(random_weights(config), config, tmp_path)
-    flags = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    flags = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count=8 {FAST_COMPILE_FLAGS}",
+    }
     root = str(Path(__file__).parents[2])
     script = str(Path(__file__).with_name("sharded_run.py"))
     run = subprocess.run(

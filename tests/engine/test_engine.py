@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import SETTINGS, VOCAB_LIMIT
+from fast_compile import FAST_COMPILE_FLAGS
 from reference import check_generated
 
 from model.config import MptConfig
@@ -424,7 +425,11 @@ def test_a_checkpoint_is_served_from_its_folder(
 
 @pytest.mark.slow
 def test_a_mesh_of_devices_gives_the_ids_of_one_device() -> None:
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count=2 {FAST_COMPILE_FLAGS}",
+        "JAX_PLATFORMS": "cpu",
+    }
     root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("mesh_run.py"))],

@@ -6,6 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from fast_compile import FAST_COMPILE
 from jax.typing import DTypeLike
 
 from model.config import MptConfig
@@ -14,8 +15,6 @@ from model.step import CacheAttention, StepBatch, forward_step, lm_logits, row_e
 from model.weights import Weights
 
 BLOCK = 16
-# Programs of tests run a few times: less is spent on making them fast.
-FAST_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 class PagedRun:

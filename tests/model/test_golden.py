@@ -6,7 +6,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from paged_run import FAST_COMPILE, PagedRun
+from fast_compile import FAST_COMPILE
+from paged_run import PagedRun
 
 from model.checkpoint import load_weights
 from model.config import ConfigError, MptConfig

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fast_compile import FAST_COMPILE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import Array, export
-from paged_run import FAST_COMPILE
 
 from model.attention import paged_attention
 from model.config import MptConfig
