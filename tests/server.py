@@ -131,6 +131,23 @@ class ServerProcess:
         self.stop()
 
 
+def stats_of(url: str) -> dict[str, Any]:
+    """Return the counters of the one Generator replica."""
+    (replica,) = httpx.get(f"{url}/stats", timeout=30).json()["replicas"]
+    return dict(replica)
+
+
+def wait_idle(url: str) -> dict[str, Any]:
+    """Wait until the engine holds no request, and return its counters."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        stats = stats_of(url)
+        if stats["running"] == stats["waiting"] == 0:
+            return stats
+        time.sleep(0.2)
+    raise AssertionError(f"still busy: {stats}")
+
+
 def ready(url: str) -> bool:
     """Say whether the server at `url` takes requests."""
     try:

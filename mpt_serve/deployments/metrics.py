@@ -16,58 +16,64 @@ class EngineMetric:
     """One field of `EngineStats` under its public name; label: what the field's keys are, where it is a mapping."""
 
     name: str
-    kind: Literal["counter", "gauge"]
     field: str
     meaning: str
     label: str | None = None
 
+    @property
+    def kind(self) -> Literal["counter", "gauge"]:
+        """What Prometheus calls it: names of counters end with `_total`."""
+        return "counter" if self.name.endswith("_total") else "gauge"
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the labels of each value."""
+        return ("replica",) if self.label is None else ("replica", self.label)
+
     def family(self, replicas: Sequence[Mapping[str, Any]]) -> Metric:
         """Return the metric's values, one for each replica, or for each of a replica's keys."""
         make = CounterMetricFamily if self.kind == "counter" else GaugeMetricFamily
-        family = make(self.name, self.meaning, labels=["replica", *([self.label] if self.label else [])])
+        family = make(self.name, self.meaning, labels=self.labels)
         for stats in replicas:
             value = stats[self.field]
-            for key, number in value.items() if self.label else [("", value)]:
-                family.add_metric([stats["replica"], key] if self.label else [stats["replica"]], number)
+            if self.label is None:
+                family.add_metric([stats["replica"]], value)
+            else:
+                for key, number in value.items():
+                    family.add_metric([stats["replica"], key], number)
         return family
 
 
 METRICS = (
-    EngineMetric("mpt_serve_running_choices", "gauge", "running", "Choices of requests that take part in steps"),
-    EngineMetric("mpt_serve_waiting_choices", "gauge", "waiting", "Choices of requests that wait for a place"),
-    EngineMetric("mpt_serve_cache_blocks", "gauge", "total_blocks", "Blocks of the key-value cache"),
+    EngineMetric("mpt_serve_running_choices", "running", "Choices of requests that take part in steps"),
+    EngineMetric("mpt_serve_waiting_choices", "waiting", "Choices of requests that wait for a place"),
+    EngineMetric("mpt_serve_cache_blocks", "total_blocks", "Blocks of the key-value cache"),
     EngineMetric(
         "mpt_serve_cache_free_blocks",
-        "gauge",
         "free_blocks",
         "Blocks of the key-value cache that no request holds; those kept for later prompts are among them",
     ),
-    EngineMetric("mpt_serve_steps_total", "counter", "steps", "Steps that the engine started"),
-    EngineMetric("mpt_serve_prompt_tokens_total", "counter", "prompt_tokens", "Tokens of prompts"),
+    EngineMetric("mpt_serve_steps_total", "steps", "Steps that the engine started"),
+    EngineMetric("mpt_serve_prompt_tokens_total", "prompt_tokens", "Tokens of prompts"),
     EngineMetric(
         "mpt_serve_cached_prompt_tokens_total",
-        "counter",
         "cached_tokens",
         "Tokens of prompts that were found in the cache, or shared between choices, rather than computed",
     ),
-    EngineMetric("mpt_serve_generated_tokens_total", "counter", "generated_tokens", "Tokens of answers"),
-    EngineMetric("mpt_serve_draft_tokens_total", "counter", "drafted_tokens", "Tokens that speculation drafted"),
+    EngineMetric("mpt_serve_generated_tokens_total", "generated_tokens", "Tokens of answers"),
+    EngineMetric("mpt_serve_draft_tokens_total", "drafted_tokens", "Tokens that speculation drafted"),
     EngineMetric(
         "mpt_serve_accepted_draft_tokens_total",
-        "counter",
         "accepted_tokens",
         "Drafted tokens that the model would have chosen too",
     ),
     EngineMetric(
         "mpt_serve_preemptions_total",
-        "counter",
         "preemptions",
         "Choices that gave up their blocks, to be resumed later",
     ),
-    EngineMetric(
-        "mpt_serve_compilations_total", "counter", "compilations", "Programs compiled while serving; 0 with pre_compile"
-    ),
-    EngineMetric("mpt_serve_finished_choices_total", "counter", "finished", "Choices that ended", label="reason"),
+    EngineMetric("mpt_serve_compilations_total", "compilations", "Programs compiled while serving; 0 with pre_compile"),
+    EngineMetric("mpt_serve_finished_choices_total", "finished", "Choices that ended", label="reason"),
 )
 
 
@@ -89,8 +95,7 @@ def exposition(replicas: Sequence[Mapping[str, Any]]) -> bytes:
 def metrics_reference() -> str:
     """Return the whole of docs/metrics.md."""
     rows = [
-        f"| `{metric.name}` | {metric.kind} | {', '.join(f'`{label}`' for label in ('replica', metric.label) if label)}"
-        f" | {metric.meaning} |"
+        f"| `{metric.name}` | {metric.kind} | {', '.join(f'`{label}`' for label in metric.labels)} | {metric.meaning} |"
         for metric in METRICS
     ]
     return _REFERENCE + "\n".join(rows) + "\n"

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import signal
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +12,7 @@ import httpx
 import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from server import ServerProcess, free_port, serve_config
+from server import ServerProcess, free_port, serve_config, wait_idle
 from tiny_checkpoint import write_tiny_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -70,18 +69,7 @@ def tokens_of(http: httpx.Client, text: str) -> list[int]:
     return ids
 
 
-def idle(http: httpx.Client) -> dict[str, Any]:
-    """Wait until the engine holds no request, and return its counters."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        (replica,) = http.get("/stats").json()["replicas"]
-        if replica["running"] == replica["waiting"] == 0:
-            return dict(replica)
-        time.sleep(0.1)
-    raise AssertionError(f"still busy: {replica}")
-
-
-def test_a_choice_ends_in_the_engine_at_its_stop_string(http: httpx.Client) -> None:
+def test_a_choice_ends_in_the_engine_at_its_stop_string(http: httpx.Client, server_url: str) -> None:
     body = {"n": 2, "seed": 11, "max_tokens": 420, "ignore_eos": True}
     first, second = texts(complete(http, **body))
     stop = next(
@@ -89,9 +77,9 @@ def test_a_choice_ends_in_the_engine_at_its_stop_string(http: httpx.Client) -> N
         for i in range(9, 60)
         if first[i : i + 3] not in second and first[i] != "\N{REPLACEMENT CHARACTER}"
     )
-    before = idle(http)
+    before = wait_idle(server_url)
     stopped = complete(http, **body, stop=stop)["choices"]
-    after = idle(http)
+    after = wait_idle(server_url)
     assert [choice["finish_reason"] for choice in stopped] == ["stop", "length"]
     assert stopped[1]["text"] == second
     assert after["finished"]["cancelled"] == before["finished"]["cancelled"] + 1

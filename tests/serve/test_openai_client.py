@@ -5,13 +5,12 @@ import json
 import os
 import random
 import signal
-import time
 from collections.abc import AsyncIterator, Iterator
 
 import httpx
 import openai
 import pytest
-from server import ServerProcess
+from server import ServerProcess, wait_idle
 
 from model.kernels.cpu import calls
 
@@ -27,23 +26,6 @@ def client(server_url: str) -> Iterator[openai.OpenAI]:
 @pytest.fixture(scope="module")
 def model(client: openai.OpenAI) -> str:
     return client.models.list().data[0].id
-
-
-def engine(server_url: str) -> dict:
-    """Return the counters of the one Generator replica."""
-    (replica,) = httpx.get(f"{server_url}/stats", timeout=30).json()["replicas"]
-    return replica
-
-
-def wait_idle(server_url: str) -> dict:
-    """Wait until the engine holds no request, and return its counters."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        stats = engine(server_url)
-        if stats["running"] == stats["waiting"] == 0:
-            return stats
-        time.sleep(0.2)
-    raise AssertionError(f"still busy: {stats}")
 
 
 def test_the_model_is_listed_with_its_context(client: openai.OpenAI, model: str) -> None:
