@@ -158,8 +158,9 @@ def test_a_clone_goes_its_own_way(compiler: GuideCompiler, neox: TextTokenizer) 
 @given(st.sampled_from(["[a-c]*b", "(ab|a)(c|bcd)?", "x?y?z?", r"[a-z]+@\d+\.(com|org)", "(?:..)*"]), st.data())
 def test_regex_agrees_with_re(compiler: GuideCompiler, neox: TextTokenizer, pattern: str, data: st.DataObject) -> None:
     text = data.draw(st.one_of(st.from_regex(pattern, fullmatch=True), st.text("abcdxyz@.1com", max_size=12)))
-    expected = re.fullmatch(pattern, text) is not None
-    assert accepts(start(compiler, "regex", pattern), neox.encode(text), EOS) == expected
+    ids = neox.encode(text)
+    expected = re.fullmatch(pattern, neox.decode(ids)) is not None  # the tokenizer normalizes, which can add characters
+    assert accepts(start(compiler, "regex", pattern), ids, EOS) == expected
 
 
 def test_whitespace_is_bounded(compiler: GuideCompiler, neox: TextTokenizer) -> None:
