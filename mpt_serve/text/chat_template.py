@@ -1,5 +1,6 @@
 """Conversations to prompts."""
 
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypedDict
@@ -102,11 +103,18 @@ class ChatTemplate:
         """
         if continue_final_message and add_generation_prompt:
             raise ChatTemplateError("continue_final_message and add_generation_prompt exclude each other")
+        mark = ""
+        if continue_final_message:  # its text may also stand in what the template writes after it, so the end is marked
+            mark = str(secrets.randbits(64))
+            last = messages[-1]
+            messages = [*messages[:-1], Message(role=last["role"], content=last["content"] + mark)]
         try:
             prompt = self._process.render({"messages": list(messages), "add_generation_prompt": add_generation_prompt})
         except TemplateRenderError as error:
             raise ChatTemplateError(f"the chat template failed: {error}") from error
-        return _cut_after(prompt, messages[-1]["content"]) if continue_final_message else prompt
+        if mark not in prompt:
+            raise ChatTemplateError("continue_final_message needs a template that writes the last message's content")
+        return prompt.rpartition(mark)[0] if mark else prompt
 
     def close(self) -> None:
         """End the process that renders; the next `render` starts another."""
@@ -152,12 +160,3 @@ def _require_chatml_tokens(source: str, tokenizer: TextTokenizer) -> None:
             " into pieces the model has never seen. Use the chat model's own tokenizer.json (the plain GPT-NeoX one"
             " lacks these tokens), or set chat_template to 'dolly' or to a template for this model"
         )
-
-
-def _cut_after(prompt: str, content: str) -> str:
-    """Return the prompt up to the end of the last message; templates may trim its white space."""
-    for wanted in (content, content.strip()):
-        start = prompt.rfind(wanted)
-        if wanted and start >= 0:
-            return prompt[: start + len(wanted)]
-    raise ChatTemplateError("continue_final_message needs a template that writes the last message's content unchanged")

@@ -62,15 +62,24 @@ def test_final_message_can_be_continued(folder: Path, chatml_tokenizer: TextToke
     assert prompt.endswith("\nHello")
 
 
-def test_continuing_finds_content_that_the_template_trims() -> None:
+@pytest.mark.parametrize("content", ["|", ">", "e", "end", "<|im_end|>", "assistant", "a ", ""])
+def test_continuing_ends_after_the_content_whatever_the_template_writes_there(
+    chatml: ChatTemplate, content: str
+) -> None:
+    message = Message(role="assistant", content=content)
+    prompt = chatml.render([USER, message], add_generation_prompt=False, continue_final_message=True)
+    assert prompt == f"<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n{content}"
+
+
+def test_continuing_with_a_template_that_trims() -> None:
     template = ChatTemplate("{% for m in messages %}[{{ m.content | trim }}]{% endfor %}")
     message = Message(role="assistant", content=" Hello ")
-    assert template.render([message], add_generation_prompt=False, continue_final_message=True) == "[Hello"
+    assert template.render([message], add_generation_prompt=False, continue_final_message=True) == "[Hello "
 
 
 def test_continuing_needs_the_content_in_the_prompt() -> None:
     template = ChatTemplate("nothing")
-    with pytest.raises(ChatTemplateError, match="unchanged"):
+    with pytest.raises(ChatTemplateError, match="writes the last message"):
         template.render([ASSISTANT], add_generation_prompt=False, continue_final_message=True)
 
 
