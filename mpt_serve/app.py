@@ -43,7 +43,7 @@ def build(args: dict[str, Any]) -> Application:
     places = settings.limits.max_waiting_requests + _OTHER_REQUESTS
     edge = {"max_ongoing_requests": places, "ray_actor_options": {"num_cpus": 0, **runtime_env}}
     # A Generator takes as many again as it can run, so that none of its places is ever empty; the rest wait in the
-    # Ingress, for whichever replica is free first.
+    # Ingress (`PlaceQueue`), for whichever replica is free first.
     generator = serve.deployment(
         Generator,
         max_ongoing_requests=2 * settings.engine.max_num_seqs,

@@ -1,22 +1,24 @@
 """The machinery behind the HTTP routes, over handles to the other deployments."""
 
 import asyncio
-import contextlib
 import secrets
-from collections.abc import AsyncGenerator, Sequence, Set
-from contextlib import AbstractContextManager
+from collections.abc import AsyncGenerator, Callable, Sequence, Set
+from contextlib import AbstractContextManager, aclosing
 from dataclasses import replace
 from typing import Any
 
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from mpt_serve.deployments.admission import Admission
 from mpt_serve.deployments.lasting_request import LastingRequest
-from mpt_serve.deployments.readiness import GeneratorWatch
+from mpt_serve.deployments.place_queue import PlaceQueue
+from mpt_serve.deployments.readiness import ReplicaWatch
 from mpt_serve.engine.request import Delta, RequestError
 from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.openai.backend import ModelInfo, Readiness
+from mpt_serve.openai.errors import NotReadyError
 from mpt_serve.text.bad_words import spellings
 from mpt_serve.text.chat_template import ChatTemplateError, Message
 from mpt_serve.text.detokenizer import IncrementalDetokenizer
@@ -42,24 +44,25 @@ class ServeBackend:
         admission: Admission,
     ) -> None:
         self.model = model
-        self.watch = GeneratorWatch(generator, self._take_limits)
+        self.queue = PlaceQueue(places=1)  # until the watch has seen the replicas
+        self.watch = ReplicaWatch(generator, self._take_limits, self.queue.resize)
         self._text = text
         self._tokenizer = tokenizer
         # By gRPC rather than by Ray's object store: a delta is a few bytes, and costs half the time that way.
         self._generator = generator.options(stream=True, _by_reference=False)
         self._admission = admission
-        self._endings: set[asyncio.Task[None]] = set()
+        self._endings: set[asyncio.Task[Any]] = set()
 
     async def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """Return the text's ids."""
-        return await _ids(self._tokenizer.encode.remote(text, add_special_tokens))
+        return await _ids(lambda: self._tokenizer.encode.remote(text, add_special_tokens))
 
     async def encode_chat(
         self, messages: Sequence[Message], add_generation_prompt: bool, continue_final_message: bool
     ) -> list[int]:
         """Return the ids of the rendered conversation. Raises ChatTemplateError."""
         chat = (list(messages), add_generation_prompt, continue_final_message)
-        return await _ids(self._tokenizer.encode_chat.remote(*chat))
+        return await _ids(lambda: self._tokenizer.encode_chat.remote(*chat))
 
     async def decode(self, ids: Sequence[int]) -> str:
         """Return the ids' text, special tokens included."""
@@ -92,8 +95,13 @@ class ServeBackend:
         unwanted: choices that the reader wants nothing more of; it adds to them while it reads.
         """
 
-        def open_stream(own: SamplingParams, generated: tuple[int, ...]) -> AsyncGenerator[Delta, None]:
-            return self._stream(list(ids), own, request_id, generated, unwanted)
+        async def open_stream(own: SamplingParams, generated: tuple[int, ...]) -> AsyncGenerator[Delta, None]:
+            async with (
+                self.queue.place(own.priority, begun=bool(generated)),
+                aclosing(self._stream(list(ids), own, request_id, generated, unwanted)) as stream,
+            ):
+                async for delta in stream:
+                    yield delta
 
         return LastingRequest(open_stream, len(ids), params, request_id, unwanted).deltas()
 
@@ -102,11 +110,8 @@ class ServeBackend:
         return self.watch.readiness
 
     async def stats(self) -> list[dict[str, Any]]:
-        """Return the engine's counters of every Generator replica."""
-        replicas: list[dict[str, Any]] = await self._generator.broadcast("stats").results_async(
-            timeout_s=_BROADCAST_WAIT_S
-        )
-        return replicas
+        """Return the engine's counters of every Generator replica that is there to tell them."""
+        return await self._broadcast("stats")
 
     async def _stream(
         self,
@@ -132,7 +137,7 @@ class ServeBackend:
                 for index in (unfinished & unwanted) - ending:
                     self._end_choice(own_id, index)
                     ending.add(index)
-        except RayTaskError as error:
+        except (RayTaskError, RayServeException) as error:
             raise _own(error) from error
         finally:
             if unfinished:  # leaving the loop alone would let the engine generate to the end
@@ -141,13 +146,18 @@ class ServeBackend:
     def _end_choice(self, own_id: str, index: int) -> None:
         """Tell the replicas, one of which has the request; the answer does not wait for that."""
 
-        async def tell() -> None:
-            with contextlib.suppress(RayError, TimeoutError):  # a replica that is gone has nothing to end
-                await self._generator.broadcast("end_choice", own_id, index).results_async(timeout_s=_BROADCAST_WAIT_S)
-
-        task = asyncio.create_task(tell())
+        task = asyncio.create_task(self._broadcast("end_choice", own_id, index))
         self._endings.add(task)  # the loop itself does not keep tasks alive
         task.add_done_callback(self._endings.discard)
+
+    async def _broadcast(self, method: str, *args: object) -> list[Any]:
+        """Call all Generator replicas; return the answers of those that give one in time."""
+        call = self._generator.broadcast(method, *args)
+        try:
+            answers = await call.results_async(timeout_s=_BROADCAST_WAIT_S, return_exceptions=True)
+        except (RayServeException, TimeoutError):  # there are no replicas now, or one neither lives nor dies
+            return []
+        return [answer for answer in answers if not isinstance(answer, BaseException)]
 
     def _take_limits(self, stats: dict[str, object]) -> None:
         max_model_len = stats["max_model_len"]
@@ -155,15 +165,21 @@ class ServeBackend:
         self.model = replace(self.model, max_model_len=max_model_len)
 
 
-async def _ids(call: DeploymentResponse) -> list[int]:
+async def _ids(ask: Callable[[], DeploymentResponse]) -> list[int]:
+    """Return a Tokenizer's answer; another replica is asked when the first dies, as nothing is lost with it."""
     try:
-        ids: list[int] = await call
-    except RayTaskError as error:
+        try:
+            ids: list[int] = await ask()
+        except RayActorError:
+            ids = await ask()
+    except (RayTaskError, RayActorError, RayServeException) as error:
         raise _own(error) from error
     return ids
 
 
-def _own(error: RayTaskError) -> Exception:
-    """Return the exception that the other deployment raised: Ray's carries the remote traceback in its text."""
+def _own(error: Exception) -> Exception:
+    """Return what an error of Ray's means here; its own text may hold a traceback, which is no client's business."""
+    if not isinstance(error, RayTaskError):
+        return NotReadyError("No replica takes the request at this moment.")
     cause = error.cause
     return cause if isinstance(cause, (RequestError, ChatTemplateError)) else error

@@ -12,6 +12,7 @@ from ray.exceptions import RayActorError
 from mpt_serve.deployments.merge import merged
 from mpt_serve.engine.request import Delta, EngineClosedError
 from mpt_serve.engine.sampling_params import SamplingParams
+from mpt_serve.openai.errors import NotReadyError
 
 __all__ = ["LastingRequest", "OpenStream"]
 
@@ -89,7 +90,7 @@ class LastingRequest:
                 if not self._goes_on(choice):
                     return
                 if move == _MAX_MOVES:
-                    raise
+                    raise NotReadyError(f"The request was lost with {1 + move} replicas.", code="loading") from error
                 self._log(error, [choice])
 
     def _goes_on(self, choice: _Choice) -> bool:

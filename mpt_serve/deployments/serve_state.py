@@ -1,4 +1,4 @@
-"""What Serve's controller knows of a deployment of this application."""
+"""What Serve's controller knows of the deployments of this application."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 import ray
 from ray import serve
 
-__all__ = ["DeploymentState", "deployment_state"]
+__all__ = ["DeploymentState", "cluster_nodes", "deployment_states"]
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class DeploymentState:
     message: str
 
 
-def deployment_state(name: str) -> DeploymentState | None:
-    """Return the state of a deployment of the calling replica's application, None while Serve has none.
+def deployment_states() -> dict[str, DeploymentState]:
+    """Return the state of each deployment of the calling replica's application that Serve knows yet, by its name.
 
     Blocks for one call to the controller; meant for a thread of a replica.
     """
@@ -32,9 +32,11 @@ def deployment_state(name: str) -> DeploymentState | None:
     from ray.serve.context import _get_global_client
 
     details = _get_global_client().get_serve_details()
-    deployment = details["applications"].get(application, {}).get("deployments", {}).get(name)
-    if deployment is None:
-        return None
+    deployments = details["applications"].get(application, {}).get("deployments", {})
+    return {name: _state(deployment) for name, deployment in deployments.items()}
+
+
+def _state(deployment: Mapping[str, Any]) -> DeploymentState:
     running = sum(replica["state"] == "RUNNING" for replica in deployment["replicas"])
     return DeploymentState(running, deployment["deployment_config"], deployment["message"] or "")
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 from ray.exceptions import RayActorError, RayTaskError
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from mpt_serve.deployments.admission import Admission
 from mpt_serve.deployments.backend import ServeBackend
@@ -41,14 +43,17 @@ class FakeGenerator:
         self.responses: list[FakeResponse] = []
         self.generate = SimpleNamespace(remote=self._generate)
         self.broadcasts: list[tuple[object, ...]] = []
+        self.answers: list[object] | Exception = [None]
 
     def options(self, **_: Any) -> "FakeGenerator":
         return self
 
     def broadcast(self, *call: object) -> SimpleNamespace:
-        async def results(timeout_s: float) -> list[None]:
+        async def results(timeout_s: float, return_exceptions: bool) -> list[object]:
             self.broadcasts.append(call)
-            return [None]
+            if isinstance(self.answers, Exception):
+                raise self.answers
+            return self.answers
 
         return SimpleNamespace(results_async=results)
 
@@ -96,10 +101,12 @@ def continuing(until: int | None = None) -> Script:
     return script
 
 
-def backend(generator: FakeGenerator, max_requests: int = 8) -> ServeBackend:
+def backend(generator: FakeGenerator, max_requests: int = 8, places: int = 8, tokenizer: Any = None) -> ServeBackend:
     info = ModelInfo(id="m", created=0, max_model_len=64, vocab_len=300)
-    handles: Any = (None, None, generator)
-    return ServeBackend(info, *handles, Admission(max_requests, 1000))
+    handles: Any = (None, tokenizer, generator)
+    served = ServeBackend(info, *handles, Admission(max_requests, 1000))
+    served.queue.resize(places)
+    return served
 
 
 async def collect(served: ServeBackend, params: SamplingParams, prompt: Sequence[int] = (1, 2, 3)) -> list[Delta]:
@@ -295,9 +302,65 @@ def test_a_replica_that_dies_after_the_last_token_ends_the_request() -> None:
 def test_a_request_is_not_moved_forever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mpt_serve.deployments.lasting_request._MOVE_PAUSE_S", 0.0)
     generator = FakeGenerator(*[continuing(until=0)] * 10)
-    with pytest.raises(RayActorError):
+    with pytest.raises(NotReadyError, match="lost with 4 replicas"):
         asyncio.run(collect(backend(generator), SamplingParams(max_tokens=2)))
     assert len(generator.calls) == 4
+
+
+def test_requests_that_wait_for_a_replica_go_by_priority() -> None:
+    async def slow(ids: Sequence[int], *_: object) -> AsyncIterator[Delta]:
+        await asyncio.sleep(0.01)
+        yield Delta((7,), "length", None, len(ids))
+
+    generator = FakeGenerator(*[slow] * 4)
+    served = backend(generator, places=1)
+
+    async def scenario() -> None:
+        requests = [collect(served, SamplingParams(priority=p), [10 + p]) for p in (0, 3, -3, 0)]
+        await asyncio.gather(*requests)
+
+    asyncio.run(scenario())
+    assert [ids for ids, *_ in generator.calls] == [[10], [7], [10], [13]]
+
+
+def test_a_deployment_that_takes_nothing_is_a_503() -> None:
+    async def script(*_: object) -> AsyncIterator[Delta]:
+        raise BackPressureError(num_queued_requests=5, max_queued_requests=5)
+        yield
+
+    with pytest.raises(NotReadyError):
+        asyncio.run(collect(backend(FakeGenerator(script)), SamplingParams()))
+
+
+def test_counters_of_the_replicas_that_live() -> None:
+    generator = FakeGenerator()
+    generator.answers = [RayActorError(), {"running": 1}, RayTaskError("stats", "traceback", ValueError())]
+    assert asyncio.run(backend(generator).stats()) == [{"running": 1}]
+    generator.answers = DeploymentUnavailableError(DeploymentID("Generator", "mpt"))
+    assert asyncio.run(backend(generator).stats()) == []
+
+
+class FakeTokenizer:
+    """A handle whose n-th call has the n-th outcome."""
+
+    def __init__(self, *outcomes: list[int] | Exception) -> None:
+        self.outcomes = list(outcomes)
+        self.encode = SimpleNamespace(remote=self._encode)
+
+    async def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        outcome = self.outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+
+def test_a_text_is_encoded_by_another_tokenizer_when_the_first_dies() -> None:
+    tokenizer = FakeTokenizer(RayActorError(), [1, 2])
+    served = backend(FakeGenerator(), tokenizer=tokenizer)
+    assert asyncio.run(served.encode("a b", True)) == [1, 2]
+    tokenizer.outcomes = [RayActorError(), RayActorError()]
+    with pytest.raises(NotReadyError):
+        asyncio.run(served.encode("a b", True))
 
 
 def test_the_engines_refusal_arrives_as_itself() -> None:

@@ -7,24 +7,30 @@ from typing import Any
 import pytest
 
 from mpt_serve.deployments import readiness
-from mpt_serve.deployments.readiness import GeneratorWatch
+from mpt_serve.deployments.readiness import ReplicaWatch
 from mpt_serve.deployments.serve_state import DeploymentState
 
 NODE = {"Alive": True, "NodeManagerAddress": "10.0.0.1", "Resources": {"CPU": 4.0}, "Labels": {}}
-CPU = {"ray_actor_options": {"num_cpus": 1}}
+CPU = {"ray_actor_options": {"num_cpus": 1}, "max_ongoing_requests": 64}
 GPU = {"ray_actor_options": {"num_gpus": 1}}
 
 
 class Cluster:
-    """What the watch sees of Serve and Ray; `state` is what the controller says next."""
+    """What the watch sees of Serve and Ray: `state` is what the controller says next of the Generator."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.state: DeploymentState | None = None
+        self.tokenizer = DeploymentState(1, CPU, "")
         self.loaded: list[dict[str, Any]] = []
-        monkeypatch.setattr(readiness, "deployment_state", lambda name: self.state)
+        self.places: list[int] = []
+        monkeypatch.setattr(readiness, "deployment_states", self._states)
         monkeypatch.setattr(readiness, "cluster_nodes", lambda: [NODE])
         generator: Any = SimpleNamespace(stats=SimpleNamespace(remote=self._stats))
-        self.watch = GeneratorWatch(generator, self.loaded.append)
+        self.watch = ReplicaWatch(generator, self.loaded.append, self.places.append)
+
+    def _states(self) -> dict[str, DeploymentState]:
+        generator = {} if self.state is None else {"Generator": self.state}
+        return {"Tokenizer": self.tokenizer, **generator}
 
     async def _stats(self) -> dict[str, Any]:
         return {"max_model_len": 64}
@@ -51,6 +57,18 @@ def test_loading_then_ready_then_gone_then_ready_again(cluster: Cluster) -> None
     assert cluster.look(DeploymentState(0, CPU, "")) == (False, "The model is loading.")
     assert cluster.look(DeploymentState(2, CPU, "")) == (True, "")
     assert cluster.loaded == [{"max_model_len": 64}] * 2  # once for each time it came
+    assert cluster.places == [64, 64, 128]
+
+
+def test_no_request_is_served_without_a_tokenizer(cluster: Cluster) -> None:
+    running = DeploymentState(1, CPU, "")
+    assert cluster.look(running) == (True, "")
+    cluster.tokenizer = DeploymentState(0, CPU, "")
+    assert cluster.look(running) == (False, "The model is loading.")
+    cluster.tokenizer = DeploymentState(0, CPU, "TokenizerError: no tokenizer.json")
+    assert cluster.look(running) == (False, "The Tokenizer does not start; the server's log says why.")
+    cluster.tokenizer = running
+    assert cluster.look(running) == (True, "")
 
 
 def test_a_replica_that_fits_nowhere_is_told_and_logged_once(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +95,7 @@ def test_a_controller_that_fails_for_a_moment_changes_nothing(
     assert cluster.look(DeploymentState(1, CPU, "")) == (True, "")
     looks = 0
 
-    def failing(name: str) -> None:
+    def failing() -> None:
         nonlocal looks
         looks += 1
         raise ConnectionError("no controller")
@@ -88,7 +106,7 @@ def test_a_controller_that_fails_for_a_moment_changes_nothing(
             await asyncio.sleep(0.01)
         task.cancel()
 
-    monkeypatch.setattr(readiness, "deployment_state", failing)
+    monkeypatch.setattr(readiness, "deployment_states", failing)
     monkeypatch.setattr(readiness, "_READY_PERIOD_S", 0.0)
     asyncio.run(scenario())
     assert cluster.watch.readiness.ready
