@@ -24,13 +24,16 @@ class ConfigFile:
             text = self.path.read_text(encoding="utf-8")
             self._root = yaml.compose(text, Loader=yaml.SafeLoader)
             self.data: Any = yaml.safe_load(text)
+            repeated = _repeated_keys(self._root, ())
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigurationError([Problem((), f"cannot be read: {error}")], str(path)) from error
         except yaml.YAMLError as error:
             raise ConfigurationError([Problem((), f"is not YAML: {error}")], str(path)) from error
+        except RecursionError as error:
+            problem = Problem((), "is nested too deeply, or has an alias inside of what it stands for")
+            raise ConfigurationError([problem], str(path)) from error
         if not isinstance(self.data, Mapping):
             raise self.error([Problem((), f"must be a mapping at the top, not a {type(self.data).__name__}")])
-        repeated = _repeated_keys(self._root, ())
         if repeated:
             raise self.error(repeated)
 

@@ -44,7 +44,7 @@ def check_serve_config(config: Mapping[str, Any]) -> list[Problem]:
             problems += _deployment_problems(deployment, (*path, "deployments", number))
         if application.get("import_path") in (IMPORT_PATH, DEFAULTS_IMPORT_PATH):
             problems += _application_problems(application, path)
-    return list(dict.fromkeys(problems)) or list(_timeout_problems(config))
+    return list(dict.fromkeys(problems)) or [*_timeout_problems(config), *_queue_problems(config)]
 
 
 def _application_problems(application: Mapping[str, Any], path: Path) -> Iterator[Problem]:
@@ -89,23 +89,50 @@ def _timeout_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
     serve_timeout = (config.get("http_options") or {}).get("request_timeout_s")
     if serve_timeout is None:
         return
-    for index, application in enumerate(config["applications"]):
-        if application["import_path"] == IMPORT_PATH:
-            ours = Settings.from_mapping(application.get("args") or {}).limits.request_timeout_s
-            if serve_timeout <= ours:
+    for index, _, settings in _own_applications(config):
+        ours = settings.limits.request_timeout_s
+        if float(serve_timeout) <= ours:
+            yield Problem(
+                ("http_options", "request_timeout_s"),
+                f"{serve_timeout} s is not above the application's limits.request_timeout_s ({ours} s), so clients"
+                f" would get Serve's plain-text error. Raise it, or lower applications[{index}].args.limits",
+            )
+
+
+def _queue_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
+    """Serve refuses in plain text, too, what is beyond the Ingress's own queue, so our limit must be the lower one."""
+    for index, application, settings in _own_applications(config):
+        ours = settings.limits.max_waiting_requests
+        for number, deployment in enumerate(_mappings(application.get("deployments"))):
+            if deployment["name"] != "Ingress":
+                continue
+            path: Path = ("applications", index, "deployments", number)
+            ongoing, queued = deployment.get("max_ongoing_requests"), deployment.get("max_queued_requests")
+            if isinstance(ongoing, int) and ongoing <= ours:
                 yield Problem(
-                    ("http_options", "request_timeout_s"),
-                    f"{serve_timeout} s is not above the application's limits.request_timeout_s ({ours} s), so clients"
-                    f" would get Serve's plain-text error. Raise it, or lower applications[{index}].args.limits",
+                    (*path, "max_ongoing_requests"),
+                    f"{ongoing} is not above the application's limits.max_waiting_requests ({ours}), so clients would"
+                    " get Serve's plain-text error. Leave it out, or lower that limit",
+                )
+            if queued not in (None, -1):
+                yield Problem(
+                    (*path, "max_queued_requests"),
+                    f"{queued} would have Serve refuse requests in plain text. Leave it out:"
+                    " the application's limits.max_waiting_requests refuses them as the API says",
                 )
 
 
 def _model_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
+    for index, _, settings in _own_applications(config):
+        problem = folder_problem(settings.model)
+        if problem is not None:
+            yield Problem(("applications", index, "args", "model"), problem)
+
+
+def _own_applications(config: Mapping[str, Any]) -> Iterator[tuple[int, Mapping[str, Any], Settings]]:
     for index, application in enumerate(config["applications"]):
         if application["import_path"] == IMPORT_PATH:
-            problem = folder_problem(Settings.from_mapping(application.get("args") or {}).model)
-            if problem is not None:
-                yield Problem(("applications", index, "args", "model"), problem)
+            yield index, application, Settings.from_mapping(application.get("args") or {})
 
 
 def _mappings(value: object) -> list[Mapping[str, Any]]:

@@ -24,7 +24,7 @@ GOOD = {
             "runtime_env": {"env_vars": {"A": "b"}},
             "args": {"model": "embedded", "engine": {"max_num_seqs": 8}},
             "deployments": [
-                {"name": "Ingress", "max_ongoing_requests": 10},
+                {"name": "Ingress", "max_ongoing_requests": 1000},
                 {
                     "name": "Generator",
                     "autoscaling_config": {"min_replicas": 1, "max_replicas": 2, "policy": {"policy_kwargs": {"x": 1}}},
@@ -120,6 +120,26 @@ def test_serves_deadline_must_not_come_before_ours() -> None:
     assert "limits.request_timeout_s (600.0 s)" in problem.message
 
 
+def test_serves_deadline_may_be_written_as_serve_reads_it() -> None:
+    assert check_serve_config(changed(("http_options",), "request_timeout_s", "700")) == []
+    assert len(check_serve_config(changed(("http_options",), "request_timeout_s", "5"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("max_ongoing_requests", 256, "256 is not above the application's limits.max_waiting_requests (256)"),
+        ("max_queued_requests", 5, "refuse requests in plain text"),
+    ],
+)
+def test_serve_must_not_refuse_before_we_do(key: str, value: int, message: str) -> None:
+    ingress = ("applications", 0, "deployments", 0)
+    (problem,) = check_serve_config(changed(ingress, key, value))
+    assert problem.path == (*ingress, key)
+    assert message in problem.message
+    assert check_serve_config(changed(("applications", 0, "deployments", 1), key, value)) == []
+
+
 def test_other_applications_are_checked_in_serves_keys_only() -> None:
     other = {
         "name": "other",
@@ -156,6 +176,7 @@ def test_mistakes_are_told_by_line(tmp_path: Path) -> None:
         ("", "must be a mapping at the top, not a NoneType"),
         ("a: [", "is not YAML"),
         ("a: \0", "is not YAML"),
+        ("a: &a\n  b: *a\n", "has an alias inside of what it stands for"),
     ],
 )
 def test_files_that_are_no_configuration(tmp_path: Path, text: str, message: str) -> None:
