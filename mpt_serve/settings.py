@@ -7,19 +7,20 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, model_validator
 
 from mpt_serve.config_problems import ConfigurationError, schema_problems
+from mpt_serve.openai.limits import Limits
 
 __all__ = ["EngineSettings", "LimitSettings", "MeshSettings", "Settings"]
 
 
 def _not_boolean(value: object) -> object:
     if isinstance(value, bool):  # Python would take `true` for 1
-        raise ValueError(f"must be a whole number, not {str(value).lower()}")
+        raise ValueError(f"must be a number, not {str(value).lower()}")
     return value
 
 
 _Count = Annotated[int, BeforeValidator(_not_boolean), Field(ge=1)]
-_Size = Annotated[ByteSize, Field(gt=0)]
-_Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Size = Annotated[ByteSize, BeforeValidator(_not_boolean), Field(gt=0)]
+_Seconds = Annotated[float, BeforeValidator(_not_boolean), Field(gt=0, allow_inf_nan=False)]
 
 
 class _Group(BaseModel):
@@ -105,18 +106,31 @@ class EngineSettings(_Group):
 
 
 class LimitSettings(_Group):
-    """What one request, and all requests together, may ask for."""
+    """What one request, and all requests together, may ask for. `docs/api.md` lists the other bounds on a request."""
 
     request_timeout_s: _Seconds = Field(
-        default=600.0,
+        default=Limits.request_timeout_s,
         description="Seconds from a request's first byte to its answer's last; then it ends with an error 504.",
     )
-    max_body_bytes: _Size = Field(
-        default=ByteSize(4 * 1024**2), description="Size of one request's body, such as `4MiB`."
+    first_token_wait_s: _Seconds = Field(
+        default=Limits.first_token_wait_s,
+        description="Seconds after which a stream begins without its first token, so that nobody between takes it for"
+        " dead; an error before that keeps its own status.",
     )
-    max_prompts: _Count = Field(default=128, description="Prompts in one /v1/completions request.")
+    keep_alive_s: _Seconds = Field(
+        default=Limits.keep_alive_s, description="Seconds of silence after which a stream sends a comment."
+    )
+    max_body_bytes: _Size = Field(
+        default=ByteSize(Limits.max_body_bytes), description="Size of one request's body, such as `4MiB`."
+    )
+    max_prompts: _Count = Field(default=Limits.max_prompts, description="Prompts in one /v1/completions request.")
     max_choices: _Count = Field(
-        default=256, description="Choices in one request: prompts times `n`, or times `best_of`."
+        default=Limits.max_choices, description="Choices in one request: prompts times `n`, or times `best_of`."
+    )
+    max_prompt_logprobs: _Count = Field(
+        default=Limits.max_prompt_logprobs,
+        description="Log probabilities of prompts in one answer: tokens times choices times those of one token. Each"
+        " takes some 60 bytes of the answer.",
     )
     max_waiting_requests: _Count = Field(
         default=256,

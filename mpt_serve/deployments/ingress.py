@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from dataclasses import fields
 from pathlib import Path
 
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -36,12 +37,8 @@ class Ingress:
         folder = tokenizer_folder(settings.model)
         text = TextTokenizer.from_folder(folder)
         limits = settings.limits
-        self._limits = Limits(
-            max_body_bytes=limits.max_body_bytes,
-            max_prompts=limits.max_prompts,
-            max_choices=limits.max_choices,
-            request_timeout_s=limits.request_timeout_s,
-        )
+        own = {field.name for field in fields(Limits)}
+        self._limits = Limits(**limits.model_dump(include=own))
         self._backend = ServeBackend(
             _model_info(settings, text, _has_chat_template(folder, settings, text)),
             text,
@@ -82,7 +79,6 @@ def _model_info(settings: Settings, text: TextTokenizer, has_chat_template: bool
         created=int(time.time()),
         max_model_len=settings.max_model_len or 0,  # the Generator knows better, once it is there
         vocab_len=text.vocab_len,
-        eos_token_ids=text.eos_token_ids,
         root=Path(settings.model).name if Path(settings.model).is_dir() else settings.model,  # no server's paths
         has_chat_template=has_chat_template,
         max_chars_per_token=text.max_chars_per_token,

@@ -14,10 +14,10 @@ __all__ = ["PlaceQueue"]
 class PlaceQueue:
     """Keeps requests until a Generator replica has a place for them, then lets them go as an engine would order them.
 
-    Serve's own queue knows no priorities, so none should ever wait in it. Requests that a lost replica has begun go
+    Serve's own queue knows no priorities, so few should ever wait in it. Requests that a lost replica has begun go
     first: somebody reads them already. Lives on one event loop.
 
-    places: requests that the Generator's replicas take together.
+    places: requests that may be with Serve at once.
     """
 
     def __init__(self, places: int) -> None:

@@ -26,7 +26,7 @@ class ReplicaWatch:
     """Follows the Tokenizer's and the Generator's replicas from start to end.
 
     on_loaded: called with `Generator.stats()` each time they begin to answer; readiness follows it.
-    on_places: called at each look with the requests that the Generator's replicas take together.
+    on_places: called at each look with the requests that Serve may have at once for the Generator's replicas.
     """
 
     def __init__(
@@ -59,7 +59,8 @@ class ReplicaWatch:
             self.readiness = Readiness(ready=False, reason=reason or "The model is loading.", code="loading")
             return
         generator = states["Generator"]
-        self._on_places(generator.running * generator.config["max_ongoing_requests"])
+        # One more than each takes, so that Serve sees a queue and its autoscaling knows that they are full.
+        self._on_places(generator.running * (generator.config["max_ongoing_requests"] + 1))
         if not self.readiness.ready:
             self._on_loaded(await self._generator.stats.remote())
             self.readiness = replace(self.readiness, ready=True, reason="")

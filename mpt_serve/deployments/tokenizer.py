@@ -41,7 +41,3 @@ class Tokenizer:
             return self._tokenizer.encode(prompt, add_special_tokens=False)  # the template writes its own
 
         return await asyncio.to_thread(work)
-
-    async def count(self, text: str) -> int:
-        """Return the number of the text's tokens."""
-        return len(await self.encode(text))

@@ -20,7 +20,6 @@ class ModelInfo:
     created: int  # seconds since the epoch
     max_model_len: int  # prompt and completion together, in tokens; 0 while the model loads and it is not known
     vocab_len: int  # ids in [0, vocab_len) mean something; others are refused in prompts
-    eos_token_ids: tuple[int, ...] = ()
     root: str | None = None  # the checkpoint the model came from; None shows the id
     has_chat_template: bool = False
     max_chars_per_token: int | None = None  # no token stands for more characters; None: no bound before tokenizing

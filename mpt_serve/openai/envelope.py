@@ -2,7 +2,7 @@
 
 import logging
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -16,7 +16,10 @@ logger = logging.getLogger(__name__)
 
 
 class Envelope:
-    """ASGI middleware. Every response carries `x-request-id`; every exception becomes an error of the contract."""
+    """ASGI middleware. Every request has an id; every exception becomes an error of the contract.
+
+    Serve's proxy, which is in front, gives every request an id that came without one, and every response its request's.
+    """
 
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
         self._app = app
@@ -30,22 +33,20 @@ class Envelope:
         scope.setdefault("state", {})["request_id"] = request_id
         started = False
 
-        async def send_with_id(message: Message) -> None:
+        async def send_watched(message: Message) -> None:
             nonlocal started
-            if message["type"] == "http.response.start":
-                started = True
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+            started = started or message["type"] == "http.response.start"
             await send(message)
 
         try:
             self._check_headers(scope)
-            await self._app(scope, receive, send_with_id)
+            await self._app(scope, receive, send_watched)
         except ClientDisconnect:
             logger.info("%s: the client left", request_id)
         except Exception as error:
             if started:  # too late for another status; the server cuts the connection
                 raise
-            await error_response(as_api_error(error))(scope, receive, send_with_id)
+            await error_response(as_api_error(error))(scope, receive, send_watched)
 
     def _check_headers(self, scope: Scope) -> None:
         headers = scope["headers"]

@@ -14,5 +14,5 @@ def new_id(prefix: str) -> str:
 
 
 def request_id_from(header: str | None) -> str:
-    """Return the client's own id where it is harmless in logs and headers, else a fresh one."""
+    """Return the request's own id where it is harmless in logs, else a fresh one."""
     return header if header is not None and _ACCEPTED.fullmatch(header) else new_id("req")

@@ -22,11 +22,10 @@ class Limits:
     max_prompts: int = _bound(128, "prompts in one completions request")
     max_choices: int = _bound(256, "choices in one request: prompts times `n`, or times `best_of`")
     max_prompt_logprobs: int = _bound(
-        2_097_152, "log probabilities of prompts in one answer: tokens times choices times those of one token"
+        262_144, "log probabilities of prompts in one answer: tokens times choices times those of one token"
     )
-    request_timeout_s: float | None = _bound(600.0, "seconds from a request's first byte to its answer's last")
+    request_timeout_s: float = _bound(600.0, "seconds from a request's first byte to its answer's last")
     keep_alive_s: float = _bound(15.0, "seconds of silence after which a stream sends a comment")
-    first_token_wait_s: float | None = _bound(
-        None,
-        "seconds after which a stream begins without its first token; null waits, so that errors keep their status",
+    first_token_wait_s: float = _bound(
+        15.0, "seconds after which a stream begins without its first token; an error before that keeps its own status"
     )

@@ -35,7 +35,7 @@ async def whole_answer(generation: Generation, answer: Answer, options: Sampling
 
 
 class StreamedAnswer:
-    """Sends a generation as it comes. Nothing is sent before the first token, so that an error keeps its status."""
+    """Sends a generation as it comes. For a time it waits for the first token, so that an error keeps its status."""
 
     def __init__(
         self, generation: Generation, answer: Answer, stream: EventStream, options: SamplingOptions, limits: Limits

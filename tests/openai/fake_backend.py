@@ -34,7 +34,6 @@ MODEL = ModelInfo(
     created=1_700_000_000,
     max_model_len=256,
     vocab_len=257,
-    eos_token_ids=(EOS,),
     has_chat_template=True,
     max_chars_per_token=13,
 )

@@ -97,27 +97,18 @@ def test_version_of_a_tree_that_is_not_installed(http: httpx.Client, monkeypatch
 
 
 class TestRequestId:
-    @pytest.mark.parametrize("path", ["/health", "/nowhere", "/v1/models"])
-    def test_own_id_comes_back(self, http: httpx.Client, path: str) -> None:
-        assert http.get(path, headers={"x-request-id": "my-id_1.2"}).headers["x-request-id"] == "my-id_1.2"
+    @pytest.mark.parametrize("request_id", ["a b", "<b>", "a" * 129, "é", "a;b", "", "a\r\nset-cookie: b", "a\n"])
+    def test_harmful_ids_are_replaced(self, request_id: str) -> None:
+        assert request_id_from(request_id).startswith("req-")
+        assert request_id_from("my-id_1.2") == "my-id_1.2"
 
-    @pytest.mark.parametrize("request_id", ["a b", "<b>", "a" * 129, "é", "a;b", ""])
-    def test_harmful_ids_are_replaced(self, http: httpx.Client, request_id: str) -> None:
-        response = http.get("/health", headers={"x-request-id": request_id.encode()})
-        assert response.headers["x-request-id"].startswith("req-")
-
-    def test_line_ends_are_not_accepted(self) -> None:
-        assert request_id_from("a\r\nset-cookie: b").startswith("req-")
-        assert request_id_from("a\n").startswith("req-")
+    def test_the_proxy_in_front_answers_with_it(self, http: httpx.Client) -> None:
+        assert "x-request-id" not in http.get("/health", headers={"x-request-id": "mine"}).headers
 
     def test_engine_knows_the_request_by_it(self, http: httpx.Client, backend: FakeBackend) -> None:
         for prompt in ("a", ["a", "b"]):
             http.post("/v1/completions", json={"prompt": prompt}, headers={"x-request-id": "mine"})
         assert [request_id for request_id, _ in backend.started] == ["mine", "mine-0", "mine-1"]
-
-    def test_streams_carry_it(self, http: httpx.Client) -> None:
-        response = http.post("/v1/completions", json={"prompt": "a", "stream": True}, headers={"x-request-id": "mine"})
-        assert response.headers["x-request-id"] == "mine"
 
 
 def test_each_unknown_field_is_logged_once_and_no_value_ever(

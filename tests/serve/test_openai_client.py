@@ -34,6 +34,14 @@ def test_the_model_is_listed_with_its_context(client: openai.OpenAI, model: str)
     assert listed.max_model_len >= 256  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("path", ["/health", "/nowhere", "/v1/models"])
+def test_every_answer_has_one_request_id(server_url: str, path: str) -> None:
+    own = httpx.get(server_url + path, headers={"x-request-id": "my-id_1.2"})
+    assert own.headers.get_list("x-request-id") == ["my-id_1.2"]
+    (new,) = httpx.get(server_url + path).headers.get_list("x-request-id")
+    assert new
+
+
 def test_a_stream_says_what_the_whole_answer_says(client: openai.OpenAI, model: str) -> None:
     request = {"model": model, "prompt": "Once upon a time", "max_tokens": 24, "temperature": 0}
     whole = client.completions.create(**request)
@@ -180,16 +188,28 @@ def test_a_killed_generator_costs_a_pause_and_not_a_token(model: str, request: p
             begun.set()
         return text
 
-    async def scenario(kill: bool) -> list[str]:
+    async def scrape(statuses: set[int]) -> None:
+        async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
+            while True:
+                statuses.add((await http.get("/metrics")).status_code)
+                await asyncio.sleep(0.1)
+
+    async def scenario(kill: bool) -> tuple[list[str], set[int]]:
         begun = asyncio.Event()
+        statuses: set[int] = set()
         async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", timeout=300) as client:
             answers = asyncio.gather(*(answer(client, number, begun) for number in range(48)))
             await begun.wait()
+            scraping = asyncio.create_task(scrape(statuses))
             if kill:
                 os.kill(generator, signal.SIGKILL)
-            return await answers
+            texts = await answers
+            scraping.cancel()
+            return texts, statuses
 
-    undisturbed = asyncio.run(scenario(kill=False))
-    assert asyncio.run(scenario(kill=True)) == undisturbed
+    undisturbed, _ = asyncio.run(scenario(kill=False))
+    texts, statuses = asyncio.run(scenario(kill=True))
+    assert texts == undisturbed
+    assert statuses == {200}
     assert "tokens; moving on" in server.output()
     server.wait_ready()

@@ -57,7 +57,7 @@ def test_loading_then_ready_then_gone_then_ready_again(cluster: Cluster) -> None
     assert cluster.look(DeploymentState(0, CPU, "")) == (False, "The model is loading.")
     assert cluster.look(DeploymentState(2, CPU, "")) == (True, "")
     assert cluster.loaded == [{"max_model_len": 64}] * 2  # once for each time it came
-    assert cluster.places == [64, 64, 128]
+    assert cluster.places == [65, 65, 130]
 
 
 def test_no_request_is_served_without_a_tokenizer(cluster: Cluster) -> None:

@@ -29,7 +29,6 @@ def test_text_and_conversations_become_ids(tiny_checkpoint: Path) -> None:
     tokenizer = Tokenizer(Settings(model=str(tiny_checkpoint), chat_template="dolly"))
     ids = asyncio.run(tokenizer.encode("ab"))
     assert len(ids) == 2
-    assert asyncio.run(tokenizer.count("abc")) == 3
     chat = asyncio.run(tokenizer.encode_chat([{"role": "user", "content": "ab"}]))
     assert any(chat[start : start + 2] == ids for start in range(len(chat)))
     tokenizer._template.close()
