@@ -36,6 +36,7 @@ class Answer(ABC):
         self._prompts = prompts
         self._choices = choices
         self._begun: set[int] = set()
+        self._known_prompt_logprobs: dict[int, list[dict[str, Any] | None]] = {}
 
     @abstractmethod
     def whole_choice(self, part: ChoicePart) -> dict[str, Any]:
@@ -78,5 +79,8 @@ class Answer(ABC):
         count = self._report.prompt_logprobs
         if count is None or part.prompt_logprobs is None:
             return {"prompt_logprobs": None}
-        ids = self._prompt_of(part.index)
-        return {"prompt_logprobs": prompt_logprobs(ids, part.prompt_logprobs, count, self._names)}
+        prompt = part.index // self._choices
+        if prompt not in self._known_prompt_logprobs:  # the same for each of its choices, and large
+            written = prompt_logprobs(self._prompts[prompt], part.prompt_logprobs, count, self._names)
+            self._known_prompt_logprobs[prompt] = written
+        return {"prompt_logprobs": self._known_prompt_logprobs[prompt]}

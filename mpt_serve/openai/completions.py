@@ -51,7 +51,8 @@ class Prompts:
 
     def _refused(self, value: Any, where: str) -> InvalidValueError:
         came = "an empty array" if value == [] else json_type(value)
-        return InvalidValueError(f"'{where}' must be {self.takes}; got {came} of another content.", param=where)
+        content = " of another content" if value and isinstance(value, list) else ""
+        return InvalidValueError(f"'{where}' must be {self.takes}; got {came}{content}.", param=where)
 
 
 TOKEN_COUNT = Integer(0, 2**31 - 1)

@@ -19,12 +19,10 @@ __all__ = [
     "DeadlineError",
     "HeadersTooLargeError",
     "InternalServerError",
-    "InvalidApiKeyError",
     "InvalidValueError",
     "MethodNotAllowedError",
     "ModelNotFoundError",
     "NotReadyError",
-    "RateLimitError",
     "RequestTooLargeError",
     "RouteNotFoundError",
     "ShuttingDownError",
@@ -71,15 +69,6 @@ class ContextLengthError(InvalidValueError):
     code = "context_length_exceeded"
 
 
-class InvalidApiKeyError(ApiError):
-    """The API key is missing or wrong."""
-
-    status, type, code = 401, "authentication_error", "invalid_api_key"
-
-    def __init__(self, message: str = "No valid API key in the header 'Authorization: Bearer KEY'.") -> None:
-        super().__init__(message, headers={"www-authenticate": "Bearer"})
-
-
 class RouteNotFoundError(ApiError):
     """There is nothing at this path."""
 
@@ -123,12 +112,6 @@ class TemporaryError(ApiError):
         super().__init__(message, headers={"retry-after": str(min(120, max(1, round(retry_after_s))))})
 
 
-class RateLimitError(TemporaryError):
-    """This caller's limit is reached."""
-
-    status, type, code = 429, "rate_limit_error", "rate_limit_exceeded"
-
-
 class NotReadyError(TemporaryError):
     """The server as a whole cannot take the request now."""
 
@@ -166,13 +149,11 @@ ERROR_KINDS: tuple[type[ApiError], ...] = (
     InvalidValueError,
     UnsupportedParameterError,
     ContextLengthError,
-    InvalidApiKeyError,
     RouteNotFoundError,
     ModelNotFoundError,
     MethodNotAllowedError,
     RequestTooLargeError,
     UnsupportedMediaTypeError,
-    RateLimitError,
     HeadersTooLargeError,
     InternalServerError,
     NotReadyError,

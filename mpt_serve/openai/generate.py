@@ -99,12 +99,13 @@ class GenerateRoute:
     async def _jobs(self, prepared: Prepared) -> list[Job]:
         """Check each prompt against the context. Raises ContextLengthError or InvalidValueError."""
         options, backend = prepared.options, self._service.backend
-        prompts = [options.fit(prompt, backend.model, prepared.param) for prompt in prepared.prompts]
+        default = prepared.default_max_tokens
+        prompts = [options.fit(prompt, backend.model, default, prepared.param) for prompt in prepared.prompts]
         _check_prompt_logprobs(prompts, options, self._service.limits)
         bad_words = await backend.spellings(options.bad_words) if options.bad_words else ()
         jobs: list[Job] = []
         for ids in prompts:
-            params = options.params(len(ids), backend.model, prepared.default_max_tokens, bad_words)
+            params = options.params(len(ids), backend.model, default, bad_words)
             echo = await self._echo(ids) if options.report.echo else None
             first = len(jobs) * options.best_of
             choices = [self._choice(first + i, options, params, echo) for i in range(options.best_of)]
@@ -153,5 +154,5 @@ def _guide_errors(param: str | None) -> Iterator[None]:
         raise InvalidValueError(as_api_error(error).message, param=param) from error
 
 
-def _deadline_error(seconds: float | None) -> ApiError:
+def _deadline_error(seconds: float) -> ApiError:
     return DeadlineError(f"The request was not finished within {seconds:g} s, this server's limit.")

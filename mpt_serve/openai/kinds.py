@@ -115,8 +115,10 @@ class Choice:
         return " or ".join(f'"{option}"' for option in self.options)
 
     def check(self, value: Any, where: str) -> str:
-        if not isinstance(value, str) or value not in self.options:
+        if not isinstance(value, str):
             raise refuse(self, value, where)
+        if value not in self.options:
+            raise InvalidValueError(f"'{where}' must be {self.takes}; got another string.", param=where)
         return value
 
 

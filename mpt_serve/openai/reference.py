@@ -29,14 +29,16 @@ Written by `python -m mpt_serve.openai.reference > docs/api.md` from the tables 
 | `POST /tokenize` | ids of a `prompt`, or of `messages`: `{"count", "max_model_len", "tokens", "token_strs"}` |
 | `POST /detokenize` | text of `tokens`: `{"prompt"}` |
 | `GET /health` | 200 while the process lives |
-| `GET /ready` | 200 when a request would be served now, else 503 |
+| `GET /ready` | 200 while there are replicas that serve requests, else 503 |
 | `GET /version` | the program's version |
 | `GET /stats` | each Generator replica's counters: requests running and waiting, cache blocks, tokens, preemptions |
 | `GET /metrics` | the same for Prometheus; `docs/metrics.md` lists it |
 
 Bodies are JSON objects in UTF-8, sent as `application/json`. In every field `null` means the same as leaving it out.
 A field that is in no table below changes nothing: the answer's header `x-mpt-ignored-fields` names it. Every answer
-carries `x-request-id`: the request's own where it matches `[A-Za-z0-9_.-]{1,128}`, else a new one.
+carries the `x-request-id` that its request had, or a new one; logs show a request's own only where it matches
+`[A-Za-z0-9_.-]{1,128}`. No key is asked for: whoever reaches the port may ask. A request's own header
+`x-request-timeout-seconds` is Serve's: when that time is over, Serve ends the answer without an error of this API.
 """
 
 _CHOOSING = """\
@@ -84,11 +86,11 @@ _STREAMS = """\
 ## Streams
 
 With `"stream": true` the answer is `text/event-stream`: one `data:` line of JSON for each chunk, then `data: [DONE]`.
-The status is sent with the first token, so an error before it keeps its own status; a later one comes as
-`data: {"error": {...}}` before `data: [DONE]`. Chunks hold whole UTF-8 characters and never part of a stop string. A
-chat stream begins with the delta `{"role": "assistant", "content": ""}`. The last chunk of a choice has its
-`finish_reason`: `stop` (end of text, a stop string or a stop id; `stop_reason` holds the string or id) or `length`.
-While nothing comes the server sends comments, `: keep-alive`. A client that leaves ends its request.
+The status is sent with the first token, or when `first_token_wait_s` is over, so an error before that keeps its own
+status; a later one comes as `data: {"error": {...}}` before `data: [DONE]`. Chunks hold whole UTF-8 characters and
+never part of a stop string. A chat stream begins with the delta `{"role": "assistant", "content": ""}`. The last chunk
+of a choice has its `finish_reason`: `stop` (end of text, a stop string or a stop id; `stop_reason` holds the string or
+id) or `length`. While nothing comes the server sends comments, `: keep-alive`. A client that leaves ends its request.
 
 `stream_options`:
 """
@@ -96,8 +98,8 @@ While nothing comes the server sends comments, `: keep-alive`. A client that lea
 _ERRORS = """\
 ## Errors
 
-Always `{"error": {"message", "type", "param", "code"}}`; `param` is the field's path or null. Statuses that pass by
-themselves (429, 503) carry `Retry-After` in seconds.
+Always `{"error": {"message", "type", "param", "code"}}`; `param` is the field's path or null. 503 passes by itself and
+carries `Retry-After` in seconds.
 """
 
 
@@ -128,6 +130,7 @@ def render_reference() -> str:
         _ERRORS,
         *_errors(),
         "## Bounds\n",
+        "`docs/settings.md` lists which of them can be set.\n",
         *_limits(),
     ]
     return "\n".join(parts)

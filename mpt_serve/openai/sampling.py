@@ -16,8 +16,8 @@ from mpt_serve.openai.sampling_fields import STREAM_OPTIONS
 
 __all__ = ["SamplingOptions"]
 
-# Smaller temperatures and penalties overflow a division in float32, and are as good as greedy. Of a smaller share of
-# the probability the likeliest token alone is more.
+# Smaller temperatures are as good as greedy, and smaller penalties overflow a division in float32. Of a smaller share
+# of the probability the likeliest token alone is more.
 LEAST = 1e-5
 
 # Fields that are the engine's parameters as they are.
@@ -64,6 +64,9 @@ class SamplingOptions:
             raise InvalidValueError("'bad_words' must not hold nothing but spaces.", param="bad_words")
         options = _stream_options(values)
         guide, guide_param = guide_from(values)
+        if guide is not None and values["ignore_eos"]:
+            message = f"'ignore_eos' and '{guide_param}' exclude each other: a guided answer ends where its text does."
+            raise InvalidValueError(message, param="ignore_eos")
         return cls(
             max_tokens=_max_tokens(values),
             n=values["n"],
@@ -91,11 +94,12 @@ class SamplingOptions:
             message = f"'{param}' must not make more than {limits.max_choices} choices, over {prompts} prompts."
             raise InvalidValueError(message, param=param)
 
-    def fit(self, ids: list[int], model: ModelInfo, param: str) -> list[int]:
+    def fit(self, ids: list[int], model: ModelInfo, default_max_tokens: int | None, param: str) -> list[int]:
         """Return the prompt, cut if the request asks for that. Raises ContextLengthError if it does not fit."""
         if self.truncate_to is not None:
-            keep = model.max_model_len - self._least_tokens if self.truncate_to == -1 else self.truncate_to
-            if 0 < keep < len(ids):
+            answer = default_max_tokens or model.max_model_len // 4 if self.max_tokens is None else self.max_tokens
+            keep = max(1, model.max_model_len - answer) if self.truncate_to == -1 else self.truncate_to
+            if keep < len(ids):
                 ids = ids[-keep:] if self.truncation_side == "left" else ids[:keep]
         if not ids:
             raise InvalidValueError(f"'{param}' is empty: there is no token to continue.", param=param)

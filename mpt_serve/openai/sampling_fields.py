@@ -95,7 +95,8 @@ _SENDING: tuple[Field, ...] = (
     Offered(
         "truncate_prompt_tokens",
         Integer(-1, 2**31 - 1),
-        "Cut a longer prompt to so many tokens; -1 cuts to what fits beside `max_tokens`.",
+        "Cut a longer prompt to so many tokens; -1 cuts to what fits beside `max_tokens`, or beside its default (in"
+        " chat a quarter of the context).",
         shown_default="never cut",
     ),
     Offered("truncation_side", Choice(("left", "right")), "The side that the cut takes tokens from.", "left"),
@@ -124,12 +125,31 @@ STREAM_OPTIONS = Fields(
     Ignored("include_obfuscation", Boolean(), "Chunks carry no padding here."),
 )
 
+# Fields of other servers that change the text: a request that has one must not be answered as if it had none.
+_OTHER_GUIDE_NAMES = {"regex": "regex", "ebnf": "grammar", "grammar": "grammar", "json_schema": "json"}
+_OTHER_FILTERS: dict[str, tuple[int, ...]] = {
+    "mirostat": (0,),
+    "typical_p": (1,),
+    "tfs_z": (1,),
+    "xtc_probability": (0,),
+    "dry_multiplier": (0,),
+    "dynatemp_range": (0,),
+}
+
 REFUSED_FIELDS: tuple[Field, ...] = (
     Refused("logprob_token_ids", "log probabilities come of the token itself and of the likeliest ones"),
     Refused("logits_processors", "requests bring no code"),
     Refused("use_beam_search", "tokens are sampled, not searched for", (False,)),
     Refused("length_penalty", "it belongs to beam search, which is not offered", (1,)),
     Refused("spaces_between_special_tokens", "text is decoded without spaces of its own", (True,)),
+    *(Refused(name, f"`structured_outputs` takes a {kind}") for name, kind in _OTHER_GUIDE_NAMES.items()),
+    Refused("stop_regex", "`stop` takes strings"),
+    Refused("no_stop_trim", "`include_stop_str_in_output` keeps the stop string", (False,)),
+    *(Refused(name, "the name here is `max_tokens`") for name in ("n_predict", "max_new_tokens")),
+    Refused("min_new_tokens", "the name here is `min_tokens`", (0,)),
+    Refused("repeat_penalty", "the name here is `repetition_penalty`", (1,)),
+    *(Refused(name, "`top_p`, `top_k` and `min_p` filter tokens", off) for name, off in _OTHER_FILTERS.items()),
+    Refused("lora_path", "the server has one model, without adapters"),
 )
 
 IGNORED_FIELDS: tuple[Field, ...] = (

@@ -21,10 +21,14 @@ _HEADERS = {
 }
 
 
+# Line ends to some readers of streams, though not to JSON, nor by the standard of server-sent events.
+_ESCAPED = str.maketrans({end: f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"})
+
+
 def event(data: Mapping[str, Any]) -> bytes:
-    """Return one event with a JSON object. JSON escapes line ends, so the object stays on its line."""
+    """Return one event with a JSON object, which has no line end of any kind in it."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return b"data: " + text.encode() + b"\n\n"
+    return b"data: " + (text if text.isascii() else text.translate(_ESCAPED)).encode() + b"\n\n"
 
 
 class EventStream:

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message
 from mpt_serve.openai.app import create_app
 from mpt_serve.openai.envelope import Envelope
 from mpt_serve.openai.limits import Limits
+from mpt_serve.openai.sse import event
 
 GONE = {"type": "http.disconnect"}
 STREAM = {"prompt": "abcdef", "stream": True}
@@ -114,3 +115,10 @@ def test_exception_after_the_status_is_left_to_the_server() -> None:
 
     with pytest.raises(RuntimeError, match="half an answer"):
         asyncio.run(Call([]).run(Envelope(inner, Limits())))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\x85", "\u2028", "\u2029", "\v", "\f", "\x1c", "\x1d", "\x1e"])
+def test_an_event_is_one_line_to_every_reader(end: str) -> None:
+    text = event({"text": f"a{end}é"}).decode()
+    assert text.splitlines() == [text[:-2], ""]
+    assert json.loads(text.removeprefix("data: ")) == {"text": f"a{end}é"}

@@ -104,6 +104,13 @@ def test_conversation_is_cut_only_on_request(http: httpx.Client) -> None:
     assert prompt_of(http, HI, truncate_prompt_tokens=11) == "[assistant]"
 
 
+def test_a_conversation_that_is_cut_to_what_fits_leaves_a_quarter_to_the_answer(
+    http: httpx.Client, backend: FakeBackend
+) -> None:
+    answer = chat(http, [{"role": "user", "content": "a" * 400}], truncate_prompt_tokens=-1).json()
+    assert (answer["usage"]["prompt_tokens"], backend.started[0][1].max_tokens) == (192, 64)
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [

@@ -250,6 +250,11 @@ def test_prompt_is_cut_only_on_request(http: httpx.Client, fields: dict[str, Any
     assert answer["usage"]["prompt_tokens"] == len(kept)
 
 
+def test_a_prompt_that_is_cut_to_what_fits_leaves_room_for_the_answer(http: httpx.Client, backend: FakeBackend) -> None:
+    answer = complete(http, prompt="a" * 400, truncate_prompt_tokens=-1)
+    assert (answer["usage"]["prompt_tokens"], backend.started[0][1].max_tokens) == (240, 16)
+
+
 def test_unknown_fields_are_named(http: httpx.Client) -> None:
     body = {"prompt": "a", "temperatur": 1, "x\r\ny": 1, "stream_options": None}
     response = http.post("/v1/completions", json=body)

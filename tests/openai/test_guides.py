@@ -103,6 +103,7 @@ def test_the_engine_gets_the_guide(
         ({"guided_choice": ["a"] * 1025}, "guided_choice"),
         ({"guided_choice": ["a" * 65_000, "b" * 65_000]}, "guided_choice"),
         ({"guided_regex": "a", "guided_json": {}}, "guided_regex"),
+        ({"guided_regex": "a", "ignore_eos": True}, "ignore_eos"),
         ({"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}}, "structured_outputs"),
     ],
 )

@@ -177,6 +177,11 @@ class TestPromptLogprobs:
         assert all(len(top) <= 2 for top in choice["logprobs"]["top_logprobs"][1:])
         assert all(len(entry) >= 4 for entry in choice["prompt_logprobs"][1:])
 
+    def test_each_choice_has_those_of_its_own_prompt(self, http: httpx.Client) -> None:
+        choices = complete(http, prompt=["ab", "abc"], n=2, prompt_logprobs=0)["choices"]
+        assert [len(choice["prompt_logprobs"]) for choice in choices] == [2, 2, 3, 3]
+        assert choices[2]["prompt_logprobs"] == choices[3]["prompt_logprobs"]
+
     @pytest.mark.parametrize("field", ["logprobs", "prompt_logprobs"])
     def test_an_answer_has_only_so_many(self, field: str) -> None:
         with serving(limits=Limits(max_prompt_logprobs=20)) as server:
