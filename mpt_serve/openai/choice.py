@@ -54,7 +54,6 @@ class Choice:
         matcher: StopMatcher,
         stop_token_ids: Sequence[int] = (),
         include_stop: bool = False,
-        min_tokens: int = 0,
         tokens: TokenAlignment | None = None,
     ) -> None:
         self.index = index
@@ -64,7 +63,6 @@ class Choice:
         self._matcher = matcher
         self._stop_token_ids = frozenset(stop_token_ids)
         self._include_stop = include_stop
-        self._unmatched = min_tokens  # tokens to come whose text no stop string may end
         self._tokens = tokens
         self._decoded = self._sent = 0  # characters
         self._total_logprob = 0.0
@@ -83,7 +81,8 @@ class Choice:
             raise ShuttingDownError("The server ended this request before it was complete.")
         text, matched = self._take(delta)
         if matched is None and delta.finish_reason is not None:
-            text, matched = self._finish(text)
+            rest, matched = self._matcher.finish(self._detokenizer.flush())
+            text += rest
         finish_reason = delta.finish_reason if matched is None else "stop"
         self.finished = finish_reason is not None
         self._sent += len(text)
@@ -113,19 +112,12 @@ class Choice:
         if self._tokens is not None:
             unfinished = shown and self._detokenizer.unfinished
             self._tokens.add(token_id, logprobs, begin, self._decoded, unfinished)
-        if self._unmatched > 0:
-            self._unmatched -= 1
-            return text, None
         return self._matcher.push(text)
 
     def _shown(self, delta: Delta) -> int:
         """Return how many of the delta's ids show: all but the one that ended the text."""
         ends = delta.finish_reason == "stop" and not self._include_stop
         return len(delta.token_ids) - ends
-
-    def _finish(self, text: str) -> tuple[str, str | None]:
-        found, matched = self._matcher.push(self._detokenizer.flush())
-        return text + found + ("" if matched is not None else self._matcher.flush()), matched
 
     def _leaving(self, text: str, matched: str | None) -> tuple[Token, ...]:
         """Return the tokens that go with a piece of text; none go alone before the end."""

@@ -120,10 +120,9 @@ class GenerateRoute:
         return Choice(
             index,
             self._service.backend.detokenizer(options.skip_special_tokens),
-            StopMatcher(options.stop, options.include_stop),
+            StopMatcher(options.stop, options.include_stop, params.min_tokens),
             stop_token_ids=params.stop_token_ids,
             include_stop=options.include_stop,
-            min_tokens=params.min_tokens,
             tokens=TokenAlignment(len(echo.text) if echo else 0) if options.report.by_token else None,
         )
 

@@ -18,8 +18,7 @@ class AnswerText:
 
     def __init__(self, tokenizer: TextTokenizer, stop_strings: Sequence[str] = (), min_tokens: int = 0) -> None:
         self._detokenizer = IncrementalDetokenizer(tokenizer, continues_text=True)
-        self._matcher = StopMatcher(stop_strings)
-        self._unsearched = min_tokens
+        self._matcher = StopMatcher(stop_strings, unsearched=min_tokens)
 
     def push(self, ids: Sequence[int]) -> tuple[str, int, str | None]:
         """Return the text that can leave, how many of the ids it took, and the stop string that ended it.
@@ -30,7 +29,7 @@ class AnswerText:
             return self._detokenizer.push(ids), len(ids), None
         text = ""
         for count, token_id in enumerate(ids, start=1):
-            found, matched = self._search(self._detokenizer.push((token_id,)))
+            found, matched = self._matcher.push(self._detokenizer.push((token_id,)))
             text += found
             if matched is not None:
                 return text, count, matched
@@ -38,11 +37,4 @@ class AnswerText:
 
     def finish(self) -> tuple[str, str | None]:
         """Return what waits, when no more ids come, and the stop string that even that may complete."""
-        found, matched = self._matcher.push(self._detokenizer.flush())
-        return (found if matched is not None else found + self._matcher.flush()), matched
-
-    def _search(self, text: str) -> tuple[str, str | None]:
-        if self._unsearched > 0:
-            self._unsearched -= 1
-            return text, None
-        return self._matcher.push(text)
+        return self._matcher.finish(self._detokenizer.flush())

@@ -11,13 +11,16 @@ class StopMatcher:
     The first is the one that is complete first, as if characters came one at a time; of two that end together, the
     longer. Text that may still become part of a stop string is held back, so nothing of a match is ever emitted,
     unless `include_stop` asks for it. Raises ValueError for an empty stop string.
+
+    unsearched: first pieces that are let through; with a piece for each token, these are tokens.
     """
 
-    def __init__(self, stop_strings: Sequence[str], include_stop: bool = False) -> None:
+    def __init__(self, stop_strings: Sequence[str], include_stop: bool = False, unsearched: int = 0) -> None:
         if "" in stop_strings:
             raise ValueError("a stop string must not be empty")
         self._stop_strings = tuple(stop_strings)
         self._include_stop = include_stop
+        self._unsearched = unsearched
         self._prefixes = frozenset(stop[:n] for stop in stop_strings for n in range(1, len(stop)))
         self._longest_prefix = max(map(len, self._prefixes), default=0)
         self._held = ""
@@ -29,6 +32,9 @@ class StopMatcher:
 
     def push(self, text: str) -> tuple[str, str | None]:
         """Return the text that can leave and the stop string that was found. After a match push nothing more."""
+        if self._unsearched > 0:
+            self._unsearched -= 1
+            return text, None
         text = self._held + text
         matches = [(start + len(stop), start, stop) for stop in self._stop_strings if (start := text.find(stop)) >= 0]
         if matches:
@@ -39,10 +45,11 @@ class StopMatcher:
         self._held = text[len(text) - held :]
         return text[: len(text) - held], None
 
-    def flush(self) -> str:
-        """Return the held text when no more comes."""
-        held, self._held = self._held, ""
-        return held
+    def finish(self, text: str = "") -> tuple[str, str | None]:
+        """Return the rest, when no more than this text comes, and the stop string that even that may complete."""
+        self._unsearched = 0
+        found, matched = self.push(text)
+        return found + self._held, matched
 
     def _unfinished(self, text: str) -> int:
         """Return the length of the longest end of the text that begins a stop string."""

@@ -26,7 +26,8 @@ def run(pieces: list[str], stops: list[str], include: bool) -> tuple[list[str], 
         emitted.append(text)
         if matched is not None:
             return emitted, matched
-    return [*emitted, matcher.flush()], None
+    rest, matched = matcher.finish()
+    return [*emitted, rest], matched
 
 
 @given(text=TEXT, stops=STOPS, cuts=st.lists(st.integers(0, 20), max_size=6), include=st.booleans())
@@ -60,7 +61,18 @@ def test_text_leaves_at_once_when_no_stop_string_can_begin_in_it() -> None:
 def test_no_stop_strings_hold_nothing() -> None:
     matcher = StopMatcher([])
     assert matcher.push("any") == ("any", None)
-    assert matcher.flush() == ""
+    assert matcher.finish() == ("", None)
+
+
+def test_the_first_pieces_are_not_searched() -> None:
+    matcher = StopMatcher(["ab"], unsearched=2)
+    assert [matcher.push(piece) for piece in ("ab", "a", "b", "a")] == [
+        ("ab", None),
+        ("a", None),
+        ("b", None),
+        ("", None),
+    ]
+    assert matcher.finish("b") == ("", "ab")
 
 
 def test_empty_stop_string_is_refused() -> None:
