@@ -44,7 +44,8 @@ carries the `x-request-id` that its request had, or a new one; logs show a reque
 _CHOOSING = """\
 The order of things that change how a token is chosen: the tokens that may come (the guide's, `allowed_token_ids`,
 `bad_words`, no stop ids before `min_tokens`), `logit_bias`, `repetition_penalty`, `frequency_penalty`,
-`presence_penalty`, then either the likeliest token, or `temperature`, `min_p`, `top_k`, `top_p` and the draw.
+`presence_penalty`, then either the likeliest token, or `temperature`, `min_p`, `top_k`, `top_p` and the draw. Where the
+first would leave no token, the later of them gives way, but never a guide.
 
 Choices are numbered prompt by prompt: the i-th choice of prompt p has the index p x `n` + i. `best_of` above `n` makes
 so many choices and answers with the `n` of the highest mean log probability over all their tokens (of equal ones the
