@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpt_serve.engine.request import RequestError
+from mpt_serve.guided import grammar
 from mpt_serve.guided.compiler import GuideBusyError, GuideCompiler
 from mpt_serve.guided.spec import Guide, GuideKind
 from mpt_serve.text.tokenizer import TextTokenizer
@@ -65,6 +66,8 @@ def refusal(compiler: GuideCompiler, kind: GuideKind, text: str) -> str:
         ("grammar", "start: <|endoftext|>", "special tokens match no text: <|endoftext|>"),
         ("grammar", "# <[1]>\nstart: <[5]>", "line 2: special tokens match no text: <[5]>"),
         ("grammar", 'start: /a\n"/ <[5]> /"b/', "line 2: special tokens match no text: <[5]>"),
+        ("grammar", r'start: "\" %json', "lexer error"),
+        ("grammar", r"start: /\/ %json", "lexer error"),
         ("grammar", 'start: %json {"type": "string"}', "%json is not supported"),
         ("grammar", "start: a\na[max_tokens=5]: /b*/", "line 2: the attribute max_tokens"),
         ("grammar", '%llguidance {"allow_invalid_utf8": true}\nstart: "a"', "%llguidance is not supported"),
@@ -79,6 +82,28 @@ def refusal(compiler: GuideCompiler, kind: GuideKind, text: str) -> str:
 )
 def test_refusals_say_what_is_wrong(compiler: GuideCompiler, kind: GuideKind, text: str, message: str) -> None:
     assert message in refusal(compiler, kind, text)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [("json_object", ""), ("json_schema", "{}"), ("regex", "a"), ("choice", '["a"]'), ("grammar", 'start: "a"')],
+)
+def test_only_the_child_reads_a_text(
+    compiler: GuideCompiler, monkeypatch: pytest.MonkeyPatch, kind: GuideKind, text: str
+) -> None:
+    def read_here(*_: object) -> str:
+        raise AssertionError("a client's text is read where nothing can end it")
+
+    monkeypatch.setattr(grammar, "_lark", read_here)
+    for _ in range(2):  # a new guide and a known one
+        assert allowed_ids(compiler.compile(Guide(kind, text + " " * (kind != "regex"))).start())
+
+
+@pytest.mark.parametrize("literal", ['"', '"' + r"\"" * 1_000, "/" + r"\/" * 1_000])
+def test_literals_without_an_end_are_read_once(literal: str) -> None:
+    """Each character belongs to one match, so that the time is in proportion to the length."""
+    found = list(grammar._LARK.finditer(literal))
+    assert sum(len(match[0]) for match in found) == len(literal)
 
 
 @pytest.mark.parametrize(
@@ -109,14 +134,15 @@ def test_long_guides_are_refused_before_anything_else(compiler: GuideCompiler) -
 
 
 def test_memory_of_guides_is_bounded() -> None:
-    compiler = GuideCompiler(BYTES, [EOS], cache_entries=8, cache_bytes=100)
+    compiler = GuideCompiler(BYTES, [EOS], cache_entries=8, cache_bytes=1_000)
     for i in range(50):
         compiler.compile(Guide("regex", f"{i:05}"))
         with pytest.raises(RequestError):
             compiler.compile(Guide("regex", f"[{i:05}"))
         assert len(compiler._verdicts._entries) <= 8
-    compiler.compile(Guide("regex", "a" * 99))
-    assert compiler._verdicts._bytes <= 100
+    assert compiler._verdicts._entries
+    compiler.compile(Guide("regex", "a" * 999))
+    assert compiler._verdicts._bytes <= 1_000
     compiler.close()
 
 
