@@ -44,25 +44,38 @@ class ChildProcess:
         return None if self._child is None else self._child.pid
 
     def ask(self, request: Any) -> dict[str, Any]:
-        """Return the answer, starting the child where there is none. Raises ChildEndedError."""
+        """Return the answer, starting the child where there is none. Raises ChildEndedError.
+
+        Any other exception on the way, KeyboardInterrupt too, ends the child: the answer that it still owes would be
+        taken for the next request's.
+        """
+        line = _line(request)
         with self._lock:
-            if self._child is None or self._child.poll() is not None:
-                self._end()
-                self._child = _start(self._script)
-                self._stop = weakref.finalize(self, _stop, self._child)
-                self._send(self._setup)
-            self._send(_line(request))
-            assert self._child.stdout is not None
-            line = self._child.stdout.readline()
-            if not line.endswith(b"\n"):
-                raise ChildEndedError(self._end())
-        reply: dict[str, Any] = json.loads(line)
+            try:
+                answer = self._exchange(line)
+            except BaseException:
+                self._kill()
+                raise
+        reply: dict[str, Any] = json.loads(answer)
         return reply
 
     def close(self) -> None:
         """End the child, if there is one."""
         with self._lock:
             self._end()
+
+    def _exchange(self, line: bytes) -> bytes:
+        if self._child is None or self._child.poll() is not None:
+            self._end()
+            self._child = _start(self._script)
+            self._stop = weakref.finalize(self, _stop, self._child)
+            self._send(self._setup)
+        self._send(line)
+        assert self._child.stdout is not None
+        answer = self._child.stdout.readline()
+        if not answer.endswith(b"\n"):
+            raise ChildEndedError(self._end())
+        return answer
 
     def _send(self, line: bytes) -> None:
         assert self._child is not None
@@ -78,6 +91,12 @@ class ChildProcess:
         self._stop()
         code, self._child = self._child.returncode, None
         return code
+
+    def _kill(self) -> None:
+        child, self._child = self._child, None  # first: another interruption must find it forgotten
+        if child is not None:
+            child.kill()
+            self._stop()
 
 
 def _start(script: Path) -> subprocess.Popen[bytes]:
