@@ -18,6 +18,7 @@ from mpt_serve.guided.vocabulary import Vocabulary
 __all__ = ["CompiledGuide", "GuideBusyError", "GuideCompiler"]
 
 _CHILD = Path(__file__).with_name("compile_child.py")
+_BUSY = "too many guides are being compiled; try again later"
 
 
 class GuideBusyError(RequestError):
@@ -50,7 +51,8 @@ class GuideCompiler:
     token_bytes: what each id adds to a text; None for ids that never do (special tokens, ids without a token). Ids
         beyond it are never allowed.
     eos_token_ids: allowed exactly where the text may end.
-    max_workers: guides compiled at the same time. wait_limit_s: how long others wait for a turn.
+    max_workers: new guides tried at the same time, and as many known ones compiled. wait_limit_s: how long others wait
+        for a turn.
     time_limit_s: processor time for one guide. memory_limit_bytes: for one guide. max_text_bytes: of one guide.
     cache_entries, cache_bytes: guides remembered, and the bytes of their texts and of what was made of them.
     Raises ValueError where no end-of-sequence id is in the vocabulary: no answer could end.
@@ -82,6 +84,8 @@ class GuideCompiler:
         self._workers: queue.LifoQueue[ChildProcess] = queue.LifoQueue()
         for _ in range(max_workers):
             self._workers.put(ChildProcess(_CHILD, setup))
+        # Turns of their own: guides that are known must not wait behind new ones, which may take up all their time.
+        self._builders = threading.BoundedSemaphore(max_workers)
 
     def compile(self, guide: Guide) -> CompiledGuide:
         """Return the guide's compiled form, for one request. Blocks while it compiles.
@@ -92,28 +96,36 @@ class GuideCompiler:
         size = _size(guide.text)
         if size > self._max_text_bytes:
             raise RequestError(f"{_name(guide)} has {size} bytes; {self._max_text_bytes} are allowed")
-        verdict = self._verdicts.get(guide)
-        if verdict is not None and verdict.refusal:
-            raise RequestError(verdict.refusal)
+        grammar = self._grammar(guide)
+        if not self._builders.acquire(timeout=self._wait_limit_s):
+            raise GuideBusyError(_BUSY)
         try:
-            worker = self._workers.get(timeout=self._wait_limit_s)
-        except queue.Empty:
-            raise GuideBusyError("too many guides are being compiled; try again later") from None
-        try:
-            if verdict is None:
-                verdict = self._judge(guide, worker)
-                self._verdicts.put(guide, verdict)
-            if verdict.refusal:
-                raise RequestError(verdict.refusal)
-            return self._build(guide, verdict.grammar)
+            return self._build(guide, grammar)
         finally:
-            self._workers.put(worker)
+            self._builders.release()
 
     def close(self) -> None:
         """End the idle workers' processes. The compiler stays usable: they start anew when needed."""
         for worker in [self._workers.get() for _ in range(self._workers.qsize())]:
             worker.close()
             self._workers.put(worker)
+
+    def _grammar(self, guide: Guide) -> str:
+        """Return what a child made of the guide, asking one where the guide is new."""
+        verdict = self._verdicts.get(guide)
+        if verdict is None:
+            try:
+                worker = self._workers.get(timeout=self._wait_limit_s)
+            except queue.Empty:
+                raise GuideBusyError(_BUSY) from None
+            try:
+                verdict = self._judge(guide, worker)
+            finally:
+                self._workers.put(worker)
+            self._verdicts.put(guide, verdict)
+        if verdict.refusal:
+            raise RequestError(verdict.refusal)
+        return verdict.grammar
 
     def _judge(self, guide: Guide, worker: ChildProcess) -> "_Verdict":
         """Read and compile where neither endless work, nor memory, nor a crash can harm."""

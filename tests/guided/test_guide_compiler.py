@@ -166,6 +166,15 @@ def test_only_so_many_compile_at_once() -> None:
     compiler.close()
 
 
+def test_a_known_guide_waits_for_no_new_one() -> None:
+    compiler = GuideCompiler(BYTES, [EOS], max_workers=1, wait_limit_s=0.05)
+    compiler.compile(Guide("regex", "a"))
+    worker = compiler._workers.get()  # a new guide takes all its time
+    assert accepts(compiler.compile(Guide("regex", "a")).start(), list(b"a"), EOS)
+    compiler._workers.put(worker)
+    compiler.close()
+
+
 def test_threads_share_a_compiler(compiler: GuideCompiler, neox: TextTokenizer) -> None:
     barrier = threading.Barrier(8)
 
