@@ -25,7 +25,7 @@ def main() -> None:
 
 
 def _answer_all() -> None:
-    """Read the setup, then answer each guide with `{"grammar": ...}`, in the library's form, or `{"error": ...}`."""
+    """Read the setup and answer `{}`, then each guide with `{"grammar": ...}` or `{"error": ...}`."""
     setup = json.loads(sys.stdin.buffer.readline())
     limits = setup["limits"]
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -35,12 +35,17 @@ def _answer_all() -> None:
     # Writable memory: address space alone would not count what the allocator has reserved for this thread.
     held = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_DATA, (held + limits["memory"],) * 2)
+    _answer({})
     for line in sys.stdin.buffer:
         signal.setitimer(signal.ITIMER_PROF, limits["seconds"])
         reply = _reply(grammars, matchers, vocabulary, json.loads(line))
         signal.setitimer(signal.ITIMER_PROF, 0)
-        sys.stdout.buffer.write(json.dumps(reply).encode() + b"\n")
-        sys.stdout.buffer.flush()
+        _answer(reply)
+
+
+def _answer(reply: dict[str, str]) -> None:
+    sys.stdout.buffer.write(json.dumps(reply).encode() + b"\n")
+    sys.stdout.buffer.flush()
 
 
 def _reply(grammars: Any, matchers: Any, vocabulary: Any, guide: dict[str, Any]) -> dict[str, str]:

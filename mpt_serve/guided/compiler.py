@@ -91,7 +91,8 @@ class GuideCompiler:
         """Return the guide's compiled form, for one request. Blocks while it compiles.
 
         Raises RequestError when the guide is invalid, asks for what is not supported, or breaks a limit;
-        GuideBusyError when its turn did not come in time.
+        GuideBusyError when its turn did not come in time; ChildStartError or ChildEndedError where the machine failed,
+        not the guide, of which nothing is remembered then.
         """
         size = _size(guide.text)
         if size > self._max_text_bytes:
@@ -134,6 +135,8 @@ class GuideCompiler:
         except ChildEndedError as error:
             if error.timed_out:
                 return _refusal(guide, f"compiling it takes longer than {self._time_limit_s:g} s")
+            if error.killed:
+                raise
             return _refusal(guide, "compiling it takes too much memory, or it is nested too deeply")
         return _refusal(guide, reply["error"]) if "error" in reply else _Verdict(grammar=reply["grammar"])
 

@@ -1,4 +1,5 @@
 import json
+import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,6 +8,7 @@ from following import accepts, allowed_ids
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mpt_serve.child_process import ChildEndedError
 from mpt_serve.engine.request import RequestError
 from mpt_serve.guided import grammar
 from mpt_serve.guided.compiler import GuideBusyError, GuideCompiler
@@ -173,6 +175,38 @@ def test_a_known_guide_waits_for_no_new_one() -> None:
     assert accepts(compiler.compile(Guide("regex", "a")).start(), list(b"a"), EOS)
     compiler._workers.put(worker)
     compiler.close()
+
+
+class EndingWorker:
+    """A child that the signal ends at every request."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        self.ended = ChildEndedError(-number)
+
+    def ask(self, request: object) -> dict[str, str]:
+        raise self.ended
+
+
+def test_what_the_machine_ended_is_no_fault_of_the_guide() -> None:
+    compiler = GuideCompiler(BYTES, [EOS], max_workers=1)
+    worker = compiler._workers.get()
+    compiler._workers.put(EndingWorker(signal.SIGKILL))  # type: ignore[arg-type]
+    with pytest.raises(ChildEndedError):
+        compiler.compile(Guide("regex", "a"))
+    compiler._workers.get()
+    compiler._workers.put(worker)
+    assert accepts(compiler.compile(Guide("regex", "a")).start(), list(b"a"), EOS)
+    compiler.close()
+
+
+@pytest.mark.parametrize(("number", "reason"), [(signal.SIGPROF, "takes longer"), (signal.SIGABRT, "too much memory")])
+def test_what_the_guide_ended_is_remembered(number: signal.Signals, reason: str) -> None:
+    compiler = GuideCompiler(BYTES, [EOS], max_workers=1, wait_limit_s=0)
+    compiler._workers.get()
+    compiler._workers.put(EndingWorker(number))  # type: ignore[arg-type]
+    assert reason in refusal(compiler, "regex", "a")
+    compiler._workers.get()
+    assert reason in refusal(compiler, "regex", "a")
 
 
 def test_threads_share_a_compiler(compiler: GuideCompiler, neox: TextTokenizer) -> None:
