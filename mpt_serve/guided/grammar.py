@@ -111,7 +111,7 @@ def _check_parts(schema: dict[str, Any]) -> None:
 def _check_property_count(schema: dict[str, Any]) -> None:
     """A key that the schema does not name may come twice, and would count twice."""
     least, named = schema.get("minProperties"), schema.get("required")
-    most = 1 + (len(named) if isinstance(named, list) else 0)
+    most = 1 + (len({name for name in named if isinstance(name, str)}) if isinstance(named, list) else 0)
     if isinstance(least, int) and least > most:
         raise GrammarError(
             f"minProperties: {least} is not supported here; at most one more than the properties in required"

@@ -58,6 +58,8 @@ def refusal(compiler: GuideCompiler, kind: GuideKind, text: str) -> str:
         ("json_schema", '{"properties": {"a": {"not": {}}}}', 'unsupported keywords: "not"'),
         ("json_schema", '{"x-guidance": {"lenient": true}, "not": {}}', 'unsupported keywords: "x-guidance"'),
         ("json_schema", '{"minProperties": 2}', "minProperties: 2 is not supported"),
+        ("json_schema", '{"minProperties": 3, "required": ["a", "a"]}', "minProperties: 3 is not supported"),
+        ("json_schema", '{"minProperties": 3, "required": ["a", ["b"]]}', "required"),
         ("json_schema", "false", "allows nothing"),
         ("json_schema", "5", "must be a JSON object, not a number"),
         ("choice", "[]", "a list of strings"),
