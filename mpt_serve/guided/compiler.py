@@ -87,6 +87,10 @@ class GuideCompiler:
         # Turns of their own: guides that are known must not wait behind new ones, which may take up all their time.
         self._builders = threading.BoundedSemaphore(max_workers)
 
+    def check(self, guide: Guide) -> None:
+        """Raises as `compile`, which takes less time then, and holds nothing for it but what is known of the guide."""
+        self._grammar(guide)
+
     def compile(self, guide: Guide) -> CompiledGuide:
         """Return the guide's compiled form, for one request. Blocks while it compiles.
 
@@ -94,9 +98,6 @@ class GuideCompiler:
         GuideBusyError when its turn did not come in time; ChildStartError or ChildEndedError where the machine failed,
         not the guide, of which nothing is remembered then.
         """
-        size = _size(guide.text)
-        if size > self._max_text_bytes:
-            raise RequestError(f"{_name(guide)} has {size} bytes; {self._max_text_bytes} are allowed")
         grammar = self._grammar(guide)
         if not self._builders.acquire(timeout=self._wait_limit_s):
             raise GuideBusyError(_BUSY)
@@ -113,6 +114,9 @@ class GuideCompiler:
 
     def _grammar(self, guide: Guide) -> str:
         """Return what a child made of the guide, asking one where the guide is new."""
+        size = _size(guide.text)
+        if size > self._max_text_bytes:
+            raise RequestError(f"{_name(guide)} has {size} bytes; {self._max_text_bytes} are allowed")
         verdict = self._verdicts.get(guide)
         if verdict is None:
             try:

@@ -1,4 +1,6 @@
+import itertools
 import json
+import random
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -10,9 +12,12 @@ from hypothesis import strategies as st
 
 from mpt_serve.child_process import ChildEndedError
 from mpt_serve.engine.request import RequestError
+from mpt_serve.guided import compiler as compiler_module
 from mpt_serve.guided import grammar
 from mpt_serve.guided.compiler import GuideBusyError, GuideCompiler
+from mpt_serve.guided.matcher import new_matcher
 from mpt_serve.guided.spec import Guide, GuideKind
+from mpt_serve.guided.state import GuideState
 from mpt_serve.text.tokenizer import TextTokenizer
 
 # A vocabulary of all bytes, then two special ids: starts fast.
@@ -209,6 +214,39 @@ def test_what_the_guide_ended_is_remembered(number: signal.Signals, reason: str)
     assert reason in refusal(compiler, "regex", "a")
     compiler._workers.get()
     assert reason in refusal(compiler, "regex", "a")
+
+
+def test_a_check_refuses_alike_and_builds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = GuideCompiler(BYTES, [EOS], max_text_bytes=100)
+    for text in ("[", "a" * 101):
+        with pytest.raises(RequestError) as refused:
+            compiler.check(Guide("regex", text))
+        assert str(refused.value) == refusal(compiler, "regex", text)
+    built = []
+    monkeypatch.setattr(compiler_module, "new_matcher", lambda *parts: built.append(parts) or new_matcher(*parts))
+    compiler.check(Guide("regex", "a"))
+    assert built == []
+    compiler.compile(Guide("regex", "a"))
+    assert len(built) == 1
+    compiler.close()
+
+
+def test_no_request_ends_another_with_an_equal_guide() -> None:
+    """The answers of one request fill its tables until it cannot go on; the other has tables of its own."""
+    compiler = GuideCompiler(BYTES, [EOS])
+    guide = Guide("regex", "(.*a.{60}){2}b")
+    full, other = compiler.compile(guide), compiler.compile(guide)
+    draw = random.Random(0)
+
+    def follow(states: list[GuideState], count: int) -> None:
+        for state, _ in itertools.product(states, range(count)):
+            assert {ord("a"), ord("b")} <= allowed_ids(state)
+            state.accept(draw.choice(b"ab"))
+
+    with pytest.raises(RequestError, match="too complex"):
+        follow([full.start() for _ in range(10)], 1_000)
+    follow([other.start()], 100)
+    compiler.close()
 
 
 def test_threads_share_a_compiler(compiler: GuideCompiler, neox: TextTokenizer) -> None:
