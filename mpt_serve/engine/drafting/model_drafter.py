@@ -61,7 +61,7 @@ class _Sequence:
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """length ids to be drafted for a request; copy: what the runner reads of it, unchanged by other threads."""
+    """length ids to be drafted for a request; copy: what the draft model's runner reads of it."""
 
     sequence: _Sequence
     copy: Request
