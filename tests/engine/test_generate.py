@@ -333,6 +333,22 @@ def test_an_interrupt_cancels_the_batch(text_engine: Engine) -> None:
     assert text_engine.generate("Once", GREEDY)[0].finish_reason == "length"
 
 
+@pytest.mark.parametrize("progress", [False, True])
+def test_an_interrupt_between_two_pieces_cancels_the_batch(
+    text_engine: Engine, monkeypatch: pytest.MonkeyPatch, progress: bool
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Completion, "of", interrupt)
+    before = wait_idle(text_engine).finished["cancelled"]
+    params = [replace(GREEDY, max_tokens=1), *[replace(GREEDY, max_tokens=480, ignore_eos=True)] * 3]
+    with pytest.raises(KeyboardInterrupt) as interrupted:  # whose traceback is held, as `sys.last_exc` holds it
+        text_engine.generate(["Once"] * 4, params, progress=progress)
+    assert wait_idle(text_engine).finished["cancelled"] == before + 3
+    assert interrupted.traceback
+
+
 def test_an_engine_that_fails_meanwhile_raises(lazy_engine, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     engine = lazy_engine()
 
