@@ -3,10 +3,10 @@
 import atexit
 import itertools
 import logging
-import secrets
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -23,6 +23,7 @@ from mpt_serve.engine.block_pool import BlockPool
 from mpt_serve.engine.config import EngineConfig
 from mpt_serve.engine.drafting import DraftModel, DraftStats, check_draft, make_drafter
 from mpt_serve.engine.generate import GenerationMixin
+from mpt_serve.engine.inbox import Ending, Inbox, Submission
 from mpt_serve.engine.memory import cache_dtype_for, cache_plan_for
 from mpt_serve.engine.model_text import ModelText
 from mpt_serve.engine.pipeline import Pipeline, Taken
@@ -34,12 +35,11 @@ from mpt_serve.engine.request import (
     RequestError,
     ignore_delta,
 )
-from mpt_serve.engine.request_checks import check_ids, check_prompt
+from mpt_serve.engine.request_factory import RequestFactory
 from mpt_serve.engine.runner import CompilationCounter, Runner, use_compilation_cache
 from mpt_serve.engine.sampling_params import SamplingParams
-from mpt_serve.engine.scheduler import Scheduler, extend_digests
+from mpt_serve.engine.scheduler import Scheduler
 from mpt_serve.engine.stats import Counters, EngineStats
-from mpt_serve.engine.token_limits import GuideState, TokenLimits
 from mpt_serve.guided.compiler import GuideCompiler
 from mpt_serve.model_folder import model_path
 from mpt_serve.text.tokenizer import TextTokenizer
@@ -52,8 +52,9 @@ _MIN_SAMPLES = 16  # ids that a step may sample at least where drafts are verifi
 class Engine(GenerationMixin):
     """Continuous batching for one model on one device or mesh.
 
-    One thread runs the device: it schedules and dispatches step k + 1 before it reads what step k sampled. `_lock`
-    guards the scheduler and is never held while the device works, so that `submit` and `cancel` take effect at once.
+    One thread, the engine's, runs the device: it schedules and dispatches step k + 1 before it reads what step k
+    sampled. It alone changes requests, scheduler and drafter, so there is no lock; what other threads ask for comes
+    through the inbox, and takes effect with the next step.
 
     vocab_limit: ids from here on are neither accepted nor sampled; None takes the tokenizer's size, where there is a
         tokenizer, as the model's may be padded.
@@ -83,7 +84,7 @@ class Engine(GenerationMixin):
         self._text = text or ModelText()
         limit = self._text.vocab_limit(config) if vocab_limit is None else vocab_limit
         self._vocab_limit = min(limit, config.vocab_size)
-        self._eos_token_ids = frozenset(self._text.eos_token_ids(config) if eos_token_ids is None else eos_token_ids)
+        end_ids = self._text.eos_token_ids(config) if eos_token_ids is None else eos_token_ids
         if settings.compilation_cache_dir is not None:
             use_compilation_cache(settings.compilation_cache_dir)
         cache_dtype = cache_dtype_for(weights, settings)
@@ -98,10 +99,14 @@ class Engine(GenerationMixin):
         if settings.pre_compile:
             self._runner.compile_all()
 
-        self._guides = guides or self._text.guides(self._eos_token_ids, self._vocab_limit)
-        self._vocab_size = config.vocab_size
-        self._lock = threading.Condition()
-        self._requests: dict[str, list[Request]] = {}  # choices that are not finished
+        self._guides = guides or self._text.guides(end_ids, self._vocab_limit)
+        self._factory = RequestFactory(
+            config.vocab_size, self._vocab_limit, end_ids, self.max_model_len, pool.block_size, self._guides
+        )
+        self._names = itertools.count()
+        # Other threads add and remove whole entries here, each time with one indivisible operation.
+        self._under_way: dict[str, list[Request]] = {}  # choices that are not finished, by the request's id
+        self._inbox = Inbox()
         self._outbox: deque[tuple[Request, Delta]] = deque()
         self._counters = Counters()
         self._compilations = CompilationCounter()
@@ -109,11 +114,18 @@ class Engine(GenerationMixin):
             settings, draft, weights, self._cache_plan, cache_dtype, self._vocab_limit, self._runner.decode_sizes
         )
         self._pipeline = Pipeline(
-            self._scheduler, self._runner, self._lock, config.vocab_size, self._drafter, self._taken, self._failed
+            self._scheduler,
+            self._runner,
+            config.vocab_size,
+            self._drafter,
+            on_scheduled=self._publish,
+            on_taken=self._taken,
+            on_failed=self._failed,
         )
         self._closed = False
         self._error: str | None = None
-        self._names = itertools.count()
+        self._thread_ended = False
+        self._publish()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
         # A daemon thread inside the device's runtime while the interpreter goes down can crash it.
@@ -177,23 +189,16 @@ class Engine(GenerationMixin):
 
     def stats(self) -> EngineStats:
         """Thread-safe."""
-        with self._lock:
-            return self._counters.stats(
-                self._scheduler,
-                max_model_len=self._cache_plan.max_model_len,
-                steps=self._pipeline.num_steps,
-                compilations=self._compilations.count,
-                drafts=self._drafter.stats if self._drafter else DraftStats(),
-                error=self._error,
-                notes=self._cache_plan.notes,
-            )
+        # In this order: who is taken in meanwhile is counted twice, rather than not at all.
+        submitted = self._inbox.num_choices
+        stats = self._stats
+        return replace(stats, waiting=stats.waiting + submitted) if submitted else stats
 
     # Requests; any thread
 
     def check(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
         """Raises `RequestError` where `submit` would refuse this."""
-        check_prompt(prompt_ids, params, self._vocab_limit, self.max_model_len)
-        self._guide_of(params)
+        self._factory.check(prompt_ids, params)
 
     def submit(
         self,
@@ -210,46 +215,37 @@ class Engine(GenerationMixin):
         by an engine that did not come to its end; it goes on after them as that one would have.
 
         Compiles the guide, if there is one, before it returns. Raises `RequestError` (nothing is queued then),
-        `EngineClosedError` when the engine was closed or has failed.
+        `EngineClosedError` when the engine was closed or has failed. When it is interrupted, `cancel` undoes whatever
+        it did.
         """
-        check_prompt(prompt_ids, params, self._vocab_limit, self.max_model_len)
-        choices = self._choices(
-            tuple(map(int, prompt_ids)), params, on_delta, request_id or f"request-{next(self._names)}"
-        )
-        if generated:
-            self._resume(choices, list(generated))
-        first = choices[0]
-        extend_digests(first, len(prompt_ids), self._cache_plan.block_size)  # here, not on the engine's thread
-        with self._lock:
-            if self._closed or self._error:
-                raise EngineClosedError(self._error or "the engine is closed")
-            if first.request_id in self._requests:
-                raise RequestError(f"a request with the id {first.request_id!r} is running already; choose another id")
-            for request in choices:
-                request.digests = list(first.digests)
-                self._scheduler.add(request)
-            self._requests[first.request_id] = choices
-            self._counters.prompt_tokens += len(prompt_ids)
-            self._lock.notify()
-        return first.request_id
+        request_id = request_id or f"request-{next(self._names)}"
+        choices = self._factory.make(prompt_ids, params, on_delta, request_id, generated)
+        if self._closed or self._error:
+            raise EngineClosedError(self._error or "the engine is closed")
+        if self._under_way.setdefault(request_id, choices) is not choices:
+            raise RequestError(f"a request with the id {request_id!r} is running already; choose another id")
+        self._inbox.put(Submission(choices))
+        if self._thread_ended:  # perhaps before it could see this
+            self._refuse_rest()
+        return request_id
 
     def cancel(self, request_id: str, index: int | None = None) -> None:
-        """End a request, or one choice of it, with 'cancelled'; its blocks are free when this returns.
+        """End a request, or one choice of it, with 'cancelled', before the next step.
 
-        index: of the choice, as in `Delta`; None for all. Unknown and ended ones do nothing.
+        The id of a whole request is free when this returns. Unknown and ended ones do nothing. Never waits: also fit
+        for finalizers. index: of the choice, as in `Delta`; None for all.
         """
-        with self._lock:
-            for request in list(self._requests.get(request_id, ())):
-                if index is None or request.choice_index == index:
-                    self._end(request, "cancelled")
-            self._lock.notify()
+        choices = self._under_way.get(request_id)
+        if choices is not None:
+            self._inbox.put(Ending(choices, index, "cancelled"))
+            if index is None:
+                self._free_name(choices, request_id)
 
     def close(self) -> None:
         """Cancel what is left and stop the engine's thread. Idempotent; waits for the step in flight."""
         atexit.unregister(self.close)
-        with self._lock:
-            self._closed = True
-            self._lock.notify()
+        self._closed = True
+        self._inbox.wake()
         if threading.current_thread() is not self._thread:
             self._thread.join()
         self._text.close()
@@ -262,47 +258,9 @@ class Engine(GenerationMixin):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _choices(
-        self, prompt_ids: tuple[int, ...], params: SamplingParams, on_delta: Callable[[Delta], None], request_id: str
-    ) -> list[Request]:
-        """A request's choices; all but the first take over what the first computes of the prompt."""
-        stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos_token_ids)
-        make_guide = self._guide_of(params)
-        choices: list[Request] = []
-        for i in range(params.n):
-            limits = TokenLimits(params, stop_ids, self._vocab_size, make_guide() if make_guide else None)
-            request = Request(
-                request_id=request_id,
-                prompt_ids=prompt_ids,
-                params=params,
-                seed=choices[0].seed if choices else _seed(params),
-                max_output=min(params.max_tokens, self.max_model_len - len(prompt_ids)),
-                choice_index=params.choice_index + i,
-                stop_ids=stop_ids,
-                on_delta=on_delta,
-                source=choices[0] if choices else None,
-                limits=limits if limits.binding else None,
-            )
-            choices.append(request)
-        return choices
-
-    def _guide_of(self, params: SamplingParams) -> Callable[[], GuideState] | None:
-        if params.guide is None:
-            return None
-        if self._guides is None:
-            raise RequestError(
-                "guided output needs the model's tokenizer and its end-of-sequence id: there is none here"
-            )
-        if params.ignore_eos or not self._eos_token_ids:
-            raise RequestError("guided output ends with an end-of-sequence id: it takes one, and no ignore_eos")
-        return self._guides.compile(params.guide).start
-
-    def _resume(self, choices: list[Request], generated: list[int]) -> None:
-        check_ids("generated", generated, self._vocab_limit)
-        request = choices[0]
-        if len(choices) > 1 or len(generated) >= request.max_output or request.stop_ids & set(generated):
-            raise RequestError("generated must be the unfinished answer of one choice")
-        request.resume(generated)
+    def _free_name(self, choices: list[Request], request_id: str) -> None:
+        if self._under_way.get(request_id) is choices:
+            self._under_way.pop(request_id, None)
 
     # The engine's thread
 
@@ -312,43 +270,56 @@ class Engine(GenerationMixin):
                 self._serve()
         except Exception as error:
             logger.exception("the engine stops: a step failed")
-            with self._lock:
-                # Its kind alone: this travels to clients, the exception's text stays in the log.
-                self._error = f"the engine stopped because a step failed ({type(error).__name__})"
-                self._end_all("error", self._error)
-        else:
-            with self._lock:
-                self._end_all("cancelled")
+            # Its kind alone: this travels to clients, the exception's text stays in the log.
+            self._error = f"the engine stopped because a step failed ({type(error).__name__})"
+        self._end([*self._scheduler.running, *self._scheduler.waiting], *self._last_words())
+        self._publish()
         self._deliver()
+        self._thread_ended = True
+        self._refuse_rest()
 
     def _serve(self) -> None:
-        while self._wait_for_work():
+        while self._take_in():
             self._pipeline.turn()
+            self._publish()
             self._deliver()
         self._pipeline.drain()
 
-    def _wait_for_work(self) -> bool:
-        """Sleep while there is nothing to do; False when the engine is closed."""
-        with self._lock:
-            while not (self._closed or self._requests or self._outbox or self._pipeline.busy):
-                self._lock.wait()
-            return not self._closed
+    def _take_in(self) -> bool:
+        """Begin and end what others ask for, after a sleep where there is nothing to do; False when closed."""
+        idle = not (self._scheduler.running or self._scheduler.waiting or self._pipeline.busy)
+        items = self._inbox.take(wait=idle and not self._closed)
+        for item in items:
+            if isinstance(item, Submission):
+                self._begin(item.choices)
+            else:
+                self._end([r for r in item.choices if item.index in (None, r.choice_index)], item.reason)
+        if items:
+            self._publish()
+            self._inbox.done(len(items))
+        return not self._closed
+
+    def _begin(self, choices: Sequence[Request]) -> None:
+        for request in choices:
+            self._scheduler.add(request)
+        self._counters.prompt_tokens += len(choices[0].prompt_ids) if choices else 0
+
+    def _end(self, requests: Iterable[Request], reason: FinishReason, message: str | None = None) -> None:
+        for request in requests:
+            if request.finish_reason is None:
+                self._scheduler.finish(request, reason)
+                self._post(request, message=message)
 
     def _taken(self, taken: Taken) -> None:
-        """Take note of what a step brought; holds the lock."""
+        """Take note of what a step brought."""
         self._counters.generated_tokens += len(taken.token_ids)
         self._post(taken.request, taken)
 
     def _failed(self, request: Request, message: str) -> None:
-        if request.finish_reason is None:
-            self._end(request, "error", message)
-
-    def _end(self, request: Request, reason: FinishReason, message: str | None = None) -> None:
-        self._scheduler.finish(request, reason)
-        self._post(request, message=message)
+        self._end([request], "error", message)
 
     def _post(self, request: Request, taken: Taken | None = None, message: str | None = None) -> None:
-        """Queue news about a request for delivery; forget it when that is the last. Holds the lock."""
+        """Queue news about a request for delivery; forget it when that is the last."""
         reason = request.finish_reason
         prompt_logprobs = None
         if request.wants_prompt_logprobs and not request.prompt_is_told and taken is not None:
@@ -373,26 +344,50 @@ class Engine(GenerationMixin):
         self._counters.finish(request, reason)
         if self._drafter is not None:
             self._drafter.forget(request)
-        choices = self._requests[request.request_id]
-        choices.remove(request)
-        if not choices:
-            del self._requests[request.request_id]
+        request.siblings.remove(request)
+        if not request.siblings:
+            self._free_name(request.siblings, request.request_id)
 
-    def _end_all(self, reason: FinishReason, message: str | None = None) -> None:
-        for request in [request for choices in self._requests.values() for request in choices]:
-            self._end(request, reason, message)
+    def _publish(self) -> None:
+        """Let other threads see how it stands."""
+        self._stats = self._counters.stats(
+            self._scheduler,
+            max_model_len=self._cache_plan.max_model_len,
+            steps=self._pipeline.num_steps,
+            compilations=self._compilations.count,
+            drafts=self._drafter.stats if self._drafter else DraftStats(),
+            error=self._error,
+            notes=self._cache_plan.notes,
+        )
 
     def _deliver(self) -> None:
-        """Call the listeners, without the lock: they may submit and cancel."""
+        """Call the listeners, who may submit, cancel and close."""
         while self._outbox:
             request, delta = self._outbox.popleft()
-            try:
-                request.on_delta(delta)
-            except Exception:
-                logger.exception("the listener of request %s failed; the request is cancelled", request.request_id)
-                request.on_delta = ignore_delta
-                self.cancel(request.request_id)
+            if not _tell(request, delta):
+                self._end(list(request.siblings), "cancelled")
+
+    # The end
+
+    def _last_words(self) -> tuple[FinishReason, str | None]:
+        """With what requests end that are there when the engine ends."""
+        return ("cancelled", None) if self._error is None else ("error", self._error)
+
+    def _refuse_rest(self) -> None:
+        """End what came too late for the engine's thread. On any thread, once that one has ended."""
+        reason, message = self._last_words()
+        while (item := self._inbox.pop()) is not None:
+            for request in item.choices if isinstance(item, Submission) else ():
+                prompt = len(request.prompt_ids)
+                _tell(request, Delta((), reason, None, prompt, message=message, index=request.choice_index))
 
 
-def _seed(params: SamplingParams) -> int:
-    return secrets.randbits(64) if params.seed is None else params.seed % 2**64
+def _tell(request: Request, delta: Delta) -> bool:
+    """Call a request's listener; False, and never again, when it fails."""
+    try:
+        request.on_delta(delta)
+    except Exception:
+        logger.exception("the listener of request %s failed; the request is cancelled", request.request_id)
+        request.on_delta = ignore_delta
+        return False
+    return True

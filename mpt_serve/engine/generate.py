@@ -3,6 +3,7 @@
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from numbers import Integral
 from typing import Literal, overload
 
@@ -201,11 +202,12 @@ def _gather(batch: Sequence[Prompt], pieces: Generator[Piece]) -> list[Completio
     gathered: list[list[Piece]] = [[] for _ in batch]
     completions: list[Completion | None] = [None] * len(batch)
     unfinished = [prompt.params.n for prompt in batch]
-    for piece in pieces:
-        i = piece.prompt_index
-        gathered[i].append(piece)
-        unfinished[i] -= piece.finish_reason is not None
-        if unfinished[i] == 0:
-            completions[i] = Completion.of(batch[i].ids, gathered[i])
-            gathered[i] = []
+    with closing(pieces):  # also when an interrupt comes between two pieces, and its traceback keeps this frame alive
+        for piece in pieces:
+            i = piece.prompt_index
+            gathered[i].append(piece)
+            unfinished[i] -= piece.finish_reason is not None
+            if unfinished[i] == 0:
+                completions[i] = Completion.of(batch[i].ids, gathered[i])
+                gathered[i] = []
     return [completion for completion in completions if completion is not None]

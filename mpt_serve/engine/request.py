@@ -66,6 +66,7 @@ def ignore_delta(delta: Delta) -> None:
 class Request:
     """One choice of a request: its ids and its place in the engine. Counters are in tokens.
 
+    siblings: one list for all choices of a request: those that are not over.
     source: the first choice for the same prompt, whose keys and values this one takes over; None for that one itself.
     resumed: how many of output_ids were there before; they were delivered elsewhere.
     num_computed: tokens whose keys and values are in the cache, counting the steps already dispatched.
@@ -86,6 +87,7 @@ class Request:
     choice_index: int = 0
     stop_ids: frozenset[int] = frozenset()
     on_delta: Callable[[Delta], None] = ignore_delta
+    siblings: list["Request"] = field(default_factory=list)
     source: "Request | None" = None
     limits: TokenLimits | None = None
     output_ids: list[int] = field(default_factory=list)

@@ -12,7 +12,7 @@ MAX_BIASED_IDS = 1024
 
 _INTEGERS = ("max_tokens", "min_tokens", "top_k", "n", "choice_index", "priority")
 _NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
-_ID_LISTS = ("stop_token_ids", "allowed_token_ids")
+_ID_LISTS = {"stop_token_ids": False, "allowed_token_ids": True}  # whether it may be null
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +71,7 @@ class SamplingParams:
         for name in _INTEGERS:
             _require(self, name, _is_integer(getattr(self, name)), "an integer")
         for name in _NUMBERS:
-            value = getattr(self, name)
-            _require(self, name, _is_number(value) and math.isfinite(value), "a finite number")
+            _require(self, name, _is_finite(getattr(self, name)), "a finite number")
         _require(self, "max_tokens", 0 <= self.max_tokens < 2**31, "at least 0 and below 2**31")
         _require(self, "min_tokens", 0 <= self.min_tokens <= self.max_tokens, f"from 0 to max_tokens={self.max_tokens}")
         _require(self, "temperature", self.temperature >= 0, "at least 0")
@@ -98,9 +97,9 @@ class SamplingParams:
 
     def _check_ids(self) -> None:
         """Lists and mappings are accepted and stored as tuples, so that the parameters stay hashable."""
-        for name in _ID_LISTS:
+        for name, optional in _ID_LISTS.items():
             value = getattr(self, name)
-            if value is not None:
+            if value is not None or not optional:
                 _require(self, name, _are_ids(value), "a list of token ids")
                 object.__setattr__(self, name, tuple(value))
         _require(self, "allowed_token_ids", self.allowed_token_ids != (), "null or a list that is not empty")
@@ -108,10 +107,17 @@ class SamplingParams:
         words_ok = isinstance(words, (list, tuple)) and all(_are_ids(word) and len(word) > 0 for word in words)
         _require(self, "bad_words", words_ok, "a list of lists of token ids, none empty")
         object.__setattr__(self, "bad_words", tuple(map(tuple, words)))
-        bias = self.logit_bias if isinstance(self.logit_bias, Mapping) else dict(self.logit_bias)
-        bias_ok = len(bias) <= MAX_BIASED_IDS and _are_ids(list(bias))
+        self._check_bias()
+
+    def _check_bias(self) -> None:
+        bias: dict[int, float] = {}
+        try:
+            bias.update(self.logit_bias)
+            bias_ok = len(bias) <= MAX_BIASED_IDS and _are_ids(list(bias))
+        except (TypeError, ValueError):  # neither a mapping nor pairs
+            bias_ok = False
         _require(self, "logit_bias", bias_ok, f"a mapping from at most {MAX_BIASED_IDS} token ids to numbers")
-        finite = all(_is_number(value) and math.isfinite(value) for value in bias.values())
+        finite = all(map(_is_finite, bias.values()))
         _require(self, "logit_bias", finite, "a mapping from token ids to finite numbers")
         object.__setattr__(self, "logit_bias", tuple(bias.items()))
 
@@ -134,8 +140,12 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _is_finite(value: Any) -> bool:
+    """A number, as a float can hold it."""
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _are_ids(value: Any) -> bool:

@@ -1,5 +1,6 @@
 """Sampling parameters refuse what makes no sense, by name."""
 
+import re
 from typing import Any
 
 import pytest
@@ -30,12 +31,33 @@ from mpt_serve.engine import EngineConfig, SamplingParams
         ("choice_index", -1),
         ("stop_token_ids", "12"),
         ("stop_token_ids", [-1]),
+        ("stop_token_ids", None),
+        ("stop_token_ids", 5),
+        ("allowed_token_ids", ()),
+        ("bad_words", None),
+        ("logit_bias", None),
+        ("logit_bias", 5),
+        ("logit_bias", [1, 2]),
+        ("logit_bias", "ab"),
+        ("logit_bias", [[[1], 2.0]]),
+        ("logit_bias", {-1: 2.0}),
+        ("logit_bias", {1: "2"}),
+        ("logit_bias", {1: float("inf")}),
+        ("logit_bias", {1: 10**400}),
+        ("temperature", 10**400),
+        ("min_p", -(10**400)),
         ("ignore_eos", 1),
     ],
+    ids=lambda given: repr(given)[:20],
 )
 def test_a_bad_value_is_refused_by_name(field: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=f"^{field} must be .*got {value!r}".replace("(", r"\(").replace("[", r"\[")):
+    with pytest.raises(ValueError, match=f"^{field} must be .*got {re.escape(repr(value))}"):
         SamplingParams(**{field: value})
+
+
+def test_biases_are_stored_as_pairs() -> None:
+    assert SamplingParams(logit_bias={1: 2.0, 3: -1}).biases == ((1, 2.0), (3, -1))
+    assert SamplingParams(logit_bias=[[1, 2.0]]).biases == ((1, 2.0),)  # type: ignore[arg-type]
 
 
 def test_lists_of_stop_ids_are_stored_as_tuples() -> None:
