@@ -130,7 +130,8 @@ class Pipeline:
         lengths = self._drafter.plan(decoding, len(self._scheduler.running)) if decoding else []
         if not any(lengths):
             return {}
-        return dict(zip(decoding, self._drafter.draft(decoding, lengths), strict=True))
+        drafts = self._drafter.draft(decoding, lengths)
+        return {request: _verifiable(request, ids) for request, ids in zip(decoding, drafts, strict=True)}
 
     def _schedule(self) -> _Step | None:
         rows = self._scheduler.schedule(self._drafts())
@@ -235,6 +236,12 @@ class Pipeline:
                 request.limits.accept(token)
         except Exception as error:
             self._give_up(request, error)
+
+
+def _verifiable(request: Request, drafts: Sequence[int]) -> Sequence[int]:
+    if request.limits is None or not drafts:
+        return drafts
+    return drafts[: request.limits.count_verifiable(drafts)]
 
 
 def _lacks_state(request: Request) -> bool:

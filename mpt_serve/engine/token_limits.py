@@ -14,6 +14,9 @@ Words = npt.NDArray[np.uint32]
 class GuideState(Protocol):
     """How far an answer has come in the language that it must belong to."""
 
+    def count_verifiable(self, drafts: Sequence[int]) -> int:
+        """How many of the drafts lead nowhere beyond the guide's limits; asked before `fill_masks`."""
+
     def fill_masks(self, drafts: Sequence[int], out: Words) -> int:
         """Row j of out [1 + len(drafts), W]: the ids allowed after drafts[:j].
 
@@ -62,6 +65,10 @@ class TokenLimits:
         """Whether there is anything to mask after so many ids."""
         bound = self.needs_ids or self._allowed is not None or bool(self._banned)
         return bound or (num_generated < self._min_tokens and bool(self._stop_ids))
+
+    def count_verifiable(self, drafts: Sequence[int]) -> int:
+        """How many guesses of the next ids can have masks. What the others lead to must not end the answer."""
+        return len(drafts) if self._guide is None else self._guide.count_verifiable(drafts)
 
     def accept(self, token_id: int) -> None:
         """Take the next id of the answer."""

@@ -14,6 +14,7 @@ from test_sampling_features import choices_of, submit
 from model.config import MptConfig
 from model.weights import Weights
 from mpt_serve.engine import Engine, RequestError, SamplingParams
+from mpt_serve.engine.drafting.step_costs import StepCosts
 from mpt_serve.guided.compiler import GuideCompiler
 from mpt_serve.guided.spec import Guide
 
@@ -132,11 +133,47 @@ def test_bad_guides_are_refused(guided_engine: Engine, params: SamplingParams, m
     assert_all_free(guided_engine)
 
 
+class Free(StepCosts):
+    """A machine on which a step costs the same whatever it computes, so that every draft pays."""
+
+    def cost(self, num_tokens: int) -> float:
+        return 1.0
+
+    def measured(self, num_tokens: int, seconds: float) -> None:
+        pass
+
+
+def test_a_wrong_draft_beyond_the_limits_ends_no_answer(
+    weights: Weights, config: MptConfig, guides: GuideCompiler
+) -> None:
+    """After 14 times "a" another one breaks a limit; n-grams guess more of them, and the answer may end with "."."""
+    ambiguous = " | ".join(f'x "a"? x "{char}"?' for char in "bcdefghi")
+    guide = Guide("grammar", f'start: x | "a"* "."\nx: x x | "a" | {ambiguous}')
+    bias = {CHARACTERS.index("a"): 40.0, CHARACTERS.index("."): 24.0, END: -40.0}
+    prompt = [CHARACTERS.index("a")] * 8
+    params = [
+        replace(PARAMS, guide=guide, max_tokens=30, logit_bias=bias, seed=seed, temperature=8) for seed in range(24)
+    ]
+    answers = []
+    for speculation in ("none", "ngram"):
+        settings = replace(SETTINGS, pre_compile=False, speculation=speculation)
+        with Engine(weights, config, settings, VOCAB_LIMIT, eos_token_ids=[END], guides=guides) as engine:
+            if engine._drafter is not None:
+                engine._drafter._costs = Free(engine._drafter._costs.sizes)
+            answers.append(engine.generate([prompt] * len(params), params))
+    assert answers[0] == answers[1]
+    reasons = {answer.choices[0].finish_reason for answer in answers[0] if len(answer.choices[0].token_ids) > 10}
+    assert {"stop", "error"} <= reasons  # close to the limit, some answers turn away and others do not
+
+
 class FailingGuide:
     """Allows everything, and gives up at the fifth question or the fifth id."""
 
     def __init__(self, at: str) -> None:
         self._at, self._calls = at, 0
+
+    def count_verifiable(self, drafts: Sequence[int]) -> int:
+        return len(drafts)
 
     def fill_masks(self, drafts: Sequence[int], out: object) -> int:
         return self._count("mask", len(drafts))
