@@ -10,7 +10,7 @@ import numpy.typing as npt
 from jax import Array
 
 from mpt_serve.engine.drafting import Drafter
-from mpt_serve.engine.request import Request, TokenLogprobs
+from mpt_serve.engine.request import Request, RequestError, TokenLogprobs
 from mpt_serve.engine.runner import SCORED, PreparedStep, Runner
 from mpt_serve.engine.sampled import Sampled
 from mpt_serve.engine.sampler import PROMPT
@@ -193,7 +193,9 @@ class Pipeline:
     def _give_up(self, request: Request, error: Exception) -> None:
         """End a request whose guide cannot go on, for its limits of work or memory."""
         logger.warning("%s: its guide failed: %s", request.request_id, error)
-        self._on_failed(request, "the guide of the request could not say what may follow")
+        # Other errors are ours, and what they say is for the log alone.
+        known = isinstance(error, RequestError)
+        self._on_failed(request, str(error) if known else "the guide of the request could not say what may follow")
 
     def _take(self, step: _Step) -> None:
         sampled = Sampled.read(step.sampled)

@@ -169,8 +169,8 @@ def test_a_wrong_draft_beyond_the_limits_ends_no_answer(
 class FailingGuide:
     """Allows everything, and gives up at the fifth question or the fifth id."""
 
-    def __init__(self, at: str) -> None:
-        self._at, self._calls = at, 0
+    def __init__(self, at: str, error: Exception) -> None:
+        self._at, self._error, self._calls = at, error, 0
 
     def count_verifiable(self, drafts: Sequence[int]) -> int:
         return len(drafts)
@@ -184,18 +184,27 @@ class FailingGuide:
     def _count(self, what: str, answer: int) -> int:
         self._calls += what == self._at
         if self._calls == 5:
-            raise RequestError("the guide grew too complex")
+            raise self._error
         return answer
 
 
 @pytest.mark.parametrize("at", ["mask", "accept"])
-def test_a_guide_that_gives_up_ends_its_own_request(weights: Weights, config: MptConfig, at: str) -> None:
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RequestError("the guide grew too complex"), "the guide grew too complex"),
+        (ValueError("names of ours"), "the guide of the request could not say what may follow"),
+    ],
+)
+def test_a_guide_that_gives_up_ends_its_own_request_and_says_why(
+    weights: Weights, config: MptConfig, at: str, error: Exception, message: str
+) -> None:
     class Guides:
         def compile(self, guide: Guide) -> "Guides":
             return self
 
         def start(self) -> FailingGuide:
-            return FailingGuide(at)
+            return FailingGuide(at, error)
 
         def close(self) -> None:
             pass
@@ -206,6 +215,6 @@ def test_a_guide_that_gives_up_ends_its_own_request(weights: Weights, config: Mp
         engine.submit(prompt_of(5), replace(PARAMS, guide=GUIDES[0], temperature=0), failing)
         engine.submit(prompt_of(6), replace(PARAMS, max_tokens=20, ignore_eos=True), other)
         assert failing.last().finish_reason == "error"
-        assert "guide" in (failing.last().message or "")
+        assert failing.last().message == message
         assert other.last().finish_reason == "length"
         assert_all_free(engine)
