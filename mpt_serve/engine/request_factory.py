@@ -7,7 +7,7 @@ from mpt_serve.engine.request import Delta, Request, RequestError
 from mpt_serve.engine.request_checks import check_ids, check_prompt
 from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.engine.scheduler import extend_digests
-from mpt_serve.engine.token_limits import GuideState, TokenLimits
+from mpt_serve.engine.token_limits import GuideState, TokenLimits, mask_below
 from mpt_serve.guided.compiler import GuideCompiler
 from mpt_serve.guided.lazy_compiler import LazyGuideCompiler
 
@@ -27,8 +27,8 @@ class RequestFactory:
         block_size: int,
         guides: GuideCompiler | LazyGuideCompiler | None,
     ) -> None:
-        self._vocab_size = vocab_size
         self._vocab_limit = vocab_limit
+        self._possible = mask_below(vocab_limit, vocab_size)
         self._eos_token_ids = frozenset(eos_token_ids)
         self._max_model_len = max_model_len
         self._block_size = block_size
@@ -65,7 +65,7 @@ class RequestFactory:
         make_guide = self._guide_of(params)
         choices: list[Request] = []
         for i in range(params.n):
-            limits = TokenLimits(params, stop_ids, self._vocab_size, make_guide() if make_guide else None)
+            limits = TokenLimits(params, stop_ids, self._possible, make_guide() if make_guide else None)
             request = Request(
                 request_id=request_id,
                 prompt_ids=prompt_ids,
