@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mpt_serve.engine.prefix_cache import chain_start, extend_chain
 from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.engine.token_limits import TokenLimits
 
@@ -150,3 +151,9 @@ class Request:
         if start >= prompt:
             return self.output_ids[start - prompt : stop - prompt]
         return [*self.prompt_ids[start:stop], *self.output_ids[: max(0, stop - prompt)]]
+
+    def extend_digests(self, known: int, block_size: int) -> None:
+        """Digest the full blocks of the first `known` ids."""
+        begin = len(self.digests) * block_size
+        if known - begin >= block_size:
+            extend_chain(self.digests, self.known_ids(begin, known), block_size, chain_start(self.params.cache_salt))

@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Sequence
 from mpt_serve.engine.request import Delta, Request, RequestError
 from mpt_serve.engine.request_checks import check_ids, check_prompt
 from mpt_serve.engine.sampling_params import SamplingParams
-from mpt_serve.engine.scheduler import extend_digests
 from mpt_serve.engine.token_limits import GuideState, TokenLimits, mask_below
 from mpt_serve.guided.compiler import GuideCompiler
 from mpt_serve.guided.lazy_compiler import LazyGuideCompiler
@@ -52,7 +51,7 @@ class RequestFactory:
         choices = self._choices(tuple(map(int, prompt_ids)), params, on_delta, request_id)
         if generated:
             self._resume(choices, list(generated))
-        extend_digests(choices[0], len(prompt_ids), self._block_size)
+        choices[0].extend_digests(len(prompt_ids), self._block_size)
         for request in choices[1:]:
             request.digests = list(choices[0].digests)
         return choices

@@ -341,6 +341,57 @@ def test_choices_copy_the_block_that_is_not_full_and_compute_one_token() -> None
     scheduler.check_integrity()
 
 
+def add_choices(scheduler: Scheduler, name: str, prompt: list[int], count: int, max_output: int = 8) -> list[Request]:
+    choices: list[Request] = []
+    for index in range(count):
+        source = choices[0] if choices else None
+        choices.append(make_request(name, prompt, max_output, source=source, choice_index=index))
+        scheduler.add(choices[-1])
+    return choices
+
+
+def test_requests_with_choices_are_admitted_as_fast_as_others() -> None:
+    scheduler = scheduler_of(num_blocks=400, max_num_seqs=32, budget=512)
+    for number in range(16):
+        add_choices(scheduler, str(number), [number] * 20, 2)
+    assert [row.length for row in scheduler.schedule().rows] == [20] * 16
+    assert [row.start for row in scheduler.schedule().rows] == [20] * 16 + [19] * 16
+    assert not scheduler.waiting
+    scheduler.check_integrity()
+
+
+def test_whoever_overtakes_a_choice_leaves_it_a_slot() -> None:
+    scheduler = scheduler_of(max_num_seqs=3)
+    add_choices(scheduler, "two", [1] * 5, 2)
+    add(scheduler, 2, 2)
+    assert shares(scheduler) == [("two", 0, 5), ("0", 0, 2)]
+    assert shares(scheduler) == [("two", 5, 1), ("0", 2, 1), ("two", 4, 1)]
+
+
+def test_whoever_overtakes_a_choice_leaves_it_blocks() -> None:
+    scheduler = scheduler_of(num_blocks=9, max_num_seqs=8)
+    add_choices(scheduler, "three", [1] * 5, 3)  # two blocks, then one for each, and each grows
+    add(scheduler, 4, 4)
+    assert shares(scheduler) == [("three", 0, 5), ("0", 0, 4)]
+    assert shares(scheduler) == [("three", 5, 1), ("0", 4, 1), ("three", 4, 1), ("three", 4, 1)]
+    assert scheduler.num_preemptions == 0
+
+
+def test_whoever_overtakes_a_choice_leaves_it_a_token_of_the_next_step() -> None:
+    scheduler = scheduler_of(max_num_seqs=4, budget=16)
+    add_choices(scheduler, "two", [1] * 6, 2)
+    (long,) = add(scheduler, 23)
+    assert shares(scheduler) == [("two", 0, 6)]  # 13 of its tokens would be left, and each of four slots wants one
+    assert shares(scheduler) == [("two", 6, 1), ("two", 5, 1), ("0", 0, 14)]
+    scheduler.finish(long, "cancelled")
+    add_choices(scheduler, "more", [2] * 6, 2)
+    scheduler.add(make_request("fits", [1] * 18, 8))
+    assert shares(scheduler)[2:] == [("more", 0, 6)]  # no slot is left for another
+    for request in list(scheduler.running[:2]):
+        scheduler.finish(request, "cancelled")
+    assert shares(scheduler) == [("more", 6, 1), ("more", 5, 1), ("fits", 0, 14)]
+
+
 def test_drafts_are_taken_as_far_as_they_were_right() -> None:
     scheduler = Scheduler(BlockPool(16, 4), 2, 16, max_samples=8)
     (request,) = add(scheduler, 3, max_output=8)
