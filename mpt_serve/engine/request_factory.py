@@ -59,7 +59,6 @@ class RequestFactory:
     def _choices(
         self, prompt_ids: tuple[int, ...], params: SamplingParams, on_delta: Callable[[Delta], None], request_id: str
     ) -> list[Request]:
-        """A request's choices; all but the first take over what the first computes of the prompt."""
         stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos_token_ids)
         make_guide = self._guide_of(params)
         choices: list[Request] = []
@@ -75,7 +74,6 @@ class RequestFactory:
                 stop_ids=stop_ids,
                 on_delta=on_delta,
                 siblings=choices,
-                source=choices[0] if choices else None,
                 limits=limits if limits.binding else None,
             )
             choices.append(request)

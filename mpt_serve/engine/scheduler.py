@@ -73,11 +73,11 @@ class Scheduler:
     up its blocks and goes back to the queue with the ids it has generated; it later computes prompt and generated ids
     as if they were a prompt, as far as they are not found in the pool.
 
-    Choices of one prompt wait until the first of them has computed it; then each takes over the full blocks and a copy
-    of the one that is not full, and computes the prompt's last token alone. While they wait for that, and for nothing
-    else, requests behind them may be admitted before them. That ends soon, as the first choice runs and is not
-    preempted before those that overtake; and who overtakes leaves a slot and blocks for each choice that it passes, and
-    no more of its own prompt than the next step computes beside them.
+    While a choice of a prompt runs, the others wait until it has computed the prompt; then each takes over the full
+    blocks and a copy of the one that is not full, and computes the prompt's last token alone. While they wait for that,
+    and for nothing else, those behind them may be admitted before them. That ends soon, as the choice that computes is
+    not preempted before those that overtake; and who overtakes leaves a slot and blocks for each choice that it passes,
+    and no more of its own prompt than the next step computes beside them.
 
     Invariants, checked by `check_integrity`:
     - running and waiting requests are each in order; the first of all is never preempted, and nobody is admitted
@@ -279,9 +279,11 @@ class Scheduler:
             budget -= step.rows[-1].length
 
     def _readers(self, request: Request) -> list[Request]:
-        """Running choices that have computed the request's prompt, or are about to."""
-        source = request.source
-        return [source] if source is not None and source.slot is not None and not request.output_ids else []
+        """Running choices that have computed the prompt that the request needs, or are about to."""
+        unscored = request.wants_prompt_logprobs and len(request.prompt_logprobs) < len(request.prompt_ids)
+        if request.output_ids or unscored:
+            return []
+        return [other for other in self.running if other.siblings is request.siblings]
 
     def _has_room(self, request: Request, found: Sequence[int], passed: int) -> bool:
         """Whether there are blocks for a request whose first ones are found, and for what it must leave to others."""
