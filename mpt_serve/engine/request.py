@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mpt_serve.engine.prefix_cache import chain_start, extend_chain
 from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.engine.token_limits import TokenLimits
 
@@ -66,8 +67,7 @@ def ignore_delta(delta: Delta) -> None:
 class Request:
     """One choice of a request: its ids and its place in the engine. Counters are in tokens.
 
-    siblings: one list for all choices of a request: those that are not over.
-    source: the first choice for the same prompt, whose keys and values this one takes over; None for that one itself.
+    siblings: the same list for all choices of a request: those that are not over. They share what one has computed.
     resumed: how many of output_ids were there before; they were delivered elsewhere.
     num_computed: tokens whose keys and values are in the cache, counting the steps already dispatched.
     num_cached: prompt tokens that were not computed for this choice, when it was first admitted.
@@ -88,7 +88,6 @@ class Request:
     stop_ids: frozenset[int] = frozenset()
     on_delta: Callable[[Delta], None] = ignore_delta
     siblings: list["Request"] = field(default_factory=list)
-    source: "Request | None" = None
     limits: TokenLimits | None = None
     output_ids: list[int] = field(default_factory=list)
     resumed: int = 0
@@ -142,7 +141,8 @@ class Request:
 
     @property
     def wants_prompt_logprobs(self) -> bool:
-        return self.params.prompt_logprobs is not None and self.source is None and not self.resumed
+        first = self.choice_index == self.params.choice_index
+        return self.params.prompt_logprobs is not None and first and not self.resumed
 
     def known_ids(self, start: int, stop: int) -> list[int]:
         """Ids at positions [start, stop) that the host knows (a token in flight is missing at the end)."""
@@ -150,3 +150,9 @@ class Request:
         if start >= prompt:
             return self.output_ids[start - prompt : stop - prompt]
         return [*self.prompt_ids[start:stop], *self.output_ids[: max(0, stop - prompt)]]
+
+    def extend_digests(self, known: int, block_size: int) -> None:
+        """Digest the full blocks of the first `known` ids."""
+        begin = len(self.digests) * block_size
+        if known - begin >= block_size:
+            extend_chain(self.digests, self.known_ids(begin, known), block_size, chain_start(self.params.cache_salt))

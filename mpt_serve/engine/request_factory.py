@@ -6,8 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from mpt_serve.engine.request import Delta, Request, RequestError
 from mpt_serve.engine.request_checks import check_ids, check_prompt
 from mpt_serve.engine.sampling_params import SamplingParams
-from mpt_serve.engine.scheduler import extend_digests
-from mpt_serve.engine.token_limits import GuideState, TokenLimits
+from mpt_serve.engine.token_limits import GuideState, TokenLimits, mask_below
 from mpt_serve.guided.compiler import GuideCompiler
 from mpt_serve.guided.lazy_compiler import LazyGuideCompiler
 
@@ -27,8 +26,8 @@ class RequestFactory:
         block_size: int,
         guides: GuideCompiler | LazyGuideCompiler | None,
     ) -> None:
-        self._vocab_size = vocab_size
         self._vocab_limit = vocab_limit
+        self._possible = mask_below(vocab_limit, vocab_size)
         self._eos_token_ids = frozenset(eos_token_ids)
         self._max_model_len = max_model_len
         self._block_size = block_size
@@ -52,7 +51,7 @@ class RequestFactory:
         choices = self._choices(tuple(map(int, prompt_ids)), params, on_delta, request_id)
         if generated:
             self._resume(choices, list(generated))
-        extend_digests(choices[0], len(prompt_ids), self._block_size)
+        choices[0].extend_digests(len(prompt_ids), self._block_size)
         for request in choices[1:]:
             request.digests = list(choices[0].digests)
         return choices
@@ -60,12 +59,11 @@ class RequestFactory:
     def _choices(
         self, prompt_ids: tuple[int, ...], params: SamplingParams, on_delta: Callable[[Delta], None], request_id: str
     ) -> list[Request]:
-        """A request's choices; all but the first take over what the first computes of the prompt."""
         stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos_token_ids)
         make_guide = self._guide_of(params)
         choices: list[Request] = []
         for i in range(params.n):
-            limits = TokenLimits(params, stop_ids, self._vocab_size, make_guide() if make_guide else None)
+            limits = TokenLimits(params, stop_ids, self._possible, make_guide() if make_guide else None)
             request = Request(
                 request_id=request_id,
                 prompt_ids=prompt_ids,
@@ -76,7 +74,6 @@ class RequestFactory:
                 stop_ids=stop_ids,
                 on_delta=on_delta,
                 siblings=choices,
-                source=choices[0] if choices else None,
                 limits=limits if limits.binding else None,
             )
             choices.append(request)

@@ -32,22 +32,32 @@ def mask_words(vocab_size: int) -> int:
     return -(-vocab_size // 32)
 
 
+def mask_below(limit: int, vocab_size: int) -> Words:
+    """A mask of the ids below limit. -> [W]"""
+    bits = np.zeros(32 * mask_words(vocab_size), np.uint8)
+    bits[:limit] = 1
+    return np.packbits(bits, bitorder="little").view("<u4").astype(np.uint32)
+
+
 class TokenLimits:
     """The masks of one choice: what its guide, allowed_token_ids, bad_words and min_tokens leave.
 
     Where they leave nothing together, the last that would take away the rest gives way: stop ids below min_tokens
     first, then bad_words, then allowed_token_ids; never the guide.
+
+    possible: [W], the ids that can be sampled at all; one array for all requests.
     """
 
     def __init__(
-        self, params: SamplingParams, stop_ids: Collection[int], vocab_size: int, guide: GuideState | None = None
+        self, params: SamplingParams, stop_ids: Collection[int], possible: Words, guide: GuideState | None = None
     ) -> None:
+        self._possible = possible
         self._guide = guide
         self._min_tokens = params.min_tokens
         self._stop_ids = list(stop_ids)
         self._allowed: Words | None = None
         if params.allowed_token_ids is not None:
-            self._allowed = ~_without(np.full(mask_words(vocab_size), _ALL, np.uint32), params.allowed_token_ids)
+            self._allowed = possible & ~_without(possible, params.allowed_token_ids)
         self._banned = [word[0] for word in params.bad_words if len(word) == 1]
         self._sequences = [word for word in params.bad_words if len(word) > 1]
 
@@ -80,7 +90,7 @@ class TokenLimits:
 
         num_generated counts the ids before the drafts; output_ids are those ids (only where `needs_ids`).
         """
-        out[:] = _ALL
+        out[:] = self._possible
         if self._guide is not None:
             self._guide.fill_masks(drafts, out)
         longest = max((len(word) for word in self._sequences), default=1) - 1
@@ -97,9 +107,6 @@ class TokenLimits:
 
     def _banned_after(self, context: list[int]) -> list[int]:
         return [word[-1] for word in self._sequences if tuple(context[1 - len(word) :]) == word[:-1]]
-
-
-_ALL = np.uint32(0xFFFFFFFF)
 
 
 def _without(row: Words, ids: Sequence[int]) -> Words:

@@ -13,6 +13,7 @@ from test_engine import Listener, assert_all_free, lazy_engine, limited, prompt_
 from model.config import MptConfig
 from model.weights import Weights
 from mpt_serve.engine import Delta, Engine, RequestError, SamplingParams, TokenLogprobs
+from mpt_serve.engine.token_limits import mask_below, mask_words
 
 __all__ = ["lazy_engine"]  # a fixture
 
@@ -69,6 +70,23 @@ def test_lists_that_leave_nothing_give_way(engine: Engine) -> None:
     params = replace(GREEDY, allowed_token_ids=(5, 6), bad_words=((5,), (6,)), max_tokens=4)
     (completion,) = engine.generate([prompt_of(5)], params)
     assert set(completion.token_ids) <= {5, 6}
+
+
+@pytest.mark.parametrize("base", [GREEDY, SAMPLED, replace(SAMPLED, repetition_penalty=1.7, logit_bias={3: 4.0})])
+def test_lists_that_forbid_the_whole_vocabulary_change_nothing(engine: Engine, base: SamplingParams) -> None:
+    everything = tuple((token,) for token in range(VOCAB_LIMIT))
+    asked = [base, replace(base, bad_words=everything)]
+    asked.append(replace(base, stop_token_ids=tuple(range(VOCAB_LIMIT)), min_tokens=14))
+    free, forbidden, stopping = engine.generate([prompt_of(5)] * 3, asked)
+    assert forbidden.token_ids == free.token_ids
+    assert stopping.token_ids == free.token_ids[:1]  # a stop id, as there is nothing else
+
+
+def test_a_mask_has_a_bit_for_each_id_below_the_limit() -> None:
+    for limit, size in ((90, 96), (1, 33), (64, 65), (32, 32)):
+        mask = mask_below(limit, size)
+        assert (mask.dtype, len(mask)) == (np.uint32, mask_words(size))
+        assert [i for i in range(32 * len(mask)) if mask[i // 32] >> (i % 32) & 1] == list(range(limit))
 
 
 # Choices
