@@ -61,9 +61,10 @@ class RequestFactory:
     ) -> list[Request]:
         stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos_token_ids)
         make_guide = self._guide_of(params)
+        shared = TokenLimits(params, stop_ids, self._possible)
         choices: list[Request] = []
         for i in range(params.n):
-            limits = TokenLimits(params, stop_ids, self._possible, make_guide() if make_guide else None)
+            limits = shared.with_guide(make_guide()) if make_guide else shared
             request = Request(
                 request_id=request_id,
                 prompt_ids=prompt_ids,

@@ -149,7 +149,11 @@ def _is_finite(value: Any) -> bool:
 
 
 def _are_ids(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and all(_is_integer(i) and 0 <= i < 2**31 for i in value)
+    """A list of ids. It may name a whole vocabulary: judged by its types and extremes, not id by id."""
+    if not isinstance(value, (list, tuple)):
+        return False
+    integers = all(issubclass(kind, int) and kind is not bool for kind in set(map(type, value)))
+    return integers and (not value or (min(value) >= 0 and max(value) < 2**31))
 
 
 def _require(params: SamplingParams, name: str, ok: bool, expected: str) -> None:
