@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from mpt_serve.engine.request import Delta, Request, RequestError
 from mpt_serve.engine.request_checks import check_ids, check_prompt
 from mpt_serve.engine.sampling_params import SamplingParams
-from mpt_serve.engine.token_limits import GuideState, TokenLimits, mask_below
+from mpt_serve.engine.token_limits import TokenLimits, mask_below
 from mpt_serve.guided.compiler import GuideCompiler
 from mpt_serve.guided.lazy_compiler import LazyGuideCompiler
 
@@ -36,7 +36,8 @@ class RequestFactory:
     def check(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
         """Raises `RequestError` for a request that the engine cannot take."""
         check_prompt(prompt_ids, params, self._vocab_limit, self._max_model_len)
-        self._guide_of(params)
+        if params.guide is not None:
+            self._guides_for(params).check(params.guide)
 
     def make(
         self,
@@ -60,11 +61,11 @@ class RequestFactory:
         self, prompt_ids: tuple[int, ...], params: SamplingParams, on_delta: Callable[[Delta], None], request_id: str
     ) -> list[Request]:
         stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos_token_ids)
-        make_guide = self._guide_of(params)
+        guide = None if params.guide is None else self._guides_for(params).compile(params.guide)
         shared = TokenLimits(params, stop_ids, self._possible)
         choices: list[Request] = []
         for i in range(params.n):
-            limits = shared.with_guide(make_guide()) if make_guide else shared
+            limits = shared.with_guide(guide.start()) if guide else shared
             request = Request(
                 request_id=request_id,
                 prompt_ids=prompt_ids,
@@ -80,16 +81,15 @@ class RequestFactory:
             choices.append(request)
         return choices
 
-    def _guide_of(self, params: SamplingParams) -> Callable[[], GuideState] | None:
-        if params.guide is None:
-            return None
+    def _guides_for(self, params: SamplingParams) -> GuideCompiler | LazyGuideCompiler:
+        """What compiles the request's guide. Raises RequestError where there is none, or the answer could not end."""
         if self._guides is None:
             raise RequestError(
                 "guided output needs the model's tokenizer and its end-of-sequence id: there is none here"
             )
         if params.ignore_eos or not self._eos_token_ids:
             raise RequestError("guided output ends with an end-of-sequence id: it takes one, and no ignore_eos")
-        return self._guides.compile(params.guide).start
+        return self._guides
 
     def _resume(self, choices: list[Request], generated: list[int]) -> None:
         check_ids("generated", generated, self._vocab_limit)

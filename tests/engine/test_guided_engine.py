@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import jsonschema
 import pytest
@@ -131,6 +132,17 @@ def test_bad_guides_are_refused(guided_engine: Engine, params: SamplingParams, m
     with pytest.raises(RequestError, match=message):
         guided_engine.submit(prompt_of(3), params, Listener())
     assert_all_free(guided_engine)
+
+
+def test_each_prompt_compiles_its_guide_once(guided_engine: Engine, guides: GuideCompiler, monkeypatch: Any) -> None:
+    compiled = []
+    compile = guides.compile
+    monkeypatch.setattr(guides, "compile", lambda guide: compiled.append(guide) or compile(guide))
+    guided_engine.generate([prompt_of(3), prompt_of(4)], replace(PARAMS, guide=GUIDES[2]))
+    assert compiled == [GUIDES[2]] * 2
+    with pytest.raises(RequestError, match="the regex cannot be used"):
+        guided_engine.generate([prompt_of(3)], replace(PARAMS, guide=Guide("regex", "(")))
+    assert len(compiled) == 2
 
 
 class Free(StepCosts):
