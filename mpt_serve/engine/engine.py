@@ -29,6 +29,7 @@ from mpt_serve.engine.model_text import ModelText
 from mpt_serve.engine.pipeline import Pipeline, Taken
 from mpt_serve.engine.request import (
     Delta,
+    EarlyReason,
     EngineClosedError,
     FinishReason,
     Request,
@@ -229,15 +230,16 @@ class Engine(GenerationMixin):
             self._refuse_rest()
         return request_id
 
-    def cancel(self, request_id: str, index: int | None = None) -> None:
-        """End a request, or one choice of it, with 'cancelled', before the next step.
+    def cancel(self, request_id: str, index: int | None = None, reason: EarlyReason = "cancelled") -> None:
+        """End a request, or one choice of it, before the next step.
 
         The id of a whole request is free when this returns. Unknown and ended ones do nothing. Never waits: also fit
-        for finalizers. index: of the choice, as in `Delta`; None for all.
+        for finalizers. index: of the choice, as in `Delta`; None for all. reason: what its end counts as; 'stop' for a
+        reader who has found a stop string.
         """
         choices = self._under_way.get(request_id)
         if choices is not None:
-            self._inbox.put(Ending(choices, index, "cancelled"))
+            self._inbox.put(Ending(choices, index, reason))
             if index is None:
                 self._free_name(choices, request_id)
 
@@ -328,7 +330,7 @@ class Engine(GenerationMixin):
         delta = Delta(
             token_ids=taken.token_ids if taken else (),
             finish_reason=reason,
-            stop_reason=request.output_ids[-1] if reason == "stop" else None,
+            stop_reason=request.output_ids[-1] if reason == "stop" and taken else None,
             num_prompt_tokens=len(request.prompt_ids),
             num_cached_tokens=request.num_cached or 0,
             message=message,

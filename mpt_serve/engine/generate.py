@@ -11,7 +11,7 @@ from mpt_serve.engine.completion import Completion, Piece
 from mpt_serve.engine.model_text import ModelText
 from mpt_serve.engine.piece_stream import Prompt, stream_pieces
 from mpt_serve.engine.progress import with_progress
-from mpt_serve.engine.request import Delta, RequestError
+from mpt_serve.engine.request import Delta, EarlyReason, RequestError
 from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.engine.stats import EngineStats
 from mpt_serve.text.answer import AnswerText
@@ -43,7 +43,7 @@ class GenerationMixin(ABC):
     ) -> str: ...
 
     @abstractmethod
-    def cancel(self, request_id: str, index: int | None = None) -> None: ...
+    def cancel(self, request_id: str, index: int | None = None, reason: EarlyReason = "cancelled") -> None: ...
 
     @abstractmethod
     def stats(self) -> EngineStats: ...

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mpt_serve.engine.completion import Piece
-from mpt_serve.engine.request import Delta, EngineClosedError
+from mpt_serve.engine.request import Delta, EarlyReason, EngineClosedError
 from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.engine.stats import EngineStats
 from mpt_serve.text.answer import AnswerText
@@ -32,7 +32,7 @@ class RequestRunner(Protocol):
         request_id: str | None = None,
     ) -> str: ...
 
-    def cancel(self, request_id: str, index: int | None = None) -> None: ...
+    def cancel(self, request_id: str, index: int | None = None, reason: EarlyReason = "cancelled") -> None: ...
 
     def stats(self) -> EngineStats: ...
 
@@ -65,7 +65,8 @@ def stream_pieces(
             piece = answer.advance(delta)
             if piece.finish_reason is not None:
                 unfinished -= 1
-                runner.cancel(names[i], delta.index)
+                if delta.finish_reason is None:
+                    runner.cancel(names[i], delta.index, "stop")
             yield piece
     finally:
         for name in names:

@@ -14,9 +14,10 @@ class EngineStats:
     running, waiting: choices of requests. free_blocks, total_blocks: of the key-value cache; blocks that are only kept
     for later prompts are free.
     steps: steps dispatched. compilations: programs compiled while serving; with pre_compile it stays 0.
-    cached_tokens: prompt tokens that were found in the cache, or shared between choices, rather than computed.
+    prompt_tokens, cached_tokens: of prompts, and of those that were found in the cache rather than computed; a prompt
+    counts once, however many choices it has.
     drafted_tokens, accepted_tokens: of speculative decoding.
-    finished: choices ended, by finish reason. error: why the engine stopped, None while it works.
+    finished: choices ended, by finish reason; those that a reader ended at a stop string are 'stop'. error: why the engine stopped, None while it works.
     notes: what was asked for at start and not given (a shortened context), as sentences.
     """
 
@@ -52,7 +53,8 @@ class Counters:
     def finish(self, request: Request, reason: FinishReason) -> None:
         """Count a choice that ended."""
         self.finished[reason] += 1
-        self.cached_tokens += request.num_cached or 0
+        if request.is_first:
+            self.cached_tokens += request.num_cached or 0
 
     def stats(
         self,
