@@ -22,7 +22,9 @@ class Prompt:
 
 
 class RequestRunner(Protocol):
-    """What of the engine a stream needs."""
+    """What of an engine `stream_pieces` and `GenerationMixin` need; see `Engine`."""
+
+    def check(self, prompt_ids: Sequence[int], params: SamplingParams) -> None: ...
 
     def submit(
         self,
@@ -30,6 +32,7 @@ class RequestRunner(Protocol):
         params: SamplingParams,
         on_delta: Callable[[Delta], None],
         request_id: str | None = None,
+        generated: Sequence[int] = (),
     ) -> str: ...
 
     def cancel(self, request_id: str, index: int | None = None, reason: EarlyReason = "cancelled") -> None: ...

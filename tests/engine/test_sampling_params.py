@@ -70,6 +70,7 @@ def test_lists_of_stop_ids_are_stored_as_tuples() -> None:
     ("field", "value"),
     [
         ("max_num_seqs", 0),
+        ("max_num_batched_tokens", 31),
         ("max_num_batched_tokens", 32),
         ("block_size", -1),
         ("num_blocks", 0),
