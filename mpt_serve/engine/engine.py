@@ -4,7 +4,6 @@ import atexit
 import itertools
 import logging
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,14 +25,15 @@ from mpt_serve.engine.generate import GenerationMixin
 from mpt_serve.engine.inbox import Ending, Inbox, Submission
 from mpt_serve.engine.memory import cache_dtype_for, cache_plan_for
 from mpt_serve.engine.model_text import ModelText
+from mpt_serve.engine.outbox import Outbox, refuse
 from mpt_serve.engine.pipeline import Pipeline, Taken
 from mpt_serve.engine.request import (
     Delta,
+    EarlyReason,
     EngineClosedError,
     FinishReason,
     Request,
     RequestError,
-    ignore_delta,
 )
 from mpt_serve.engine.request_factory import RequestFactory
 from mpt_serve.engine.runner import CompilationCounter, Runner, use_compilation_cache
@@ -107,7 +107,7 @@ class Engine(GenerationMixin):
         # Other threads add and remove whole entries here, each time with one indivisible operation.
         self._under_way: dict[str, list[Request]] = {}  # choices that are not finished, by the request's id
         self._inbox = Inbox()
-        self._outbox: deque[tuple[Request, Delta]] = deque()
+        self._outbox = Outbox()
         self._counters = Counters()
         self._compilations = CompilationCounter()
         self._drafter = make_drafter(
@@ -229,15 +229,16 @@ class Engine(GenerationMixin):
             self._refuse_rest()
         return request_id
 
-    def cancel(self, request_id: str, index: int | None = None) -> None:
-        """End a request, or one choice of it, with 'cancelled', before the next step.
+    def cancel(self, request_id: str, index: int | None = None, reason: EarlyReason = "cancelled") -> None:
+        """End a request, or one choice of it, before the next step.
 
         The id of a whole request is free when this returns. Unknown and ended ones do nothing. Never waits: also fit
-        for finalizers. index: of the choice, as in `Delta`; None for all.
+        for finalizers. index: of the choice, as in `Delta`; None for all. reason: what its end counts as; 'stop' for a
+        reader who has found a stop string.
         """
         choices = self._under_way.get(request_id)
         if choices is not None:
-            self._inbox.put(Ending(choices, index, "cancelled"))
+            self._inbox.put(Ending(choices, index, reason))
             if index is None:
                 self._free_name(choices, request_id)
 
@@ -308,37 +309,18 @@ class Engine(GenerationMixin):
         for request in requests:
             if request.finish_reason is None:
                 self._scheduler.finish(request, reason)
-                self._post(request, message=message)
+                self._outbox.post(request, message=message)
+                self._forget(request, reason)
 
     def _taken(self, taken: Taken) -> None:
         """Take note of what a step brought."""
         self._counters.generated_tokens += len(taken.token_ids)
-        self._post(taken.request, taken)
+        self._outbox.post(taken.request, taken)
+        if taken.request.finish_reason is not None:
+            self._forget(taken.request, taken.request.finish_reason)
 
     def _failed(self, request: Request, message: str) -> None:
         self._end([request], "error", message)
-
-    def _post(self, request: Request, taken: Taken | None = None, message: str | None = None) -> None:
-        """Queue news about a request for delivery; forget it when that is the last."""
-        reason = request.finish_reason
-        prompt_logprobs = None
-        if request.wants_prompt_logprobs and not request.prompt_is_told and taken is not None:
-            request.prompt_is_told = True
-            prompt_logprobs = tuple(request.prompt_logprobs)
-        delta = Delta(
-            token_ids=taken.token_ids if taken else (),
-            finish_reason=reason,
-            stop_reason=request.output_ids[-1] if reason == "stop" else None,
-            num_prompt_tokens=len(request.prompt_ids),
-            num_cached_tokens=request.num_cached or 0,
-            message=message,
-            index=request.choice_index,
-            logprobs=taken.logprobs if taken else None,
-            prompt_logprobs=prompt_logprobs,
-        )
-        self._outbox.append((request, delta))
-        if reason is not None:
-            self._forget(request, reason)
 
     def _forget(self, request: Request, reason: FinishReason) -> None:
         self._counters.finish(request, reason)
@@ -350,22 +332,31 @@ class Engine(GenerationMixin):
 
     def _publish(self) -> None:
         """Let other threads see how it stands."""
-        self._stats = self._counters.stats(
-            self._scheduler,
+        scheduler, counters = self._scheduler, self._counters
+        drafts = self._drafter.stats if self._drafter else DraftStats()
+        self._stats = EngineStats(
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            free_blocks=scheduler.pool.num_free,
+            total_blocks=scheduler.pool.num_blocks,
             max_model_len=self._cache_plan.max_model_len,
             steps=self._pipeline.num_steps,
+            prompt_tokens=counters.prompt_tokens,
+            cached_tokens=counters.cached_tokens,
+            generated_tokens=counters.generated_tokens,
+            drafted_tokens=drafts.drafted,
+            accepted_tokens=drafts.accepted,
+            preemptions=scheduler.num_preemptions,
             compilations=self._compilations.count,
-            drafts=self._drafter.stats if self._drafter else DraftStats(),
+            finished=dict(counters.finished),
             error=self._error,
             notes=self._cache_plan.notes,
         )
 
     def _deliver(self) -> None:
         """Call the listeners, who may submit, cancel and close."""
-        while self._outbox:
-            request, delta = self._outbox.popleft()
-            if not _tell(request, delta):
-                self._end(list(request.siblings), "cancelled")
+        for request in self._outbox.deliver():
+            self._end(list(request.siblings), "cancelled")
 
     # The end
 
@@ -375,19 +366,6 @@ class Engine(GenerationMixin):
 
     def _refuse_rest(self) -> None:
         """End what came too late for the engine's thread. On any thread, once that one has ended."""
-        reason, message = self._last_words()
         while (item := self._inbox.pop()) is not None:
             for request in item.choices if isinstance(item, Submission) else ():
-                prompt = len(request.prompt_ids)
-                _tell(request, Delta((), reason, None, prompt, message=message, index=request.choice_index))
-
-
-def _tell(request: Request, delta: Delta) -> bool:
-    """Call a request's listener; False, and never again, when it fails."""
-    try:
-        request.on_delta(delta)
-    except Exception:
-        logger.exception("the listener of request %s failed; the request is cancelled", request.request_id)
-        request.on_delta = ignore_delta
-        return False
-    return True
+                refuse(request, *self._last_words())

@@ -1,7 +1,6 @@
 """Whole batches of prompts, for callers who wait for the answers or read along."""
 
 import sys
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from numbers import Integral
@@ -9,11 +8,10 @@ from typing import Literal, overload
 
 from mpt_serve.engine.completion import Completion, Piece
 from mpt_serve.engine.model_text import ModelText
-from mpt_serve.engine.piece_stream import Prompt, stream_pieces
+from mpt_serve.engine.piece_stream import Prompt, RequestRunner, stream_pieces
 from mpt_serve.engine.progress import with_progress
-from mpt_serve.engine.request import Delta, RequestError
+from mpt_serve.engine.request import RequestError
 from mpt_serve.engine.sampling_params import SamplingParams
-from mpt_serve.engine.stats import EngineStats
 from mpt_serve.text.answer import AnswerText
 from mpt_serve.text.chat_template import Message
 from mpt_serve.text.tokenizer import TextTokenizer
@@ -24,29 +22,10 @@ Conversation = Sequence[Message]
 _DEFAULTS = SamplingParams()
 
 
-class GenerationMixin(ABC):
+class GenerationMixin(RequestRunner):
     """`generate` and `chat` over an engine's requests."""
 
     _text: ModelText
-
-    @abstractmethod
-    def check(self, prompt_ids: Sequence[int], params: SamplingParams) -> None: ...
-
-    @abstractmethod
-    def submit(
-        self,
-        prompt_ids: Sequence[int],
-        params: SamplingParams,
-        on_delta: Callable[[Delta], None],
-        request_id: str | None = None,
-        generated: Sequence[int] = (),
-    ) -> str: ...
-
-    @abstractmethod
-    def cancel(self, request_id: str, index: int | None = None) -> None: ...
-
-    @abstractmethod
-    def stats(self) -> EngineStats: ...
 
     @property
     def tokenizer(self) -> TextTokenizer | None:

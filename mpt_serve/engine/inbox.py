@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mpt_serve.engine.request import FinishReason, Request
+from mpt_serve.engine.request import EarlyReason, Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Ending:
 
     choices: list[Request]
     index: int | None
-    reason: FinishReason
+    reason: EarlyReason
 
 
 class Inbox:

@@ -9,6 +9,7 @@ from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.engine.token_limits import TokenLimits
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
+EarlyReason = Literal["stop", "cancelled"]  # why somebody else ends a request
 
 PLACES_PER_PRIORITY = 16
 
@@ -40,7 +41,7 @@ class Delta:
     """News about one choice of a request. Exactly one delta of a choice has a finish_reason, and it is its last.
 
     token_ids: newly generated ids, in order; the stop id that ended the choice is included.
-    stop_reason: the id that matched, when finish_reason is 'stop'.
+    stop_reason: the id that matched, when finish_reason is 'stop'; None when the reader found the stop.
     num_cached_tokens: prompt tokens whose keys and values were reused rather than computed.
     message: what went wrong, when finish_reason is 'error'.
     index: of the choice: choice_index ... choice_index + n - 1.
@@ -140,9 +141,13 @@ class Request:
         return self.num_generated >= self.max_output
 
     @property
+    def is_first(self) -> bool:
+        """The choice that stands for the prompt where that counts once."""
+        return self.choice_index == self.params.choice_index
+
+    @property
     def wants_prompt_logprobs(self) -> bool:
-        first = self.choice_index == self.params.choice_index
-        return self.params.prompt_logprobs is not None and first and not self.resumed
+        return self.params.prompt_logprobs is not None and self.is_first and not self.resumed
 
     def known_ids(self, start: int, stop: int) -> list[int]:
         """Ids at positions [start, stop) that the host knows (a token in flight is missing at the end)."""

@@ -1,10 +1,10 @@
 """How one request wants its tokens chosen."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mpt_serve.engine.number_checks import is_finite, is_integer
 from mpt_serve.guided.spec import Guide
 
 MAX_LOGPROBS = 20
@@ -69,9 +69,9 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         for name in _INTEGERS:
-            _require(self, name, _is_integer(getattr(self, name)), "an integer")
+            _require(self, name, is_integer(getattr(self, name)), "an integer")
         for name in _NUMBERS:
-            _require(self, name, _is_finite(getattr(self, name)), "a finite number")
+            _require(self, name, is_finite(getattr(self, name)), "a finite number")
         _require(self, "max_tokens", 0 <= self.max_tokens < 2**31, "at least 0 and below 2**31")
         _require(self, "min_tokens", 0 <= self.min_tokens <= self.max_tokens, f"from 0 to max_tokens={self.max_tokens}")
         _require(self, "temperature", self.temperature >= 0, "at least 0")
@@ -83,11 +83,11 @@ class SamplingParams:
             _require(self, name, -2 <= getattr(self, name) <= 2, "from -2 to 2")
         _require(self, "n", 1 <= self.n <= 1024, "from 1 to 1024")
         _require(self, "choice_index", 0 <= self.choice_index < 2**31, "at least 0 and below 2**31")
-        seed_ok = self.seed is None or (_is_integer(self.seed) and -(2**63) <= self.seed < 2**64)
+        seed_ok = self.seed is None or (is_integer(self.seed) and -(2**63) <= self.seed < 2**64)
         _require(self, "seed", seed_ok, "null or a 64-bit integer")
         for name in ("logprobs", "prompt_logprobs"):
             value = getattr(self, name)
-            count_ok = value is None or (_is_integer(value) and 0 <= value <= MAX_LOGPROBS)
+            count_ok = value is None or (is_integer(value) and 0 <= value <= MAX_LOGPROBS)
             _require(self, name, count_ok, f"null or an integer from 0 to {MAX_LOGPROBS}")
         _require(self, "ignore_eos", isinstance(self.ignore_eos, bool), "true or false")
         _require(self, "priority", -1000 <= self.priority <= 1000, "from -1000 to 1000")
@@ -117,14 +117,15 @@ class SamplingParams:
         except (TypeError, ValueError):  # neither a mapping nor pairs
             bias_ok = False
         _require(self, "logit_bias", bias_ok, f"a mapping from at most {MAX_BIASED_IDS} token ids to numbers")
-        finite = all(map(_is_finite, bias.values()))
+        finite = all(map(is_finite, bias.values()))
         _require(self, "logit_bias", finite, "a mapping from token ids to finite numbers")
         object.__setattr__(self, "logit_bias", tuple(bias.items()))
 
     @property
     def biases(self) -> tuple[tuple[int, float], ...]:
         """logit_bias as pairs."""
-        return tuple(dict(self.logit_bias).items())
+        assert isinstance(self.logit_bias, tuple)  # as it is stored
+        return self.logit_bias
 
     @property
     def greedy(self) -> bool:
@@ -134,18 +135,6 @@ class SamplingParams:
     def penalised(self) -> bool:
         """The logits depend on which ids came before."""
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_finite(value: Any) -> bool:
-    """A number, as a float can hold it."""
-    try:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:
-        return False
 
 
 def _are_ids(value: Any) -> bool:

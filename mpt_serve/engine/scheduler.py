@@ -86,6 +86,7 @@ class Scheduler:
     - every block is free or held by running requests (see `BlockPool`).
     - a preempted request is not admitted again before its token in flight has been accepted.
 
+    max_num_batched_tokens: above max_num_seqs (`EngineConfig` checks that), so that prompts go on whoever else runs.
     max_samples: ids that one step samples at most; drafts share what running requests leave of it.
     """
 
@@ -97,11 +98,6 @@ class Scheduler:
         max_samples: int | None = None,
         prefix_caching: bool = True,
     ) -> None:
-        if max_num_batched_tokens < max_num_seqs:
-            raise ValueError(
-                f"max_num_batched_tokens={max_num_batched_tokens} must be at least max_num_seqs={max_num_seqs}: "
-                "each running request needs a token per step"
-            )
         self.pool = pool
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens

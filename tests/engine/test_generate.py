@@ -202,12 +202,14 @@ def test_stop_strings_end_an_answer_across_ids_and_characters(
     text_engine: Engine, stop: str | list[str], text: str, found: str | None
 ) -> None:
     params = saying("naïve café 🎉 STOP, end", logprobs=0)
+    cancelled = wait_idle(text_engine).finished["cancelled"]
     pieces = list(text_engine.generate("Say it: ", params, stop=stop, stream=True))
     (completion,) = text_engine.generate("Say it: ", params, stop=stop)
     assert_all_free(text_engine)
     assert joined(pieces, 0, 0)[0] == completion.text == text
     assert (completion.finish_reason, completion.stop_reason) == ("stop", found or END)
     # Up to the id that completes the string, and no further.
+    assert wait_idle(text_engine).finished["cancelled"] == cancelled
     ids = list((text + found).encode()) if found else [*text.encode(), END]
     assert len(completion.token_ids) == len(completion.choices[0].logprobs or ()) == len(ids)
 
@@ -232,8 +234,9 @@ def test_a_stop_string_ends_one_choice_and_not_the_others(text_engine: Engine) -
         assert choice.text == text.split(stop)[0]
         assert (choice.finish_reason, choice.stop_reason) == (("stop", stop) if stop in text else ("length", None))
     after = wait_idle(text_engine)
-    assert after.finished["cancelled"] - before.finished["cancelled"] <= counts[stop]
+    assert 0 < after.finished["stop"] - before.finished["stop"] <= counts[stop]
     assert after.finished["length"] - before.finished["length"] >= 6 - counts[stop]
+    assert after.finished["cancelled"] == before.finished["cancelled"]
     assert_all_free(text_engine)
 
 

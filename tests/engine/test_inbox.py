@@ -145,6 +145,15 @@ def test_a_name_is_free_as_soon_as_its_request_is_cancelled(engine: Engine, held
     assert engine.submit(prompt_of(3), GREEDY, Listener(), "again") == "again"
 
 
+def test_a_choice_may_be_ended_as_one_that_stopped(engine: Engine) -> None:
+    before, listener = engine.stats().finished, Listener()
+    listener = Listener(lambda delta: engine.cancel("stops", 0, "stop"))
+    engine.submit(prompt_of(3), LONG, listener, "stops")
+    last = listener.last()
+    assert (last.finish_reason, last.stop_reason, last.token_ids) == ("stop", None, ())
+    assert engine.stats().finished == before | {"stop": before["stop"] + 1}
+
+
 def test_a_request_that_is_cancelled_while_it_is_submitted_never_runs(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import SETTINGS, VOCAB_LIMIT
 from reference import check_generated, log_softmax
-from test_engine import Listener, assert_all_free, lazy_engine, limited, prompt_of
+from test_engine import Listener, assert_all_free, lazy_engine, limited, prompt_of, wait_idle
 
 from model.config import MptConfig
 from model.weights import Weights
@@ -127,6 +127,16 @@ def test_choices_are_what_each_is_alone_and_read_the_prompt_once(engine: Engine,
     assert [cached[index] for index in range(4)] == [0, *[length - 1] * 3]  # four run at once
     assert all(cached[index] in (whole_blocks, length - 1) for index in (4, 5))  # when the first may have ended
     assert_all_free(engine)
+
+
+def test_prompts_count_once_for_all_their_choices(lazy_engine) -> None:  # type: ignore[no-untyped-def]
+    engine = lazy_engine()
+    for cached in (0, 28):  # all but the block with the last token
+        before = engine.stats()
+        engine.generate([prompt_of(32, 9)], replace(SAMPLED, n=6, choice_index=2))
+        after = wait_idle(engine)
+        assert after.prompt_tokens - before.prompt_tokens == 32
+        assert after.cached_tokens - before.cached_tokens == cached
 
 
 def test_choices_hold_the_prompt_once(engine: Engine) -> None:

@@ -71,6 +71,7 @@ def test_lists_of_stop_ids_are_stored_as_tuples() -> None:
     ("field", "value"),
     [
         ("max_num_seqs", 0),
+        ("max_num_batched_tokens", 31),
         ("max_num_batched_tokens", 32),
         ("block_size", -1),
         ("num_blocks", 0),
@@ -86,8 +87,8 @@ def test_a_bad_engine_setting_is_refused_by_name(field: str, value: Any) -> None
 
 def test_long_lists_of_ids_are_not_checked_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     checked = []
-    is_integer = sampling_params._is_integer
-    monkeypatch.setattr(sampling_params, "_is_integer", lambda value: checked.append(value) or is_integer(value))
+    is_integer = sampling_params.is_integer
+    monkeypatch.setattr(sampling_params, "is_integer", lambda value: checked.append(value) or is_integer(value))
     counts = []
     for length in (1, 10_000):
         checked.clear()

@@ -240,11 +240,6 @@ def test_a_request_that_can_never_fit_is_refused() -> None:
         scheduler.add(make_request("too long", range(5), 5))
 
 
-def test_a_budget_below_the_number_of_requests_is_refused() -> None:
-    with pytest.raises(ValueError, match="max_num_batched_tokens=3"):
-        scheduler_of(max_num_seqs=4, budget=3)
-
-
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [

@@ -23,7 +23,7 @@ class DraftStats:
 
 
 class Drafter(ABC):
-    """Proposes the ids that follow sequences. Not thread-safe: the engine's thread calls it.
+    """Proposes the ids that follow sequences. Not thread-safe: the engine's thread alone calls it.
 
     step_sizes: the numbers of tokens that steps are padded to. max_draft_tokens: of one request in one step.
 
