@@ -103,9 +103,11 @@ class Engine(GenerationMixin):
         self._factory = RequestFactory(
             config.vocab_size, self._vocab_limit, end_ids, self.max_model_len, pool.block_size, self._guides
         )
-        self._names = itertools.count()
-        # Other threads add and remove whole entries here, each time with one indivisible operation.
-        self._under_way: dict[str, list[Request]] = {}  # choices that are not finished, by the request's id
+        self._numbers = itertools.count()
+        # Ids in use, for other threads to refuse them: these change it too, by one indivisible operation each time. Two
+        # who race for one id may both get it; nothing else depends on it.
+        self._names: dict[str, list[Request]] = {}
+        self._requests: dict[str, list[Request]] = {}  # the engine's thread's: choices that are not over, by id
         self._inbox = Inbox()
         self._outbox = Outbox()
         self._counters = Counters()
@@ -218,11 +220,11 @@ class Engine(GenerationMixin):
         `EngineClosedError` when the engine was closed or has failed. When it is interrupted, `cancel` undoes whatever
         it did.
         """
-        request_id = request_id or f"request-{next(self._names)}"
+        request_id = request_id or f"request-{next(self._numbers)}"
         choices = self._factory.make(prompt_ids, params, on_delta, request_id, generated)
         if self._closed or self._error:
             raise EngineClosedError(self._error or "the engine is closed")
-        if self._under_way.setdefault(request_id, choices) is not choices:
+        if self._names.setdefault(request_id, choices) is not choices:
             raise RequestError(f"a request with the id {request_id!r} is running already; choose another id")
         self._inbox.put(Submission(choices))
         if self._thread_ended:  # perhaps before it could see this
@@ -236,11 +238,9 @@ class Engine(GenerationMixin):
         for finalizers. index: of the choice, as in `Delta`; None for all. reason: what its end counts as; 'stop' for a
         reader who has found a stop string.
         """
-        choices = self._under_way.get(request_id)
-        if choices is not None:
-            self._inbox.put(Ending(choices, index, reason))
-            if index is None:
-                self._free_name(choices, request_id)
+        self._inbox.put(Ending(request_id, index, reason))
+        if index is None:  # after that: who takes the name from now on is not meant
+            self._names.pop(request_id, None)
 
     def close(self) -> None:
         """Cancel what is left and stop the engine's thread. Idempotent; waits for the step in flight."""
@@ -258,10 +258,6 @@ class Engine(GenerationMixin):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _free_name(self, choices: list[Request], request_id: str) -> None:
-        if self._under_way.get(request_id) is choices:
-            self._under_way.pop(request_id, None)
 
     # The engine's thread
 
@@ -294,16 +290,18 @@ class Engine(GenerationMixin):
             if isinstance(item, Submission):
                 self._begin(item.choices)
             else:
-                self._end([r for r in item.choices if item.index in (None, r.choice_index)], item.reason)
+                choices = self._requests.get(item.request_id, ())
+                self._end([r for r in choices if item.index in (None, r.choice_index)], item.reason)
         if items:
             self._publish()
             self._inbox.done(len(items))
         return not self._closed
 
     def _begin(self, choices: Sequence[Request]) -> None:
+        self._requests.setdefault(choices[0].request_id, []).extend(choices)
         for request in choices:
             self._scheduler.add(request)
-        self._counters.prompt_tokens += len(choices[0].prompt_ids) if choices else 0
+        self._counters.prompt_tokens += len(choices[0].prompt_ids)
 
     def _end(self, requests: Iterable[Request], reason: FinishReason, message: str | None = None) -> None:
         for request in requests:
@@ -326,9 +324,12 @@ class Engine(GenerationMixin):
         self._counters.finish(request, reason)
         if self._drafter is not None:
             self._drafter.forget(request)
-        request.siblings.remove(request)
-        if not request.siblings:
-            self._free_name(request.siblings, request.request_id)
+        for choices in (request.siblings, self._requests[request.request_id]):
+            choices.remove(request)
+        if not self._requests[request.request_id]:
+            del self._requests[request.request_id]
+        if not request.siblings and self._names.get(request.request_id) is request.siblings:
+            self._names.pop(request.request_id, None)
 
     def _publish(self) -> None:
         """Let other threads see how it stands."""

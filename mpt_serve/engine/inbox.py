@@ -10,16 +10,16 @@ from mpt_serve.engine.request import EarlyReason, Request
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """Begin a request. choices: `Request.siblings` of each, so those that were ended before are not among them."""
+    """Begin a request, with all its choices."""
 
     choices: list[Request]
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """End choices of a request; index: the one choice that is meant, None for all."""
+    """End what was submitted before under this id; index: the one choice that is meant, None for all."""
 
-    choices: list[Request]
+    request_id: str
     index: int | None
     reason: EarlyReason
 

@@ -129,7 +129,7 @@ class Scheduler:
         insort(self.waiting, request, key=_order)
 
     def finish(self, request: Request, reason: FinishReason) -> None:
-        """End a request wherever it is, also before it was added; its blocks and slot are free at once.
+        """End a request wherever it is; its blocks and slot are free at once.
 
         Steps in flight may still write the freed blocks: the device executes steps in order, so a new owner's writes
         come later. Their sampled ids are dropped by `accept`.
@@ -137,11 +137,11 @@ class Scheduler:
         if request.finish_reason is not None:
             return
         request.finish_reason = reason
-        if request.slot is not None:
+        if request.slot is None:
+            self.waiting.remove(request)
+        else:
             self.running.remove(request)
             self._release(request)
-        elif request.arrival >= 0:
-            self.waiting.remove(request)
 
     # One step
 

@@ -108,7 +108,8 @@ def test_a_batch_can_be_interrupted_at_every_line_of_a_submission(
             engine.generate([prompt_of(3)], replace(LONG, n=2))
         except KeyboardInterrupt:
             assert_all_free(engine)
-            assert not engine._under_way
+            assert not engine._requests
+            assert not engine._names
         if len(seen) < line:
             break
     assert line > 20
@@ -154,21 +155,17 @@ def test_a_choice_may_be_ended_as_one_that_stopped(engine: Engine) -> None:
     assert engine.stats().finished == before | {"stop": before["stop"] + 1}
 
 
-def test_a_request_that_is_cancelled_while_it_is_submitted_never_runs(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    put, listener = engine._inbox.put, Listener()
-
-    def cancelled_before(item: object) -> None:
-        if isinstance(item, Submission):
-            engine.cancel("early")
-        put(item)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(engine._inbox, "put", cancelled_before)
-    engine.submit(prompt_of(3), LONG, listener, "early")
-    assert listener.last().finish_reason == "cancelled"
+def test_a_name_that_two_get_at_once_is_cancelled_for_both(engine: Engine, held: Callable[[], None]) -> None:
+    listeners = [Listener() for _ in range(3)]
+    for listener in listeners[:2]:
+        engine.submit(prompt_of(3), LONG, listener, "same")
+        engine._names.pop("same")  # as one who has just cancelled an older request of this name may do too late
+    engine.cancel("same")
+    engine.submit(prompt_of(3), GREEDY, listeners[2], "same")
+    held()
+    assert [listener.last().finish_reason for listener in listeners] == ["cancelled", "cancelled", "length"]
     assert_all_free(engine)
-    assert [delta.token_ids for delta in listener.deltas] == [()]
+    assert not engine._names
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -183,7 +180,7 @@ def test_a_submission_that_comes_with_the_end_gets_its_end(
     def end_before(item: Submission) -> None:
         if fails:
             monkeypatch.setattr(engine._pipeline, "turn", lambda: 1 / 0)
-            put(Submission([]))
+            engine._inbox.wake()
             engine._thread.join()
         engine.close()
         put(item)
