@@ -1,10 +1,15 @@
 """ALiBi horizons: which keys a query need not read, by proof.
 
 A key at distance d scores scale * q.k - slope * d, at most scale * |q| |k| - slope * d. The cache keeps a bound of each
-key's length, so that this is known of a page of keys before it is read. Far pages of steep heads weigh less than
-float32 can add to what the query certainly has: leaving them out changes nothing. Only what is proven so is left out:
-the weights of all keys left out for a query sum to at most NEGLIGIBLE of its weights. Lengths that are no finite
-numbers prove nothing, and heads without a slope read everything.
+key's length, so that this is known of a page of keys before it is read, and far pages of steep heads are left out. Only
+what is proven to be light is: the weights of all keys left out for a query sum to at most NEGLIGIBLE of its weights.
+Lengths that are no finite numbers prove nothing, and heads without a slope read everything.
+
+What that does to a result: with the weights left out a share e <= NEGLIGIBLE < 2^-25 of those kept, each number of it
+is off by at most e * (|largest value left out| + |the number|), the second part because the kept weights are normalised
+to one. Where values are of a size, that is half of a float32's rounding; next to a value left out that is larger by
+many powers of two, it is that much more. Values must be finite: the cache holds no bound of theirs, and one left out
+that is infinite or no number, which would have spread to the result by a weight of zero, does not.
 """
 
 import jax.numpy as jnp
@@ -13,7 +18,7 @@ from jax import Array, lax
 from model.config import MptConfig
 
 NEGLIGIBLE = 0.95 * 2.0**-25
-"""Half of float32's rounding, less what the comparison with it rounds."""
+"""Of the kept weights: half of float32's rounding of their sum, less what the comparison with it rounds."""
 _LENGTH_MARGIN = 1.0001  # above the rounding of a sum of thousands of squares
 _LEAST_LENGTH = 1e-17  # above what squares too small for float32 may hide
 

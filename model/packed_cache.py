@@ -2,7 +2,8 @@
 
 An entry is one safetensors file, named by a digest of all that its numbers follow from, so that it is never out of
 date: a changed checkpoint, another format or another layout is another entry. Files appear under their names whole;
-processes that write the same entry at once write the same bytes.
+processes that write the same entry at once write the same bytes. Who writes an entry removes those of what the same
+folder held before, unless somebody used them lately and so may be reading.
 """
 
 import contextlib
@@ -23,8 +24,10 @@ from jax import Array
 from jax.sharding import Sharding
 from jax.typing import DTypeLike
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 
 from model.checkpoint import find_tensors, load_weights, place, progress_bar
+from model.checkpoint_digest import MEMO_SUFFIX, content_digest, fingerprint
 from model.config import MptConfig
 from model.packed import PackedMatrix
 from model.quantization import WeightFormat, packed_arrays
@@ -36,8 +39,7 @@ from model.weights import Weights, WeightSpec, assemble_weights, weight_specs
 logger = logging.getLogger(__name__)
 
 LAYOUT = 1  # of an entry and of `PackedMatrix`, and how numbers are quantised: raised when one of them changes
-_SAMPLES, _SAMPLE_BYTES = 64, 2**15  # of a checkpoint file, that tell it from another of the same size and header
-_ABANDONED_S = 3600.0  # after which a file that nobody writes to was left by a process that died
+_ABANDONED_S = 3600.0  # after which nobody reads an entry any more, and a half-written file is a dead process's
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -55,43 +57,48 @@ def load_through_cache(
     An entry that is damaged is replaced, one that cannot be written is done without; both with a warning.
     Raises CheckpointError as `load_weights` does.
     """
-    path = Path(cache_dir).expanduser() / f"{_key(Path(folder), config, dtype, format)}.safetensors"
+    cache_dir, folder = Path(cache_dir).expanduser(), Path(folder)
+    mark = fingerprint(_files(folder))
+    about = {
+        "checkpoint": str(folder.resolve()),
+        "content": content_digest(_files(folder), mark, cache_dir),
+        "quantization": format.quantization,
+        "layout": str(LAYOUT),
+    }
+    path = cache_dir / f"{_key(about, config, dtype, format)}.safetensors"
     if path.is_file():
         try:
             return _read(path, config, format, sharding, progress)
         except (CheckpointError, OSError) as error:
             logger.warning("The cache of quantised weights has a damaged entry, which is made again: %s", error)
     weights = load_weights(folder, config, dtype, sharding, progress, format)
+    if fingerprint(_files(folder)) != mark:
+        logger.warning("%s changed while it was read: its quantised weights are not kept", folder)
+        return weights
     try:
-        _write(path, weights, {"checkpoint": str(folder), "quantization": format.quantization, "layout": str(LAYOUT)})
+        _write(path, weights, about)
+        _remove_outdated(cache_dir, about)
     except OSError as error:
         logger.warning("Quantised weights cannot be kept in %s, so every start quantises again: %s", cache_dir, error)
     return weights
 
 
-def _key(folder: Path, config: MptConfig, dtype: DTypeLike | None, format: WeightFormat) -> str:
+def _files(folder: Path) -> list[Path]:
+    return sorted({tensor.path for tensor in find_tensors(folder).values()})
+
+
+def _key(about: Mapping[str, str], config: MptConfig, dtype: DTypeLike | None, format: WeightFormat) -> str:
     """Hex digits that stand for a checkpoint and what is made of it."""
     made_of = {
-        "layout": LAYOUT,
+        "layout": about["layout"],
         "quantization": format.quantization,
         "group": format.group,
         "packed": format.packed,  # decides what float16 becomes
         "dtype": None if dtype is None else jnp.dtype(dtype).name,
         "config": repr(config),
-        "files": [_file_digest(path) for path in sorted({t.path for t in find_tensors(folder).values()})],
+        "content": about["content"],
     }
     return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
-
-
-def _file_digest(path: Path) -> list[str | int]:
-    """Name, size, time of change, and samples of the contents: two models of one shape differ in nearly every byte."""
-    status = path.stat()
-    digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        for i in range(_SAMPLES + 1):
-            file.seek(max(status.st_size - _SAMPLE_BYTES, 0) * i // _SAMPLES)
-            digest.update(file.read(_SAMPLE_BYTES))
-    return [path.name, status.st_size, status.st_mtime_ns, digest.hexdigest()]
 
 
 @dataclass(frozen=True)
@@ -119,6 +126,8 @@ def _parameters(config: MptConfig, format: WeightFormat) -> Iterator[_Parameter]
 def _read(
     path: Path, config: MptConfig, format: WeightFormat, sharding: Sharding | None, progress: bool | None
 ) -> Weights:
+    with contextlib.suppress(OSError):  # a folder that cannot be written
+        os.utime(path)  # somebody uses it
     tensors = read_safetensors(path)
     parameters = list(_parameters(config, format))
     _check(path, tensors, {name: kind for p in parameters for name, kind in p.arrays.items()})
@@ -159,7 +168,8 @@ def _read_array(tensor: StoredTensor) -> NDArray[Any]:
 def _write(path: Path, weights: Weights, about: Mapping[str, str]) -> None:
     """Writes `weights` under a name of their own, then moves them to `path`. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(path)
+    for partial in path.parent.glob(f".{path.stem}.*.partial"):
+        _remove_abandoned(partial)
     descriptor, temporary = tempfile.mkstemp(suffix=".partial", prefix=f".{path.stem}.", dir=path.parent)
     try:
         with open(descriptor, "wb") as file:
@@ -172,11 +182,36 @@ def _write(path: Path, weights: Weights, about: Mapping[str, str]) -> None:
         Path(temporary).unlink(missing_ok=True)
 
 
-def _remove_abandoned(path: Path) -> None:
-    for partial in path.parent.glob(f".{path.stem}.*.partial"):
-        with contextlib.suppress(OSError):  # another process was faster
-            if time.time() - partial.stat().st_mtime > _ABANDONED_S:
-                partial.unlink()
+def _remove_abandoned(path: Path) -> bool:
+    """Remove a file that nobody has used for long; whether it was."""
+    with contextlib.suppress(OSError):  # another process was faster
+        if time.time() - path.stat().st_mtime > _ABANDONED_S:
+            path.unlink()
+            return True
+    return False
+
+
+def _remove_outdated(cache_dir: Path, about: Mapping[str, str]) -> None:
+    """Remove what was made of the checkpoint's folder when it held other weights, or by another layout."""
+    outdated = set()
+    for path in cache_dir.glob("*.safetensors"):
+        other = _about(path)
+        same = all(other.get(name) == about[name] for name in ("content", "layout"))
+        if other.get("checkpoint") == about["checkpoint"] and not same and _remove_abandoned(path):
+            outdated.add(other.get("content"))
+    for memo in cache_dir.glob(f"*{MEMO_SUFFIX}"):
+        with contextlib.suppress(OSError):
+            if memo.read_text("ascii", "replace") in outdated - {about["content"]}:
+                memo.unlink()
+
+
+def _about(path: Path) -> dict[str, str]:
+    """What an entry says of itself; nothing where it is damaged, or gone."""
+    try:
+        with safe_open(path, "numpy") as file:
+            return file.metadata() or {}
+    except (OSError, SafetensorError):
+        return {}
 
 
 def _named_arrays(weights: Weights) -> Iterator[tuple[str, Array]]:

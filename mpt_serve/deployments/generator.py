@@ -78,8 +78,8 @@ class Generator:
             self._engine.cancel(request_id)
 
     async def end_choice(self, request_id: str, index: int) -> None:
-        """End one choice of a request, here or, where another replica has it, nowhere; the other choices go on."""
-        self._engine.cancel(request_id, index)
+        """End a choice at its stop string, here or, where another replica has it, nowhere; the other choices go on."""
+        self._engine.cancel(request_id, index, "stop")
 
     async def _submit_in_thread(self, submit: Callable[[], str], request_id: str) -> None:
         submitted = asyncio.get_running_loop().run_in_executor(None, submit)

@@ -54,11 +54,11 @@ METRICS = (
         "Blocks of the key-value cache that no request holds; those kept for later prompts are among them",
     ),
     EngineMetric("mpt_serve_steps_total", "steps", "Steps that the engine started"),
-    EngineMetric("mpt_serve_prompt_tokens_total", "prompt_tokens", "Tokens of prompts"),
+    EngineMetric("mpt_serve_prompt_tokens_total", "prompt_tokens", "Tokens of prompts; once for all choices"),
     EngineMetric(
         "mpt_serve_cached_prompt_tokens_total",
         "cached_tokens",
-        "Tokens of prompts that were found in the cache, or shared between choices, rather than computed",
+        "Tokens of prompts that were found in the cache rather than computed; of the first choice",
     ),
     EngineMetric("mpt_serve_generated_tokens_total", "generated_tokens", "Tokens of answers"),
     EngineMetric("mpt_serve_draft_tokens_total", "drafted_tokens", "Tokens that speculation drafted"),
@@ -73,7 +73,12 @@ METRICS = (
         "Choices that gave up their blocks, to be resumed later",
     ),
     EngineMetric("mpt_serve_compilations_total", "compilations", "Programs compiled while serving; 0 with pre_compile"),
-    EngineMetric("mpt_serve_finished_choices_total", "finished", "Choices that ended", label="reason"),
+    EngineMetric(
+        "mpt_serve_finished_choices_total",
+        "finished",
+        "Choices that ended",
+        label="reason",
+    ),
 )
 
 

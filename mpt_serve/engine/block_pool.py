@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 class BlockPool:
     """Reference-counted cache blocks, numbered 0 ... num_blocks - 1.
 
-    A block can be published under the digest of all it depends on (`prefix_cache.digest_chain`). It then can be found
+    A block can be published under the digest of all it depends on (`prefix_cache.extend_chain`). It then can be found
     by that digest as long as nobody needs its place: also after its last owner released it.
 
     Invariants, checked by `check_integrity`:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from mpt_serve.engine.number_checks import is_integer
+
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
@@ -10,7 +12,7 @@ class EngineConfig:
 
     max_num_seqs: requests that run at once; others wait.
     max_num_batched_tokens: tokens that one step computes at most. More finishes prompts sooner, and makes those who
-        are already reading their answer wait longer for each token meanwhile.
+        are already reading their answer wait longer for each token meanwhile. Above max_num_seqs.
     block_size: tokens per block of the key-value cache.
     num_blocks: cache blocks; None takes kv_cache_memory, or else a share of the memory that is free.
     kv_cache_memory: bytes for the key-value cache; ignored when num_blocks is given.
@@ -46,7 +48,7 @@ class EngineConfig:
         for name in ("num_blocks", "kv_cache_memory"):
             if getattr(self, name) is not None:
                 _require_positive(name, getattr(self, name))
-        if self.max_model_len is not None and (not _is_integer(self.max_model_len) or self.max_model_len < 2):
+        if self.max_model_len is not None and (not is_integer(self.max_model_len) or self.max_model_len < 2):
             raise ValueError(f"max_model_len must be null or an integer of at least 2, got {self.max_model_len!r}")
         if self.max_num_batched_tokens <= self.max_num_seqs:
             raise ValueError(
@@ -71,10 +73,6 @@ _CHOICES = {
 }
 
 
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _require_positive(name: str, value: Any) -> None:
-    if not _is_integer(value) or value < 1:
+    if not is_integer(value) or value < 1:
         raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")

@@ -3,10 +3,9 @@
 import atexit
 import itertools
 import logging
-import secrets
 import threading
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -23,23 +22,24 @@ from mpt_serve.engine.block_pool import BlockPool
 from mpt_serve.engine.config import EngineConfig
 from mpt_serve.engine.drafting import DraftModel, DraftStats, check_draft, make_drafter
 from mpt_serve.engine.generate import GenerationMixin
+from mpt_serve.engine.inbox import Ending, Inbox, Submission
 from mpt_serve.engine.memory import cache_dtype_for, cache_plan_for
 from mpt_serve.engine.model_text import ModelText
+from mpt_serve.engine.outbox import Outbox, refuse
 from mpt_serve.engine.pipeline import Pipeline, Taken
 from mpt_serve.engine.request import (
     Delta,
+    EarlyReason,
     EngineClosedError,
     FinishReason,
     Request,
     RequestError,
-    ignore_delta,
 )
-from mpt_serve.engine.request_checks import check_ids, check_prompt
+from mpt_serve.engine.request_factory import RequestFactory
 from mpt_serve.engine.runner import CompilationCounter, Runner, use_compilation_cache
 from mpt_serve.engine.sampling_params import SamplingParams
-from mpt_serve.engine.scheduler import Scheduler, extend_digests
+from mpt_serve.engine.scheduler import Scheduler
 from mpt_serve.engine.stats import Counters, EngineStats
-from mpt_serve.engine.token_limits import GuideState, TokenLimits
 from mpt_serve.guided.compiler import GuideCompiler
 from mpt_serve.model_folder import model_path
 from mpt_serve.text.tokenizer import TextTokenizer
@@ -52,8 +52,9 @@ _MIN_SAMPLES = 16  # ids that a step may sample at least where drafts are verifi
 class Engine(GenerationMixin):
     """Continuous batching for one model on one device or mesh.
 
-    One thread runs the device: it schedules and dispatches step k + 1 before it reads what step k sampled. `_lock`
-    guards the scheduler and is never held while the device works, so that `submit` and `cancel` take effect at once.
+    One thread, the engine's, runs the device: it schedules and dispatches step k + 1 before it reads what step k
+    sampled. It alone changes requests, scheduler and drafter, so there is no lock; what other threads ask for comes
+    through the inbox, and takes effect with the next step.
 
     vocab_limit: ids from here on are neither accepted nor sampled; None takes the tokenizer's size, where there is a
         tokenizer, as the model's may be padded.
@@ -83,7 +84,7 @@ class Engine(GenerationMixin):
         self._text = text or ModelText()
         limit = self._text.vocab_limit(config) if vocab_limit is None else vocab_limit
         self._vocab_limit = min(limit, config.vocab_size)
-        self._eos_token_ids = frozenset(self._text.eos_token_ids(config) if eos_token_ids is None else eos_token_ids)
+        end_ids = self._text.eos_token_ids(config) if eos_token_ids is None else eos_token_ids
         if settings.compilation_cache_dir is not None:
             use_compilation_cache(settings.compilation_cache_dir)
         cache_dtype = cache_dtype_for(weights, settings)
@@ -98,22 +99,35 @@ class Engine(GenerationMixin):
         if settings.pre_compile:
             self._runner.compile_all()
 
-        self._guides = guides or self._text.guides(self._eos_token_ids, self._vocab_limit)
-        self._vocab_size = config.vocab_size
-        self._lock = threading.Condition()
-        self._requests: dict[str, list[Request]] = {}  # choices that are not finished
-        self._outbox: deque[tuple[Request, Delta]] = deque()
+        self._guides = guides or self._text.guides(end_ids, self._vocab_limit)
+        self._factory = RequestFactory(
+            config.vocab_size, self._vocab_limit, end_ids, self.max_model_len, pool.block_size, self._guides
+        )
+        self._numbers = itertools.count()
+        # Ids in use, for other threads to refuse them: these change it too, by one indivisible operation each time. Two
+        # who race for one id may both get it; nothing else depends on it.
+        self._names: dict[str, list[Request]] = {}
+        self._requests: dict[str, list[Request]] = {}  # the engine's thread's: choices that are not over, by id
+        self._inbox = Inbox()
+        self._outbox = Outbox()
         self._counters = Counters()
         self._compilations = CompilationCounter()
         self._drafter = make_drafter(
             settings, draft, weights, self._cache_plan, cache_dtype, self._vocab_limit, self._runner.decode_sizes
         )
         self._pipeline = Pipeline(
-            self._scheduler, self._runner, self._lock, config.vocab_size, self._drafter, self._taken, self._failed
+            self._scheduler,
+            self._runner,
+            config.vocab_size,
+            self._drafter,
+            on_scheduled=self._publish,
+            on_taken=self._taken,
+            on_failed=self._failed,
         )
         self._closed = False
         self._error: str | None = None
-        self._names = itertools.count()
+        self._thread_ended = False
+        self._publish()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
         # A daemon thread inside the device's runtime while the interpreter goes down can crash it.
@@ -177,23 +191,16 @@ class Engine(GenerationMixin):
 
     def stats(self) -> EngineStats:
         """Thread-safe."""
-        with self._lock:
-            return self._counters.stats(
-                self._scheduler,
-                max_model_len=self._cache_plan.max_model_len,
-                steps=self._pipeline.num_steps,
-                compilations=self._compilations.count,
-                drafts=self._drafter.stats if self._drafter else DraftStats(),
-                error=self._error,
-                notes=self._cache_plan.notes,
-            )
+        # In this order: who is taken in meanwhile is counted twice, rather than not at all.
+        submitted = self._inbox.num_choices
+        stats = self._stats
+        return replace(stats, waiting=stats.waiting + submitted) if submitted else stats
 
     # Requests; any thread
 
     def check(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
         """Raises `RequestError` where `submit` would refuse this."""
-        check_prompt(prompt_ids, params, self._vocab_limit, self.max_model_len)
-        self._guide_of(params)
+        self._factory.check(prompt_ids, params)
 
     def submit(
         self,
@@ -210,46 +217,36 @@ class Engine(GenerationMixin):
         by an engine that did not come to its end; it goes on after them as that one would have.
 
         Compiles the guide, if there is one, before it returns. Raises `RequestError` (nothing is queued then),
-        `EngineClosedError` when the engine was closed or has failed.
+        `EngineClosedError` when the engine was closed or has failed. When it is interrupted, `cancel` undoes whatever
+        it did.
         """
-        check_prompt(prompt_ids, params, self._vocab_limit, self.max_model_len)
-        choices = self._choices(
-            tuple(map(int, prompt_ids)), params, on_delta, request_id or f"request-{next(self._names)}"
-        )
-        if generated:
-            self._resume(choices, list(generated))
-        first = choices[0]
-        extend_digests(first, len(prompt_ids), self._cache_plan.block_size)  # here, not on the engine's thread
-        with self._lock:
-            if self._closed or self._error:
-                raise EngineClosedError(self._error or "the engine is closed")
-            if first.request_id in self._requests:
-                raise RequestError(f"a request with the id {first.request_id!r} is running already; choose another id")
-            for request in choices:
-                request.digests = list(first.digests)
-                self._scheduler.add(request)
-            self._requests[first.request_id] = choices
-            self._counters.prompt_tokens += len(prompt_ids)
-            self._lock.notify()
-        return first.request_id
+        request_id = request_id or f"request-{next(self._numbers)}"
+        choices = self._factory.make(prompt_ids, params, on_delta, request_id, generated)
+        if self._closed or self._error:
+            raise EngineClosedError(self._error or "the engine is closed")
+        if self._names.setdefault(request_id, choices) is not choices:
+            raise RequestError(f"a request with the id {request_id!r} is running already; choose another id")
+        self._inbox.put(Submission(choices))
+        if self._thread_ended:  # perhaps before it could see this
+            self._refuse_rest()
+        return request_id
 
-    def cancel(self, request_id: str, index: int | None = None) -> None:
-        """End a request, or one choice of it, with 'cancelled'; its blocks are free when this returns.
+    def cancel(self, request_id: str, index: int | None = None, reason: EarlyReason = "cancelled") -> None:
+        """End a request, or one choice of it, before the next step.
 
-        index: of the choice, as in `Delta`; None for all. Unknown and ended ones do nothing.
+        The id of a whole request is free when this returns. Unknown and ended ones do nothing. Never waits: also fit
+        for finalizers. index: of the choice, as in `Delta`; None for all. reason: what its end counts as; 'stop' for a
+        reader who has found a stop string.
         """
-        with self._lock:
-            for request in list(self._requests.get(request_id, ())):
-                if index is None or request.choice_index == index:
-                    self._end(request, "cancelled")
-            self._lock.notify()
+        self._inbox.put(Ending(request_id, index, reason))
+        if index is None:  # after that: who takes the name from now on is not meant
+            self._names.pop(request_id, None)
 
     def close(self) -> None:
         """Cancel what is left and stop the engine's thread. Idempotent; waits for the step in flight."""
         atexit.unregister(self.close)
-        with self._lock:
-            self._closed = True
-            self._lock.notify()
+        self._closed = True
+        self._inbox.wake()
         if threading.current_thread() is not self._thread:
             self._thread.join()
         self._text.close()
@@ -262,48 +259,6 @@ class Engine(GenerationMixin):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _choices(
-        self, prompt_ids: tuple[int, ...], params: SamplingParams, on_delta: Callable[[Delta], None], request_id: str
-    ) -> list[Request]:
-        """A request's choices; all but the first take over what the first computes of the prompt."""
-        stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos_token_ids)
-        make_guide = self._guide_of(params)
-        choices: list[Request] = []
-        for i in range(params.n):
-            limits = TokenLimits(params, stop_ids, self._vocab_size, make_guide() if make_guide else None)
-            request = Request(
-                request_id=request_id,
-                prompt_ids=prompt_ids,
-                params=params,
-                seed=choices[0].seed if choices else _seed(params),
-                max_output=min(params.max_tokens, self.max_model_len - len(prompt_ids)),
-                choice_index=params.choice_index + i,
-                stop_ids=stop_ids,
-                on_delta=on_delta,
-                source=choices[0] if choices else None,
-                limits=limits if limits.binding else None,
-            )
-            choices.append(request)
-        return choices
-
-    def _guide_of(self, params: SamplingParams) -> Callable[[], GuideState] | None:
-        if params.guide is None:
-            return None
-        if self._guides is None:
-            raise RequestError(
-                "guided output needs the model's tokenizer and its end-of-sequence id: there is none here"
-            )
-        if params.ignore_eos or not self._eos_token_ids:
-            raise RequestError("guided output ends with an end-of-sequence id: it takes one, and no ignore_eos")
-        return self._guides.compile(params.guide).start
-
-    def _resume(self, choices: list[Request], generated: list[int]) -> None:
-        check_ids("generated", generated, self._vocab_limit)
-        request = choices[0]
-        if len(choices) > 1 or len(generated) >= request.max_output or request.stop_ids & set(generated):
-            raise RequestError("generated must be the unfinished answer of one choice")
-        request.resume(generated)
-
     # The engine's thread
 
     def _run(self) -> None:
@@ -312,87 +267,106 @@ class Engine(GenerationMixin):
                 self._serve()
         except Exception as error:
             logger.exception("the engine stops: a step failed")
-            with self._lock:
-                # Its kind alone: this travels to clients, the exception's text stays in the log.
-                self._error = f"the engine stopped because a step failed ({type(error).__name__})"
-                self._end_all("error", self._error)
-        else:
-            with self._lock:
-                self._end_all("cancelled")
+            # Its kind alone: this travels to clients, the exception's text stays in the log.
+            self._error = f"the engine stopped because a step failed ({type(error).__name__})"
+        self._end([*self._scheduler.running, *self._scheduler.waiting], *self._last_words())
+        self._publish()
         self._deliver()
+        self._thread_ended = True
+        self._refuse_rest()
 
     def _serve(self) -> None:
-        while self._wait_for_work():
+        while self._take_in():
             self._pipeline.turn()
+            self._publish()
             self._deliver()
         self._pipeline.drain()
 
-    def _wait_for_work(self) -> bool:
-        """Sleep while there is nothing to do; False when the engine is closed."""
-        with self._lock:
-            while not (self._closed or self._requests or self._outbox or self._pipeline.busy):
-                self._lock.wait()
-            return not self._closed
+    def _take_in(self) -> bool:
+        """Begin and end what others ask for, after a sleep where there is nothing to do; False when closed."""
+        idle = not (self._scheduler.running or self._scheduler.waiting or self._pipeline.busy)
+        items = self._inbox.take(wait=idle and not self._closed)
+        for item in items:
+            if isinstance(item, Submission):
+                self._begin(item.choices)
+            else:
+                choices = self._requests.get(item.request_id, ())
+                self._end([r for r in choices if item.index in (None, r.choice_index)], item.reason)
+        if items:
+            self._publish()
+            self._inbox.done(len(items))
+        return not self._closed
+
+    def _begin(self, choices: Sequence[Request]) -> None:
+        self._requests.setdefault(choices[0].request_id, []).extend(choices)
+        for request in choices:
+            self._scheduler.add(request)
+        self._counters.prompt_tokens += len(choices[0].prompt_ids)
+
+    def _end(self, requests: Iterable[Request], reason: FinishReason, message: str | None = None) -> None:
+        for request in requests:
+            if request.finish_reason is None:
+                self._scheduler.finish(request, reason)
+                self._outbox.post(request, message=message)
+                self._forget(request, reason)
 
     def _taken(self, taken: Taken) -> None:
-        """Take note of what a step brought; holds the lock."""
+        """Take note of what a step brought."""
         self._counters.generated_tokens += len(taken.token_ids)
-        self._post(taken.request, taken)
+        self._outbox.post(taken.request, taken)
+        if taken.request.finish_reason is not None:
+            self._forget(taken.request, taken.request.finish_reason)
 
     def _failed(self, request: Request, message: str) -> None:
-        if request.finish_reason is None:
-            self._end(request, "error", message)
-
-    def _end(self, request: Request, reason: FinishReason, message: str | None = None) -> None:
-        self._scheduler.finish(request, reason)
-        self._post(request, message=message)
-
-    def _post(self, request: Request, taken: Taken | None = None, message: str | None = None) -> None:
-        """Queue news about a request for delivery; forget it when that is the last. Holds the lock."""
-        reason = request.finish_reason
-        prompt_logprobs = None
-        if request.wants_prompt_logprobs and not request.prompt_is_told and taken is not None:
-            request.prompt_is_told = True
-            prompt_logprobs = tuple(request.prompt_logprobs)
-        delta = Delta(
-            token_ids=taken.token_ids if taken else (),
-            finish_reason=reason,
-            stop_reason=request.output_ids[-1] if reason == "stop" else None,
-            num_prompt_tokens=len(request.prompt_ids),
-            num_cached_tokens=request.num_cached or 0,
-            message=message,
-            index=request.choice_index,
-            logprobs=taken.logprobs if taken else None,
-            prompt_logprobs=prompt_logprobs,
-        )
-        self._outbox.append((request, delta))
-        if reason is not None:
-            self._forget(request, reason)
+        self._end([request], "error", message)
 
     def _forget(self, request: Request, reason: FinishReason) -> None:
         self._counters.finish(request, reason)
         if self._drafter is not None:
             self._drafter.forget(request)
-        choices = self._requests[request.request_id]
-        choices.remove(request)
-        if not choices:
+        for choices in (request.siblings, self._requests[request.request_id]):
+            choices.remove(request)
+        if not self._requests[request.request_id]:
             del self._requests[request.request_id]
+        if not request.siblings and self._names.get(request.request_id) is request.siblings:
+            self._names.pop(request.request_id, None)
 
-    def _end_all(self, reason: FinishReason, message: str | None = None) -> None:
-        for request in [request for choices in self._requests.values() for request in choices]:
-            self._end(request, reason, message)
+    def _publish(self) -> None:
+        """Let other threads see how it stands."""
+        scheduler, counters = self._scheduler, self._counters
+        drafts = self._drafter.stats if self._drafter else DraftStats()
+        self._stats = EngineStats(
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            free_blocks=scheduler.pool.num_free,
+            total_blocks=scheduler.pool.num_blocks,
+            max_model_len=self._cache_plan.max_model_len,
+            steps=self._pipeline.num_steps,
+            prompt_tokens=counters.prompt_tokens,
+            cached_tokens=counters.cached_tokens,
+            generated_tokens=counters.generated_tokens,
+            drafted_tokens=drafts.drafted,
+            accepted_tokens=drafts.accepted,
+            preemptions=scheduler.num_preemptions,
+            compilations=self._compilations.count,
+            finished=dict(counters.finished),
+            error=self._error,
+            notes=self._cache_plan.notes,
+        )
 
     def _deliver(self) -> None:
-        """Call the listeners, without the lock: they may submit and cancel."""
-        while self._outbox:
-            request, delta = self._outbox.popleft()
-            try:
-                request.on_delta(delta)
-            except Exception:
-                logger.exception("the listener of request %s failed; the request is cancelled", request.request_id)
-                request.on_delta = ignore_delta
-                self.cancel(request.request_id)
+        """Call the listeners, who may submit, cancel and close."""
+        for request in self._outbox.deliver():
+            self._end(list(request.siblings), "cancelled")
 
+    # The end
 
-def _seed(params: SamplingParams) -> int:
-    return secrets.randbits(64) if params.seed is None else params.seed % 2**64
+    def _last_words(self) -> tuple[FinishReason, str | None]:
+        """With what requests end that are there when the engine ends."""
+        return ("cancelled", None) if self._error is None else ("error", self._error)
+
+    def _refuse_rest(self) -> None:
+        """End what came too late for the engine's thread. On any thread, once that one has ended."""
+        while (item := self._inbox.pop()) is not None:
+            for request in item.choices if isinstance(item, Submission) else ():
+                refuse(request, *self._last_words())

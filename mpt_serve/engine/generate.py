@@ -1,18 +1,17 @@
 """Whole batches of prompts, for callers who wait for the answers or read along."""
 
 import sys
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from numbers import Integral
 from typing import Literal, overload
 
 from mpt_serve.engine.completion import Completion, Piece
 from mpt_serve.engine.model_text import ModelText
-from mpt_serve.engine.piece_stream import Prompt, stream_pieces
+from mpt_serve.engine.piece_stream import Prompt, RequestRunner, stream_pieces
 from mpt_serve.engine.progress import with_progress
-from mpt_serve.engine.request import Delta, RequestError
+from mpt_serve.engine.request import RequestError
 from mpt_serve.engine.sampling_params import SamplingParams
-from mpt_serve.engine.stats import EngineStats
 from mpt_serve.text.answer import AnswerText
 from mpt_serve.text.chat_template import Message
 from mpt_serve.text.tokenizer import TextTokenizer
@@ -23,29 +22,10 @@ Conversation = Sequence[Message]
 _DEFAULTS = SamplingParams()
 
 
-class GenerationMixin(ABC):
+class GenerationMixin(RequestRunner):
     """`generate` and `chat` over an engine's requests."""
 
     _text: ModelText
-
-    @abstractmethod
-    def check(self, prompt_ids: Sequence[int], params: SamplingParams) -> None: ...
-
-    @abstractmethod
-    def submit(
-        self,
-        prompt_ids: Sequence[int],
-        params: SamplingParams,
-        on_delta: Callable[[Delta], None],
-        request_id: str | None = None,
-        generated: Sequence[int] = (),
-    ) -> str: ...
-
-    @abstractmethod
-    def cancel(self, request_id: str, index: int | None = None) -> None: ...
-
-    @abstractmethod
-    def stats(self) -> EngineStats: ...
 
     @property
     def tokenizer(self) -> TextTokenizer | None:
@@ -201,11 +181,12 @@ def _gather(batch: Sequence[Prompt], pieces: Generator[Piece]) -> list[Completio
     gathered: list[list[Piece]] = [[] for _ in batch]
     completions: list[Completion | None] = [None] * len(batch)
     unfinished = [prompt.params.n for prompt in batch]
-    for piece in pieces:
-        i = piece.prompt_index
-        gathered[i].append(piece)
-        unfinished[i] -= piece.finish_reason is not None
-        if unfinished[i] == 0:
-            completions[i] = Completion.of(batch[i].ids, gathered[i])
-            gathered[i] = []
+    with closing(pieces):  # also when an interrupt comes between two pieces, and its traceback keeps this frame alive
+        for piece in pieces:
+            i = piece.prompt_index
+            gathered[i].append(piece)
+            unfinished[i] -= piece.finish_reason is not None
+            if unfinished[i] == 0:
+                completions[i] = Completion.of(batch[i].ids, gathered[i])
+                gathered[i] = []
     return [completion for completion in completions if completion is not None]

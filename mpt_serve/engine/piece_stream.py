@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mpt_serve.engine.completion import Piece
-from mpt_serve.engine.request import Delta, EngineClosedError
+from mpt_serve.engine.request import Delta, EarlyReason, EngineClosedError
 from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.engine.stats import EngineStats
 from mpt_serve.text.answer import AnswerText
@@ -22,7 +22,9 @@ class Prompt:
 
 
 class RequestRunner(Protocol):
-    """What of the engine a stream needs."""
+    """What of an engine `stream_pieces` and `GenerationMixin` need; see `Engine`."""
+
+    def check(self, prompt_ids: Sequence[int], params: SamplingParams) -> None: ...
 
     def submit(
         self,
@@ -30,9 +32,10 @@ class RequestRunner(Protocol):
         params: SamplingParams,
         on_delta: Callable[[Delta], None],
         request_id: str | None = None,
+        generated: Sequence[int] = (),
     ) -> str: ...
 
-    def cancel(self, request_id: str, index: int | None = None) -> None: ...
+    def cancel(self, request_id: str, index: int | None = None, reason: EarlyReason = "cancelled") -> None: ...
 
     def stats(self) -> EngineStats: ...
 
@@ -65,7 +68,8 @@ def stream_pieces(
             piece = answer.advance(delta)
             if piece.finish_reason is not None:
                 unfinished -= 1
-                runner.cancel(names[i], delta.index)
+                if delta.finish_reason is None:
+                    runner.cancel(names[i], delta.index, "stop")
             yield piece
     finally:
         for name in names:

@@ -1,7 +1,6 @@
 """The engine's steps in a pipeline: while the device computes step k + 1, the host reads what step k sampled."""
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ import numpy.typing as npt
 from jax import Array
 
 from mpt_serve.engine.drafting import Drafter
-from mpt_serve.engine.request import Request, TokenLogprobs
+from mpt_serve.engine.request import Request, RequestError, TokenLogprobs
 from mpt_serve.engine.runner import SCORED, PreparedStep, Runner
 from mpt_serve.engine.sampled import Sampled
 from mpt_serve.engine.sampler import PROMPT
@@ -50,27 +49,27 @@ class _Step:
 class Pipeline:
     """Schedules steps, runs them, and takes what they sampled. One thread calls `turn`.
 
-    lock: guards the scheduler and its requests; never held while the device works.
-    on_taken: called with the lock for each request that a step brought something, also when that ended it.
-    on_failed: called with the lock for a request that cannot go on, with the reason.
+    on_scheduled: called when there is a step, before the device is asked for it.
+    on_taken: called for each request that a step brought something, also when that ended it.
+    on_failed: called for a request that cannot go on, with the reason.
     """
 
     def __init__(
         self,
         scheduler: Scheduler,
         runner: Runner,
-        lock: threading.Condition,
         vocab_size: int,
         drafter: Drafter | None,
+        on_scheduled: Callable[[], None],
         on_taken: Callable[[Taken], None],
         on_failed: Callable[[Request, str], None],
     ) -> None:
         self.num_steps = 0
         self._scheduler = scheduler
         self._runner = runner
-        self._lock = lock
         self._vocab_size = vocab_size
         self._drafter = drafter
+        self._on_scheduled = on_scheduled
         self._on_taken = on_taken
         self._on_failed = on_failed
         self._ahead: _Step | None = None
@@ -116,9 +115,8 @@ class Pipeline:
         """Whether the next step waits for what this one sampled: where drafts were verified, or drafts may follow."""
         if step.rows.speculative or self._drafter is None:
             return step.rows.speculative
-        with self._lock:
-            decoding = self._decoding()
-            return bool(decoding) and self._drafter.worth_reading(decoding, len(self._scheduler.running))
+        decoding = self._decoding()
+        return bool(decoding) and self._drafter.worth_reading(decoding, len(self._scheduler.running))
 
     def _decoding(self) -> list[Request]:
         """Requests that go on with one token."""
@@ -128,22 +126,21 @@ class Pipeline:
     def _drafts(self) -> Drafts:
         if self._drafter is None:
             return {}
-        with self._lock:
-            decoding = self._decoding()
-            lengths = self._drafter.plan(decoding, len(self._scheduler.running)) if decoding else []
+        decoding = self._decoding()
+        lengths = self._drafter.plan(decoding, len(self._scheduler.running)) if decoding else []
         if not any(lengths):
             return {}
-        return dict(zip(decoding, self._drafter.draft(decoding, lengths), strict=True))
+        drafts = self._drafter.draft(decoding, lengths)
+        return {request: _verifiable(request, ids) for request, ids in zip(decoding, drafts, strict=True)}
 
     def _schedule(self) -> _Step | None:
-        drafts = self._drafts()
-        with self._lock:
-            rows = self._scheduler.schedule(drafts)
-            if not rows.rows:
-                return None
-            self.num_steps += 1
-            states = [self._state_of(row.request) for row in rows.rows if row.samples and _lacks_state(row.request)]
-            return _Step(rows, self._runner.prepare(rows), states)
+        rows = self._scheduler.schedule(self._drafts())
+        if not rows.rows:
+            return None
+        self.num_steps += 1
+        self._on_scheduled()
+        states = [self._state_of(row.request) for row in rows.rows if row.samples and _lacks_state(row.request)]
+        return _Step(rows, self._runner.prepare(rows), states)
 
     def _score(self, step: _Step, states: Array) -> None:
         """Start scoring the ids of prompts that follow the step's tokens, where requests want to know."""
@@ -191,23 +188,23 @@ class Pipeline:
         try:
             request.limits.fill(generated_before(row), request.output_ids, row.drafts, masks)
         except Exception as error:
-            with self._lock:
-                self._give_up(request, error)
+            self._give_up(request, error)
 
     def _give_up(self, request: Request, error: Exception) -> None:
-        """End a request whose guide cannot go on, for its limits of work or memory; holds the lock."""
+        """End a request whose guide cannot go on, for its limits of work or memory."""
         logger.warning("%s: its guide failed: %s", request.request_id, error)
-        self._on_failed(request, "the guide of the request could not say what may follow")
+        # Other errors are ours, and what they say is for the log alone.
+        known = isinstance(error, RequestError)
+        self._on_failed(request, str(error) if known else "the guide of the request could not say what may follow")
 
     def _take(self, step: _Step) -> None:
         sampled = Sampled.read(step.sampled)
         scores = [(request, place, Sampled.read(packed), count) for request, place, count, packed in step.scores]
         self._time(step.rows)
-        with self._lock:
-            for request, place, scored, count in scores:
-                if place == len(request.prompt_logprobs):
-                    request.prompt_logprobs += scored.logprobs(0, count, request.params.prompt_logprobs or 0)
-            self._accept(step.rows.rows, sampled)
+        for request, place, scored, count in scores:
+            if place == len(request.prompt_logprobs):
+                request.prompt_logprobs += scored.logprobs(0, count, request.params.prompt_logprobs or 0)
+        self._accept(step.rows.rows, sampled)
 
     def _time(self, step: StepRows) -> None:
         """Tell the drafter how long a step without prompts took, from one reading to the next."""
@@ -241,6 +238,12 @@ class Pipeline:
                 request.limits.accept(token)
         except Exception as error:
             self._give_up(request, error)
+
+
+def _verifiable(request: Request, drafts: Sequence[int]) -> Sequence[int]:
+    if request.limits is None or not drafts:
+        return drafts
+    return drafts[: request.limits.count_verifiable(drafts)]
 
 
 def _lacks_state(request: Request) -> bool:

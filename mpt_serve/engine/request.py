@@ -4,10 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mpt_serve.engine.prefix_cache import chain_start, extend_chain
 from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.engine.token_limits import TokenLimits
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
+EarlyReason = Literal["stop", "cancelled"]  # why somebody else ends a request
 
 PLACES_PER_PRIORITY = 16
 
@@ -39,7 +41,7 @@ class Delta:
     """News about one choice of a request. Exactly one delta of a choice has a finish_reason, and it is its last.
 
     token_ids: newly generated ids, in order; the stop id that ended the choice is included.
-    stop_reason: the id that matched, when finish_reason is 'stop'.
+    stop_reason: the id that matched, when finish_reason is 'stop'; None when the reader found the stop.
     num_cached_tokens: prompt tokens whose keys and values were reused rather than computed.
     message: what went wrong, when finish_reason is 'error'.
     index: of the choice: choice_index ... choice_index + n - 1.
@@ -66,7 +68,7 @@ def ignore_delta(delta: Delta) -> None:
 class Request:
     """One choice of a request: its ids and its place in the engine. Counters are in tokens.
 
-    source: the first choice for the same prompt, whose keys and values this one takes over; None for that one itself.
+    siblings: the same list for all choices of a request: those that are not over. They share what one has computed.
     resumed: how many of output_ids were there before; they were delivered elsewhere.
     num_computed: tokens whose keys and values are in the cache, counting the steps already dispatched.
     num_cached: prompt tokens that were not computed for this choice, when it was first admitted.
@@ -86,7 +88,7 @@ class Request:
     choice_index: int = 0
     stop_ids: frozenset[int] = frozenset()
     on_delta: Callable[[Delta], None] = ignore_delta
-    source: "Request | None" = None
+    siblings: list["Request"] = field(default_factory=list)
     limits: TokenLimits | None = None
     output_ids: list[int] = field(default_factory=list)
     resumed: int = 0
@@ -139,8 +141,13 @@ class Request:
         return self.num_generated >= self.max_output
 
     @property
+    def is_first(self) -> bool:
+        """The choice that stands for the prompt where that counts once."""
+        return self.choice_index == self.params.choice_index
+
+    @property
     def wants_prompt_logprobs(self) -> bool:
-        return self.params.prompt_logprobs is not None and self.source is None and not self.resumed
+        return self.params.prompt_logprobs is not None and self.is_first and not self.resumed
 
     def known_ids(self, start: int, stop: int) -> list[int]:
         """Ids at positions [start, stop) that the host knows (a token in flight is missing at the end)."""
@@ -148,3 +155,9 @@ class Request:
         if start >= prompt:
             return self.output_ids[start - prompt : stop - prompt]
         return [*self.prompt_ids[start:stop], *self.output_ids[: max(0, stop - prompt)]]
+
+    def extend_digests(self, known: int, block_size: int) -> None:
+        """Digest the full blocks of the first `known` ids."""
+        begin = len(self.digests) * block_size
+        if known - begin >= block_size:
+            extend_chain(self.digests, self.known_ids(begin, known), block_size, chain_start(self.params.cache_salt))

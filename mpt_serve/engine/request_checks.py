@@ -31,6 +31,6 @@ def check_ids(field: str, ids: Iterable[int], vocab_limit: int) -> None:
         numbers = list(map(operator.index, ids))
     except TypeError:
         raise RequestError(f"{field} must be a sequence of integer token ids") from None
-    for number in numbers:
-        if not 0 <= number < vocab_limit:
-            raise RequestError(f"{field}: token id {number} is not in the vocabulary: ids are 0 to {vocab_limit - 1}")
+    if numbers and (min(numbers) < 0 or max(numbers) >= vocab_limit):
+        wrong = next(number for number in numbers if not 0 <= number < vocab_limit)
+        raise RequestError(f"{field}: token id {wrong} is not in the vocabulary: ids are 0 to {vocab_limit - 1}")

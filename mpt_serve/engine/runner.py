@@ -167,7 +167,7 @@ class Runner:
         self._state = self._program("state", None)(self._state, np.int32(slot), counts, bias)
 
     def sample(self, step: PreparedStep, logits: Array, masks: Words | None = None) -> Array:
-        """Start sampling; returns at once with what `sampled.unpack_sampled` reads, on its way to the host.
+        """Start sampling; returns at once with what `Sampled.read` takes, on its way to the host.
 
         masks: [S, ceil(V / 32)] uint32, rows of samples that are not masked may hold anything.
         """

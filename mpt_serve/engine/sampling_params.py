@@ -1,10 +1,10 @@
 """How one request wants its tokens chosen."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mpt_serve.engine.number_checks import is_finite, is_integer
 from mpt_serve.guided.spec import Guide
 
 MAX_LOGPROBS = 20
@@ -12,7 +12,7 @@ MAX_BIASED_IDS = 1024
 
 _INTEGERS = ("max_tokens", "min_tokens", "top_k", "n", "choice_index", "priority")
 _NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
-_ID_LISTS = ("stop_token_ids", "allowed_token_ids")
+_ID_LISTS = {"stop_token_ids": False, "allowed_token_ids": True}  # whether it may be null
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +69,9 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         for name in _INTEGERS:
-            _require(self, name, _is_integer(getattr(self, name)), "an integer")
+            _require(self, name, is_integer(getattr(self, name)), "an integer")
         for name in _NUMBERS:
-            value = getattr(self, name)
-            _require(self, name, _is_number(value) and math.isfinite(value), "a finite number")
+            _require(self, name, is_finite(getattr(self, name)), "a finite number")
         _require(self, "max_tokens", 0 <= self.max_tokens < 2**31, "at least 0 and below 2**31")
         _require(self, "min_tokens", 0 <= self.min_tokens <= self.max_tokens, f"from 0 to max_tokens={self.max_tokens}")
         _require(self, "temperature", self.temperature >= 0, "at least 0")
@@ -84,11 +83,11 @@ class SamplingParams:
             _require(self, name, -2 <= getattr(self, name) <= 2, "from -2 to 2")
         _require(self, "n", 1 <= self.n <= 1024, "from 1 to 1024")
         _require(self, "choice_index", 0 <= self.choice_index < 2**31, "at least 0 and below 2**31")
-        seed_ok = self.seed is None or (_is_integer(self.seed) and -(2**63) <= self.seed < 2**64)
+        seed_ok = self.seed is None or (is_integer(self.seed) and -(2**63) <= self.seed < 2**64)
         _require(self, "seed", seed_ok, "null or a 64-bit integer")
         for name in ("logprobs", "prompt_logprobs"):
             value = getattr(self, name)
-            count_ok = value is None or (_is_integer(value) and 0 <= value <= MAX_LOGPROBS)
+            count_ok = value is None or (is_integer(value) and 0 <= value <= MAX_LOGPROBS)
             _require(self, name, count_ok, f"null or an integer from 0 to {MAX_LOGPROBS}")
         _require(self, "ignore_eos", isinstance(self.ignore_eos, bool), "true or false")
         _require(self, "priority", -1000 <= self.priority <= 1000, "from -1000 to 1000")
@@ -98,9 +97,9 @@ class SamplingParams:
 
     def _check_ids(self) -> None:
         """Lists and mappings are accepted and stored as tuples, so that the parameters stay hashable."""
-        for name in _ID_LISTS:
+        for name, optional in _ID_LISTS.items():
             value = getattr(self, name)
-            if value is not None:
+            if value is not None or not optional:
                 _require(self, name, _are_ids(value), "a list of token ids")
                 object.__setattr__(self, name, tuple(value))
         _require(self, "allowed_token_ids", self.allowed_token_ids != (), "null or a list that is not empty")
@@ -108,17 +107,25 @@ class SamplingParams:
         words_ok = isinstance(words, (list, tuple)) and all(_are_ids(word) and len(word) > 0 for word in words)
         _require(self, "bad_words", words_ok, "a list of lists of token ids, none empty")
         object.__setattr__(self, "bad_words", tuple(map(tuple, words)))
-        bias = self.logit_bias if isinstance(self.logit_bias, Mapping) else dict(self.logit_bias)
-        bias_ok = len(bias) <= MAX_BIASED_IDS and _are_ids(list(bias))
+        self._check_bias()
+
+    def _check_bias(self) -> None:
+        bias: dict[int, float] = {}
+        try:
+            bias.update(self.logit_bias)
+            bias_ok = len(bias) <= MAX_BIASED_IDS and _are_ids(list(bias))
+        except (TypeError, ValueError):  # neither a mapping nor pairs
+            bias_ok = False
         _require(self, "logit_bias", bias_ok, f"a mapping from at most {MAX_BIASED_IDS} token ids to numbers")
-        finite = all(_is_number(value) and math.isfinite(value) for value in bias.values())
+        finite = all(map(is_finite, bias.values()))
         _require(self, "logit_bias", finite, "a mapping from token ids to finite numbers")
         object.__setattr__(self, "logit_bias", tuple(bias.items()))
 
     @property
     def biases(self) -> tuple[tuple[int, float], ...]:
         """logit_bias as pairs."""
-        return tuple(dict(self.logit_bias).items())
+        assert isinstance(self.logit_bias, tuple)  # as it is stored
+        return self.logit_bias
 
     @property
     def greedy(self) -> bool:
@@ -130,16 +137,12 @@ class SamplingParams:
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
 
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 def _are_ids(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and all(_is_integer(i) and 0 <= i < 2**31 for i in value)
+    """A list of ids. It may name a whole vocabulary: judged by its types and extremes, not id by id."""
+    if not isinstance(value, (list, tuple)):
+        return False
+    integers = all(issubclass(kind, int) and kind is not bool for kind in set(map(type, value)))
+    return integers and (not value or (min(value) >= 0 and max(value) < 2**31))
 
 
 def _require(params: SamplingParams, name: str, ok: bool, expected: str) -> None:

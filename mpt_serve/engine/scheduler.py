@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from mpt_serve.engine.block_pool import BlockPool
-from mpt_serve.engine.prefix_cache import chain_start, extend_chain
 from mpt_serve.engine.request import FinishReason, Request
 
 Drafts = Mapping[Request, Sequence[int]]
@@ -74,16 +73,20 @@ class Scheduler:
     up its blocks and goes back to the queue with the ids it has generated; it later computes prompt and generated ids
     as if they were a prompt, as far as they are not found in the pool.
 
-    Choices of one prompt wait until the first of them has computed it; then each takes over the full blocks and a copy
-    of the one that is not full, and computes the prompt's last token alone.
+    While a choice of a prompt runs, the others wait until it has computed the prompt; then each takes over the full
+    blocks and a copy of the one that is not full, and computes the prompt's last token alone. While they wait for that,
+    and for nothing else, those behind them may be admitted before them. That ends soon, as the choice that computes is
+    not preempted before those that overtake; and who overtakes leaves a slot and blocks for each choice that it passes,
+    and no more of its own prompt than the next step computes beside them.
 
     Invariants, checked by `check_integrity`:
     - running and waiting requests are each in order; the first of all is never preempted, and nobody is admitted
-      before the first that waits: whoever is accepted finishes.
+      before one that waits for slots, blocks or tokens: whoever is accepted finishes.
     - running requests hold one slot each and blocks for all their computed tokens; waiting ones hold neither.
     - every block is free or held by running requests (see `BlockPool`).
     - a preempted request is not admitted again before its token in flight has been accepted.
 
+    max_num_batched_tokens: above max_num_seqs (`EngineConfig` checks that), so that prompts go on whoever else runs.
     max_samples: ids that one step samples at most; drafts share what running requests leave of it.
     """
 
@@ -95,11 +98,6 @@ class Scheduler:
         max_samples: int | None = None,
         prefix_caching: bool = True,
     ) -> None:
-        if max_num_batched_tokens < max_num_seqs:
-            raise ValueError(
-                f"max_num_batched_tokens={max_num_batched_tokens} must be at least max_num_seqs={max_num_seqs}: "
-                "each running request needs a token per step"
-            )
         self.pool = pool
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
@@ -244,38 +242,52 @@ class Scheduler:
                 yield self._row(request, length)
 
     def _admit(self, budget: int, step: StepRows) -> None:
-        while budget > 0 and self.waiting and self._free_slots and step.num_samples < self._max_samples:
-            request = self.waiting[0]
+        """Add rows of waiting requests to the step, in order, but for choices whose prompt is just being computed."""
+        passed = 0  # so many of those; they are the first that wait, and a free slot is kept for each
+        while budget > 0 and step.num_samples < self._max_samples:
+            if passed >= min(len(self.waiting), len(self._free_slots)):
+                return
+            request = self.waiting[passed]
             if request.in_flight:  # preempted, and its last token has not been read yet
-                break
-            source = request.source
-            if source is not None and source.finish_reason is None and not request.output_ids:
-                # Copies come before what the step writes: the prompt must be the work of earlier steps.
-                unwritten = any(row.request is source and row.start < len(source.prompt_ids) for row in step.rows)
-                if unwritten or source.num_computed < len(source.prompt_ids):
-                    break
-                found, copied = self._shared_with(source)
-            else:
-                found, copied = self._found(request), None
-            needed = self.pool.blocks_for(request.num_tokens) - len(found)
-            # Headroom: what runs and still grows will soon want a block; admitting into the last ones would preempt.
-            headroom = sum(map(self._grows, self.running))
-            if needed + self.pool.free_among(found) + headroom > self.pool.num_free:
-                break
-            self.waiting.pop(0)
-            self._start(request, found, needed)
-            if copied is not None:
-                step.copies.append((copied, request.blocks[len(found)]))
-                request.num_computed = len(request.prompt_ids) - 1
-            if request.num_cached is None:
-                request.num_cached = min(request.num_computed, len(request.prompt_ids))
-            step.rows.append(self._row(request, min(budget, request.num_tokens - request.num_computed)))
+                return
+            readers = self._readers(request)
+            source = next((reader for reader in readers if _has_written_prompt(reader, step)), None)
+            if readers and source is None:
+                passed += 1
+                continue
+            if source is None:
+                found = self._found(request)
+                computed = len(found) * self.pool.block_size
+            else:  # all but the prompt's last token, whose logits are needed
+                computed = len(request.prompt_ids) - 1
+                found = source.blocks[: computed // self.pool.block_size]
+            if not self._has_room(request, found, passed):
+                return
+            pending = request.num_tokens - computed
+            # What it leaves to the next step must leave that one a token for each slot.
+            if passed and pending - budget > self.max_num_batched_tokens - self.max_num_seqs:
+                return
+            self.waiting.pop(passed)
+            self._start(request, found, computed)
+            if source is not None and computed % self.pool.block_size:
+                step.copies.append((source.blocks[len(found)], request.blocks[len(found)]))
+            step.rows.append(self._row(request, min(budget, pending)))
             budget -= step.rows[-1].length
 
-    def _shared_with(self, source: Request) -> tuple[list[int], int | None]:
-        """Blocks of the source that hold the prompt but for its last token: full ones, and one to be copied."""
-        full, rest = divmod(len(source.prompt_ids) - 1, self.pool.block_size)
-        return source.blocks[:full], source.blocks[full] if rest else None
+    def _readers(self, request: Request) -> list[Request]:
+        """Running choices that have computed the prompt that the request needs, or are about to."""
+        unscored = request.wants_prompt_logprobs and len(request.prompt_logprobs) < len(request.prompt_ids)
+        if request.output_ids or unscored:
+            return []
+        return [other for other in self.running if other.siblings is request.siblings]
+
+    def _has_room(self, request: Request, found: Sequence[int], passed: int) -> bool:
+        """Whether there are blocks for a request whose first ones are found, and for what it must leave to others."""
+        needed = self.pool.blocks_for(request.num_tokens) - len(found)
+        # What runs and still grows will soon want a block; admitting into the last ones would preempt.
+        headroom = sum(map(self._grows, self.running))
+        kept = 2 * passed  # each takes one for the end of its prompt, and soon grows
+        return needed + self.pool.free_among(found) + headroom + kept <= self.pool.num_free
 
     def _found(self, request: Request) -> list[int]:
         """Published blocks that hold the request's first tokens, but for the last one: its logits are needed."""
@@ -285,11 +297,14 @@ class Scheduler:
         self._extend_digests(request, request.num_known)
         return self.pool.find(request.digests[: most // self.pool.block_size])
 
-    def _start(self, request: Request, found: list[int], needed: int) -> None:
+    def _start(self, request: Request, found: list[int], computed: int) -> None:
+        """Let a request run: with the blocks found, its other blocks new, and its first tokens computed."""
         self.pool.acquire(found)
-        request.blocks = [*found, *self.pool.allocate(needed)]
-        request.num_computed = len(found) * self.pool.block_size
+        request.blocks = [*found, *self.pool.allocate(self.pool.blocks_for(request.num_tokens) - len(found))]
+        request.num_computed = computed
         request.num_published = len(found)
+        if request.num_cached is None:
+            request.num_cached = min(computed, len(request.prompt_ids))
         request.slot = self._free_slots.pop()
         request.state_is_set = False
         insort(self.running, request, key=_order)
@@ -322,7 +337,7 @@ class Scheduler:
 
     def _extend_digests(self, request: Request, known: int) -> None:
         if self._prefix_caching:
-            extend_digests(request, known, self.pool.block_size)
+            request.extend_digests(known, self.pool.block_size)
 
     def _grow(self, request: Request) -> bool:
         """Make room for one more token; False when `request` itself, being the last, had to give up."""
@@ -372,12 +387,11 @@ class Scheduler:
                 raise AssertionError(f"{request.request_id} waits, but holds blocks or a slot")
 
 
-def extend_digests(request: Request, known: int, block_size: int) -> None:
-    """Digest the full blocks of the request's first `known` ids."""
-    begin = len(request.digests) * block_size
-    if known - begin >= block_size:
-        ids = request.known_ids(begin, known)
-        extend_chain(request.digests, ids, block_size, chain_start(request.params.cache_salt))
+def _has_written_prompt(request: Request, step: StepRows) -> bool:
+    """Whether steps before this one have computed its prompt: copies come before what the step itself writes."""
+    prompt = len(request.prompt_ids)
+    writing = any(row.request is request and row.start < prompt for row in step.rows)
+    return request.num_computed >= prompt and not writing
 
 
 def _order(request: Request) -> tuple[int, int]:

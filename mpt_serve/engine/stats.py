@@ -1,10 +1,8 @@
-"""What the engine counts, and a snapshot of it for others."""
+"""What the engine counts, and how that is told to others."""
 
 from dataclasses import dataclass, field
 
-from mpt_serve.engine.drafting import DraftStats
 from mpt_serve.engine.request import FinishReason, Request
-from mpt_serve.engine.scheduler import Scheduler
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,9 +12,11 @@ class EngineStats:
     running, waiting: choices of requests. free_blocks, total_blocks: of the key-value cache; blocks that are only kept
     for later prompts are free.
     steps: steps dispatched. compilations: programs compiled while serving; with pre_compile it stays 0.
-    cached_tokens: prompt tokens that were found in the cache, or shared between choices, rather than computed.
+    prompt_tokens, cached_tokens: of prompts, and of those that were found in the cache rather than computed; a prompt
+    counts once, however many choices it has.
     drafted_tokens, accepted_tokens: of speculative decoding.
-    finished: choices ended, by finish reason. error: why the engine stopped, None while it works.
+    finished: choices ended, by finish reason; those that a reader ended at a stop string are 'stop'.
+    error: why the engine stopped, None while it works.
     notes: what was asked for at start and not given (a shortened context), as sentences.
     """
 
@@ -52,35 +52,5 @@ class Counters:
     def finish(self, request: Request, reason: FinishReason) -> None:
         """Count a choice that ended."""
         self.finished[reason] += 1
-        self.cached_tokens += request.num_cached or 0
-
-    def stats(
-        self,
-        scheduler: Scheduler,
-        *,
-        max_model_len: int,
-        steps: int,
-        compilations: int,
-        drafts: DraftStats,
-        error: str | None,
-        notes: tuple[str, ...],
-    ) -> EngineStats:
-        """A snapshot."""
-        return EngineStats(
-            running=len(scheduler.running),
-            waiting=len(scheduler.waiting),
-            free_blocks=scheduler.pool.num_free,
-            total_blocks=scheduler.pool.num_blocks,
-            max_model_len=max_model_len,
-            steps=steps,
-            prompt_tokens=self.prompt_tokens,
-            cached_tokens=self.cached_tokens,
-            generated_tokens=self.generated_tokens,
-            drafted_tokens=drafts.drafted,
-            accepted_tokens=drafts.accepted,
-            preemptions=scheduler.num_preemptions,
-            compilations=compilations,
-            finished=dict(self.finished),
-            error=error,
-            notes=notes,
-        )
+        if request.is_first:
+            self.cached_tokens += request.num_cached or 0

@@ -61,8 +61,6 @@ def step_shapes(
     program does; they take 12 rows for little more than 8, so that there is one of 12 too. All others have powers of
     two of tokens from 16 on, and up to half as many rows; the largest takes whatever the limits allow.
     """
-    if max_num_batched_tokens <= max_num_seqs:
-        raise ValueError(f"max_num_batched_tokens must be above max_num_seqs={max_num_seqs}")
     small = [StepKey(n, n, n, not ragged_decode) for n in _powers_of_two(1, max_num_seqs)]
     if ragged_decode and max_samples > _KERNEL_ROWS:
         small.append(StepKey(_KERNEL_ROWS, min(_KERNEL_ROWS, max_num_seqs), _KERNEL_ROWS, False))

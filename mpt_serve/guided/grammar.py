@@ -3,17 +3,21 @@
 Every answer's grammar lets the model choose how to split its text into tokens (`no_forcing`): an id is allowed exactly
 where its bytes continue a text of the language. The option stands last, so that line numbers in errors are the
 author's.
+
+Imports nothing of this package while it runs: the child of `compiler` loads it by its path. Texts of clients are read
+there alone, where what takes too long can be ended.
 """
 
 import json
 import math
 import re
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from llguidance import LLMatcher
 from llguidance._lib import regex_to_lark
 
-from mpt_serve.guided.spec import Guide
+if TYPE_CHECKING:
+    from mpt_serve.guided.spec import GuideKind
 
 __all__ = ["GrammarError", "grammar_of"]
 
@@ -32,9 +36,10 @@ _JSON_OPTIONS = {
 }
 _OPTIONS = '\n%llguidance {"no_forcing": true}\n'
 
-# Strings, expressions and comments, which may hold anything, and what is refused outside of them.
+# Strings, expressions and comments, which may hold anything, and what is refused outside of them. A literal without an
+# end, which the library refuses, is one as far as it goes: to look for another within would take a square of time.
 _LARK = re.compile(
-    r'"(?:\\.|[^"\\\x00-\x1f\x7f])*"|(?://|\#)[^\n]*|/(?:\\.|[^/\\])+/'
+    r'"(?:\\.|[^"\\\x00-\x1f\x7f])*"?|(?://|\#)[^\n]*|/(?:\\.|[^/\\])+/?'
     r"|(?P<special><[^<>\s]+>)"
     r"|(?P<directive>%llguidance|%lark|%json)"
     r"|(?P<attribute>\b(?:max_tokens|temperature|stop|stop_capture)(?=\s*=))"
@@ -50,26 +55,26 @@ class GrammarError(ValueError):
     """The guide is no guide of its kind; the message names what is wrong."""
 
 
-def grammar_of(guide: Guide) -> str:
-    """Return the guide in the library's form, which says nothing yet about whether it compiles. Raises GrammarError."""
+def grammar_of(kind: "GuideKind", text: str) -> str:
+    """Return a guide in the library's form, which says nothing yet about whether it compiles. Raises GrammarError."""
     try:
-        return LLMatcher.grammar_from_lark(_lark(guide) + _OPTIONS)
+        return LLMatcher.grammar_from_lark(_lark(kind, text) + _OPTIONS)
     except UnicodeEncodeError:
         raise GrammarError("it holds half of a surrogate pair, which is no text") from None
 
 
-def _lark(guide: Guide) -> str:
-    match guide.kind:
+def _lark(kind: "GuideKind", text: str) -> str:
+    match kind:
         case "json_object":
             return _json_grammar({"type": "object"})
         case "json_schema":
-            return _json_grammar(_load(guide.text))
+            return _json_grammar(_load(text))
         case "regex":
-            return f"start: /{regex_to_lark(guide.text, '')}/"
+            return f"start: /{regex_to_lark(text, '')}/"
         case "choice":
-            return _choice_grammar(_load(guide.text))
+            return _choice_grammar(_load(text))
         case "grammar":
-            return _checked_lark(guide.text)
+            return _checked_lark(text)
 
 
 def _json_grammar(schema: Any) -> str:
@@ -106,7 +111,7 @@ def _check_parts(schema: dict[str, Any]) -> None:
 def _check_property_count(schema: dict[str, Any]) -> None:
     """A key that the schema does not name may come twice, and would count twice."""
     least, named = schema.get("minProperties"), schema.get("required")
-    most = 1 + (len(named) if isinstance(named, list) else 0)
+    most = 1 + (len({name for name in named if isinstance(name, str)}) if isinstance(named, list) else 0)
     if isinstance(least, int) and least > most:
         raise GrammarError(
             f"minProperties: {least} is not supported here; at most one more than the properties in required"

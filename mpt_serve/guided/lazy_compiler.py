@@ -21,19 +21,25 @@ class LazyGuideCompiler:
         self._lock = threading.Lock()
         self._compiler: GuideCompiler | None = None
 
+    def check(self, guide: Guide) -> None:
+        """Raises as `GuideCompiler.check`."""
+        self._made().check(guide)
+
     def compile(self, guide: Guide) -> CompiledGuide:
         """Return the guide's compiled form. Raises as `GuideCompiler.compile`."""
-        with self._lock:
-            if self._compiler is None:
-                try:
-                    self._compiler = self._make()
-                except ValueError as error:
-                    raise RequestError(str(error)) from error
-            compiler = self._compiler
-        return compiler.compile(guide)
+        return self._made().compile(guide)
 
     def close(self) -> None:
         """End the compiler's processes, if there are any; they start anew when needed."""
         with self._lock:
             if self._compiler is not None:
                 self._compiler.close()
+
+    def _made(self) -> GuideCompiler:
+        with self._lock:
+            if self._compiler is None:
+                try:
+                    self._compiler = self._make()
+                except ValueError as error:
+                    raise RequestError(str(error)) from error
+            return self._compiler

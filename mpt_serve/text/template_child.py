@@ -17,18 +17,23 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 
 def main() -> None:
-    """Read the setup, then answer each context with `{"text": ...}` or `{"error": ...}`."""
+    """Read the setup and answer `{}`, then answer each context with `{"text": ...}` or `{"error": ...}`."""
     setup = json.loads(sys.stdin.buffer.readline())
     limits = setup["limits"]
     resource.setrlimit(resource.RLIMIT_AS, (limits["memory"], limits["memory"]))
+    _answer({})
     for line in sys.stdin.buffer:
         # The kernel ends the process when its time is over: no template can hold this off. Processor time, because a
         # busy machine is no fault of the template's.
         signal.setitimer(signal.ITIMER_PROF, limits["seconds"])
         reply = _reply(setup, json.loads(line))
         signal.setitimer(signal.ITIMER_PROF, 0)
-        sys.stdout.buffer.write(json.dumps(reply).encode() + b"\n")
-        sys.stdout.buffer.flush()
+        _answer(reply)
+
+
+def _answer(reply: dict[str, str]) -> None:
+    sys.stdout.buffer.write(json.dumps(reply).encode() + b"\n")
+    sys.stdout.buffer.flush()
 
 
 def _reply(setup: dict[str, Any], context: dict[str, Any]) -> dict[str, str]:

@@ -31,10 +31,15 @@ class TemplateProcess:
         self._child = ChildProcess(_CHILD, {"source": source, "variables": dict(variables), "limits": limits})
 
     def render(self, context: Mapping[str, Any]) -> str:
-        """Return the rendered template. Raises TemplateRenderError."""
+        """Return the rendered template. Raises TemplateRenderError.
+
+        Raises ChildStartError or ChildEndedError where the machine failed, not the template.
+        """
         try:
             reply = self._child.ask(dict(context))
         except ChildEndedError as error:
+            if error.killed:
+                raise
             reason = f"it took longer than {TIME_LIMIT_S} s" if error.timed_out else str(error)
             raise TemplateRenderError(reason) from None
         if "error" in reply:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from tiny_model import TINY, checkpoint_arrays
 from torch_writer import write_arrays
 
+import model.checkpoint_digest
 import model.packed_cache
 from model.checkpoint import CheckpointError, load_weights
 from model.config import MptConfig
@@ -51,8 +53,8 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[WeightFormat]:
 
 
 def entries(cache: Path) -> list[Path]:
-    assert not [path for path in cache.iterdir() if path.suffix != ".safetensors"]  # nothing half-written
-    return sorted(cache.iterdir())
+    assert {path.suffix for path in cache.iterdir()} <= {".safetensors", ".sha256"}  # nothing half-written
+    return sorted(cache.glob("*.safetensors"))
 
 
 @pytest.mark.parametrize("options", [{}, {"max_shard_bytes": 4000}, {"dtype": ml_dtypes.bfloat16}])
@@ -114,6 +116,99 @@ def test_other_formats_types_and_checkpoints_have_entries_of_their_own(
     weights, _ = mpt_from_pretrained(folder, format=INT8, cache_dir=cache)
     assert_same(weights, load_weights(folder, CONFIG, format=INT8))
     assert len(loads) == len(entries(cache)) == 5
+
+
+def change(file: Path, offset: int) -> None:
+    """Another number, in a file of the same name and size."""
+    raw = bytearray(file.read_bytes())
+    raw[offset] ^= 1
+    file.write_bytes(raw)
+
+
+def test_a_copy_of_a_checkpoint_finds_what_was_made_of_it(
+    save: Callable[..., Path], tmp_path: Path, loads: list[WeightFormat]
+) -> None:
+    folder, cache = save(max_shard_bytes=4000), tmp_path / "cache"
+    first, _ = mpt_from_pretrained(folder, format=INT8, cache_dir=cache)
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    for file in copy.iterdir():
+        os.utime(file, (1e9, 1e9))
+    second, _ = mpt_from_pretrained(copy, format=INT8, cache_dir=cache)
+    assert_same(second, first)
+    assert len(loads) == len(entries(cache)) == 1
+
+
+def test_a_number_that_no_sample_sees_makes_another_checkpoint(
+    save: Callable[..., Path], tmp_path: Path, loads: list[WeightFormat], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model.checkpoint_digest, "_SAMPLES", 1)
+    monkeypatch.setattr(model.checkpoint_digest, "_SAMPLE_BYTES", 1)
+    folder, cache = save(), tmp_path / "cache"
+    mpt_from_pretrained(folder, format=INT8, cache_dir=cache)
+    file = folder / "model.safetensors"
+    status = file.stat()
+    change(file, -100)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    weights, _ = mpt_from_pretrained(folder, format=INT8, cache_dir=cache)
+    assert_same(weights, load_weights(folder, CONFIG, format=INT8))
+    assert len(loads) == 2
+
+
+def test_a_checkpoint_is_read_through_once(
+    save: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+    digest_of = model.checkpoint_digest._digest_of
+    monkeypatch.setattr(model.checkpoint_digest, "_digest_of", lambda path: read.append(path) or digest_of(path))
+    folder, cache = save(), tmp_path / "cache"
+    for format in (INT8, INT4, INT8):
+        mpt_from_pretrained(folder, format=format, cache_dir=cache)
+    assert len(read) == 1
+    (memo,) = cache.glob("*.sha256")
+    memo.write_text("no digest")
+    mpt_from_pretrained(folder, format=INT8, cache_dir=cache)
+    assert len(read) == len(entries(cache)) == 2
+
+
+def test_what_was_made_of_older_weights_is_removed_when_nobody_uses_it(
+    save: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder, cache = save(), tmp_path / "cache"
+    other = shutil.copytree(folder, tmp_path / "other")
+    change(other / "model.safetensors", -5)
+    kept = {}
+    for name, path, format in (("used", folder, INT4), ("unused", folder, INT8), ("of another", other, INT8)):
+        before = set(cache.glob("*"))
+        mpt_from_pretrained(path, format=format, cache_dir=cache)
+        kept[name] = next(path for path in set(cache.glob("*.safetensors")) - before)
+    for entry in entries(cache):
+        os.utime(entry, (0, 0))
+    mpt_from_pretrained(folder, format=INT4, cache_dir=cache)  # uses it
+    change(folder / "model.safetensors", -1)
+    mpt_from_pretrained(folder, format=INT8, cache_dir=cache)
+    assert [name for name, entry in kept.items() if not entry.exists()] == ["unused"]
+    assert len(entries(cache)) == 3
+    os.utime(kept["used"], (0, 0))
+    mpt_from_pretrained(folder, format=INT4, cache_dir=cache)
+    assert not kept["used"].exists()
+    mpt_from_pretrained(folder, format=INT4, cache_dir=cache)
+    assert len(entries(cache)) == 3  # two of the folder now, and the other's
+    assert len(list(cache.glob("*.sha256"))) == 2
+
+
+def test_nothing_is_kept_of_a_checkpoint_that_changes_while_it_is_read(
+    save: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, cache = save(), tmp_path / "cache"
+
+    def replaced(*arguments: Any) -> Weights:
+        change(folder / "model.safetensors", -1)
+        return load_weights(*arguments)
+
+    monkeypatch.setattr(model.packed_cache, "load_weights", replaced)
+    mpt_from_pretrained(folder, format=INT8, cache_dir=cache)
+    assert entries(cache) == []
+    assert ["changed while it was read" in record.message for record in caplog.records] == [True]
 
 
 def test_nothing_is_kept_of_weights_that_are_not_quantised(save: Callable[..., Path], tmp_path: Path) -> None:
@@ -196,7 +291,7 @@ def test_what_a_dead_process_left_is_removed_and_what_a_living_one_writes_is_not
     living.write_bytes(b"")
     os.utime(dead, (0, 0))
     mpt_from_pretrained(folder, format=INT8, cache_dir=cache)
-    assert {path.name for path in cache.iterdir()} == {entry.name, living.name}
+    assert set(cache.glob("*.safetensors")) | set(cache.glob(".*")) == {entry, living}
 
 
 def test_several_writers_at_once(save: Callable[..., Path], tmp_path: Path) -> None:

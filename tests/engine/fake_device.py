@@ -44,7 +44,7 @@ def make_request(
     prompt: Sequence[int],
     max_output: int,
     stop_ids: Sequence[int] = (),
-    source: Request | None = None,
+    siblings: list[Request] | None = None,
     choice_index: int = 0,
     priority: int = 0,
     cache_salt: str = "",
@@ -57,7 +57,7 @@ def make_request(
         seed=0,
         max_output=max_output,
         stop_ids=frozenset(stop_ids),
-        source=source,
+        siblings=[] if siblings is None else siblings,
         choice_index=choice_index,
     )
 

@@ -114,6 +114,19 @@ def test_preemption_and_found_blocks_do_not_lead_it_astray(
     engine._scheduler.check_integrity()
 
 
+@pytest.mark.parametrize("length", [5, 50, 57, 58])
+def test_drafts_go_on_to_the_end_of_the_context(
+    make_engine: MakeEngine, plain: Engine, weights: Weights, length: int
+) -> None:
+    engine = make_engine(weights)
+    prompt, params = list(range(length)), SamplingParams(temperature=0, max_tokens=100)
+    (completion,) = engine.generate([prompt], params)
+    assert len(completion.token_ids) == 64 - length
+    assert [completion] == plain.generate([prompt], params)
+    stats = engine.stats()
+    assert stats.accepted_tokens == stats.drafted_tokens > 0
+
+
 def test_choices_of_one_prompt(make_engine: MakeEngine, weights: Weights) -> None:
     engine = make_engine(weights)
     engine.generate(prompts(1), SamplingParams(seed=9, n=3, max_tokens=20))

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import VOCAB_LIMIT
-from test_engine import Listener, assert_all_free, lazy_engine, wait_until
+from test_engine import Listener, assert_all_free, lazy_engine, wait_idle, wait_until
 
 from mpt_serve.engine import (
     Completion,
@@ -175,7 +175,7 @@ def test_leaving_a_stream_cancels_what_is_left(text_engine: Engine) -> None:
 
 
 def test_a_stream_that_nobody_reads_never_begins(text_engine: Engine) -> None:
-    before = text_engine.stats()
+    before = wait_idle(text_engine)
     stream = text_engine.generate(PROMPTS, GREEDY, stream=True)
     with pytest.raises(RequestError, match="empty"):
         text_engine.generate([[]], GREEDY, stream=True)  # refused at once
@@ -202,12 +202,14 @@ def test_stop_strings_end_an_answer_across_ids_and_characters(
     text_engine: Engine, stop: str | list[str], text: str, found: str | None
 ) -> None:
     params = saying("naïve café 🎉 STOP, end", logprobs=0)
+    cancelled = wait_idle(text_engine).finished["cancelled"]
     pieces = list(text_engine.generate("Say it: ", params, stop=stop, stream=True))
     (completion,) = text_engine.generate("Say it: ", params, stop=stop)
     assert_all_free(text_engine)
     assert joined(pieces, 0, 0)[0] == completion.text == text
     assert (completion.finish_reason, completion.stop_reason) == ("stop", found or END)
     # Up to the id that completes the string, and no further.
+    assert wait_idle(text_engine).finished["cancelled"] == cancelled
     ids = list((text + found).encode()) if found else [*text.encode(), END]
     assert len(completion.token_ids) == len(completion.choices[0].logprobs or ()) == len(ids)
 
@@ -226,14 +228,15 @@ def test_a_stop_string_ends_one_choice_and_not_the_others(text_engine: Engine) -
     free = [choice.text or "" for choice in text_engine.generate("Once", params)[0].choices]
     counts = {char: sum(char in text for text in free) for char in "".join(free)}
     stop = next(char for char, count in counts.items() if 2 <= count <= 4 and char != "\ufffd")
-    before = text_engine.stats()
+    before = wait_idle(text_engine)
     (completion,) = text_engine.generate("Once", params, stop=[stop])
     for text, choice in zip(free, completion.choices, strict=True):
         assert choice.text == text.split(stop)[0]
         assert (choice.finish_reason, choice.stop_reason) == (("stop", stop) if stop in text else ("length", None))
-    after = text_engine.stats()
-    assert after.finished["cancelled"] - before.finished["cancelled"] <= counts[stop]
+    after = wait_idle(text_engine)
+    assert 0 < after.finished["stop"] - before.finished["stop"] <= counts[stop]
     assert after.finished["length"] - before.finished["length"] >= 6 - counts[stop]
+    assert after.finished["cancelled"] == before.finished["cancelled"]
     assert_all_free(text_engine)
 
 
@@ -265,7 +268,7 @@ def test_the_text_of_the_first_min_tokens_ends_nothing(text_engine: Engine) -> N
 def test_nothing_runs_where_anything_is_refused(
     text_engine: Engine, prompts: object, params: object, stop: object, message: str
 ) -> None:
-    before = text_engine.stats()
+    before = wait_idle(text_engine)
     with pytest.raises(RequestError, match=message):
         text_engine.generate(prompts, params, stop=stop)  # type: ignore[call-overload]
     assert text_engine.stats() == before
@@ -331,6 +334,22 @@ def test_an_interrupt_cancels_the_batch(text_engine: Engine) -> None:
     thread.join()
     assert_all_free(text_engine)
     assert text_engine.generate("Once", GREEDY)[0].finish_reason == "length"
+
+
+@pytest.mark.parametrize("progress", [False, True])
+def test_an_interrupt_between_two_pieces_cancels_the_batch(
+    text_engine: Engine, monkeypatch: pytest.MonkeyPatch, progress: bool
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Completion, "of", interrupt)
+    before = wait_idle(text_engine).finished["cancelled"]
+    params = [replace(GREEDY, max_tokens=1), *[replace(GREEDY, max_tokens=480, ignore_eos=True)] * 3]
+    with pytest.raises(KeyboardInterrupt) as interrupted:  # whose traceback is held, as `sys.last_exc` holds it
+        text_engine.generate(["Once"] * 4, params, progress=progress)
+    assert wait_idle(text_engine).finished["cancelled"] == before + 3
+    assert interrupted.traceback
 
 
 def test_an_engine_that_fails_meanwhile_raises(lazy_engine, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import jsonschema
 import pytest
@@ -14,6 +15,7 @@ from test_sampling_features import choices_of, submit
 from model.config import MptConfig
 from model.weights import Weights
 from mpt_serve.engine import Engine, RequestError, SamplingParams
+from mpt_serve.engine.drafting.step_costs import StepCosts
 from mpt_serve.guided.compiler import GuideCompiler
 from mpt_serve.guided.spec import Guide
 
@@ -132,11 +134,58 @@ def test_bad_guides_are_refused(guided_engine: Engine, params: SamplingParams, m
     assert_all_free(guided_engine)
 
 
+def test_each_prompt_compiles_its_guide_once(guided_engine: Engine, guides: GuideCompiler, monkeypatch: Any) -> None:
+    compiled = []
+    compile = guides.compile
+    monkeypatch.setattr(guides, "compile", lambda guide: compiled.append(guide) or compile(guide))
+    guided_engine.generate([prompt_of(3), prompt_of(4)], replace(PARAMS, guide=GUIDES[2]))
+    assert compiled == [GUIDES[2]] * 2
+    with pytest.raises(RequestError, match="the regex cannot be used"):
+        guided_engine.generate([prompt_of(3)], replace(PARAMS, guide=Guide("regex", "(")))
+    assert len(compiled) == 2
+
+
+class Free(StepCosts):
+    """A machine on which a step costs the same whatever it computes, so that every draft pays."""
+
+    def cost(self, num_tokens: int) -> float:
+        return 1.0
+
+    def measured(self, num_tokens: int, seconds: float) -> None:
+        pass
+
+
+def test_a_wrong_draft_beyond_the_limits_ends_no_answer(
+    weights: Weights, config: MptConfig, guides: GuideCompiler
+) -> None:
+    """After 14 times "a" another one breaks a limit; n-grams guess more of them, and the answer may end with "."."""
+    ambiguous = " | ".join(f'x "a"? x "{char}"?' for char in "bcdefghi")
+    guide = Guide("grammar", f'start: x | "a"* "."\nx: x x | "a" | {ambiguous}')
+    bias = {CHARACTERS.index("a"): 40.0, CHARACTERS.index("."): 24.0, END: -40.0}
+    prompt = [CHARACTERS.index("a")] * 8
+    params = [
+        replace(PARAMS, guide=guide, max_tokens=30, logit_bias=bias, seed=seed, temperature=8) for seed in range(24)
+    ]
+    answers = []
+    for speculation in ("none", "ngram"):
+        settings = replace(SETTINGS, pre_compile=False, speculation=speculation)
+        with Engine(weights, config, settings, VOCAB_LIMIT, eos_token_ids=[END], guides=guides) as engine:
+            if engine._drafter is not None:
+                engine._drafter._costs = Free(engine._drafter._costs.sizes)
+            answers.append(engine.generate([prompt] * len(params), params))
+    assert answers[0] == answers[1]
+    reasons = {answer.choices[0].finish_reason for answer in answers[0] if len(answer.choices[0].token_ids) > 10}
+    assert {"stop", "error"} <= reasons  # close to the limit, some answers turn away and others do not
+
+
 class FailingGuide:
     """Allows everything, and gives up at the fifth question or the fifth id."""
 
-    def __init__(self, at: str) -> None:
-        self._at, self._calls = at, 0
+    def __init__(self, at: str, error: Exception) -> None:
+        self._at, self._error, self._calls = at, error, 0
+
+    def count_verifiable(self, drafts: Sequence[int]) -> int:
+        return len(drafts)
 
     def fill_masks(self, drafts: Sequence[int], out: object) -> int:
         return self._count("mask", len(drafts))
@@ -147,18 +196,27 @@ class FailingGuide:
     def _count(self, what: str, answer: int) -> int:
         self._calls += what == self._at
         if self._calls == 5:
-            raise RequestError("the guide grew too complex")
+            raise self._error
         return answer
 
 
 @pytest.mark.parametrize("at", ["mask", "accept"])
-def test_a_guide_that_gives_up_ends_its_own_request(weights: Weights, config: MptConfig, at: str) -> None:
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RequestError("the guide grew too complex"), "the guide grew too complex"),
+        (ValueError("names of ours"), "the guide of the request could not say what may follow"),
+    ],
+)
+def test_a_guide_that_gives_up_ends_its_own_request_and_says_why(
+    weights: Weights, config: MptConfig, at: str, error: Exception, message: str
+) -> None:
     class Guides:
         def compile(self, guide: Guide) -> "Guides":
             return self
 
         def start(self) -> FailingGuide:
-            return FailingGuide(at)
+            return FailingGuide(at, error)
 
         def close(self) -> None:
             pass
@@ -169,6 +227,6 @@ def test_a_guide_that_gives_up_ends_its_own_request(weights: Weights, config: Mp
         engine.submit(prompt_of(5), replace(PARAMS, guide=GUIDES[0], temperature=0), failing)
         engine.submit(prompt_of(6), replace(PARAMS, max_tokens=20, ignore_eos=True), other)
         assert failing.last().finish_reason == "error"
-        assert "guide" in (failing.last().message or "")
+        assert failing.last().message == message
         assert other.last().finish_reason == "length"
         assert_all_free(engine)

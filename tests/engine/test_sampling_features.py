@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from conftest import SETTINGS, VOCAB_LIMIT
 from reference import check_generated, log_softmax
-from test_engine import Listener, assert_all_free, lazy_engine, limited, prompt_of
+from test_engine import Listener, assert_all_free, lazy_engine, limited, prompt_of, wait_idle
 
 from model.config import MptConfig
 from model.weights import Weights
 from mpt_serve.engine import Delta, Engine, RequestError, SamplingParams, TokenLogprobs
+from mpt_serve.engine.token_limits import mask_below, mask_words
 
 __all__ = ["lazy_engine"]  # a fixture
 
@@ -71,6 +72,23 @@ def test_lists_that_leave_nothing_give_way(engine: Engine) -> None:
     assert set(completion.token_ids) <= {5, 6}
 
 
+@pytest.mark.parametrize("base", [GREEDY, SAMPLED, replace(SAMPLED, repetition_penalty=1.7, logit_bias={3: 4.0})])
+def test_lists_that_forbid_the_whole_vocabulary_change_nothing(engine: Engine, base: SamplingParams) -> None:
+    everything = tuple((token,) for token in range(VOCAB_LIMIT))
+    asked = [base, replace(base, bad_words=everything)]
+    asked.append(replace(base, stop_token_ids=tuple(range(VOCAB_LIMIT)), min_tokens=14))
+    free, forbidden, stopping = engine.generate([prompt_of(5)] * 3, asked)
+    assert forbidden.token_ids == free.token_ids
+    assert stopping.token_ids == free.token_ids[:1]  # a stop id, as there is nothing else
+
+
+def test_a_mask_has_a_bit_for_each_id_below_the_limit() -> None:
+    for limit, size in ((90, 96), (1, 33), (64, 65), (32, 32)):
+        mask = mask_below(limit, size)
+        assert (mask.dtype, len(mask)) == (np.uint32, mask_words(size))
+        assert [i for i in range(32 * len(mask)) if mask[i // 32] >> (i % 32) & 1] == list(range(limit))
+
+
 # Choices
 
 
@@ -109,6 +127,16 @@ def test_choices_are_what_each_is_alone_and_read_the_prompt_once(engine: Engine,
     assert [cached[index] for index in range(4)] == [0, *[length - 1] * 3]  # four run at once
     assert all(cached[index] in (whole_blocks, length - 1) for index in (4, 5))  # when the first may have ended
     assert_all_free(engine)
+
+
+def test_prompts_count_once_for_all_their_choices(lazy_engine) -> None:  # type: ignore[no-untyped-def]
+    engine = lazy_engine()
+    for cached in (0, 28):  # all but the block with the last token
+        before = engine.stats()
+        engine.generate([prompt_of(32, 9)], replace(SAMPLED, n=6, choice_index=2))
+        after = wait_idle(engine)
+        assert after.prompt_tokens - before.prompt_tokens == 32
+        assert after.cached_tokens - before.cached_tokens == cached
 
 
 def test_choices_hold_the_prompt_once(engine: Engine) -> None:

@@ -8,6 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from mpt_serve.engine.block_pool import BlockPool
 from mpt_serve.engine.request import PLACES_PER_PRIORITY, Request
+from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.engine.scheduler import Scheduler
 
 MAX_MODEL_LEN = 24
@@ -56,11 +57,10 @@ class Histories(RuleBasedStateMachine):
         self, prompt: list[int], max_output: int, stop_ids: frozenset[int], choices: int, priority: int, salt: str
     ) -> None:
         max_output = min(max_output, MAX_MODEL_LEN - len(prompt))
-        source = None
+        siblings: list[Request] = []
         for choice in range(choices):
             name = f"{len(self.requests)}.{choice}"
-            request = make_request(name, prompt, max_output, stop_ids, source, choice, priority, salt)
-            source = source or request
+            request = make_request(name, prompt, max_output, stop_ids, siblings, choice, priority, salt)
             self.requests.append(request)
             self.scheduler.add(request)
 
@@ -240,11 +240,6 @@ def test_a_request_that_can_never_fit_is_refused() -> None:
         scheduler.add(make_request("too long", range(5), 5))
 
 
-def test_a_budget_below_the_number_of_requests_is_refused() -> None:
-    with pytest.raises(ValueError, match="max_num_batched_tokens=3"):
-        scheduler_of(max_num_seqs=4, budget=3)
-
-
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
@@ -328,10 +323,7 @@ def test_blocks_found_in_the_pool_are_not_computed_again() -> None:
 
 def test_choices_copy_the_block_that_is_not_full_and_compute_one_token() -> None:
     scheduler = scheduler_of()
-    first = make_request("a", range(10), 4)
-    scheduler.add(first)
-    for choice in (1, 2):
-        scheduler.add(make_request("a", range(10), 4, source=first, choice_index=choice))
+    first, *_ = add_choices(scheduler, "a", list(range(10)), 3, max_output=4)
     assert shares(scheduler) == [("a", 0, 10)]  # the others wait for it
     step = scheduler.schedule()
     assert [(row.start, row.length, row.samples) for row in step.rows] == [(10, 1, 1), (9, 1, 1), (9, 1, 1)]
@@ -339,6 +331,77 @@ def test_choices_copy_the_block_that_is_not_full_and_compute_one_token() -> None
     assert second.blocks[:2] == third.blocks[:2] == first.blocks[:2]
     assert step.copies == [(first.blocks[2], second.blocks[2]), (first.blocks[2], third.blocks[2])]
     scheduler.check_integrity()
+
+
+def add_choices(scheduler: Scheduler, name: str, prompt: list[int], count: int, max_output: int = 8) -> list[Request]:
+    siblings: list[Request] = []
+    choices = [make_request(name, prompt, max_output, (), siblings, index) for index in range(count)]
+    for request in choices:
+        scheduler.add(request)
+    return choices
+
+
+@pytest.mark.parametrize("max_output", [1, 2, 9])
+def test_choices_beyond_the_slots_take_over_the_prompt_from_any_that_runs(max_output: int) -> None:
+    scheduler = scheduler_of(max_num_seqs=2, budget=16)
+    choices = add_choices(scheduler, "six", list(range(33)), 6, max_output)
+    rows = [row for step in FakeDevice(scheduler, 64, 2).drain() for row in step.rows]
+    assert sum(min(row.stop, 33) - min(row.start, 33) for row in rows) == 33 + 5  # the last token for each
+    for index, request in enumerate(choices):
+        assert request.output_ids == completion(request.prompt_ids, max_output, frozenset(), index)
+
+
+def test_the_choice_that_scores_the_prompt_computes_all_of_it() -> None:
+    scheduler = scheduler_of(max_num_seqs=2, budget=16)
+    siblings: list[Request] = []
+    params = SamplingParams(max_tokens=4, prompt_logprobs=0, n=2)
+    second, first = (Request("a", (1,) * 9, params, 0, 4, index, siblings=siblings) for index in (1, 0))
+    scheduler.add(second)  # as when the first was preempted in the middle
+    scheduler.schedule()
+    scheduler.add(first)
+    assert shares(scheduler) == [("a", 9, 1), ("a", 0, 9)]
+
+
+def test_requests_with_choices_are_admitted_as_fast_as_others() -> None:
+    scheduler = scheduler_of(num_blocks=400, max_num_seqs=32, budget=512)
+    for number in range(16):
+        add_choices(scheduler, str(number), [number] * 20, 2)
+    assert [row.length for row in scheduler.schedule().rows] == [20] * 16
+    assert [row.start for row in scheduler.schedule().rows] == [20] * 16 + [19] * 16
+    assert not scheduler.waiting
+    scheduler.check_integrity()
+
+
+def test_whoever_overtakes_a_choice_leaves_it_a_slot() -> None:
+    scheduler = scheduler_of(max_num_seqs=3)
+    add_choices(scheduler, "two", [1] * 5, 2)
+    add(scheduler, 2, 2)
+    assert shares(scheduler) == [("two", 0, 5), ("0", 0, 2)]
+    assert shares(scheduler) == [("two", 5, 1), ("0", 2, 1), ("two", 4, 1)]
+
+
+def test_whoever_overtakes_a_choice_leaves_it_blocks() -> None:
+    scheduler = scheduler_of(num_blocks=9, max_num_seqs=8)
+    add_choices(scheduler, "three", [1] * 5, 3)  # two blocks, then one for each, and each grows
+    add(scheduler, 4, 4)
+    assert shares(scheduler) == [("three", 0, 5), ("0", 0, 4)]
+    assert shares(scheduler) == [("three", 5, 1), ("0", 4, 1), ("three", 4, 1), ("three", 4, 1)]
+    assert scheduler.num_preemptions == 0
+
+
+def test_whoever_overtakes_a_choice_leaves_it_a_token_of_the_next_step() -> None:
+    scheduler = scheduler_of(max_num_seqs=4, budget=16)
+    add_choices(scheduler, "two", [1] * 6, 2)
+    (long,) = add(scheduler, 23)
+    assert shares(scheduler) == [("two", 0, 6)]  # 13 of its tokens would be left, and each of four slots wants one
+    assert shares(scheduler) == [("two", 6, 1), ("two", 5, 1), ("0", 0, 14)]
+    scheduler.finish(long, "cancelled")
+    add_choices(scheduler, "more", [2] * 6, 2)
+    scheduler.add(make_request("fits", [1] * 18, 8))
+    assert shares(scheduler)[2:] == [("more", 0, 6)]  # no slot is left for another
+    for request in list(scheduler.running[:2]):
+        scheduler.finish(request, "cancelled")
+    assert shares(scheduler) == [("more", 6, 1), ("more", 5, 1), ("fits", 0, 14)]
 
 
 def test_drafts_are_taken_as_far_as_they_were_right() -> None:

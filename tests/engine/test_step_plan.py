@@ -1,6 +1,5 @@
 """Step shapes: few, and enough for any step."""
 
-import pytest
 from fake_device import make_request
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -59,8 +58,3 @@ def test_every_step_has_a_shape_that_wastes_little(
     # A step with chunks never takes a program that only decodes; one that decodes takes it where there is one.
     assert not key.decode_only or not num_prefill
     assert key.num_tokens < max(16, 2 * step.num_tokens, 4 * len(lengths)) + 1
-
-
-def test_a_budget_without_room_for_prompts_is_refused() -> None:
-    with pytest.raises(ValueError, match="above max_num_seqs=8"):
-        step_shapes(8, 8, 8, ragged_decode=True)

@@ -1,4 +1,7 @@
+import itertools
 import json
+import random
+import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,9 +10,14 @@ from following import accepts, allowed_ids
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mpt_serve.child_process import ChildEndedError
 from mpt_serve.engine.request import RequestError
+from mpt_serve.guided import compiler as compiler_module
+from mpt_serve.guided import grammar
 from mpt_serve.guided.compiler import GuideBusyError, GuideCompiler
+from mpt_serve.guided.matcher import new_matcher
 from mpt_serve.guided.spec import Guide, GuideKind
+from mpt_serve.guided.state import GuideState
 from mpt_serve.text.tokenizer import TextTokenizer
 
 # A vocabulary of all bytes, then two special ids: starts fast.
@@ -55,6 +63,8 @@ def refusal(compiler: GuideCompiler, kind: GuideKind, text: str) -> str:
         ("json_schema", '{"properties": {"a": {"not": {}}}}', 'unsupported keywords: "not"'),
         ("json_schema", '{"x-guidance": {"lenient": true}, "not": {}}', 'unsupported keywords: "x-guidance"'),
         ("json_schema", '{"minProperties": 2}', "minProperties: 2 is not supported"),
+        ("json_schema", '{"minProperties": 3, "required": ["a", "a"]}', "minProperties: 3 is not supported"),
+        ("json_schema", '{"minProperties": 3, "required": ["a", ["b"]]}', "required"),
         ("json_schema", "false", "allows nothing"),
         ("json_schema", "5", "must be a JSON object, not a number"),
         ("choice", "[]", "a list of strings"),
@@ -65,6 +75,8 @@ def refusal(compiler: GuideCompiler, kind: GuideKind, text: str) -> str:
         ("grammar", "start: <|endoftext|>", "special tokens match no text: <|endoftext|>"),
         ("grammar", "# <[1]>\nstart: <[5]>", "line 2: special tokens match no text: <[5]>"),
         ("grammar", 'start: /a\n"/ <[5]> /"b/', "line 2: special tokens match no text: <[5]>"),
+        ("grammar", r'start: "\" %json', "lexer error"),
+        ("grammar", r"start: /\/ %json", "lexer error"),
         ("grammar", 'start: %json {"type": "string"}', "%json is not supported"),
         ("grammar", "start: a\na[max_tokens=5]: /b*/", "line 2: the attribute max_tokens"),
         ("grammar", '%llguidance {"allow_invalid_utf8": true}\nstart: "a"', "%llguidance is not supported"),
@@ -79,6 +91,28 @@ def refusal(compiler: GuideCompiler, kind: GuideKind, text: str) -> str:
 )
 def test_refusals_say_what_is_wrong(compiler: GuideCompiler, kind: GuideKind, text: str, message: str) -> None:
     assert message in refusal(compiler, kind, text)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [("json_object", ""), ("json_schema", "{}"), ("regex", "a"), ("choice", '["a"]'), ("grammar", 'start: "a"')],
+)
+def test_only_the_child_reads_a_text(
+    compiler: GuideCompiler, monkeypatch: pytest.MonkeyPatch, kind: GuideKind, text: str
+) -> None:
+    def read_here(*_: object) -> str:
+        raise AssertionError("a client's text is read where nothing can end it")
+
+    monkeypatch.setattr(grammar, "_lark", read_here)
+    for _ in range(2):  # a new guide and a known one
+        assert allowed_ids(compiler.compile(Guide(kind, text + " " * (kind != "regex"))).start())
+
+
+@pytest.mark.parametrize("literal", ['"', '"' + r"\"" * 1_000, "/" + r"\/" * 1_000])
+def test_literals_without_an_end_are_read_once(literal: str) -> None:
+    """Each character belongs to one match, so that the time is in proportion to the length."""
+    found = list(grammar._LARK.finditer(literal))
+    assert sum(len(match[0]) for match in found) == len(literal)
 
 
 @pytest.mark.parametrize(
@@ -109,14 +143,15 @@ def test_long_guides_are_refused_before_anything_else(compiler: GuideCompiler) -
 
 
 def test_memory_of_guides_is_bounded() -> None:
-    compiler = GuideCompiler(BYTES, [EOS], cache_entries=8, cache_bytes=100)
+    compiler = GuideCompiler(BYTES, [EOS], cache_entries=8, cache_bytes=1_000)
     for i in range(50):
         compiler.compile(Guide("regex", f"{i:05}"))
         with pytest.raises(RequestError):
             compiler.compile(Guide("regex", f"[{i:05}"))
         assert len(compiler._verdicts._entries) <= 8
-    compiler.compile(Guide("regex", "a" * 99))
-    assert compiler._verdicts._bytes <= 100
+    assert compiler._verdicts._entries
+    compiler.compile(Guide("regex", "a" * 999))
+    assert compiler._verdicts._bytes <= 1_000
     compiler.close()
 
 
@@ -137,6 +172,80 @@ def test_only_so_many_compile_at_once() -> None:
         compiler.compile(Guide("regex", "a"))
     compiler._workers.put(worker)
     compiler.compile(Guide("regex", "a"))
+    compiler.close()
+
+
+def test_a_known_guide_waits_for_no_new_one() -> None:
+    compiler = GuideCompiler(BYTES, [EOS], max_workers=1, wait_limit_s=0.05)
+    compiler.compile(Guide("regex", "a"))
+    worker = compiler._workers.get()  # a new guide takes all its time
+    assert accepts(compiler.compile(Guide("regex", "a")).start(), list(b"a"), EOS)
+    compiler._workers.put(worker)
+    compiler.close()
+
+
+class EndingWorker:
+    """A child that the signal ends at every request."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        self.ended = ChildEndedError(-number)
+
+    def ask(self, request: object) -> dict[str, str]:
+        raise self.ended
+
+
+def test_what_the_machine_ended_is_no_fault_of_the_guide() -> None:
+    compiler = GuideCompiler(BYTES, [EOS], max_workers=1)
+    worker = compiler._workers.get()
+    compiler._workers.put(EndingWorker(signal.SIGKILL))  # type: ignore[arg-type]
+    with pytest.raises(ChildEndedError):
+        compiler.compile(Guide("regex", "a"))
+    compiler._workers.get()
+    compiler._workers.put(worker)
+    assert accepts(compiler.compile(Guide("regex", "a")).start(), list(b"a"), EOS)
+    compiler.close()
+
+
+@pytest.mark.parametrize(("number", "reason"), [(signal.SIGPROF, "takes longer"), (signal.SIGABRT, "too much memory")])
+def test_what_the_guide_ended_is_remembered(number: signal.Signals, reason: str) -> None:
+    compiler = GuideCompiler(BYTES, [EOS], max_workers=1, wait_limit_s=0)
+    compiler._workers.get()
+    compiler._workers.put(EndingWorker(number))  # type: ignore[arg-type]
+    assert reason in refusal(compiler, "regex", "a")
+    compiler._workers.get()
+    assert reason in refusal(compiler, "regex", "a")
+
+
+def test_a_check_refuses_alike_and_builds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = GuideCompiler(BYTES, [EOS], max_text_bytes=100)
+    for text in ("[", "a" * 101):
+        with pytest.raises(RequestError) as refused:
+            compiler.check(Guide("regex", text))
+        assert str(refused.value) == refusal(compiler, "regex", text)
+    built = []
+    monkeypatch.setattr(compiler_module, "new_matcher", lambda *parts: built.append(parts) or new_matcher(*parts))
+    compiler.check(Guide("regex", "a"))
+    assert built == []
+    compiler.compile(Guide("regex", "a"))
+    assert len(built) == 1
+    compiler.close()
+
+
+def test_no_request_ends_another_with_an_equal_guide() -> None:
+    """The answers of one request fill its tables until it cannot go on; the other has tables of its own."""
+    compiler = GuideCompiler(BYTES, [EOS])
+    guide = Guide("regex", "(.*a.{60}){2}b")
+    full, other = compiler.compile(guide), compiler.compile(guide)
+    draw = random.Random(0)
+
+    def follow(states: list[GuideState], count: int) -> None:
+        for state, _ in itertools.product(states, range(count)):
+            assert {ord("a"), ord("b")} <= allowed_ids(state)
+            state.accept(draw.choice(b"ab"))
+
+    with pytest.raises(RequestError, match="too complex"):
+        follow([full.start() for _ in range(10)], 1_000)
+    follow([other.start()], 100)
     compiler.close()
 
 

@@ -174,3 +174,59 @@ def test_a_dead_end_is_an_error_and_not_an_end(compiler: GuideCompiler, neox: Te
     state = follow(start(compiler, "grammar", 'start: "c" b | "d"\nb: b "x"'), neox, "c")
     with pytest.raises(RequestError, match="matches nothing"):
         allowed_ids(state)
+
+
+# Each further "a" makes more of its parts possible at one place, up to their limit.
+AMBIGUOUS = 'start: x | "a"* "\\n"\nx: x x | "a" | x "a"? x "b"?'
+
+
+def near_the_limit(compiler: GuideCompiler, token_id: int) -> GuideState:
+    """A state where a few more of the ids break a limit."""
+    state, count = start(compiler, "grammar", AMBIGUOUS), 0
+    while state.count_verifiable([token_id]):
+        state.accept(token_id)
+        count += 1
+    near = start(compiler, "grammar", AMBIGUOUS)
+    for _ in range(count - 3):
+        near.accept(token_id)
+    return near
+
+
+def test_drafts_that_break_a_limit_are_left_out(compiler: GuideCompiler, neox: TextTokenizer) -> None:
+    a, line = neox.encode("a")[0], neox.encode("\n")[0]
+    state = near_the_limit(compiler, a)
+    drafts = [a] * 8
+    with pytest.raises(RequestError, match="too many of its parts"):
+        mask_sets(state, drafts)
+    assert state.count_verifiable(drafts) == 3
+    masks = mask_sets(state, drafts[:3])
+    assert len(masks) == 4
+    for mask in masks:  # the answer may still go another way, and a mask there is what it is without drafts
+        assert mask == allowed_ids(state)
+        assert line in mask
+        state.clone().accept(line)
+        before = state.clone()
+        if mask is not masks[-1]:
+            state.accept(a)
+    assert before.count_verifiable([a]) == 0
+    with pytest.raises(RequestError, match="too many of its parts"):
+        follow(before, neox, "a")
+
+
+def test_drafts_that_are_not_allowed_can_be_verified(compiler: GuideCompiler, neox: TextTokenizer) -> None:
+    state = start(compiler, "regex", "[a-c]{5}")
+    a, x = (neox.encode(char)[0] for char in "ax")
+    assert state.count_verifiable([]) == 0
+    assert state.count_verifiable([a, a, x, a]) == 4
+    assert len(mask_sets(state, [a, a, x, a])) == 3
+    assert mask_sets(state, [a]) == mask_sets(start(compiler, "regex", "[a-c]{5}"), [a])
+    assert mask_sets(state, [a, a, a]) == mask_sets(start(compiler, "regex", "[a-c]{5}"), [a, a, a])
+    state.accept(a)
+    assert mask_sets(state, [a]) == mask_sets(follow(start(compiler, "regex", "[a-c]{5}"), neox, "a"), [a])
+
+
+def test_a_broken_guide_is_never_taken_for_an_ended_one(compiler: GuideCompiler, neox: TextTokenizer) -> None:
+    state = follow(start(compiler, "grammar", 'start: "c" b | "d"\nb: b "x"'), neox, "c")
+    for _ in range(2):
+        with pytest.raises(RequestError, match="matches nothing"):
+            allowed_ids(state)

@@ -45,8 +45,8 @@ class FakeEngine:
         self.listeners[request_id] = on_delta
         return request_id
 
-    def cancel(self, request_id: str) -> None:
-        self.cancelled.append(request_id)
+    def cancel(self, request_id: str, index: int | None = None, reason: str = "cancelled") -> None:
+        self.cancelled.append(request_id if index is None else f"{request_id} {index} {reason}")
 
     def stats(self) -> SimpleNamespace:
         return self.state
@@ -127,6 +127,12 @@ def test_all_choices_end_before_a_stream_does() -> None:
         return [(await first).index, *[delta.index async for delta in stream]]
 
     assert asyncio.run(scenario()) == [1, 0]
+
+
+def test_a_choice_that_is_ended_for_its_reader_has_stopped() -> None:
+    engine = FakeEngine()
+    asyncio.run(generator_over(engine).end_choice("a", 3))
+    assert engine.cancelled == ["a 3 stop"]
 
 
 def test_a_request_goes_on_after_its_ids() -> None:

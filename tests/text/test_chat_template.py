@@ -1,9 +1,12 @@
 import json
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
+from mpt_serve.child_process import ChildEndedError
 from mpt_serve.text import template_process
 from mpt_serve.text.chat_template import ChatTemplate, ChatTemplateError, Message, MissingChatTemplateError
 from mpt_serve.text.tokenizer import TextTokenizer
@@ -183,6 +186,17 @@ class TestHostileTemplates:
             template.render([USER, ASSISTANT])
         assert template.render([USER]) == "fine"
 
+    def test_what_the_machine_ended_is_no_fault_of_the_template(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        template = ChatTemplate("fine")
+        with monkeypatch.context() as patch:
+            patch.setattr(template._process._child, "ask", raising(ChildEndedError(-signal.SIGKILL)))
+            with pytest.raises(ChildEndedError):
+                template.render([USER])
+            patch.setattr(template._process._child, "ask", raising(ChildEndedError(-signal.SIGABRT)))
+            with pytest.raises(ChatTemplateError, match="its process ended"):
+                template.render([USER])
+        assert template.render([USER]) == "fine"
+
     def test_the_environment_is_not_inherited(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("API_KEY", "secret")
         template = ChatTemplate("fine")
@@ -197,6 +211,13 @@ class TestHostileTemplates:
     def test_large_templates_are_refused(self) -> None:
         with pytest.raises(ChatTemplateError, match="at most"):
             ChatTemplate("x" * 200_000)
+
+
+def raising(error: Exception) -> Callable[..., NoReturn]:
+    def ask(*_: object) -> NoReturn:
+        raise error
+
+    return ask
 
 
 def test_templates_refusal_is_passed_on() -> None:

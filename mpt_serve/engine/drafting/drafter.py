@@ -23,14 +23,13 @@ class DraftStats:
 
 
 class Drafter(ABC):
-    """Proposes the ids that follow sequences. Not thread-safe: the engine's thread calls it.
+    """Proposes the ids that follow sequences. Not thread-safe: the engine's thread alone calls it.
 
     step_sizes: the numbers of tokens that steps are padded to. max_draft_tokens: of one request in one step.
 
     Around every step the engine calls, in this order: `worth_reading` while the step before is in flight, and where
     that says so it reads that step first; `plan`, then `draft`, whose drafts it may cut short; after the step,
-    `observe` for each row with a draft, and `step_took`. `forget` ends a request. All but `draft` are quick, and need
-    the engine's lock.
+    `observe` for each row with a draft, and `step_took`. `forget` ends a request. All but `draft` are quick.
     """
 
     def __init__(self, step_sizes: Sequence[int], max_draft_tokens: int) -> None:

@@ -61,7 +61,7 @@ class _Sequence:
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """length ids to be drafted for a request; copy: what the runner reads of it, unchanged by other threads."""
+    """length ids to be drafted for a request; copy: what the draft model's runner reads of it."""
 
     sequence: _Sequence
     copy: Request
@@ -104,6 +104,7 @@ class ModelDrafter(Drafter):
         limits = max_num_seqs, max_num_batched_tokens, max_num_seqs
         self._runner = Runner(weights, config, plan, cache_dtype, *limits, vocab_limit, kernels)
         self._num_blocks, self._block_size = cache_plan.num_blocks, cache_plan.block_size
+        self._max_blocks = cache_plan.max_blocks_per_sequence
         self._max_num_batched_tokens = max_num_batched_tokens
         self._length_limit = min(cache_plan.max_model_len, config.length_limit or cache_plan.max_model_len)
         self._sequences: dict[Request, _Sequence] = {}
@@ -174,6 +175,7 @@ class ModelDrafter(Drafter):
         assert request.slot is not None
         sequence = self._sequences[request]
         sequence.known = request.num_known
+        blocks = [*request.blocks, self._num_blocks + request.slot]
         copy = Request(
             request.request_id,
             request.prompt_ids,
@@ -182,7 +184,7 @@ class ModelDrafter(Drafter):
             request.max_output,
             request.choice_index,
             output_ids=list(request.output_ids),
-            blocks=[*request.blocks, self._num_blocks + request.slot],
+            blocks=blocks[: self._max_blocks],  # no guesses go beyond the end of the context
             slot=request.slot,
         )
         return _Task(sequence, copy, length)

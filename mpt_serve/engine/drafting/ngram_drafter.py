@@ -115,7 +115,8 @@ class NgramDrafter(Drafter):
 
     def draft(self, requests: Sequence[Request], lengths: Sequence[int]) -> list[list[int]]:
         return [
-            self._draft(request, length) if length else [] for request, length in zip(requests, lengths, strict=True)
+            before_stop(request, self._sequences[request].draft(length)) if length else []
+            for request, length in zip(requests, lengths, strict=True)
         ]
 
     def forget(self, request: Request) -> None:
@@ -129,7 +130,3 @@ class NgramDrafter(Drafter):
         if sequence is None:
             sequence = self._sequences[request] = _Sequence()
         return sequence.survivals(room, request.in_flight) if sequence.advance(request) else []
-
-    def _draft(self, request: Request, length: int) -> list[int]:
-        sequence = self._sequences.get(request)
-        return [] if sequence is None else before_stop(request, sequence.draft(length))  # it may have been cancelled
