@@ -83,12 +83,13 @@ class RequestFactory:
 
     def _guides_for(self, params: SamplingParams) -> GuideCompiler | LazyGuideCompiler:
         """What compiles the request's guide. Raises RequestError where there is none, or the answer could not end."""
-        if self._guides is None:
+        if params.ignore_eos:
+            raise RequestError("guided output ends with an end-of-sequence id, which ignore_eos would not let it do")
+        if self._guides is None or not self._eos_token_ids:
             raise RequestError(
-                "guided output needs the model's tokenizer and its end-of-sequence id: there is none here"
+                "guided output needs the model's tokenizer, and an end-of-sequence id to end with: have the"
+                " checkpoint's generation_config.json or tokenizer_config.json name one"
             )
-        if params.ignore_eos or not self._eos_token_ids:
-            raise RequestError("guided output ends with an end-of-sequence id: it takes one, and no ignore_eos")
         return self._guides
 
     def _resume(self, choices: list[Request], generated: list[int]) -> None:

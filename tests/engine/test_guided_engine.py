@@ -125,7 +125,7 @@ def test_guided_answers_survive_preemption(guided_engine: Engine) -> None:
     [
         (replace(PARAMS, guide=Guide("regex", "(")), "the regex cannot be used"),
         (replace(PARAMS, guide=Guide("json_schema", "[")), "the JSON schema cannot be used"),
-        (replace(PARAMS, guide=GUIDES[0], ignore_eos=True), "no ignore_eos"),
+        (replace(PARAMS, guide=GUIDES[0], ignore_eos=True), "ignore_eos would not"),
     ],
 )
 def test_bad_guides_are_refused(guided_engine: Engine, params: SamplingParams, message: str) -> None:
