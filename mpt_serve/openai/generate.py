@@ -5,6 +5,7 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -104,8 +105,9 @@ class GenerateRoute:
         _check_prompt_logprobs(prompts, options, self._service.limits)
         bad_words = await backend.spellings(options.bad_words) if options.bad_words else ()
         jobs: list[Job] = []
+        params_with = cache(lambda max_tokens: options.params(max_tokens, bad_words))  # they may hold long lists of ids
         for ids in prompts:
-            params = options.params(len(ids), backend.model, default, bad_words)
+            params = params_with(options.max_tokens_for(len(ids), backend.model, default))
             echo = await self._echo(ids) if options.report.echo else None
             first = len(jobs) * options.best_of
             choices = [self._choice(first + i, options, params, echo) for i in range(options.best_of)]

@@ -107,20 +107,16 @@ class SamplingOptions:
             raise _too_long(len(ids), self.max_tokens, model.max_model_len, param)
         return ids
 
-    def params(
-        self,
-        prompt_tokens: int,
-        model: ModelInfo,
-        default_max_tokens: int | None,
-        bad_words: tuple[tuple[int, ...], ...] = (),
-    ) -> SamplingParams:
-        """Return the engine's parameters for a prompt that fits. Raises InvalidValueError.
+    def max_tokens_for(self, prompt_tokens: int, model: ModelInfo, default_max_tokens: int | None) -> int:
+        """Return the tokens that may be generated for a prompt that fits.
 
         `default_max_tokens` is what an omitted `max_tokens` means where the context leaves so much; None takes all.
-        `bad_words` as ids.
         """
         room = model.max_model_len - prompt_tokens
-        max_tokens = min(room, default_max_tokens or room) if self.max_tokens is None else self.max_tokens
+        return min(room, default_max_tokens or room) if self.max_tokens is None else self.max_tokens
+
+    def params(self, max_tokens: int, bad_words: tuple[tuple[int, ...], ...] = ()) -> SamplingParams:
+        """Return the engine's parameters, with `bad_words` as ids. Raises InvalidValueError."""
         if self.sampling["min_tokens"] > max_tokens:
             message = f"'min_tokens' must not be above the tokens that may be generated, here {max_tokens}."
             raise InvalidValueError(message, param="min_tokens")
