@@ -244,6 +244,7 @@ class Scheduler:
     def _admit(self, budget: int, step: StepRows) -> None:
         """Add rows of waiting requests to the step, in order, but for choices whose prompt is just being computed."""
         passed = 0  # so many of those; they are the first that wait, and a free slot is kept for each
+        begun = len(step.rows)
         while budget > 0 and step.num_samples < self._max_samples:
             if passed >= min(len(self.waiting), len(self._free_slots)):
                 return
@@ -251,7 +252,7 @@ class Scheduler:
             if request.in_flight:  # preempted, and its last token has not been read yet
                 return
             readers = self._readers(request)
-            source = next((reader for reader in readers if _has_written_prompt(reader, step)), None)
+            source = next((reader for reader in readers if _has_written_prompt(reader, step.rows, begun)), None)
             if readers and source is None:
                 passed += 1
                 continue
@@ -294,7 +295,8 @@ class Scheduler:
         most = request.num_tokens - 1
         if request.wants_prompt_logprobs:
             most = min(most, len(request.prompt_logprobs) - 1)
-        self._extend_digests(request, request.num_known)
+        if self._prefix_caching:
+            request.extend_digests(request.num_known, self.pool.block_size)
         return self.pool.find(request.digests[: most // self.pool.block_size])
 
     def _start(self, request: Request, found: list[int], computed: int) -> None:
@@ -328,16 +330,12 @@ class Scheduler:
         known = min(request.num_computed, request.num_known)
         full = known // self.pool.block_size
         if full > request.num_published:
-            self._extend_digests(request, known)
+            request.extend_digests(known, self.pool.block_size)
             for block, digest in zip(
                 request.blocks[request.num_published : full], request.digests[request.num_published : full], strict=True
             ):
                 self.pool.publish(block, digest)
             request.num_published = full
-
-    def _extend_digests(self, request: Request, known: int) -> None:
-        if self._prefix_caching:
-            request.extend_digests(known, self.pool.block_size)
 
     def _grow(self, request: Request) -> bool:
         """Make room for one more token; False when `request` itself, being the last, had to give up."""
@@ -387,10 +385,13 @@ class Scheduler:
                 raise AssertionError(f"{request.request_id} waits, but holds blocks or a slot")
 
 
-def _has_written_prompt(request: Request, step: StepRows) -> bool:
-    """Whether steps before this one have computed its prompt: copies come before what the step itself writes."""
+def _has_written_prompt(request: Request, rows: Sequence[Row], begun: int) -> bool:
+    """Whether steps before this one have computed its prompt: copies come before what the step itself writes.
+
+    Rows from `begun` on are of requests just admitted; even the blocks found for those may be written in this step.
+    """
     prompt = len(request.prompt_ids)
-    writing = any(row.request is request and row.start < prompt for row in step.rows)
+    writing = any(row.request is request and (i >= begun or row.start < prompt) for i, row in enumerate(rows))
     return request.num_computed >= prompt and not writing
 
 

@@ -351,6 +351,23 @@ def test_choices_beyond_the_slots_take_over_the_prompt_from_any_that_runs(max_ou
         assert request.output_ids == completion(request.prompt_ids, max_output, frozenset(), index)
 
 
+def test_a_block_is_not_copied_in_the_step_that_writes_it() -> None:
+    scheduler = scheduler_of(prefix_caching=True)
+    siblings: list[Request] = []
+    other = make_request("other", range(6), 8)
+    resumed = make_request("two", range(6), 8, siblings=siblings)
+    second = make_request("two", range(6), 8, siblings=siblings, choice_index=1)
+    for request in (other, resumed):
+        request.output_ids = [1, 2, 3]  # as after preemption
+    for request in (other, resumed, second):
+        scheduler.add(request)
+    step = scheduler.schedule()
+    assert [(row.request, row.start) for row in step.rows] == [(other, 0), (resumed, 8)]  # in the other's blocks
+    assert step.copies == []
+    step = scheduler.schedule()
+    assert step.copies == [(resumed.blocks[1], second.blocks[1])]
+
+
 def test_the_choice_that_scores_the_prompt_computes_all_of_it() -> None:
     scheduler = scheduler_of(max_num_seqs=2, budget=16)
     siblings: list[Request] = []
