@@ -76,7 +76,7 @@ METRICS = (
     EngineMetric(
         "mpt_serve_finished_choices_total",
         "finished",
-        "Choices that ended",
+        "Choices that ended; `cancelled` counts those whose client left, or whose request had come to its stop strings",
         label="reason",
     ),
 )
