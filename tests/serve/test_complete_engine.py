@@ -82,7 +82,7 @@ def test_a_choice_ends_in_the_engine_at_its_stop_string(http: httpx.Client, serv
     after = wait_idle(server_url)
     assert [choice["finish_reason"] for choice in stopped] == ["stop", "length"]
     assert stopped[1]["text"] == second
-    assert after["finished"]["cancelled"] == before["finished"]["cancelled"] + 1
+    assert after["finished"]["stop"] == before["finished"]["stop"] + 1
     assert after["generated_tokens"] - before["generated_tokens"] < 2 * 420
 
 
