@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mpt_serve.engine.completion import Choice, Completion, Piece
 from mpt_serve.engine.config import EngineConfig
-from mpt_serve.engine.request import Delta, EngineClosedError, FinishReason, RequestError, TokenLogprobs
+from mpt_serve.engine.request import BusyError, Delta, EngineClosedError, FinishReason, RequestError, TokenLogprobs
 from mpt_serve.engine.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mpt_serve.engine.stats import EngineStats
 
 __all__ = [
+    "BusyError",
     "Choice",
     "Completion",
     "Delta",

@@ -9,20 +9,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mpt_serve.child_process import ChildEndedError, ChildProcess
-from mpt_serve.engine.request import RequestError
+from mpt_serve.engine.request import BusyError, RequestError
 from mpt_serve.guided.matcher import MatcherError, new_matcher
 from mpt_serve.guided.spec import Guide
 from mpt_serve.guided.state import GuideState
 from mpt_serve.guided.vocabulary import Vocabulary
 
-__all__ = ["CompiledGuide", "GuideBusyError", "GuideCompiler"]
+__all__ = ["CompiledGuide", "GuideCompiler"]
 
 _CHILD = Path(__file__).with_name("compile_child.py")
 _BUSY = "too many guides are being compiled; try again later"
-
-
-class GuideBusyError(RequestError):
-    """Other guides are being compiled; the same request may succeed later."""
 
 
 class CompiledGuide:
@@ -95,12 +91,12 @@ class GuideCompiler:
         """Return the guide's compiled form, for one request. Blocks while it compiles.
 
         Raises RequestError when the guide is invalid, asks for what is not supported, or breaks a limit;
-        GuideBusyError when its turn did not come in time; ChildStartError or ChildEndedError where the machine failed,
+        BusyError when its turn did not come in time; ChildStartError or ChildEndedError where the machine failed,
         not the guide, of which nothing is remembered then.
         """
         grammar = self._grammar(guide)
         if not self._builders.acquire(timeout=self._wait_limit_s):
-            raise GuideBusyError(_BUSY)
+            raise BusyError(_BUSY)
         try:
             return self._build(guide, grammar)
         finally:
@@ -122,7 +118,7 @@ class GuideCompiler:
             try:
                 worker = self._workers.get(timeout=self._wait_limit_s)
             except queue.Empty:
-                raise GuideBusyError(_BUSY) from None
+                raise BusyError(_BUSY) from None
             try:
                 verdict = self._judge(guide, worker)
             finally:

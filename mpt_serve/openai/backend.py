@@ -63,8 +63,8 @@ class Backend(Protocol):
     """Tokenizer and generator behind the routes.
 
     Any method may raise an `ApiError` of its own choice (`NotReadyError`, `ShuttingDownError`), which keeps its
-    status. `RequestError` and `ChatTemplateError` become a 400, `EngineClosedError` a 503; anything else a 500 whose
-    text stays in the log.
+    status. `RequestError` and `ChatTemplateError` become a 400, `BusyError` and `EngineClosedError` a 503; anything
+    else a 500 whose text stays in the log.
     """
 
     @property

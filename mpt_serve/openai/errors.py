@@ -7,7 +7,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from mpt_serve.engine.request import EngineClosedError, RequestError
+from mpt_serve.engine.request import BusyError, EngineClosedError, RequestError
 from mpt_serve.text.chat_template import ChatTemplateError
 
 logger = logging.getLogger(__name__)
@@ -167,6 +167,8 @@ def as_api_error(error: Exception) -> ApiError:
         return error
     if isinstance(error, EngineClosedError):
         return ShuttingDownError()
+    if isinstance(error, BusyError):
+        return NotReadyError(_sentence(error))
     if isinstance(error, ChatTemplateError):
         return InvalidValueError(_sentence(error), param="messages")
     if isinstance(error, RequestError):

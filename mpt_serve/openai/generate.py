@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from mpt_serve.engine.request import EngineClosedError, RequestError
+from mpt_serve.engine.request import BusyError, EngineClosedError, RequestError
 from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.openai.answer import Answer
 from mpt_serve.openai.body import read_json_object
@@ -150,7 +150,7 @@ def _guide_errors(param: str | None) -> Iterator[None]:
     try:
         yield
     except RequestError as error:
-        if param is None or isinstance(error, EngineClosedError):
+        if param is None or isinstance(error, (BusyError, EngineClosedError)):
             raise
         raise InvalidValueError(as_api_error(error).message, param=param) from error
 

@@ -53,7 +53,8 @@ earlier), the best first; it comes only without `stream`. `usage` counts each pr
 choice that was made.
 
 One of `response_format`, `structured_outputs` and the `guided_` fields says what the answer must match. What cannot be
-compiled, or takes too long to compile, is an error 400 with the field as its `param`.
+compiled, or takes too long to compile, is an error 400 with the field as its `param`; a 503 when too many others are
+being compiled.
 """
 
 _TOKENS = """\

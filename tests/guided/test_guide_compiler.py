@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpt_serve.child_process import ChildEndedError
-from mpt_serve.engine.request import RequestError
+from mpt_serve.engine.request import BusyError, RequestError
 from mpt_serve.guided import compiler as compiler_module
 from mpt_serve.guided import grammar
-from mpt_serve.guided.compiler import GuideBusyError, GuideCompiler
+from mpt_serve.guided.compiler import GuideCompiler
 from mpt_serve.guided.matcher import new_matcher
 from mpt_serve.guided.spec import Guide, GuideKind
 from mpt_serve.guided.state import GuideState
@@ -168,7 +168,7 @@ def test_a_known_guide_needs_no_child() -> None:
 def test_only_so_many_compile_at_once() -> None:
     compiler = GuideCompiler(BYTES, [EOS], max_workers=1, wait_limit_s=0.05)
     worker = compiler._workers.get()
-    with pytest.raises(GuideBusyError, match="try again later"):
+    with pytest.raises(BusyError, match="try again later"):
         compiler.compile(Guide("regex", "a"))
     compiler._workers.put(worker)
     compiler.compile(Guide("regex", "a"))

@@ -8,7 +8,7 @@ import pytest
 from fake_backend import FakeBackend
 from test_errors import GOOD, check_error, post
 
-from mpt_serve.engine.request import EngineClosedError, RequestError
+from mpt_serve.engine.request import BusyError, EngineClosedError, RequestError
 from mpt_serve.guided.spec import Guide
 
 SCHEMA = {"type": "object", "properties": {"naïve": {"type": "integer"}}}
@@ -122,6 +122,13 @@ def test_what_the_engine_cannot_compile_is_an_error_of_the_field(
     backend.refusal = RequestError("the expression takes too long")
     error = check_error(post(http, PATHS[0], {"prompt": "a", field: value, "stream": stream}), 400, "invalid_value")
     assert (error["param"], error["message"]) == (field, "The expression takes too long.")
+
+
+def test_an_engine_that_is_busy_with_guides_is_asked_again(http: httpx.Client, backend: FakeBackend) -> None:
+    backend.refusal = BusyError("too many guides are being compiled; try again later")
+    response = post(http, PATHS[0], {"prompt": "a", "guided_regex": "a"})
+    assert check_error(response, 503, "overloaded")["param"] is None
+    assert int(response.headers["retry-after"]) > 0
 
 
 def test_an_engine_that_stops_is_no_fault_of_the_field(http: httpx.Client, backend: FakeBackend) -> None:
