@@ -7,12 +7,12 @@ copy of the same bytes does not share. So samples and times only find the digest
 import contextlib
 import hashlib
 import json
-import os
 import re
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from model.whole_file import whole_file
 
 __all__ = ["MEMO_SUFFIX", "content_digest", "fingerprint"]
 
@@ -41,7 +41,9 @@ def content_digest(files: Sequence[Path], mark: str, folder: Path) -> str:
     made_of = [[path.name, digest] for path, digest in zip(files, digests, strict=True)]
     digest = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
     with contextlib.suppress(OSError):
-        _remember(memo, digest)
+        folder.mkdir(parents=True, exist_ok=True)
+        with whole_file(memo, shared=True) as path:
+            path.write_text(digest, "ascii")
     return digest
 
 
@@ -58,15 +60,3 @@ def _look_of(path: Path) -> list[str | int]:
 def _digest_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _remember(memo: Path, digest: str) -> None:
-    memo.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(suffix=".partial", prefix=f".{memo.stem}.", dir=memo.parent)
-    try:
-        with open(descriptor, "w") as file:
-            os.fchmod(descriptor, 0o644)  # the module makes files that their owner alone can read
-            file.write(digest)
-        os.replace(temporary, memo)
-    finally:
-        Path(temporary).unlink(missing_ok=True)

@@ -2,9 +2,7 @@
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from model.head_deal import gather_heads
 from model.sharding import leaf_paths
 from model.weight_names import separate_qkv_names
 from model.weights import Weights, WeightSpec, weight_specs
+from model.whole_file import whole_file
 
 
 def save_checkpoint(
@@ -54,7 +53,7 @@ def save_checkpoint(
     weight_map: dict[str, str] = {}
     for name, group in zip(_file_names(len(groups)), groups, strict=True):
         tensors = dict(_named_arrays(group, leaves, target, parsed, weights.blocks[0].attn.shards))
-        with _whole_file(folder / name) as path:
+        with whole_file(folder / name) as path:
             save_file(tensors, path, metadata={"format": "pt"})
             path.chmod(0o644)  # the library makes files that their owner alone can read
         weight_map |= dict.fromkeys(tensors, name)
@@ -117,17 +116,6 @@ def _named_arrays(
         yield from zip(separate, np.split(array, (q_size, q_size + kv_size)), strict=True)
 
 
-@contextmanager
-def _whole_file(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to, moved to `path` at the end, so that a file of its name is always whole."""
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    with _whole_file(path) as temporary:
+    with whole_file(path) as temporary:
         temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")

@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from model.safetensors_file import DTYPES, read_safetensors
 from model.sharding import leaf_paths
 from model.stored_tensor import CheckpointError, StoredTensor, aligned_empty, read_tensor
 from model.weights import Weights, WeightSpec, assemble_weights, weight_specs
+from model.whole_file import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -58,10 +58,11 @@ def load_through_cache(
     Raises CheckpointError as `load_weights` does.
     """
     cache_dir, folder = Path(cache_dir).expanduser(), Path(folder)
-    mark = fingerprint(_files(folder))
+    files = _files(folder)
+    mark = fingerprint(files)
     about = {
         "checkpoint": str(folder.resolve()),
-        "content": content_digest(_files(folder), mark, cache_dir),
+        "content": content_digest(files, mark, cache_dir),
         "quantization": format.quantization,
         "layout": str(LAYOUT),
     }
@@ -166,20 +167,14 @@ def _read_array(tensor: StoredTensor) -> NDArray[Any]:
 
 
 def _write(path: Path, weights: Weights, about: Mapping[str, str]) -> None:
-    """Writes `weights` under a name of their own, then moves them to `path`. Raises OSError."""
+    """Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for partial in path.parent.glob(f".{path.stem}.*.partial"):
         _remove_abandoned(partial)
-    descriptor, temporary = tempfile.mkstemp(suffix=".partial", prefix=f".{path.stem}.", dir=path.parent)
-    try:
-        with open(descriptor, "wb") as file:
-            os.fchmod(descriptor, 0o644)  # the module makes files that their owner alone can read
-            _write_safetensors(file, dict(_named_arrays(weights)), about)
-            file.flush()
-            os.fsync(descriptor)  # or a crash of the machine could leave a name with no contents
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with whole_file(path, shared=True) as temporary, temporary.open("wb") as file:
+        _write_safetensors(file, dict(_named_arrays(weights)), about)
+        file.flush()
+        os.fsync(file.fileno())  # or a crash of the machine could leave a name with no contents
 
 
 def _remove_abandoned(path: Path) -> bool:
