@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import count
 
-from mpt_serve.engine.request import PLACES_PER_PRIORITY
+from mpt_serve.engine.request import queue_order
 
 __all__ = ["PlaceQueue"]
 
@@ -34,9 +34,8 @@ class PlaceQueue:
     @asynccontextmanager
     async def place(self, priority: int, begun: bool) -> AsyncIterator[None]:
         """Hold a place while the context is entered, which waits for one."""
-        arrival = next(self._arrivals)
         turn = asyncio.get_running_loop().create_future()
-        entry = (not begun, arrival + PLACES_PER_PRIORITY * priority, arrival, turn)
+        entry = (not begun, *queue_order(next(self._arrivals), priority), turn)
         insort(self._waiting, entry)
         self._let_in()
         try:

@@ -14,6 +14,14 @@ EarlyReason = Literal["stop", "cancelled"]  # why somebody else ends a request
 PLACES_PER_PRIORITY = 16
 
 
+def queue_order(arrival: int, priority: int) -> tuple[int, int]:
+    """The smaller goes first. Finitely many later requests can go before an earlier one: nobody starves.
+
+    arrival: how many came before.
+    """
+    return arrival + PLACES_PER_PRIORITY * priority, arrival
+
+
 class RequestError(ValueError):
     """The engine refuses a request; the message names what is wrong with it and what would be accepted."""
 
@@ -121,8 +129,8 @@ class Request:
 
     @property
     def order(self) -> tuple[int, int]:
-        """The smaller goes first. Finitely many later requests can go before an earlier one: nobody starves."""
-        return self.arrival + PLACES_PER_PRIORITY * self.params.priority, self.arrival
+        """The smaller goes first."""
+        return queue_order(self.arrival, self.params.priority)
 
     @property
     def num_known(self) -> int:
