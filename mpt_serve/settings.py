@@ -12,15 +12,18 @@ from mpt_serve.openai.limits import Limits
 __all__ = ["EngineSettings", "LimitSettings", "MeshSettings", "Settings"]
 
 
-def _not_boolean(value: object) -> object:
-    if isinstance(value, bool):  # Python would take `true` for 1
-        raise ValueError(f"must be a number, not {str(value).lower()}")
-    return value
+def _no_boolean(wanted: str) -> BeforeValidator:
+    def check(value: object) -> object:
+        if isinstance(value, bool):  # Python would take `true` for 1
+            raise ValueError(f"must be {wanted}, not {str(value).lower()}")
+        return value
+
+    return BeforeValidator(check)
 
 
-_Count = Annotated[int, BeforeValidator(_not_boolean), Field(ge=1)]
-_Size = Annotated[ByteSize, BeforeValidator(_not_boolean), Field(gt=0)]
-_Seconds = Annotated[float, BeforeValidator(_not_boolean), Field(gt=0, allow_inf_nan=False)]
+_Count = Annotated[int, _no_boolean("a whole number"), Field(ge=1)]
+_Size = Annotated[ByteSize, _no_boolean("a size such as 512MiB or 4GiB"), Field(gt=0)]
+_Seconds = Annotated[float, _no_boolean("a number"), Field(gt=0, allow_inf_nan=False)]
 
 
 class _Group(BaseModel):
