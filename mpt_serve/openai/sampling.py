@@ -96,11 +96,12 @@ class SamplingOptions:
 
     def fit(self, ids: list[int], model: ModelInfo, default_max_tokens: int | None, param: str) -> list[int]:
         """Return the prompt, cut if the request asks for that. Raises ContextLengthError if it does not fit."""
-        if self.truncate_to is not None:
-            answer = default_max_tokens or model.max_model_len // 4 if self.max_tokens is None else self.max_tokens
-            keep = max(1, model.max_model_len - answer) if self.truncate_to == -1 else self.truncate_to
-            if keep < len(ids):
-                ids = ids[-keep:] if self.truncation_side == "left" else ids[:keep]
+        keep = self.truncate_to
+        if keep == -1:
+            default = default_max_tokens or model.max_model_len // 4
+            keep = max(1, model.max_model_len - (default if self.max_tokens is None else self.max_tokens))
+        if keep is not None and keep < len(ids):
+            ids = ids[-keep:] if self.truncation_side == "left" else ids[:keep]
         if not ids:
             raise InvalidValueError(f"'{param}' is empty: there is no token to continue.", param=param)
         if len(ids) + self._least_tokens > model.max_model_len:
