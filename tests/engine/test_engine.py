@@ -73,8 +73,14 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 def wait_idle(engine: Engine) -> EngineStats:
     """The engine's counters when it has nothing left to do."""
-    wait_until(lambda: engine.stats().running == engine.stats().waiting == 0)
-    return engine.stats()
+    seen: list[EngineStats] = []
+
+    def idle() -> bool:
+        seen.append(engine.stats())  # one snapshot: between two, a request may go from waiting to running
+        return seen[-1].running == seen[-1].waiting == 0
+
+    wait_until(idle)
+    return seen[-1]
 
 
 def assert_all_free(engine: Engine) -> None:
