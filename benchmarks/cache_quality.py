@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from model.config import MptConfig
-from model.kernels.choice import attention_for, weight_format
-from model.kv_cache import init_kv_cache
+from model.config.mpt_config import MptConfig
+from model.kernel_selection import attention_for, weight_format
+from model.layers.paged_forward import CacheAttention, StepBatch, forward_step, lm_logits
+from model.params.kv_cache import init_kv_cache
+from model.params.weights import Weights
 from model.pretrained import mpt_from_pretrained
-from model.step import CacheAttention, StepBatch, forward_step, lm_logits
-from model.weights import Weights
 
 BLOCK = 32
 

@@ -26,14 +26,14 @@ from jax import Array
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from model.config import MptConfig
-from model.horizons import length_bound
+from model.config.mpt_config import MptConfig
 from model.kernels.cpu import calls
 from model.kernels.cpu.huge_pages import use_huge_pages
 from model.kernels.cpu.library import kernel_library
-from model.kv_cache import LayerCache, init_kv_cache
-from model.mpt import Qkv
-from model.step import StepBatch
+from model.layers.forward import Qkv
+from model.layers.paged_forward import StepBatch
+from model.params.alibi_horizon import length_bound
+from model.params.kv_cache import LayerCache, init_kv_cache
 
 BLOCK = 32
 MODELS = {

@@ -54,9 +54,9 @@ def make(size: str, folder: Path, tokenizer: Path | None) -> None:
     import jax
     import jax.numpy as jnp
 
-    from model.config import MptConfig
-    from model.export import save_checkpoint
-    from model.weights import init_weights
+    from model.checkpoint.save import save_checkpoint
+    from model.config.mpt_config import MptConfig
+    from model.params.weights import init_weights
 
     config = config_of(size)
     weights = init_weights(MptConfig.from_dict(config), jax.random.key(0), jnp.bfloat16)

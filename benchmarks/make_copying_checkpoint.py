@@ -45,7 +45,7 @@ class Circuit:
     """The induction circuit's matrices. d: width; hd: of a head. A code has 2 hd signs: two heads carry its halves."""
 
     def __init__(self, config: dict[str, Any], seed: int) -> None:
-        from model.alibi import alibi_slopes
+        from model.ops.alibi import alibi_slopes
 
         self.d, self.n_heads = config["d_model"], config["n_heads"]
         self.hd = hd = self.d // self.n_heads
@@ -144,9 +144,9 @@ class Circuit:
 
 
 def copying_leaves(config: dict[str, Any], seed: int) -> dict[str, Matrix]:
-    """Every parameter by its path in `model.weights.Weights`, float32."""
-    from model.config import MptConfig
-    from model.weights import weight_specs
+    """Every parameter by its path in `model.params.weights.Weights`, float32."""
+    from model.config.mpt_config import MptConfig
+    from model.params.weights import weight_specs
 
     circuit = Circuit(config, seed)
     source = np.random.default_rng(seed + 1)
@@ -165,9 +165,9 @@ def copying_leaves(config: dict[str, Any], seed: int) -> dict[str, Matrix]:
 def make(size: str, folder: Path, seed: int) -> None:
     import jax.numpy as jnp
 
-    from model.config import MptConfig
-    from model.export import save_checkpoint
-    from model.weights import assemble_weights
+    from model.checkpoint.save import save_checkpoint
+    from model.config.mpt_config import MptConfig
+    from model.params.weights import assemble_weights
 
     config = config_of(size)
     leaves = {path: jnp.asarray(leaf, jnp.bfloat16) for path, leaf in copying_leaves(config, seed).items()}

@@ -7,7 +7,7 @@
 A line per format: MB of weights, perplexity and its change in percent, mean of KL(float32 || format) in nats, share of
 places with the same most likely token, and the error of the logits relative to them (both less their mean, which no
 probability depends on). "held-out" is what the embedded model was never trained on: documents of its corpus
-(`model.training`) drawn with held-out values.
+(`training`) drawn with held-out values.
 """
 
 import argparse
@@ -26,11 +26,11 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from model.config import MptConfig
-from model.mpt import forward
+from model.checkpoint.quantize import WeightFormat
+from model.config.mpt_config import MptConfig
+from model.layers.forward import forward
+from model.params.weights import Weights, weight_bytes
 from model.pretrained import mpt_from_pretrained
-from model.quantization import WeightFormat
-from model.weights import Weights, weight_bytes
 
 _SEED = 2026
 
@@ -84,11 +84,11 @@ def read_text(source: str, folder: Path, config: MptConfig, count: int, length: 
 def _held_out(folder: Path, rows: int, length: int) -> Text:
     from tokenizers import Tokenizer
 
-    from model.training.corpus import FULL_PHASE, draw_document
-    from model.training.dialogue import PADDING
-    from model.training.draw import Draw
-    from model.training.packing import Encoded, encode, pack
-    from model.training.tokenizer import token_id
+    from training.corpus import FULL_PHASE, draw_document
+    from training.dialogue import PADDING
+    from training.draw import Draw
+    from training.packing import Encoded, encode, pack
+    from training.tokenizer import token_id
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     draw = Draw(Random(f"{_SEED}/held-out"), held_out=True)

@@ -23,8 +23,8 @@ from jax import Array
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from model.kernels.choice import sampling_kernels_for
-from mpt_serve.engine.sampler import PROMPT, SamplerState, SamplingBatch, sample
+from model.kernel_selection import sampling_kernels_for
+from model.sampling.sampler import PROMPT, SamplerState, SamplingBatch, sample
 
 GREEDY: dict[str, Any] = {
     "temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition": 1.0, "presence": 0.0, "frequency": 0.0,

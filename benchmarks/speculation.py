@@ -174,10 +174,10 @@ def measure(engines: dict[str, Any], workload: Workload, repetitions: int) -> st
 
 def load(checkpoint: Path, options: argparse.Namespace) -> dict[str, Any]:
     """An engine with speculation and one without, over the same weights."""
-    from model.kernels.choice import weight_format
+    from model.kernel_selection import weight_format
     from model.pretrained import find_device, mpt_from_pretrained
     from mpt_serve.engine import Engine, EngineConfig
-    from mpt_serve.engine.drafting import DraftModel
+    from mpt_serve.engine.speculative import DraftModel
 
     format = weight_format({find_device(None)}, options.quantization)
     dtype = DTYPES.get(options.dtype, options.dtype)

@@ -5,8 +5,8 @@ model = FlaxMptForCausalLM(config)
 logits = model(input_ids, params=params).logits  # [B, T] -> [B, T, V] float32
 """
 
-from model.checkpoint import CheckpointError
-from model.config import ConfigError, MptConfig
+from model.checkpoint.load import CheckpointError
+from model.config.mpt_config import ConfigError, MptConfig
 from model.flax_module import FlaxMptForCausalLM
 from model.pretrained import mpt_from_pretrained
 

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from model.config import MptConfig
-from model.mpt import forward
-from model.weights import Weights, init_weights
+from model.config.mpt_config import MptConfig
+from model.layers.forward import forward
+from model.params.weights import Weights, init_weights
 
 if TYPE_CHECKING:
     from dataclasses import dataclass

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, SingleDeviceSharding
 from jax.typing import DTypeLike
 
-from model.checkpoint import WEIGHT_FILES, CheckpointError, load_weights
-from model.config import MptConfig
-from model.packed_cache import load_through_cache
-from model.quantization import AS_STORED, WeightFormat
-from model.sharding import weight_shardings
-from model.weights import Weights
+from model.checkpoint.load import WEIGHT_FILES, CheckpointError, load_weights
+from model.checkpoint.quantize import AS_STORED, WeightFormat
+from model.checkpoint.quantized_cache import load_through_cache
+from model.config.mpt_config import MptConfig
+from model.params.sharding import weight_shardings
+from model.params.weights import Weights
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _TEXT_FILES = (

@@ -11,13 +11,13 @@ from ray import serve
 from ray.serve.deployment import Application
 from ray.serve.exceptions import RayServeException
 
-from mpt_serve.config_problems import ConfigurationError
+from mpt_serve.configuration.problems import ConfigurationError
+from mpt_serve.configuration.settings import Settings
 from mpt_serve.deployments.generator import Generator
 from mpt_serve.deployments.ingress import Ingress
 from mpt_serve.deployments.tokenizer import Tokenizer
 from mpt_serve.driver import check_driver_config
 from mpt_serve.one_loop import replica_runtime_env
-from mpt_serve.settings import Settings
 
 __all__ = ["app", "build"]
 
@@ -43,7 +43,7 @@ def build(args: dict[str, Any]) -> Application:
     places = settings.limits.max_waiting_requests + _OTHER_REQUESTS
     edge = {"max_ongoing_requests": places, "ray_actor_options": {"num_cpus": 0, **runtime_env}}
     # A Generator takes as many again as it can run, so that none of its places is ever empty; the rest wait in the
-    # Ingress (`PlaceQueue`), for whichever replica is free first.
+    # Ingress (`DispatchQueue`), for whichever replica is free first.
     generator = serve.deployment(
         Generator,
         max_ongoing_requests=2 * settings.engine.max_num_seqs,

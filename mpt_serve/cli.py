@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from mpt_serve import __version__
-from mpt_serve.config_problems import ConfigurationError
+from mpt_serve.configuration.problems import ConfigurationError
 from mpt_serve.one_loop import ONE_LOOP
 
 __all__ = ["main"]
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from mpt_serve.serve_schema import check_file
+    from mpt_serve.configuration.serve_schema import check_file
 
     check_file(arguments.file)
     print(f"{arguments.file}: good")
@@ -56,7 +56,7 @@ def _check(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     from ray.serve.scripts import cli as serve
 
-    from mpt_serve.serve_schema import check_file
+    from mpt_serve.configuration.serve_schema import check_file
 
     for name, value in ONE_LOOP.items():  # before Ray starts, so that every process of this machine has it
         os.environ.setdefault(name, value)
@@ -69,7 +69,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _docs(arguments: argparse.Namespace) -> int:
-    from mpt_serve.settings_reference import settings_reference
+    from mpt_serve.configuration.reference import settings_reference
 
     print(settings_reference(), end="")
     return 0

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import ray
 
-from mpt_serve.config_problems import ConfigurationError
+from mpt_serve.configuration.problems import ConfigurationError
 
 __all__ = ["ServeRun", "check_driver_config", "find_serve_run", "serve_run_file"]
 
@@ -40,7 +40,7 @@ def check_driver_config() -> None:
     A file with mistakes ends that `serve run`, which would otherwise wait forever for an application that never comes.
     Raises ConfigurationError.
     """
-    from mpt_serve.serve_schema import check_file
+    from mpt_serve.configuration.serve_schema import check_file
 
     run = find_serve_run()
     if run is None:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from ray import serve
 from ray.serve.exceptions import RayServeException
 
-from mpt_serve.deployments.delta_stream import DeltaMailbox
+from mpt_serve.configuration.model_folder import model_path, tokenizer_folder
+from mpt_serve.configuration.settings import Settings
+from mpt_serve.deployments.delta_mailbox import DeltaMailbox
 from mpt_serve.deployments.logs import log_through_serve
-from mpt_serve.model_folder import model_path, tokenizer_folder
-from mpt_serve.settings import Settings
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -156,7 +156,7 @@ def _check_accelerator() -> None:
 def _dtype(settings: Settings, mesh: "Mesh | None") -> str | None:
     import jax
 
-    from model.kernels.choice import weight_format
+    from model.kernel_selection import weight_format
 
     if settings.dtype != "auto":
         return settings.dtype
@@ -175,6 +175,6 @@ def _mesh(settings: Settings) -> "Mesh | None":
         return None
     import jax
 
-    from model.sharding import make_mesh
+    from model.params.sharding import make_mesh
 
     return make_mesh(tensor, fsdp, jax.devices()[: fsdp * tensor])

@@ -13,15 +13,15 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from mpt_serve.configuration.limits import Limits
+from mpt_serve.configuration.model_folder import tokenizer_folder
+from mpt_serve.configuration.settings import Settings
 from mpt_serve.deployments.admission import Admission
-from mpt_serve.deployments.backend import ServeBackend
 from mpt_serve.deployments.logs import log_through_serve
 from mpt_serve.deployments.metrics import exposition
-from mpt_serve.model_folder import tokenizer_folder
+from mpt_serve.deployments.replica_client import ServeBackend
 from mpt_serve.openai.app import create_app
 from mpt_serve.openai.backend import ModelInfo
-from mpt_serve.openai.limits import Limits
-from mpt_serve.settings import Settings
 from mpt_serve.text.chat_template import ChatTemplate, MissingChatTemplateError
 from mpt_serve.text.tokenizer import TextTokenizer
 

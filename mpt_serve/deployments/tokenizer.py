@@ -3,9 +3,9 @@
 import asyncio
 from collections.abc import Sequence
 
+from mpt_serve.configuration.model_folder import tokenizer_folder
+from mpt_serve.configuration.settings import Settings
 from mpt_serve.deployments.logs import log_through_serve
-from mpt_serve.model_folder import tokenizer_folder
-from mpt_serve.settings import Settings
 from mpt_serve.text.chat_template import ChatTemplate, Message, MissingChatTemplateError
 from mpt_serve.text.tokenizer import TextTokenizer
 

@@ -7,10 +7,11 @@ Requests, parameters and settings are plain Python. `Engine` brings JAX with it,
 
 from typing import TYPE_CHECKING
 
-from mpt_serve.engine.completion import Choice, Completion, Piece
 from mpt_serve.engine.config import EngineConfig
-from mpt_serve.engine.request import BusyError, Delta, EngineClosedError, FinishReason, RequestError, TokenLogprobs
+from mpt_serve.engine.request import Delta, FinishReason, TokenLogprobs
 from mpt_serve.engine.sampling_params import SamplingParams
+from mpt_serve.errors import BusyError, EngineClosedError, RequestError
+from mpt_serve.llm.completion import Choice, Completion, Piece
 
 if TYPE_CHECKING:
     from mpt_serve.engine.engine import Engine

@@ -13,35 +13,29 @@ import jax
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from model.config import MptConfig
-from model.kernels.choice import weight_format
+from model.checkpoint.quantize import WeightFormat, pack_weights
+from model.config.mpt_config import MptConfig
+from model.kernel_selection import weight_format
+from model.params.weights import Weights
 from model.pretrained import find_device, mpt_from_pretrained, resolve_checkpoint
-from model.quantization import WeightFormat, pack_weights
-from model.weights import Weights
+from mpt_serve.configuration.model_folder import model_path
 from mpt_serve.engine.block_pool import BlockPool
 from mpt_serve.engine.config import EngineConfig
-from mpt_serve.engine.drafting import DraftModel, DraftStats, check_draft, make_drafter
-from mpt_serve.engine.generate import GenerationMixin
-from mpt_serve.engine.inbox import Ending, Inbox, Submission
+from mpt_serve.engine.inbox import Abort, AddRequest, Inbox
 from mpt_serve.engine.memory import cache_dtype_for, cache_plan_for
-from mpt_serve.engine.model_text import ModelText
 from mpt_serve.engine.outbox import Outbox, refuse
-from mpt_serve.engine.pipeline import Pipeline, Taken
-from mpt_serve.engine.request import (
-    Delta,
-    EarlyReason,
-    EngineClosedError,
-    FinishReason,
-    Request,
-    RequestError,
-)
+from mpt_serve.engine.pipeline import Pipeline, StepOutput
+from mpt_serve.engine.request import Delta, EarlyReason, FinishReason, Request
 from mpt_serve.engine.request_factory import RequestFactory
 from mpt_serve.engine.runner import CompilationCounter, Runner, use_compilation_cache
 from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.engine.scheduler import Scheduler
+from mpt_serve.engine.speculative import DraftModel, DraftStats, check_draft, make_drafter
 from mpt_serve.engine.stats import Counters, EngineStats
-from mpt_serve.guided.compiler import GuideCompiler
-from mpt_serve.model_folder import model_path
+from mpt_serve.errors import EngineClosedError, RequestError
+from mpt_serve.llm.generate import GenerationMixin
+from mpt_serve.llm.model_text import ModelText
+from mpt_serve.structured_outputs.compiler import GrammarCompiler
 from mpt_serve.text.tokenizer import TextTokenizer
 
 logger = logging.getLogger(__name__)
@@ -72,7 +66,7 @@ class Engine(GenerationMixin):
         settings: EngineConfig | None = None,
         vocab_limit: int | None = None,
         eos_token_ids: Sequence[int] | None = None,
-        guides: GuideCompiler | None = None,
+        guides: GrammarCompiler | None = None,
         draft: DraftModel | None = None,
         text: ModelText | None = None,
     ) -> None:
@@ -226,7 +220,7 @@ class Engine(GenerationMixin):
             raise EngineClosedError(self._error or "the engine is closed")
         if self._names.setdefault(request_id, choices) is not choices:
             raise RequestError(f"a request with the id {request_id!r} is running already; choose another id")
-        self._inbox.put(Submission(choices))
+        self._inbox.put(AddRequest(choices))
         if self._thread_ended:  # perhaps before it could see this
             self._refuse_rest()
         return request_id
@@ -238,7 +232,7 @@ class Engine(GenerationMixin):
         for finalizers. index: of the choice, as in `Delta`; None for all. reason: what its end counts as; 'stop' for a
         reader who has found a stop string.
         """
-        self._inbox.put(Ending(request_id, index, reason))
+        self._inbox.put(Abort(request_id, index, reason))
         if index is None:  # after that: who takes the name from now on is not meant
             self._names.pop(request_id, None)
 
@@ -287,7 +281,7 @@ class Engine(GenerationMixin):
         idle = not (self._scheduler.running or self._scheduler.waiting or self._pipeline.busy)
         items = self._inbox.take(wait=idle and not self._closed)
         for item in items:
-            if isinstance(item, Submission):
+            if isinstance(item, AddRequest):
                 self._begin(item.choices)
             else:
                 choices = self._requests.get(item.request_id, ())
@@ -310,7 +304,7 @@ class Engine(GenerationMixin):
                 self._outbox.post(request, message=message)
                 self._forget(request, reason)
 
-    def _taken(self, taken: Taken) -> None:
+    def _taken(self, taken: StepOutput) -> None:
         """Take note of what a step brought."""
         self._counters.generated_tokens += len(taken.token_ids)
         self._outbox.post(taken.request, taken)
@@ -368,5 +362,5 @@ class Engine(GenerationMixin):
     def _refuse_rest(self) -> None:
         """End what came too late for the engine's thread. On any thread, once that one has ended."""
         while (item := self._inbox.pop()) is not None:
-            for request in item.choices if isinstance(item, Submission) else ():
+            for request in item.choices if isinstance(item, AddRequest) else ():
                 refuse(request, *self._last_words())

@@ -9,14 +9,14 @@ from mpt_serve.engine.request import EarlyReason, Request
 
 
 @dataclass(frozen=True, slots=True)
-class Submission:
+class AddRequest:
     """Begin a request, with all its choices."""
 
     choices: list[Request]
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class Abort:
     """End what was submitted before under this id; index: the one choice that is meant, None for all."""
 
     request_id: str
@@ -33,10 +33,10 @@ class Inbox:
     """
 
     def __init__(self) -> None:
-        self._items: deque[Submission | Ending] = deque()
+        self._items: deque[AddRequest | Abort] = deque()
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()  # its `put` is reentrant, unlike a condition's notify
 
-    def put(self, item: Submission | Ending) -> None:
+    def put(self, item: AddRequest | Abort) -> None:
         try:
             self._items.append(item)
         finally:  # also when it is interrupted after the append
@@ -46,11 +46,11 @@ class Inbox:
     def num_choices(self) -> int:
         """Choices that have been submitted, and are not taken in yet."""
         # Of all ways to read a deque that others append to, copying is the one that nothing comes between.
-        return sum(len(item.choices) for item in self._items.copy() if isinstance(item, Submission))
+        return sum(len(item.choices) for item in self._items.copy() if isinstance(item, AddRequest))
 
     # The taker's side
 
-    def take(self, wait: bool) -> Sequence[Submission | Ending]:
+    def take(self, wait: bool) -> Sequence[AddRequest | Abort]:
         """What was put, the first first. wait: sleep until there is something, or `wake` is called."""
         if wait:
             self._bell.get()
@@ -63,7 +63,7 @@ class Inbox:
         for _ in range(count):
             self._items.popleft()
 
-    def pop(self) -> Submission | Ending | None:
+    def pop(self) -> AddRequest | Abort | None:
         """Take the first item, None when there is none; any thread, when there is no other taker any more."""
         try:
             return self._items.popleft()

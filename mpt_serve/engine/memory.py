@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.typing import DTypeLike
 
-from model.config import MptConfig
-from model.kv_cache import kv_bytes_per_token
-from model.packed import PackedMatrix
-from model.weights import Weights, weight_bytes
+from model.config.mpt_config import MptConfig
+from model.params.kv_cache import kv_bytes_per_token
+from model.params.packed_matrix import PackedMatrix
+from model.params.weights import Weights, weight_bytes
 from mpt_serve.engine.config import EngineConfig
 
 logger = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ import logging
 from collections import deque
 from collections.abc import Iterator
 
-from mpt_serve.engine.pipeline import Taken
+from mpt_serve.engine.pipeline import StepOutput
 from mpt_serve.engine.request import Delta, FinishReason, Request, ignore_delta
 
 logger = logging.getLogger(__name__)
@@ -16,7 +16,7 @@ class Outbox:
     def __init__(self) -> None:
         self._items: deque[tuple[Request, Delta]] = deque()
 
-    def post(self, request: Request, taken: Taken | None = None, message: str | None = None) -> None:
+    def post(self, request: Request, taken: StepOutput | None = None, message: str | None = None) -> None:
         """Queue what a step brought a request, or that it has ended."""
         prompt_logprobs = None
         if request.wants_prompt_logprobs and not request.prompt_is_told and taken is not None:

@@ -9,20 +9,21 @@ import numpy as np
 import numpy.typing as npt
 from jax import Array
 
-from mpt_serve.engine.drafting import Drafter
-from mpt_serve.engine.request import Request, RequestError, TokenLogprobs
+from model.sampling.sampler import PROMPT
+from mpt_serve.engine.request import Request, TokenLogprobs
 from mpt_serve.engine.runner import SCORED, PreparedStep, Runner
-from mpt_serve.engine.sampled import Sampled
-from mpt_serve.engine.sampler import PROMPT
 from mpt_serve.engine.scheduler import Drafts, Row, Scheduler, StepRows
-from mpt_serve.engine.step_plan import generated_before, is_masked
-from mpt_serve.engine.token_limits import Words, mask_words
+from mpt_serve.engine.speculative import Drafter
+from mpt_serve.engine.step_inputs import generated_before, is_masked
+from mpt_serve.engine.step_output import Sampled
+from mpt_serve.engine.token_masks import Words, mask_words
+from mpt_serve.errors import RequestError
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class StepOutput:
     """What one step brought one request."""
 
     request: Request
@@ -61,7 +62,7 @@ class Pipeline:
         vocab_size: int,
         drafter: Drafter | None,
         on_scheduled: Callable[[], None],
-        on_taken: Callable[[Taken], None],
+        on_taken: Callable[[StepOutput], None],
         on_failed: Callable[[Request, str], None],
     ) -> None:
         self.num_steps = 0
@@ -227,7 +228,7 @@ class Pipeline:
             if request.params.logprobs is not None:
                 begin = begins[id(row)]
                 logprobs = tuple(sampled.logprobs(begin, begin + count, request.params.logprobs))
-            self._on_taken(Taken(request, token_ids, logprobs))
+            self._on_taken(StepOutput(request, token_ids, logprobs))
             self._advance_guide(request, token_ids)
 
     def _advance_guide(self, request: Request, token_ids: Sequence[int]) -> None:

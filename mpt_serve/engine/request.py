@@ -6,7 +6,8 @@ from typing import Literal
 
 from mpt_serve.engine.prefix_cache import chain_start, extend_chain
 from mpt_serve.engine.sampling_params import SamplingParams
-from mpt_serve.engine.token_limits import TokenLimits
+from mpt_serve.engine.token_masks import TokenMasks
+from mpt_serve.errors import RequestError
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 EarlyReason = Literal["stop", "cancelled"]  # why somebody else ends a request
@@ -20,18 +21,6 @@ def queue_order(arrival: int, priority: int) -> tuple[int, int]:
     arrival: how many came before.
     """
     return arrival + PLACES_PER_PRIORITY * priority, arrival
-
-
-class RequestError(ValueError):
-    """The engine refuses a request; the message names what is wrong with it and what would be accepted."""
-
-
-class BusyError(RequestError):
-    """The engine cannot take the request at this moment; asked again later, it may."""
-
-
-class EngineClosedError(RequestError):
-    """The engine takes no requests: it was closed, or one of its steps failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +90,7 @@ class Request:
     stop_ids: frozenset[int] = frozenset()
     on_delta: Callable[[Delta], None] = ignore_delta
     siblings: list["Request"] = field(default_factory=list)
-    limits: TokenLimits | None = None
+    limits: TokenMasks | None = None
     output_ids: list[int] = field(default_factory=list)
     resumed: int = 0
     num_computed: int = 0

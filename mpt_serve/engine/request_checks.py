@@ -3,8 +3,8 @@
 import operator
 from collections.abc import Iterable, Sequence
 
-from mpt_serve.engine.request import RequestError
 from mpt_serve.engine.sampling_params import SamplingParams
+from mpt_serve.errors import RequestError
 
 
 def check_prompt(prompt_ids: Sequence[int], params: SamplingParams, vocab_limit: int, max_model_len: int) -> None:

@@ -3,12 +3,13 @@
 import secrets
 from collections.abc import Callable, Collection, Sequence
 
-from mpt_serve.engine.request import Delta, Request, RequestError
+from mpt_serve.engine.request import Delta, Request
 from mpt_serve.engine.request_checks import check_ids, check_prompt
 from mpt_serve.engine.sampling_params import SamplingParams
-from mpt_serve.engine.token_limits import TokenLimits, mask_below
-from mpt_serve.guided.compiler import GuideCompiler
-from mpt_serve.guided.lazy_compiler import LazyGuideCompiler
+from mpt_serve.engine.token_masks import TokenMasks, mask_below
+from mpt_serve.errors import RequestError
+from mpt_serve.structured_outputs.compiler import GrammarCompiler
+from mpt_serve.structured_outputs.lazy_compiler import LazyGrammarCompiler
 
 
 class RequestFactory:
@@ -24,7 +25,7 @@ class RequestFactory:
         eos_token_ids: Collection[int],
         max_model_len: int,
         block_size: int,
-        guides: GuideCompiler | LazyGuideCompiler | None,
+        guides: GrammarCompiler | LazyGrammarCompiler | None,
     ) -> None:
         self._vocab_limit = vocab_limit
         self._possible = mask_below(vocab_limit, vocab_size)
@@ -62,7 +63,7 @@ class RequestFactory:
     ) -> list[Request]:
         stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos_token_ids)
         guide = None if params.guide is None else self._guides_for(params).compile(params.guide)
-        shared = TokenLimits(params, stop_ids, self._possible)
+        shared = TokenMasks(params, stop_ids, self._possible)
         choices: list[Request] = []
         for i in range(params.n):
             limits = shared.with_guide(guide.start()) if guide else shared
@@ -81,7 +82,7 @@ class RequestFactory:
             choices.append(request)
         return choices
 
-    def _guides_for(self, params: SamplingParams) -> GuideCompiler | LazyGuideCompiler:
+    def _guides_for(self, params: SamplingParams) -> GrammarCompiler | LazyGrammarCompiler:
         """What compiles the request's guide. Raises RequestError where there is none, or the answer could not end."""
         if params.ignore_eos:
             raise RequestError("guided output ends with an end-of-sequence id, which ignore_eos would not let it do")

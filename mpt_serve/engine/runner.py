@@ -17,19 +17,18 @@ from jax import Array
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
-from model.config import MptConfig
-from model.kernels.choice import attention_for, sampling_kernels_for
+from model.config.mpt_config import MptConfig
+from model.kernel_selection import attention_for, sampling_kernels_for
 from model.kernels.cpu.calls import paged_attention as cpu_attention
 from model.kernels.cpu.huge_pages import use_huge_pages
-from model.kv_cache import KvCache, copy_blocks, init_kv_cache
-from model.sharding import cache_sharding
-from model.step import forward_step, lm_logits
-from model.weights import Weights
+from model.layers.paged_forward import forward_step, lm_logits
+from model.params.kv_cache import KvCache, copy_blocks, init_kv_cache
+from model.params.sharding import cache_sharding
+from model.params.weights import Weights
+from model.sampling.sampler import SamplerState, init_sampler_state, logprobs_of, sample, set_state_row
 from mpt_serve.engine.memory import CachePlan
-from mpt_serve.engine.sampled import pack_sampled
-from mpt_serve.engine.sampler import SamplerState, init_sampler_state, logprobs_of, sample, set_state_row
 from mpt_serve.engine.scheduler import StepRows
-from mpt_serve.engine.step_plan import (
+from mpt_serve.engine.step_inputs import (
     Packed,
     StepKey,
     StepShape,
@@ -40,7 +39,8 @@ from mpt_serve.engine.step_plan import (
     unpack_forward,
     unpack_sampling,
 )
-from mpt_serve.engine.token_limits import Words, mask_words
+from mpt_serve.engine.step_output import pack_sampled
+from mpt_serve.engine.token_masks import Words, mask_words
 
 logger = logging.getLogger(__name__)
 

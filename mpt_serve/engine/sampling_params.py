@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mpt_serve.engine.number_checks import is_finite, is_integer
-from mpt_serve.guided.spec import Guide
+from mpt_serve.structured_outputs.spec import GrammarSpec
 
 MAX_LOGPROBS = 20
 MAX_BIASED_IDS = 1024
@@ -56,7 +56,7 @@ class SamplingParams:
     logit_bias: Mapping[int, float] | tuple[tuple[int, float], ...] = ()
     allowed_token_ids: tuple[int, ...] | None = None
     bad_words: tuple[tuple[int, ...], ...] = ()
-    guide: Guide | None = None
+    guide: GrammarSpec | None = None
     seed: int | None = None
     n: int = 1
     choice_index: int = 0
@@ -92,7 +92,7 @@ class SamplingParams:
         _require(self, "ignore_eos", isinstance(self.ignore_eos, bool), "true or false")
         _require(self, "priority", -1000 <= self.priority <= 1000, "from -1000 to 1000")
         _require(self, "cache_salt", isinstance(self.cache_salt, str), "a string")
-        _require(self, "guide", self.guide is None or isinstance(self.guide, Guide), "null or a Guide")
+        _require(self, "guide", self.guide is None or isinstance(self.guide, GrammarSpec), "null or a GrammarSpec")
         self._check_ids()
 
     def _check_ids(self) -> None:

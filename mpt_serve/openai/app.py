@@ -5,16 +5,16 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.routing import BaseRoute, Route
 
+from mpt_serve.configuration.limits import Limits
 from mpt_serve.openai.backend import Backend
 from mpt_serve.openai.chat import prepare_chat
 from mpt_serve.openai.completions import prepare_completion
+from mpt_serve.openai.endpoint import GenerationEndpoint
 from mpt_serve.openai.envelope import Envelope
 from mpt_serve.openai.errors import on_http_exception
-from mpt_serve.openai.generate import GenerateRoute
 from mpt_serve.openai.health import get_version, health, ready
-from mpt_serve.openai.limits import Limits
 from mpt_serve.openai.models import get_model, list_models
-from mpt_serve.openai.service import Service
+from mpt_serve.openai.server_context import ServerContext
 from mpt_serve.openai.tokenize import detokenize, tokenize
 
 __all__ = ["create_app"]
@@ -24,7 +24,7 @@ def create_app(backend: Backend, limits: Limits | None = None) -> Starlette:
     """Return the application that serves a backend's model."""
     limits = limits or Limits()
     app = Starlette(
-        routes=_routes(Service(backend, limits)),
+        routes=_routes(ServerContext(backend, limits)),
         middleware=[Middleware(Envelope, limits=limits)],
         exception_handlers={HTTPException: on_http_exception},
     )
@@ -32,10 +32,10 @@ def create_app(backend: Backend, limits: Limits | None = None) -> Starlette:
     return app
 
 
-def _routes(service: Service) -> list[BaseRoute]:
+def _routes(service: ServerContext) -> list[BaseRoute]:
     return [
-        Route("/v1/completions", GenerateRoute(service, prepare_completion), methods=["POST"]),
-        Route("/v1/chat/completions", GenerateRoute(service, prepare_chat), methods=["POST"]),
+        Route("/v1/completions", GenerationEndpoint(service, prepare_completion), methods=["POST"]),
+        Route("/v1/chat/completions", GenerationEndpoint(service, prepare_chat), methods=["POST"]),
         Route("/v1/models", list_models(service), methods=["GET"]),
         Route("/v1/models/{id:path}", get_model(service), methods=["GET"]),
         Route("/tokenize", tokenize(service), methods=["POST"]),

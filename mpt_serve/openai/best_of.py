@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from mpt_serve.openai.choice import ChoicePart
+from mpt_serve.openai.output_choice import ChoicePart
 
 __all__ = ["best"]
 

@@ -7,8 +7,8 @@ from typing import Any, NoReturn
 
 from starlette.requests import Request
 
+from mpt_serve.configuration.limits import Limits
 from mpt_serve.openai.errors import InvalidValueError, RequestTooLargeError, UnsupportedMediaTypeError
-from mpt_serve.openai.limits import Limits
 
 __all__ = ["parse_json_object", "read_json_object"]
 

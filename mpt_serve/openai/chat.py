@@ -3,21 +3,21 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mpt_serve.openai.answer import Answer
-from mpt_serve.openai.choice import ChoicePart
+from mpt_serve.openai.endpoint import Prepared
 from mpt_serve.openai.errors import InvalidValueError
 from mpt_serve.openai.fields import Fields, Ignored, Offered, Parsed, Refused
-from mpt_serve.openai.generate import Prepared
 from mpt_serve.openai.kinds import Boolean, Integer
 from mpt_serve.openai.logprobs import chat_logprobs
 from mpt_serve.openai.messages import CONVERSATION_FIELDS, Conversation
-from mpt_serve.openai.report import Report
+from mpt_serve.openai.output_choice import ChoicePart
+from mpt_serve.openai.output_options import OutputOptions
+from mpt_serve.openai.response_builder import ResponseBuilder
 from mpt_serve.openai.sampling import SamplingOptions
 from mpt_serve.openai.sampling_fields import IGNORED_FIELDS, MODEL_FIELD, REFUSED_FIELDS, SAMPLING_FIELDS
-from mpt_serve.openai.service import Service
+from mpt_serve.openai.server_context import ServerContext
 from mpt_serve.openai.usage import Usage
 
-__all__ = ["CHAT_FIELDS", "ChatAnswer", "prepare_chat"]
+__all__ = ["CHAT_FIELDS", "ChatResponseBuilder", "prepare_chat"]
 
 TOKEN_COUNT = Integer(1, 2**31 - 1)
 
@@ -53,7 +53,7 @@ CHAT_FIELDS = Fields(
 )
 
 
-class ChatAnswer(Answer):
+class ChatResponseBuilder(ResponseBuilder):
     id_prefix = "chatcmpl"
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
@@ -84,13 +84,13 @@ class ChatAnswer(Answer):
         return None if count is None else chat_logprobs(part.tokens, count, self._names)
 
 
-async def prepare_chat(service: Service, body: Mapping[str, Any]) -> Prepared:
+async def prepare_chat(service: ServerContext, body: Mapping[str, Any]) -> Prepared:
     """Validate a chat request, render its conversation and tokenize it. Raises ApiError."""
     if body.get("tool_choice") == "none":  # the client itself asks for an answer without tools
         body = {**body, "tools": None, "functions": None}
     parsed = CHAT_FIELDS.parse(body)
     service.require_model(parsed.values["model"])
-    report = Report.from_values(parsed.values, _logprobs(parsed))
+    report = OutputOptions.from_values(parsed.values, _logprobs(parsed))
     options = SamplingOptions.from_values(parsed.values, service.backend.model, report)
     options.check_choices(1, service.limits)
     conversation = Conversation.from_values(parsed.values, parsed.given)
@@ -99,7 +99,7 @@ async def prepare_chat(service: Service, body: Mapping[str, Any]) -> Prepared:
         service.require_short("".join(message["content"] for message in conversation.messages), "messages")
     ids = await conversation.tokenize(service)
     unknown = (*parsed.unknown, *conversation.unknown)
-    return Prepared([ids], "messages", options, None, ChatAnswer, unknown)
+    return Prepared([ids], "messages", options, None, ChatResponseBuilder, unknown)
 
 
 def _logprobs(parsed: Parsed) -> int | None:

@@ -5,19 +5,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mpt_serve.openai.answer import Answer
-from mpt_serve.openai.choice import ChoicePart
+from mpt_serve.openai.endpoint import Prepared
 from mpt_serve.openai.errors import InvalidValueError
 from mpt_serve.openai.fields import Fields, Offered, Refused
-from mpt_serve.openai.generate import Prepared
 from mpt_serve.openai.kinds import Boolean, Integer, String, json_type
 from mpt_serve.openai.logprobs import completion_logprobs
-from mpt_serve.openai.report import Report
+from mpt_serve.openai.output_choice import ChoicePart
+from mpt_serve.openai.output_options import OutputOptions
+from mpt_serve.openai.response_builder import ResponseBuilder
 from mpt_serve.openai.sampling import SamplingOptions
 from mpt_serve.openai.sampling_fields import IGNORED_FIELDS, MODEL_FIELD, REFUSED_FIELDS, SAMPLING_FIELDS
-from mpt_serve.openai.service import Service
+from mpt_serve.openai.server_context import ServerContext
 
-__all__ = ["COMPLETION_FIELDS", "CompletionAnswer", "prepare_completion"]
+__all__ = ["COMPLETION_FIELDS", "CompletionResponseBuilder", "prepare_completion"]
 
 DEFAULT_MAX_TOKENS = 16
 
@@ -90,7 +90,7 @@ COMPLETION_FIELDS = Fields(
 )
 
 
-class CompletionAnswer(Answer):
+class CompletionResponseBuilder(ResponseBuilder):
     id_prefix = "cmpl"
     whole_object = chunk_object = "text_completion"
 
@@ -113,20 +113,20 @@ class CompletionAnswer(Answer):
         return {"index": part.index, "text": part.text, "logprobs": logprobs, "finish_reason": part.finish_reason}
 
 
-async def prepare_completion(service: Service, body: Mapping[str, Any]) -> Prepared:
+async def prepare_completion(service: ServerContext, body: Mapping[str, Any]) -> Prepared:
     """Validate a completion request and tokenize its prompts. Raises ApiError."""
     parsed = COMPLETION_FIELDS.parse(body)
     service.require_model(parsed.values["model"])
-    report = Report.from_values(parsed.values, parsed.values["logprobs"], parsed.values["echo"])
+    report = OutputOptions.from_values(parsed.values, parsed.values["logprobs"], parsed.values["echo"])
     options = SamplingOptions.from_values(parsed.values, service.backend.model, report)
     prompts = parsed.values["prompt"]
     await service.require_ready()  # before that the context's length may not be known
     _check_prompts(service, prompts, options)
     ids = await _tokenize(service, prompts, parsed.values["add_special_tokens"])
-    return Prepared(ids, "prompt", options, DEFAULT_MAX_TOKENS, CompletionAnswer, parsed.unknown)
+    return Prepared(ids, "prompt", options, DEFAULT_MAX_TOKENS, CompletionResponseBuilder, parsed.unknown)
 
 
-def _check_prompts(service: Service, prompts: Sequence[Prompt], options: SamplingOptions) -> None:
+def _check_prompts(service: ServerContext, prompts: Sequence[Prompt], options: SamplingOptions) -> None:
     if len(prompts) > service.limits.max_prompts:
         message = f"'prompt' must hold at most {service.limits.max_prompts} prompts; got {len(prompts)}."
         raise InvalidValueError(message, param="prompt")
@@ -140,7 +140,7 @@ def _check_prompts(service: Service, prompts: Sequence[Prompt], options: Samplin
             raise InvalidValueError(f"'prompt' must hold token ids from 0 to {vocab_len - 1}.", param="prompt")
 
 
-async def _tokenize(service: Service, prompts: Sequence[Prompt], add_special_tokens: bool) -> list[list[int]]:
+async def _tokenize(service: ServerContext, prompts: Sequence[Prompt], add_special_tokens: bool) -> list[list[int]]:
     async def ids(prompt: Prompt) -> list[int]:
         return await service.backend.encode(prompt, add_special_tokens) if isinstance(prompt, str) else list(prompt)
 

@@ -6,9 +6,9 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mpt_serve.configuration.limits import Limits
 from mpt_serve.openai.errors import HeadersTooLargeError, as_api_error, error_response
 from mpt_serve.openai.ids import request_id_from
-from mpt_serve.openai.limits import Limits
 
 __all__ = ["Envelope"]
 

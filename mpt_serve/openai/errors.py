@@ -7,7 +7,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from mpt_serve.engine.request import BusyError, EngineClosedError, RequestError
+from mpt_serve.errors import BusyError, EngineClosedError, RequestError
 from mpt_serve.text.chat_template import ChatTemplateError
 
 logger = logging.getLogger(__name__)

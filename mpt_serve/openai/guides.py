@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from mpt_serve.guided.spec import Guide, GuideKind
+from mpt_serve.configuration.limits import Limits
 from mpt_serve.openai.body import parse_json_object
 from mpt_serve.openai.errors import InvalidValueError, UnsupportedParameterError
 from mpt_serve.openai.fields import Field, Fields, Offered, Refused
 from mpt_serve.openai.kinds import Boolean, Choice, ListOf, Object, String, refuse
-from mpt_serve.openai.limits import Limits
+from mpt_serve.structured_outputs.spec import GrammarKind, GrammarSpec
 
 __all__ = ["GUIDE_FIELDS", "guide_from"]
 
@@ -27,13 +27,13 @@ class Schema:
 
     takes: str = f"a JSON Schema, as an object or as its JSON, of at most {MAX_GUIDE_CHARS} characters"
 
-    def check(self, value: Any, where: str) -> Guide:
+    def check(self, value: Any, where: str) -> GrammarSpec:
         if isinstance(value, str):
             value = self._parsed(value, where)
         elif not isinstance(value, dict):
             raise refuse(self, value, where)
         text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-        return Guide("json_schema", _TEXT.check(text, where))
+        return GrammarSpec("json_schema", _TEXT.check(text, where))
 
     def _parsed(self, text: str, where: str) -> dict[str, Any]:
         try:
@@ -46,15 +46,15 @@ class Schema:
 class Expression:
     """A text of a language that describes texts; comes out as a guide."""
 
-    kind: GuideKind
+    kind: GrammarKind
     what: str
 
     @property
     def takes(self) -> str:
         return f"{self.what}, {_TEXT.takes}"
 
-    def check(self, value: Any, where: str) -> Guide:
-        return Guide(self.kind, _TEXT.check(value, where))
+    def check(self, value: Any, where: str) -> GrammarSpec:
+        return GrammarSpec(self.kind, _TEXT.check(value, where))
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,9 @@ class Alternatives:
 
     takes: str = f"{_TEXTS.takes}; together at most {MAX_GUIDE_CHARS} characters of JSON"
 
-    def check(self, value: Any, where: str) -> Guide:
+    def check(self, value: Any, where: str) -> GrammarSpec:
         texts = _TEXTS.check(value, where)
-        return Guide("choice", _TEXT.check(json.dumps(texts, ensure_ascii=False), where))
+        return GrammarSpec("choice", _TEXT.check(json.dumps(texts, ensure_ascii=False), where))
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,10 @@ class JsonObject:
 
     takes: str = "true or false"
 
-    def check(self, value: Any, where: str) -> Guide | None:
+    def check(self, value: Any, where: str) -> GrammarSpec | None:
         if not isinstance(value, bool):
             raise refuse(self, value, where)
-        return Guide("json_object") if value else None
+        return GrammarSpec("json_object") if value else None
 
 
 SCHEMA, ALTERNATIVES = Schema(), Alternatives()
@@ -105,12 +105,12 @@ class StructuredOutputs:
 
     takes: str = "an object with one of `json`, `json_object`, `regex`, `choice` and `grammar`"
 
-    def check(self, value: Any, where: str) -> Guide:
+    def check(self, value: Any, where: str) -> GrammarSpec:
         members = _members(STRUCTURED_FIELDS, Object(self.takes).check(value, where), where)
         given = [guide for guide in members.values() if guide is not None]
         if len(given) != 1:
             raise InvalidValueError(f"'{where}' must be {self.takes}; got {len(given)} of them.", param=where)
-        return cast(Guide, given[0])
+        return cast(GrammarSpec, given[0])
 
 
 FORMAT_FIELDS = Fields(
@@ -134,15 +134,15 @@ class ResponseFormat:
         ' `{"type": "json_schema", "json_schema": {"name": "...", "schema": {...}}}`'
     )
 
-    def check(self, value: Any, where: str) -> Guide | None:
+    def check(self, value: Any, where: str) -> GrammarSpec | None:
         members = _members(FORMAT_FIELDS, Object(self.takes).check(value, where), where)
         kind, schema = members["type"], members["json_schema"]
         if (kind == "json_schema") != (schema is not None):
             message = f"'{where}.json_schema' belongs to the type json_schema, and to no other."
             raise InvalidValueError(message, param=f"{where}.json_schema")
         if kind == "json_schema":
-            return cast(Guide, _members(SCHEMA_FIELDS, schema, f"{where}.json_schema")["schema"])
-        return Guide("json_object") if kind == "json_object" else None
+            return cast(GrammarSpec, _members(SCHEMA_FIELDS, schema, f"{where}.json_schema")["schema"])
+        return GrammarSpec("json_object") if kind == "json_object" else None
 
 
 def _members(fields: Fields, value: Mapping[str, Any], where: str) -> Mapping[str, Any]:
@@ -167,9 +167,9 @@ GUIDE_FIELDS: tuple[Field, ...] = (
 )
 
 
-def guide_from(values: Mapping[str, Any]) -> tuple[Guide | None, str | None]:
+def guide_from(values: Mapping[str, Any]) -> tuple[GrammarSpec | None, str | None]:
     """Return the guide among parsed fields and its field's name. Raises InvalidValueError if there are several."""
     names = [field.name for field in GUIDE_FIELDS if values.get(field.name) is not None]
     if len(names) > 1:
         raise InvalidValueError(f"'{names[0]}' and '{names[1]}' exclude each other.", param=names[1])
-    return (cast(Guide, values[names[0]]), names[0]) if names else (None, None)
+    return (cast(GrammarSpec, values[names[0]]), names[0]) if names else (None, None)

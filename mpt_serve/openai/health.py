@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from mpt_serve.openai.service import Service
+from mpt_serve.openai.server_context import ServerContext
 
 __all__ = ["get_version", "health", "ready"]
 
@@ -16,7 +16,7 @@ async def health(request: Request) -> JSONResponse:
     return JSONResponse({"status": "ok"})
 
 
-def ready(service: Service) -> Callable[[Request], Awaitable[JSONResponse]]:
+def ready(service: ServerContext) -> Callable[[Request], Awaitable[JSONResponse]]:
     """Return the endpoint that says whether a request would be served now; 503 when not."""
 
     async def endpoint(request: Request) -> JSONResponse:

@@ -7,7 +7,7 @@ from typing import Any
 from mpt_serve.openai.errors import InvalidValueError, UnsupportedParameterError
 from mpt_serve.openai.fields import Fields, Ignored, Offered, Refused
 from mpt_serve.openai.kinds import Boolean, Choice, ListOf, Object, String
-from mpt_serve.openai.service import Service
+from mpt_serve.openai.server_context import ServerContext
 from mpt_serve.text.chat_template import Message
 
 __all__ = ["CONVERSATION_FIELDS", "MESSAGE_FIELDS", "Conversation"]
@@ -83,7 +83,7 @@ class Conversation:
         unknown = dict.fromkeys(name for message in parsed for name in message.unknown)
         return cls(messages, values["add_generation_prompt"] and not continues, continues, tuple(unknown))
 
-    async def tokenize(self, service: Service) -> list[int]:
+    async def tokenize(self, service: ServerContext) -> list[int]:
         """Render and tokenize. Raises InvalidValueError if the model has no chat template."""
         if not service.backend.model.has_chat_template:
             raise InvalidValueError(

@@ -7,14 +7,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from mpt_serve.openai.backend import ModelInfo
-from mpt_serve.openai.service import Service
+from mpt_serve.openai.server_context import ServerContext
 
 __all__ = ["get_model", "list_models"]
 
 Endpoint = Callable[[Request], Awaitable[JSONResponse]]
 
 
-def list_models(service: Service) -> Endpoint:
+def list_models(service: ServerContext) -> Endpoint:
     """Return the endpoint that lists the served model."""
 
     async def endpoint(request: Request) -> JSONResponse:
@@ -23,7 +23,7 @@ def list_models(service: Service) -> Endpoint:
     return endpoint
 
 
-def get_model(service: Service) -> Endpoint:
+def get_model(service: ServerContext) -> Endpoint:
     """Return the endpoint that describes one model; an unknown id is a 404."""
 
     async def endpoint(request: Request) -> JSONResponse:

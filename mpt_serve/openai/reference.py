@@ -5,11 +5,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import fields as dataclass_fields
 from typing import Any
 
+from mpt_serve.configuration.limits import Limits
 from mpt_serve.openai.chat import CHAT_FIELDS
 from mpt_serve.openai.completions import COMPLETION_FIELDS
 from mpt_serve.openai.errors import ERROR_KINDS, NotReadyError
 from mpt_serve.openai.fields import Field, Fields, Ignored, Offered, Refused
-from mpt_serve.openai.limits import Limits
 from mpt_serve.openai.messages import CONVERSATION_FIELDS, MESSAGE_FIELDS
 from mpt_serve.openai.sampling_fields import IGNORED_FIELDS, REFUSED_FIELDS, SAMPLING_FIELDS, STREAM_OPTIONS
 from mpt_serve.openai.tokenize import DETOKENIZE_FIELDS, TOKENIZE_CHAT_FIELDS, TOKENIZE_FIELDS

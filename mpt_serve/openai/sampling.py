@@ -4,15 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mpt_serve.configuration.limits import Limits
 from mpt_serve.engine.sampling_params import SamplingParams
-from mpt_serve.guided.spec import Guide
 from mpt_serve.openai.backend import ModelInfo
 from mpt_serve.openai.errors import ContextLengthError, InvalidValueError
 from mpt_serve.openai.fields import Parsed
 from mpt_serve.openai.guides import guide_from
-from mpt_serve.openai.limits import Limits
-from mpt_serve.openai.report import Report
+from mpt_serve.openai.output_options import OutputOptions
 from mpt_serve.openai.sampling_fields import STREAM_OPTIONS
+from mpt_serve.structured_outputs.spec import GrammarSpec
 
 __all__ = ["SamplingOptions"]
 
@@ -39,10 +39,10 @@ class SamplingOptions:
     n: int
     best_of: int
     sampling: Mapping[str, Any]  # SamplingParams' other fields
-    guide: Guide | None
+    guide: GrammarSpec | None
     guide_param: str | None
     bad_words: tuple[str, ...]
-    report: Report
+    report: OutputOptions
     stop: tuple[str, ...]
     include_stop: bool
     skip_special_tokens: bool
@@ -54,7 +54,7 @@ class SamplingOptions:
     unknown: tuple[str, ...]  # stream options that nobody knows
 
     @classmethod
-    def from_values(cls, values: Mapping[str, Any], model: ModelInfo, report: Report) -> "SamplingOptions":
+    def from_values(cls, values: Mapping[str, Any], model: ModelInfo, report: OutputOptions) -> "SamplingOptions":
         """Build from parsed fields. Raises InvalidValueError."""
         _check_ids(values, model.vocab_len)
         if values["truncate_prompt_tokens"] == 0:

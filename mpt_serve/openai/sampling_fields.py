@@ -8,7 +8,7 @@ from mpt_serve.openai.errors import InvalidValueError
 from mpt_serve.openai.fields import Field, Fields, Ignored, Offered, Refused
 from mpt_serve.openai.guides import GUIDE_FIELDS
 from mpt_serve.openai.kinds import Boolean, Choice, Integer, ListOf, Number, Object, OneOrMany, String
-from mpt_serve.openai.report import REPORT_FIELDS
+from mpt_serve.openai.output_options import REPORT_FIELDS
 
 __all__ = ["IGNORED_FIELDS", "MODEL_FIELD", "REFUSED_FIELDS", "SAMPLING_FIELDS", "STREAM_OPTIONS"]
 

@@ -6,22 +6,22 @@ from typing import Any, TypeVar
 
 from starlette.responses import JSONResponse
 
-from mpt_serve.openai.answer import Answer
+from mpt_serve.configuration.limits import Limits
 from mpt_serve.openai.best_of import best
-from mpt_serve.openai.choice import ChoicePart
-from mpt_serve.openai.generation import Generation
-from mpt_serve.openai.limits import Limits
+from mpt_serve.openai.output_choice import ChoicePart
+from mpt_serve.openai.request_stream import RequestStream
+from mpt_serve.openai.response_builder import ResponseBuilder
 from mpt_serve.openai.sampling import SamplingOptions
 from mpt_serve.openai.sse import KEEP_ALIVE, EventStream, event
 
-__all__ = ["StreamedAnswer", "whole_answer"]
+__all__ = ["StreamedResponse", "whole_response"]
 
 MANY_TOKENS = 512  # with 20 alternatives each, some 20 ms of work
 
 T = TypeVar("T")
 
 
-async def whole_answer(generation: Generation, answer: Answer, options: SamplingOptions) -> JSONResponse:
+async def whole_response(generation: RequestStream, answer: ResponseBuilder, options: SamplingOptions) -> JSONResponse:
     """Wait for every choice and return the answer."""
     gathered: dict[int, list[ChoicePart]] = {}
     while not generation.done:
@@ -34,11 +34,16 @@ async def whole_answer(generation: Generation, answer: Answer, options: Sampling
     return await _written(lambda: JSONResponse(answer.whole(parts, usage)), parts)
 
 
-class StreamedAnswer:
+class StreamedResponse:
     """Sends a generation as it comes. For a time it waits for the first token, so that an error keeps its status."""
 
     def __init__(
-        self, generation: Generation, answer: Answer, stream: EventStream, options: SamplingOptions, limits: Limits
+        self,
+        generation: RequestStream,
+        answer: ResponseBuilder,
+        stream: EventStream,
+        options: SamplingOptions,
+        limits: Limits,
     ) -> None:
         self._generation = generation
         self._answer = answer

@@ -11,7 +11,7 @@ from mpt_serve.openai.fields import Fields, Offered, Refused
 from mpt_serve.openai.kinds import Boolean, Integer, ListOf, String
 from mpt_serve.openai.messages import CONVERSATION_FIELDS, Conversation
 from mpt_serve.openai.sampling_fields import MODEL_FIELD
-from mpt_serve.openai.service import Service
+from mpt_serve.openai.server_context import ServerContext
 
 __all__ = ["DETOKENIZE_FIELDS", "TOKENIZE_CHAT_FIELDS", "TOKENIZE_FIELDS", "detokenize", "tokenize"]
 
@@ -37,7 +37,7 @@ DETOKENIZE_FIELDS = Fields(
 )
 
 
-def tokenize(service: Service) -> Endpoint:
+def tokenize(service: ServerContext) -> Endpoint:
     """Return the endpoint that turns a text, or a conversation, into ids."""
 
     async def endpoint(request: Request) -> JSONResponse:
@@ -64,7 +64,7 @@ def tokenize(service: Service) -> Endpoint:
     return endpoint
 
 
-def detokenize(service: Service) -> Endpoint:
+def detokenize(service: ServerContext) -> Endpoint:
     """Return the endpoint that turns ids into text."""
 
     async def endpoint(request: Request) -> JSONResponse:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tiny_model import TINY, random_weights
 
-from model.export import save_checkpoint
+from model.checkpoint.save import save_checkpoint
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ import sys
 import jax
 import numpy as np
 
-from model.kv_cache import init_kv_cache
-from model.mpt import forward
+from model.layers.forward import forward
+from model.layers.paged_forward import StepBatch, forward_step, lm_logits
+from model.params.kv_cache import init_kv_cache
+from model.params.sharding import cache_sharding, leaf_paths, make_mesh
 from model.pretrained import mpt_from_pretrained
-from model.sharding import cache_sharding, leaf_paths, make_mesh
-from model.step import StepBatch, forward_step, lm_logits
 
 TOKENS = np.arange(1, 25, dtype=np.int32)
 

@@ -10,17 +10,17 @@ import pytest
 from tiny_model import TINY
 from torch_writer import View, write_zip
 
-from model.config import MptConfig
-from model.weights import weight_specs
+from model.config.mpt_config import MptConfig
+from model.params.weights import weight_specs
 
 BIG = TINY | {"d_model": 1024, "n_heads": 8, "n_layers": 10, "vocab_size": 50432}  # 178 million parameters
 MEASURE = """
 import sys
 import jax, jax.numpy as jnp, numpy as np
-from model.checkpoint import load_weights
-from model.config import MptConfig
-from model.quantization import WeightFormat
-from model.weights import weight_bytes
+from model.checkpoint.load import load_weights
+from model.config.mpt_config import MptConfig
+from model.checkpoint.quantize import WeightFormat
+from model.params.weights import weight_bytes
 
 def status(key):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))

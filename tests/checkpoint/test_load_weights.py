@@ -14,11 +14,11 @@ from safetensors.numpy import save_file
 from tiny_model import TINY, checkpoint_arrays
 from torch_writer import View, dense_view, write_arrays, write_zip
 
-from model.checkpoint import CheckpointError, load_weights
-from model.config import MptConfig
-from model.sharding import leaf_paths
-from model.stored_tensor import aligned_empty
-from model.weights import Weights, weight_specs
+from model.checkpoint.load import CheckpointError, load_weights
+from model.checkpoint.stored_tensor import aligned_empty
+from model.config.mpt_config import MptConfig
+from model.params.sharding import leaf_paths
+from model.params.weights import Weights, weight_specs
 
 FULL = TINY | {  # every kind of parameter that a model can have
     "no_bias": False,
@@ -95,7 +95,7 @@ def test_dtypes(tmp_path: Path, stored: Any, dtype: Any) -> None:
 
 
 def test_conversion_over_several_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("model.stored_tensor.CHUNK_BYTES", 48)
+    monkeypatch.setattr("model.checkpoint.stored_tensor.CHUNK_BYTES", 48)
     arrays = checkpoint_arrays(TINY, dtype=ml_dtypes.bfloat16)
     expected = {name: array.astype(np.float32) for name, array in arrays.items()}
     assert_holds(load_weights(write(tmp_path / "x", arrays), CONFIG, "float32"), expected, CONFIG)
@@ -284,7 +284,7 @@ def test_cpu_adopts_the_buffers(save: Callable[..., Path], monkeypatch: pytest.M
         buffers.append(aligned_empty(*args))
         return buffers[-1]
 
-    monkeypatch.setattr("model.checkpoint.aligned_empty", remember)
+    monkeypatch.setattr("model.checkpoint.load.aligned_empty", remember)
     cpu = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
     weights = load_weights(save(), CONFIG, shardings=cpu)
     adopted = {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(weights)}

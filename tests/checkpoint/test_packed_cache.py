@@ -15,16 +15,16 @@ import pytest
 from tiny_model import TINY, checkpoint_arrays
 from torch_writer import write_arrays
 
-import model.checkpoint_digest
-import model.packed_cache
-from model.checkpoint import CheckpointError, load_weights
-from model.config import MptConfig
-from model.packed import PackedMatrix
+import model.checkpoint.digest
+import model.checkpoint.quantized_cache
+from model.checkpoint.load import CheckpointError, load_weights
+from model.checkpoint.quantize import WeightFormat, pack_weights
+from model.checkpoint.safetensors_file import read_safetensors
+from model.config.mpt_config import MptConfig
+from model.params.packed_matrix import PackedMatrix
+from model.params.sharding import leaf_paths, make_mesh
+from model.params.weights import Weights
 from model.pretrained import mpt_from_pretrained
-from model.quantization import WeightFormat, pack_weights
-from model.safetensors_file import read_safetensors
-from model.sharding import leaf_paths, make_mesh
-from model.weights import Weights
 
 CONFIG = MptConfig.from_dict(TINY)
 UNTIED = TINY | {"tie_word_embeddings": False, "no_bias": False, "attn_config": {"alibi": False}}

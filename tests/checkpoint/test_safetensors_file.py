@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save, save_file
 
-from model.safetensors_file import read_safetensors
-from model.stored_tensor import CheckpointError, read_tensor
+from model.checkpoint.safetensors_file import read_safetensors
+from model.checkpoint.stored_tensor import CheckpointError, read_tensor
 
 ARRAYS = {
     "a": np.arange(6, dtype=np.float32).reshape(2, 3),

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from tiny_model import TINY, random_weights
 
-from model.checkpoint import load_weights
-from model.config import ConfigError, MptConfig
-from model.export import save_checkpoint
+from model.checkpoint.load import load_weights
+from model.checkpoint.save import save_checkpoint
+from model.config.mpt_config import ConfigError, MptConfig
+from model.params.weights import Weights
 from model.pretrained import mpt_from_pretrained
-from model.weights import Weights
 
 
 def assert_same(left: Weights, right: Weights) -> None:
@@ -96,7 +96,7 @@ def test_failed_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pyte
         path.write_bytes(b"half")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("model.export.save_file", full_disk)
+    monkeypatch.setattr("model.checkpoint.save.save_file", full_disk)
     with pytest.raises(OSError, match="No space"):
         save_checkpoint(random_weights(TINY, seed=2), TINY, tmp_path, overwrite=True)
     assert_same(load_weights(tmp_path, MptConfig.from_dict(TINY)), first)

@@ -25,8 +25,8 @@ from torch_writer import (
     write_zip,
 )
 
-from model.stored_tensor import CheckpointError, read_tensor
-from model.torch_file import read_torch
+from model.checkpoint.stored_tensor import CheckpointError, read_tensor
+from model.checkpoint.torch_file import read_torch
 
 ARRAYS = {
     "a": np.arange(6, dtype=np.float32).reshape(2, 3),

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from jax.sharding import PartitionSpec
 from tiny_model import TINY, random_weights
 
-from model.alibi import alibi_slopes
-from model.config import MptConfig
-from model.export import save_checkpoint
-from model.head_deal import deal_heads, dealt_slopes, gather_heads, head_order, kv_head_order
-from model.sharding import (
+from model.checkpoint.save import save_checkpoint
+from model.config.mpt_config import MptConfig
+from model.ops.alibi import alibi_slopes
+from model.params.head_layout import deal_heads, dealt_slopes, gather_heads, head_order, kv_head_order
+from model.params.sharding import (
     check_mesh,
     get_partition_rules,
     leaf_paths,

@@ -5,8 +5,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from model.config import MptConfig
-from model.weights import Weights, assemble_weights, weight_specs
+from model.config.mpt_config import MptConfig
+from model.params.weights import Weights, assemble_weights, weight_specs
 
 TINY: dict[str, Any] = {
     "model_type": "mpt",

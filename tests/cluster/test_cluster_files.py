@@ -10,8 +10,8 @@ from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscali
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import ServeDeploySchema
 
-from mpt_serve.config_problems import closest
-from mpt_serve.serve_schema import check_serve_config
+from mpt_serve.configuration.problems import closest
+from mpt_serve.configuration.serve_schema import check_serve_config
 
 CLUSTER = Path(__file__).parents[2] / "cluster"
 RAY_SERVICES = sorted((CLUSTER / "kuberay").glob("*.yaml"))

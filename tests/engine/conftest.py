@@ -9,11 +9,11 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from model.config import MptConfig
-from model.weights import Weights, init_weights
+from model.config.mpt_config import MptConfig
+from model.params.weights import Weights, init_weights
 from mpt_serve.engine import Engine, EngineConfig
 from mpt_serve.engine.runner import use_compilation_cache
-from mpt_serve.guided.compiler import GuideCompiler
+from mpt_serve.structured_outputs.compiler import GrammarCompiler
 
 CHARACTERS = string.digits + string.ascii_lowercase + string.ascii_uppercase + '{}[]:,". \\+-#!?é=<>()/*&_@€~'
 END = 89
@@ -83,9 +83,9 @@ def engine(weights: Weights, config: MptConfig, compiled_folder: Path) -> Iterat
 
 
 @pytest.fixture(scope="package")
-def guides() -> Iterator[GuideCompiler]:
+def guides() -> Iterator[GrammarCompiler]:
     """Compiles guides for a vocabulary of one character per id; END ends a text."""
     token_bytes = [None if i == END else CHARACTERS[i].encode() for i in range(VOCAB_LIMIT)]
-    compiler = GuideCompiler(token_bytes, [END])
+    compiler = GrammarCompiler(token_bytes, [END])
     yield compiler
     compiler.close()

@@ -12,7 +12,7 @@ import numpy as np
 from mpt_serve.engine.request import Request
 from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.engine.scheduler import Drafts, Scheduler, StepRows
-from mpt_serve.engine.step_plan import (
+from mpt_serve.engine.step_inputs import (
     StepShape,
     choose_shape,
     pack_forward,

@@ -5,10 +5,10 @@ import tempfile
 import jax
 from jax.sharding import Mesh
 
-from model.config import MptConfig
-from model.export import save_checkpoint
-from model.sharding import make_mesh
-from model.weights import init_weights
+from model.checkpoint.save import save_checkpoint
+from model.config.mpt_config import MptConfig
+from model.params.sharding import make_mesh
+from model.params.weights import init_weights
 from mpt_serve.engine import Completion, Engine, EngineConfig, SamplingParams
 
 CONFIG = {"model_type": "mpt", "d_model": 32, "n_heads": 4, "n_layers": 2, "vocab_size": 96, "max_seq_len": 64}

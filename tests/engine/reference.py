@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from model.config import MptConfig
-from model.mpt import forward
-from model.weights import Weights
+from model.config.mpt_config import MptConfig
+from model.layers.forward import forward
+from model.params.weights import Weights
+from model.sampling.sampler import _uniform
 from mpt_serve.engine import SamplingParams
-from mpt_serve.engine.sampler import _uniform
 
 _forward = jax.jit(forward, static_argnums=1)
 

@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import pytest
 
 import mpt_serve
-from model.training.corpus import draw_example
-from model.training.dialogue import IM_END
-from model.training.evaluate import Model, greedy_matches
-from model.training.export import read_model
 from mpt_serve.engine import Engine, EngineConfig, SamplingParams
+from training.corpus import draw_example
+from training.dialogue import IM_END
+from training.evaluate import Model, greedy_matches
+from training.export import read_model
 
 pytestmark = pytest.mark.slow
 EMBEDDED = Path(mpt_serve.__path__[0]) / "embedded"

@@ -18,10 +18,10 @@ from conftest import SETTINGS, VOCAB_LIMIT
 from fast_compile import FAST_COMPILE_FLAGS
 from reference import check_generated
 
-from model.config import MptConfig
-from model.export import save_checkpoint
+from model.checkpoint.save import save_checkpoint
+from model.config.mpt_config import MptConfig
 from model.kernels.cpu import calls
-from model.weights import Weights
+from model.params.weights import Weights
 from mpt_serve.engine import (
     Delta,
     Engine,
@@ -32,7 +32,7 @@ from mpt_serve.engine import (
     SamplingParams,
 )
 from mpt_serve.engine.block_pool import BlockPool
-from mpt_serve.guided.spec import Guide
+from mpt_serve.structured_outputs.spec import GrammarSpec
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
 
@@ -338,7 +338,7 @@ def test_other_bad_requests_are_refused(engine: Engine) -> None:
     with pytest.raises(RequestError, match="logit_bias: token id 95 is not in the vocabulary"):
         engine.submit(prompt_of(3), replace(GREEDY, logit_bias={95: 1.0}), Listener())
     with pytest.raises(RequestError, match="needs the model's tokenizer"):
-        engine.submit(prompt_of(3), replace(GREEDY, guide=Guide("json_object")), Listener())
+        engine.submit(prompt_of(3), replace(GREEDY, guide=GrammarSpec("json_object")), Listener())
     with pytest.raises(RequestError, match="the unfinished answer of one choice"):
         engine.submit(prompt_of(3), replace(GREEDY, n=2), Listener(), generated=[1])
 

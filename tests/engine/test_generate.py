@@ -26,9 +26,9 @@ from mpt_serve.engine import (
     RequestError,
     SamplingParams,
 )
-from mpt_serve.guided.compiler import GuideCompiler
-from mpt_serve.guided.lazy_compiler import LazyGuideCompiler
-from mpt_serve.guided.spec import Guide
+from mpt_serve.structured_outputs.compiler import GrammarCompiler
+from mpt_serve.structured_outputs.lazy_compiler import LazyGrammarCompiler
+from mpt_serve.structured_outputs.spec import GrammarSpec
 from mpt_serve.text.chat_template import MissingChatTemplateError
 from mpt_serve.text.tokenizer import TextTokenizer, TokenizerError
 
@@ -57,7 +57,7 @@ def embedded() -> Iterator[Engine]:
 
 def saying(text: str, **wishes: object) -> SamplingParams:
     """Parameters of an answer that must be this text, a byte for each id, as the tiny checkpoint has them."""
-    own: dict[str, object] = {"max_tokens": 200, "seed": 1, "guide": Guide("choice", json.dumps([text]))} | wishes
+    own: dict[str, object] = {"max_tokens": 200, "seed": 1, "guide": GrammarSpec("choice", json.dumps([text]))} | wishes
     return SamplingParams(**own)  # type: ignore[arg-type]
 
 
@@ -259,7 +259,7 @@ def test_the_text_of_the_first_min_tokens_ends_nothing(text_engine: Engine) -> N
         (["fine", 5], GREEDY, (), "not int"),
         (["fine", ["a"]], GREEDY, (), "integer token ids"),
         (["fine", "fine"], [GREEDY], (), "one for each of 2, got 1"),
-        (["fine", "fine"], [GREEDY, replace(GREEDY, guide=Guide("regex", "("))], (), "the regex cannot be used"),
+        (["fine", "fine"], [GREEDY, replace(GREEDY, guide=GrammarSpec("regex", "("))], (), "the regex cannot be used"),
         ("fine", GREEDY, "", "none of them empty"),
         ("fine", GREEDY, ["a", ""], "none of them empty"),
         ("fine", GREEDY, [5], "a string or a list of strings"),
@@ -294,7 +294,7 @@ def test_without_a_tokenizer_there_are_only_ids(lazy_engine) -> None:  # type: i
     with pytest.raises(RequestError, match="a conversation " + refused):
         engine.chat([{"role": "user", "content": "Hi"}])
     with pytest.raises(RequestError, match="needs the model's tokenizer"):
-        engine.generate([1], replace(GREEDY, guide=Guide("json_object")))
+        engine.generate([1], replace(GREEDY, guide=GrammarSpec("json_object")))
     assert_all_free(engine)
 
 
@@ -365,7 +365,7 @@ def test_an_engine_that_fails_meanwhile_raises(lazy_engine, monkeypatch: pytest.
 
 
 def test_a_request_that_fails_alone_says_so(text_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mpt_serve.engine.token_limits.TokenLimits.fill", lambda *_: 1 / 0)
+    monkeypatch.setattr("mpt_serve.engine.token_masks.TokenMasks.fill", lambda *_: 1 / 0)
     failed, fine = text_engine.generate(["Once"] * 2, [saying("yes"), GREEDY])
     assert (failed.finish_reason, failed.text, fine.finish_reason) == ("error", "", "length")
     assert "could not say what may follow" in (failed.choices[0].error or "")
@@ -414,11 +414,13 @@ def test_one_choice_can_be_cancelled(text_engine: Engine) -> None:
 def test_the_guide_compiler_is_made_with_the_first_guide_and_closed_with_the_engine(
     tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[GuideCompiler] = []
-    closed: list[GuideCompiler] = []
-    construct, close = GuideCompiler.__init__, GuideCompiler.close
-    monkeypatch.setattr(GuideCompiler, "__init__", lambda self, *given: (made.append(self), construct(self, *given))[1])
-    monkeypatch.setattr(GuideCompiler, "close", lambda self: (closed.append(self), close(self))[1])
+    made: list[GrammarCompiler] = []
+    closed: list[GrammarCompiler] = []
+    construct, close = GrammarCompiler.__init__, GrammarCompiler.close
+    monkeypatch.setattr(
+        GrammarCompiler, "__init__", lambda self, *given: (made.append(self), construct(self, *given))[1]
+    )
+    monkeypatch.setattr(GrammarCompiler, "close", lambda self: (closed.append(self), close(self))[1])
     with Engine.from_pretrained(tiny_checkpoint, TEXT_SETTINGS, eos_token_ids=[END]) as engine:
         engine.generate("Once", GREEDY)
         assert made == []
@@ -434,7 +436,7 @@ def test_a_vocabulary_without_an_end_refuses_guides(tiny_checkpoint: Path) -> No
         pytest.raises(RequestError, match="guided output needs an end-of-sequence id below 257"),
     ):
         engine.generate("Once", saying("yes"))
-    LazyGuideCompiler(lambda: pytest.fail("there was no guide")).close()
+    LazyGrammarCompiler(lambda: pytest.fail("there was no guide")).close()
 
 
 # Progress
@@ -495,7 +497,7 @@ def test_a_checkpoint_without_a_template_cannot_chat(tiny_checkpoint: Path) -> N
 
 
 def test_guides_of_a_whole_vocabulary(embedded: Engine) -> None:
-    params = SamplingParams(max_tokens=40, seed=2, n=3, guide=Guide("regex", "(yes|no), [a-z]{3,6}!"))
+    params = SamplingParams(max_tokens=40, seed=2, n=3, guide=GrammarSpec("regex", "(yes|no), [a-z]{3,6}!"))
     (completion,) = embedded.generate("Is the sky blue? ", params)
     for choice in completion.choices:
         assert choice.finish_reason == "stop"

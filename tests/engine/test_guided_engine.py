@@ -12,12 +12,12 @@ from conftest import CHARACTERS, END, SETTINGS, VOCAB_LIMIT
 from test_engine import Listener, assert_all_free, limited, prompt_of
 from test_sampling_features import choices_of, submit
 
-from model.config import MptConfig
-from model.weights import Weights
+from model.config.mpt_config import MptConfig
+from model.params.weights import Weights
 from mpt_serve.engine import Engine, RequestError, SamplingParams
-from mpt_serve.engine.drafting.step_costs import StepCosts
-from mpt_serve.guided.compiler import GuideCompiler
-from mpt_serve.guided.spec import Guide
+from mpt_serve.engine.speculative.step_costs import StepCosts
+from mpt_serve.structured_outputs.compiler import GrammarCompiler
+from mpt_serve.structured_outputs.spec import GrammarSpec
 
 SCHEMA = {
     "type": "object",
@@ -26,16 +26,16 @@ SCHEMA = {
     "additionalProperties": False,
 }
 GUIDES = [
-    Guide("json_schema", json.dumps(SCHEMA)),
-    Guide("regex", r"(yes|no)( [a-c]{2,4}){1,3}\."),
-    Guide("choice", json.dumps(["red", "green", "greenish"])),
-    Guide("grammar", 'start: word ("," word)*\nword: /[xyz]{1,2}/'),
+    GrammarSpec("json_schema", json.dumps(SCHEMA)),
+    GrammarSpec("regex", r"(yes|no)( [a-c]{2,4}){1,3}\."),
+    GrammarSpec("choice", json.dumps(["red", "green", "greenish"])),
+    GrammarSpec("grammar", 'start: word ("," word)*\nword: /[xyz]{1,2}/'),
 ]
 PARAMS = SamplingParams(max_tokens=50, seed=3)
 
 
 @pytest.fixture(scope="module")
-def guided_engine(weights: Weights, config: MptConfig, guides: GuideCompiler) -> Iterator[Engine]:
+def guided_engine(weights: Weights, config: MptConfig, guides: GrammarCompiler) -> Iterator[Engine]:
     settings = replace(SETTINGS, pre_compile=False)
     with Engine(weights, config, settings, VOCAB_LIMIT, eos_token_ids=[END], guides=guides) as engine:
         yield engine
@@ -45,7 +45,7 @@ def text_of(ids: Sequence[int]) -> str:
     return "".join(CHARACTERS[i] for i in ids if i != END)
 
 
-def check_text(guide: Guide, text: str) -> None:
+def check_text(guide: GrammarSpec, text: str) -> None:
     if guide.kind == "json_schema":
         jsonschema.validate(json.loads(text), json.loads(guide.text))
     elif guide.kind == "regex":
@@ -69,7 +69,7 @@ def check_text(guide: Guide, text: str) -> None:
     ],
     ids=lambda wishes: "+".join(wishes),
 )
-def test_answers_match_their_guide(guided_engine: Engine, guide: Guide, wishes: dict) -> None:  # type: ignore[type-arg]
+def test_answers_match_their_guide(guided_engine: Engine, guide: GrammarSpec, wishes: dict) -> None:  # type: ignore[type-arg]
     params = replace(PARAMS, guide=guide, **wishes)
     listeners = [submit(guided_engine, prompt_of(9, seed), params) for seed in range(3)]
     for listener in listeners:
@@ -85,7 +85,7 @@ def test_answers_match_their_guide(guided_engine: Engine, guide: Guide, wishes: 
 
 
 def test_guided_answers_are_the_same_with_drafts_and_among_others(
-    guided_engine: Engine, weights: Weights, config: MptConfig, guides: GuideCompiler
+    guided_engine: Engine, weights: Weights, config: MptConfig, guides: GrammarCompiler
 ) -> None:
     settings = replace(SETTINGS, pre_compile=False, speculation="none", prefix_caching=False, max_num_seqs=1)
     prompts = [[CHARACTERS.index(c) for c in '{"name":"ada","age":12}{"name":"ada","ag'], prompt_of(9, 1)]
@@ -123,8 +123,8 @@ def test_guided_answers_survive_preemption(guided_engine: Engine) -> None:
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        (replace(PARAMS, guide=Guide("regex", "(")), "the regex cannot be used"),
-        (replace(PARAMS, guide=Guide("json_schema", "[")), "the JSON schema cannot be used"),
+        (replace(PARAMS, guide=GrammarSpec("regex", "(")), "the regex cannot be used"),
+        (replace(PARAMS, guide=GrammarSpec("json_schema", "[")), "the JSON schema cannot be used"),
         (replace(PARAMS, guide=GUIDES[0], ignore_eos=True), "ignore_eos would not"),
     ],
 )
@@ -134,14 +134,14 @@ def test_bad_guides_are_refused(guided_engine: Engine, params: SamplingParams, m
     assert_all_free(guided_engine)
 
 
-def test_each_prompt_compiles_its_guide_once(guided_engine: Engine, guides: GuideCompiler, monkeypatch: Any) -> None:
+def test_each_prompt_compiles_its_guide_once(guided_engine: Engine, guides: GrammarCompiler, monkeypatch: Any) -> None:
     compiled = []
     compile = guides.compile
     monkeypatch.setattr(guides, "compile", lambda guide: compiled.append(guide) or compile(guide))
     guided_engine.generate([prompt_of(3), prompt_of(4)], replace(PARAMS, guide=GUIDES[2]))
     assert compiled == [GUIDES[2]] * 2
     with pytest.raises(RequestError, match="the regex cannot be used"):
-        guided_engine.generate([prompt_of(3)], replace(PARAMS, guide=Guide("regex", "(")))
+        guided_engine.generate([prompt_of(3)], replace(PARAMS, guide=GrammarSpec("regex", "(")))
     assert len(compiled) == 2
 
 
@@ -156,11 +156,11 @@ class Free(StepCosts):
 
 
 def test_a_wrong_draft_beyond_the_limits_ends_no_answer(
-    weights: Weights, config: MptConfig, guides: GuideCompiler
+    weights: Weights, config: MptConfig, guides: GrammarCompiler
 ) -> None:
     """After 14 times "a" another one breaks a limit; n-grams guess more of them, and the answer may end with "."."""
     ambiguous = " | ".join(f'x "a"? x "{char}"?' for char in "bcdefghi")
-    guide = Guide("grammar", f'start: x | "a"* "."\nx: x x | "a" | {ambiguous}')
+    guide = GrammarSpec("grammar", f'start: x | "a"* "."\nx: x x | "a" | {ambiguous}')
     bias = {CHARACTERS.index("a"): 40.0, CHARACTERS.index("."): 24.0, END: -40.0}
     prompt = [CHARACTERS.index("a")] * 8
     params = [
@@ -212,7 +212,7 @@ def test_a_guide_that_gives_up_ends_its_own_request_and_says_why(
     weights: Weights, config: MptConfig, at: str, error: Exception, message: str
 ) -> None:
     class Guides:
-        def compile(self, guide: Guide) -> "Guides":
+        def compile(self, guide: GrammarSpec) -> "Guides":
             return self
 
         def start(self) -> FailingGuide:

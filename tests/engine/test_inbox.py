@@ -12,7 +12,7 @@ import pytest
 from test_engine import GREEDY, Listener, assert_all_free, lazy_engine, prompt_of, wait_until
 
 from mpt_serve.engine import Engine, EngineClosedError, Piece, RequestError
-from mpt_serve.engine.inbox import Submission
+from mpt_serve.engine.inbox import AddRequest
 
 __all__ = ["lazy_engine"]  # a fixture
 
@@ -177,7 +177,7 @@ def test_a_submission_that_comes_with_the_end_gets_its_end(
     engine = lazy_engine()
     put, listener = engine._inbox.put, Listener()
 
-    def end_before(item: Submission) -> None:
+    def end_before(item: AddRequest) -> None:
         if fails:
             monkeypatch.setattr(engine._pipeline, "turn", lambda: 1 / 0)
             engine._inbox.wake()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from model.config import MptConfig
+from model.config.mpt_config import MptConfig
 from mpt_serve.engine import EngineConfig
 from mpt_serve.engine.memory import _available_host_memory, available_memory, plan_cache
 

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import changed_logits, distribution
 
-from model.kernels.choice import SamplingKernels
+from model.kernel_selection import SamplingKernels
 from model.kernels.cpu import calls
 from model.kernels.cpu.library import instruction_sets, kernel_library
-from mpt_serve.engine.sampler import (
+from model.sampling.sampler import (
     PROMPT,
     Logprobs,
     SamplerState,

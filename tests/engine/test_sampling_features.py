@@ -10,10 +10,10 @@ from conftest import SETTINGS, VOCAB_LIMIT
 from reference import check_generated, log_softmax
 from test_engine import Listener, assert_all_free, lazy_engine, limited, prompt_of, wait_idle
 
-from model.config import MptConfig
-from model.weights import Weights
+from model.config.mpt_config import MptConfig
+from model.params.weights import Weights
 from mpt_serve.engine import Delta, Engine, RequestError, SamplingParams, TokenLogprobs
-from mpt_serve.engine.token_limits import mask_below, mask_words
+from mpt_serve.engine.token_masks import mask_below, mask_words
 
 __all__ = ["lazy_engine"]  # a fixture
 

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from conftest import END, VOCAB_LIMIT
 
-from model.config import MptConfig
-from model.weights import Weights
+from model.config.mpt_config import MptConfig
+from model.params.weights import Weights
 from mpt_serve.engine import Delta, Engine, EngineConfig, SamplingParams
-from mpt_serve.guided.compiler import GuideCompiler
-from mpt_serve.guided.spec import Guide
+from mpt_serve.structured_outputs.compiler import GrammarCompiler
+from mpt_serve.structured_outputs.spec import GrammarSpec
 
 GUIDES = [
-    Guide("regex", r"[a-f0-9]{4}(-[a-f0-9]{2}){1,4}"),
-    Guide("choice", json.dumps(["left", "right", "rightmost"])),
-    Guide("json_schema", json.dumps({"type": "array", "items": {"type": "boolean"}, "maxItems": 3})),
+    GrammarSpec("regex", r"[a-f0-9]{4}(-[a-f0-9]{2}){1,4}"),
+    GrammarSpec("choice", json.dumps(["left", "right", "rightmost"])),
+    GrammarSpec("json_schema", json.dumps({"type": "array", "items": {"type": "boolean"}, "maxItems": 3})),
 ]
 SOLITARY = EngineConfig(
     max_num_seqs=1, max_num_batched_tokens=64, block_size=4, num_blocks=16, prefix_caching=False, speculation="none"
@@ -85,7 +85,7 @@ class Answer:
         return [token for delta in own for token in delta.token_ids], own[-1].finish_reason, logprobs
 
 
-def soak(weights: Weights, config: MptConfig, guides: GuideCompiler, requests: int, kinds: int) -> None:
+def soak(weights: Weights, config: MptConfig, guides: GrammarCompiler, requests: int, kinds: int) -> None:
     random = np.random.default_rng(4)
     pool = [draw_request(random) for _ in range(kinds)]
     options = {"vocab_limit": VOCAB_LIMIT, "eos_token_ids": [END], "guides": guides}
@@ -135,11 +135,11 @@ def check(given: tuple, expected: tuple) -> None:  # type: ignore[type-arg]
         assert own.logprob == pytest.approx(other.logprob, abs=1e-4)
 
 
-def test_some_hundred_requests(weights: Weights, config: MptConfig, guides: GuideCompiler) -> None:
+def test_some_hundred_requests(weights: Weights, config: MptConfig, guides: GrammarCompiler) -> None:
     soak(weights, config, guides, requests=400, kinds=80)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_5000_requests(weights: Weights, config: MptConfig, guides: GuideCompiler) -> None:
+def test_5000_requests(weights: Weights, config: MptConfig, guides: GrammarCompiler) -> None:
     soak(weights, config, guides, requests=5000, kinds=500)

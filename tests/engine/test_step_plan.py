@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpt_serve.engine.scheduler import Row, StepRows
-from mpt_serve.engine.step_plan import choose_shape, step_shapes
+from mpt_serve.engine.step_inputs import choose_shape, step_shapes
 
 
 def test_usual_settings_need_few_programs() -> None:

@@ -1,4 +1,4 @@
-"""The native attention over the paged cache against `model.attention`, on every instruction set of this machine."""
+"""The native attention over the paged cache against `layers.attention`, on every instruction set of this machine."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,13 +11,13 @@ from fast_compile import FAST_COMPILE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.attention import paged_attention
-from model.config import MptConfig
-from model.horizons import length_bound
+from model.config.mpt_config import MptConfig
 from model.kernels.cpu import calls
-from model.kv_cache import LayerCache
-from model.mpt import Qkv
-from model.step import StepBatch, write_then, xla_attention
+from model.layers.attention import paged_attention
+from model.layers.forward import Qkv
+from model.layers.paged_forward import StepBatch, write_then, xla_attention
+from model.params.alibi_horizon import length_bound
+from model.params.kv_cache import LayerCache
 
 
 def compiled(attention):

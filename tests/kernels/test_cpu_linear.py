@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.activations import Activation
+from model.checkpoint.quantize import pack_matrix
 from model.kernels.cpu import calls
-from model.norm import Norm, normalise
-from model.packed import round_inputs, unpack
-from model.quantization import pack_matrix
+from model.ops.activations import Activation
+from model.ops.norm import Norm, normalise
+from model.params.packed_matrix import round_inputs, unpack
 
 FORMATS = ("float32", "bfloat16", "int8", "int4")
 ACTIVATIONS = (

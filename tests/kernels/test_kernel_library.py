@@ -18,11 +18,11 @@ PROGRAM = """
 import jax, logging
 logging.basicConfig()
 from model import MptConfig
-from model.kernels.choice import weight_format
+from model.kernel_selection import weight_format
 from model.kernels.cpu.library import kernel_library
-from model.mpt import forward
-from model.quantization import pack_weights
-from model.weights import init_weights
+from model.layers.forward import forward
+from model.checkpoint.quantize import pack_weights
+from model.params.weights import init_weights
 
 config = MptConfig(d_model=32, n_heads=2, n_layers=1, vocab_size=50)
 weights = init_weights(config, jax.random.key(0))

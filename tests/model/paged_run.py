@@ -9,10 +9,10 @@ import numpy as np
 from fast_compile import FAST_COMPILE
 from jax.typing import DTypeLike
 
-from model.config import MptConfig
-from model.kv_cache import init_kv_cache
-from model.step import CacheAttention, StepBatch, forward_step, lm_logits, row_ends, xla_attention
-from model.weights import Weights
+from model.config.mpt_config import MptConfig
+from model.layers.paged_forward import CacheAttention, StepBatch, forward_step, lm_logits, row_ends, xla_attention
+from model.params.kv_cache import init_kv_cache
+from model.params.weights import Weights
 
 BLOCK = 16
 

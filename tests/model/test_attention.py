@@ -8,11 +8,11 @@ from jax import jit, random
 from jax import numpy as jnp
 from paged_run import PagedRun
 
-from model.alibi import alibi_slopes
-from model.attention import dense_attention
-from model.config import MptConfig
-from model.mpt import forward
-from model.weights import init_weights
+from model.config.mpt_config import MptConfig
+from model.layers.attention import dense_attention
+from model.layers.forward import forward
+from model.ops.alibi import alibi_slopes
+from model.params.weights import init_weights
 
 full_forward = jit(forward, static_argnums=1)
 SHAPE = {"model_type": "mpt", "d_model": 32, "n_heads": 4, "n_layers": 1, "vocab_size": 64, "max_seq_len": 64}
@@ -78,7 +78,7 @@ def test_dense_attention_in_tiles_equals_one_piece(monkeypatch: pytest.MonkeyPat
     config = MptConfig.from_dict({**SHAPE, "attn_config": {"alibi": True}})
     q, k, v = (random.normal(random.key(i), (2, 45, 4, 8)) for i in range(3))
     whole = dense_attention(q, k, v, jnp.arange(45), config)
-    monkeypatch.setattr("model.attention._DENSE_QUERIES", 16)
+    monkeypatch.setattr("model.layers.attention._DENSE_QUERIES", 16)
     np.testing.assert_allclose(dense_attention(q, k, v, jnp.arange(45), config), whole, atol=1e-6)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from model import FlaxMptForCausalLM, MptConfig, mpt_from_pretrained
-from model.mpt import forward
+from model.layers.forward import forward
 
 STORYWRITER = Path(__file__).parents[1] / "golden" / "mpt-7b-storywriter"
 

@@ -9,13 +9,13 @@ import pytest
 from fast_compile import FAST_COMPILE
 from paged_run import PagedRun
 
-from model.checkpoint import load_weights
-from model.config import ConfigError, MptConfig
+from model.checkpoint.load import load_weights
+from model.checkpoint.quantize import WeightFormat, pack_weights
+from model.config.mpt_config import ConfigError, MptConfig
 from model.kernels.cpu import calls
-from model.mpt import forward
-from model.quantization import WeightFormat, pack_weights
-from model.step import xla_attention
-from model.weights import Weights
+from model.layers.forward import forward
+from model.layers.paged_forward import xla_attention
+from model.params.weights import Weights
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 # Refused by name, with the key that the refusal must name.

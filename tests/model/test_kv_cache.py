@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model.config import MptConfig
-from model.kv_cache import KvCache, copy_blocks, init_kv_cache
+from model.config.mpt_config import MptConfig
+from model.params.kv_cache import KvCache, copy_blocks, init_kv_cache
 
 CONFIG = MptConfig(d_model=32, n_heads=4, kv_n_heads=2, n_layers=2, vocab_size=8, alibi=True)
 BLOCKS = 9

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from paged_run import PagedRun
 
-from model.config import MptConfig
+from model.checkpoint.quantize import WeightFormat, pack_weights
+from model.config.mpt_config import MptConfig
 from model.kernels.cpu import calls
-from model.mpt import Qkv, block, embed, logits
-from model.quantization import WeightFormat, pack_weights
-from model.step import CacheAttention, xla_attention
-from model.weights import Weights, init_weights
+from model.layers.forward import Qkv, block, embed, logits
+from model.layers.paged_forward import CacheAttention, xla_attention
+from model.params.weights import Weights, init_weights
 
 # Two heads of StoryWriter's slopes: one that sees some 6,000 keys, one that sees all.
 CONFIG = MptConfig(

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import pytest
 from jax import export
 
-from model.config import MptConfig
-from model.kv_cache import KvCache, init_kv_cache
-from model.step import StepBatch, forward_step, lm_logits, row_ends
-from model.weights import Weights, init_weights
+from model.config.mpt_config import MptConfig
+from model.layers.paged_forward import StepBatch, forward_step, lm_logits, row_ends
+from model.params.kv_cache import KvCache, init_kv_cache
+from model.params.weights import Weights, init_weights
 
 CONFIG = MptConfig(d_model=64, n_heads=4, n_layers=2, vocab_size=256, kv_n_heads=2, clip_qkv=6.0, sliding_window=32)
 

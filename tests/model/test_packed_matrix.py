@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import model.packed
+import model.params.packed_matrix
+from model.checkpoint.quantize import pack_matrix, packed_arrays
 from model.kernels.cpu.library import kernel_library
-from model.packed import PANEL, PackedMatrix, pack_codes, pack_floats, take_rows, unpack
-from model.quantization import pack_matrix, packed_arrays
+from model.params.packed_matrix import PANEL, PackedMatrix, pack_codes, pack_floats, take_rows, unpack
 
 FLOATS = [np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16)]
 FORMATS = ["float32", "bfloat16", "int8", "int4"]

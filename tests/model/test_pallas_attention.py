@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import Array, export
 
-from model.attention import paged_attention
-from model.config import MptConfig
+from model.config.mpt_config import MptConfig
 from model.kernels.pallas import gpu_attention, tpu_attention
-from model.kv_cache import LayerCache
-from model.step import StepBatch
+from model.layers.attention import paged_attention
+from model.layers.paged_forward import StepBatch
+from model.params.kv_cache import LayerCache
 
 
 def reference(q: Array, k_pool: Array, v_pool: Array, batch: StepBatch, config: MptConfig) -> Array:

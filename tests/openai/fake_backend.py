@@ -9,8 +9,9 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from mpt_serve.engine.request import Delta, RequestError, TokenLogprobs
+from mpt_serve.engine.request import Delta, TokenLogprobs
 from mpt_serve.engine.sampling_params import SamplingParams
+from mpt_serve.errors import RequestError
 from mpt_serve.openai.backend import ModelInfo, Readiness
 from mpt_serve.text.bad_words import spellings
 from mpt_serve.text.chat_template import Message

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 import uvicorn
 from fake_backend import FakeBackend
 
+from mpt_serve.configuration.limits import Limits
 from mpt_serve.openai.app import create_app
-from mpt_serve.openai.limits import Limits
 
 
 class Server:

@@ -9,9 +9,9 @@ import pytest
 from fake_backend import FakeBackend
 from starlette.types import ASGIApp, Message
 
+from mpt_serve.configuration.limits import Limits
 from mpt_serve.openai.app import create_app
 from mpt_serve.openai.envelope import Envelope
-from mpt_serve.openai.limits import Limits
 from mpt_serve.openai.sse import event
 
 GONE = {"type": "http.disconnect"}

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpt_serve.engine.request import Delta
-from mpt_serve.openai.choice import Choice, ChoicePart
+from mpt_serve.openai.output_choice import ChoicePart, OutputChoice
 from mpt_serve.openai.token_alignment import Token, TokenAlignment
 from mpt_serve.text.detokenizer import IncrementalDetokenizer
-from mpt_serve.text.stop import StopMatcher
+from mpt_serve.text.stop_strings import StopMatcher
 
 TOKENIZER = byte_tokenizer()
 
@@ -30,7 +30,7 @@ class Letters:
 
 def answer(runs: Sequence[Sequence[int]], stop: Sequence[str]) -> tuple[str, str | None, int]:
     """The text, the reason and the completion tokens of ids that come in these runs; the last one ends the text."""
-    choice = Choice(0, detokenizer=Letters(), matcher=StopMatcher(stop))
+    choice = OutputChoice(0, detokenizer=Letters(), matcher=StopMatcher(stop))
     text, part = "", ChoicePart(0, "")
     for i, run in enumerate(runs):
         last = i == len(runs) - 1
@@ -59,7 +59,7 @@ def test_tokens_come_with_their_text_however_they_were_merged(
     ids: list[int], cuts: set[int], stop: list[str], ends: bool
 ) -> None:
     def tokens_of(sizes: list[int]) -> tuple[str, list[Token]]:
-        choice = Choice(0, IncrementalDetokenizer(TOKENIZER), StopMatcher(stop), tokens=TokenAlignment())
+        choice = OutputChoice(0, IncrementalDetokenizer(TOKENIZER), StopMatcher(stop), tokens=TokenAlignment())
         text, tokens, start = "", [], 0
         for end in sizes:
             last = end == len(ids)

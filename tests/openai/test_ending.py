@@ -10,9 +10,10 @@ import pytest
 from fake_backend import FakeBackend
 from loopback_server import Server, serving
 
-from mpt_serve.engine.request import Delta, EngineClosedError, RequestError
+from mpt_serve.configuration.limits import Limits
+from mpt_serve.engine.request import Delta
+from mpt_serve.errors import EngineClosedError, RequestError
 from mpt_serve.openai.errors import NotReadyError
-from mpt_serve.openai.limits import Limits
 
 BODY = {"prompt": "abcdef", "max_tokens": 50}
 

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loopback_server import Server, serving
 
+from mpt_serve.configuration.limits import Limits
 from mpt_serve.openai.backend import Readiness
 from mpt_serve.openai.errors import ERROR_KINDS, InvalidValueError, NotReadyError, error_response
-from mpt_serve.openai.limits import Limits
 
 POSTS = ["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"]
 GOOD = {

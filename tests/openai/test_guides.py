@@ -8,8 +8,8 @@ import pytest
 from fake_backend import FakeBackend
 from test_errors import GOOD, check_error, post
 
-from mpt_serve.engine.request import BusyError, EngineClosedError, RequestError
-from mpt_serve.guided.spec import Guide
+from mpt_serve.errors import BusyError, EngineClosedError, RequestError
+from mpt_serve.structured_outputs.spec import GrammarSpec
 
 SCHEMA = {"type": "object", "properties": {"naïve": {"type": "integer"}}}
 SCHEMA_TEXT = '{"type":"object","properties":{"naïve":{"type":"integer"}}}'
@@ -20,7 +20,7 @@ PATHS = ["/v1/completions", "/v1/chat/completions"]
 @pytest.mark.parametrize(
     ("body", "guide"),
     [
-        ({"response_format": {"type": "json_object"}}, Guide("json_object")),
+        ({"response_format": {"type": "json_object"}}, GrammarSpec("json_object")),
         (
             {
                 "response_format": {
@@ -28,25 +28,25 @@ PATHS = ["/v1/completions", "/v1/chat/completions"]
                     "json_schema": {"name": "x", "schema": SCHEMA, "strict": True},
                 }
             },
-            Guide("json_schema", SCHEMA_TEXT),
+            GrammarSpec("json_schema", SCHEMA_TEXT),
         ),
-        ({"structured_outputs": {"json": SCHEMA}}, Guide("json_schema", SCHEMA_TEXT)),
-        ({"structured_outputs": {"json": json.dumps(SCHEMA)}}, Guide("json_schema", SCHEMA_TEXT)),
-        ({"structured_outputs": {"json_object": True, "regex": None}}, Guide("json_object")),
-        ({"structured_outputs": {"regex": "a+", "disable_any_whitespace": False}}, Guide("regex", "a+")),
-        ({"structured_outputs": {"choice": ["é", 'b"']}}, Guide("choice", '["é", "b\\""]')),
-        ({"structured_outputs": {"grammar": 'start: "a"'}}, Guide("grammar", 'start: "a"')),
-        ({"guided_json": SCHEMA}, Guide("json_schema", SCHEMA_TEXT)),
-        ({"guided_regex": "a|b"}, Guide("regex", "a|b")),
-        ({"guided_choice": ["a"]}, Guide("choice", '["a"]')),
-        ({"guided_grammar": "start: /a/"}, Guide("grammar", "start: /a/")),
+        ({"structured_outputs": {"json": SCHEMA}}, GrammarSpec("json_schema", SCHEMA_TEXT)),
+        ({"structured_outputs": {"json": json.dumps(SCHEMA)}}, GrammarSpec("json_schema", SCHEMA_TEXT)),
+        ({"structured_outputs": {"json_object": True, "regex": None}}, GrammarSpec("json_object")),
+        ({"structured_outputs": {"regex": "a+", "disable_any_whitespace": False}}, GrammarSpec("regex", "a+")),
+        ({"structured_outputs": {"choice": ["é", 'b"']}}, GrammarSpec("choice", '["é", "b\\""]')),
+        ({"structured_outputs": {"grammar": 'start: "a"'}}, GrammarSpec("grammar", 'start: "a"')),
+        ({"guided_json": SCHEMA}, GrammarSpec("json_schema", SCHEMA_TEXT)),
+        ({"guided_regex": "a|b"}, GrammarSpec("regex", "a|b")),
+        ({"guided_choice": ["a"]}, GrammarSpec("choice", '["a"]')),
+        ({"guided_grammar": "start: /a/"}, GrammarSpec("grammar", "start: /a/")),
         ({"response_format": {"type": "text"}}, None),
-        ({"response_format": {"type": "text"}, "guided_regex": "a"}, Guide("regex", "a")),
+        ({"response_format": {"type": "text"}, "guided_regex": "a"}, GrammarSpec("regex", "a")),
         ({"response_format": None, "guided_json": None}, None),
     ],
 )
 def test_the_engine_gets_the_guide(
-    http: httpx.Client, backend: FakeBackend, path: str, body: dict[str, Any], guide: Guide | None
+    http: httpx.Client, backend: FakeBackend, path: str, body: dict[str, Any], guide: GrammarSpec | None
 ) -> None:
     response = post(http, path, {**GOOD[path], **body})
     assert response.status_code == 200, response.text

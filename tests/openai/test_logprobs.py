@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from loopback_server import serving
 from test_completions import complete, events, stream
 
+from mpt_serve.configuration.limits import Limits
 from mpt_serve.engine.request import TokenLogprobs
-from mpt_serve.openai.limits import Limits
 
 TEXT = "a日#"
 CHAT = "/v1/chat/completions"

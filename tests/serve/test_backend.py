@@ -11,9 +11,10 @@ from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from mpt_serve.deployments.admission import Admission
-from mpt_serve.deployments.backend import ServeBackend
-from mpt_serve.engine.request import Delta, EngineClosedError, RequestError
+from mpt_serve.deployments.replica_client import ServeBackend
+from mpt_serve.engine.request import Delta
 from mpt_serve.engine.sampling_params import SamplingParams
+from mpt_serve.errors import EngineClosedError, RequestError
 from mpt_serve.openai.backend import ModelInfo
 from mpt_serve.openai.errors import NotReadyError
 
@@ -176,7 +177,7 @@ def test_an_unwanted_choice_is_not_taken_to_the_next_replica() -> None:
 
 
 def test_a_choice_is_unwanted_wherever_it_has_moved(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mpt_serve.deployments.lasting_request._MOVE_PAUSE_S", 0.0)
+    monkeypatch.setattr("mpt_serve.deployments.failover._MOVE_PAUSE_S", 0.0)
     generator = FakeGenerator(continuing(until=2), continuing(), continuing())
     last = {0: token_at(0, 4)}
     deltas = asyncio.run(collect_wanted(backend(generator), SamplingParams(max_tokens=9, n=2), last))
@@ -253,7 +254,7 @@ def test_every_choice_outlives_its_replica(died_after: int) -> None:
 
 
 def test_a_choice_moves_on_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mpt_serve.deployments.lasting_request._MOVE_PAUSE_S", 0.0)
+    monkeypatch.setattr("mpt_serve.deployments.failover._MOVE_PAUSE_S", 0.0)
     generator = FakeGenerator(continuing(until=3), continuing(), continuing(until=1), continuing())
     deltas = asyncio.run(collect(backend(generator), SamplingParams(max_tokens=6, n=2)))
     for choice in range(2):
@@ -300,7 +301,7 @@ def test_a_replica_that_dies_after_the_last_token_ends_the_request() -> None:
 
 
 def test_a_request_is_not_moved_forever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mpt_serve.deployments.lasting_request._MOVE_PAUSE_S", 0.0)
+    monkeypatch.setattr("mpt_serve.deployments.failover._MOVE_PAUSE_S", 0.0)
     generator = FakeGenerator(*[continuing(until=0)] * 10)
     with pytest.raises(NotReadyError, match="lost with 4 replicas"):
         asyncio.run(collect(backend(generator), SamplingParams(max_tokens=2)))

@@ -10,8 +10,8 @@ import yaml
 from server import serve_config
 
 from mpt_serve import __version__, cli
+from mpt_serve.configuration.reference import settings_reference
 from mpt_serve.one_loop import ONE_LOOP, replica_runtime_env
-from mpt_serve.settings_reference import settings_reference
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpt_serve.deployments.delta_stream import DeltaMailbox
+from mpt_serve.deployments.delta_mailbox import DeltaMailbox
 from mpt_serve.engine.request import Delta, TokenLogprobs
 
 

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
+from mpt_serve.configuration.settings import Settings
 from mpt_serve.deployments import generator
 from mpt_serve.deployments.generator import Generator, StallWatch
-from mpt_serve.engine.request import Delta, RequestError
+from mpt_serve.engine.request import Delta
 from mpt_serve.engine.sampling_params import SamplingParams
-from mpt_serve.guided.spec import Guide
-from mpt_serve.settings import Settings
+from mpt_serve.errors import RequestError
+from mpt_serve.structured_outputs.spec import GrammarSpec
 
 
 class FakeEngine:
@@ -149,7 +150,7 @@ def test_a_request_goes_on_after_its_ids() -> None:
     assert engine.generated == [7, 8]
 
 
-GUIDED = SamplingParams(guide=Guide("regex", "a+"))
+GUIDED = SamplingParams(guide=GrammarSpec("regex", "a+"))
 
 
 def test_a_guide_is_compiled_beside_the_event_loop() -> None:

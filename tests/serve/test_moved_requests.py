@@ -12,12 +12,12 @@ import pytest
 from ray.exceptions import RayActorError
 from tiny_checkpoint import write_tiny_checkpoint
 
+from mpt_serve.configuration.settings import Settings
+from mpt_serve.deployments.failover import FailoverStream
 from mpt_serve.deployments.generator import Generator
-from mpt_serve.deployments.lasting_request import LastingRequest
 from mpt_serve.engine.request import Delta
 from mpt_serve.engine.sampling_params import SamplingParams
-from mpt_serve.guided.spec import Guide
-from mpt_serve.settings import Settings
+from mpt_serve.structured_outputs.spec import GrammarSpec
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -35,7 +35,7 @@ REQUESTS = {
         ignore_eos=True,
     ),
     "at least 20 tokens": SamplingParams(max_tokens=40, n=2, min_tokens=20, stop_token_ids=tuple(range(64, 80))),
-    "guided": SamplingParams(max_tokens=60, n=3, temperature=1.3, guide=Guide("json_schema", json.dumps(SCHEMA))),
+    "guided": SamplingParams(max_tokens=60, n=3, temperature=1.3, guide=GrammarSpec("json_schema", json.dumps(SCHEMA))),
     "bad words": SamplingParams(
         max_tokens=40, n=2, allowed_token_ids=(64, 65, 66), bad_words=((64, 65), (65, 65, 66)), logprobs=0
     ),
@@ -83,7 +83,7 @@ def answers(generator: Generator, params: SamplingParams, deaths: dict[int, int]
 
     async def collect() -> dict[str, Any]:
         said: dict[str, Any] = {"prompt": []}
-        async for delta in LastingRequest(open_stream, len(PROMPT), params, "request").deltas():
+        async for delta in FailoverStream(open_stream, len(PROMPT), params, "request").deltas():
             own = said.setdefault(f"choice {delta.index}", {"ids": [], "logprobs": []})
             own["ids"] += delta.token_ids
             own["logprobs"] += delta.logprobs or ()
@@ -99,7 +99,7 @@ def answers(generator: Generator, params: SamplingParams, deaths: dict[int, int]
 def test_nothing_is_lost_repeated_or_changed(
     generator: Generator, monkeypatch: pytest.MonkeyPatch, params: SamplingParams
 ) -> None:
-    monkeypatch.setattr("mpt_serve.deployments.lasting_request._MOVE_PAUSE_S", 0.0)
+    monkeypatch.setattr("mpt_serve.deployments.failover._MOVE_PAUSE_S", 0.0)
     params = replace(params, seed=8)
     undisturbed = answers(generator, params, {})
     assert len(undisturbed["prompt"]) == (params.prompt_logprobs is not None)

@@ -5,13 +5,13 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from mpt_serve.deployments.place_queue import PlaceQueue
+from mpt_serve.deployments.dispatch_queue import DispatchQueue
 
 
 class Visitors:
     """Tasks that wait for a place, say when they have it, and stay until they are told to leave."""
 
-    def __init__(self, queue: PlaceQueue) -> None:
+    def __init__(self, queue: DispatchQueue) -> None:
         self._queue = queue
         self._leave: dict[str, asyncio.Event] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -50,10 +50,10 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-def scenario(places: int) -> Callable[[Callable[[Visitors, PlaceQueue], Awaitable[None]]], None]:
-    def run(story: Callable[[Visitors, PlaceQueue], Awaitable[None]]) -> None:
+def scenario(places: int) -> Callable[[Callable[[Visitors, DispatchQueue], Awaitable[None]]], None]:
+    def run(story: Callable[[Visitors, DispatchQueue], Awaitable[None]]) -> None:
         async def main() -> None:
-            queue = PlaceQueue(places)
+            queue = DispatchQueue(places)
             await story(Visitors(queue), queue)
 
         asyncio.run(main())
@@ -63,7 +63,7 @@ def scenario(places: int) -> Callable[[Callable[[Visitors, PlaceQueue], Awaitabl
 
 def test_first_come_first_served_but_for_priorities() -> None:
     @scenario(places=1)
-    async def _(visitors: Visitors, queue: PlaceQueue) -> None:
+    async def _(visitors: Visitors, queue: DispatchQueue) -> None:
         for name, priority in {"a": 0, "b": 0, "later": 1, "sooner": -1, "c": 0}.items():
             await visitors.come(name, priority)
         assert await visitors.order() == ["a", "sooner", "b", "c", "later"]
@@ -71,7 +71,7 @@ def test_first_come_first_served_but_for_priorities() -> None:
 
 def test_sixteen_arrivals_are_worth_one_priority() -> None:
     @scenario(places=1)
-    async def _(visitors: Visitors, queue: PlaceQueue) -> None:
+    async def _(visitors: Visitors, queue: DispatchQueue) -> None:
         await visitors.come("inside")
         await visitors.come("polite", priority=1)
         for i in range(20):
@@ -82,7 +82,7 @@ def test_sixteen_arrivals_are_worth_one_priority() -> None:
 
 def test_what_has_begun_goes_first() -> None:
     @scenario(places=1)
-    async def _(visitors: Visitors, queue: PlaceQueue) -> None:
+    async def _(visitors: Visitors, queue: DispatchQueue) -> None:
         await visitors.come("a")
         await visitors.come("urgent", priority=-1000)
         await visitors.come("begun", begun=True)
@@ -91,7 +91,7 @@ def test_what_has_begun_goes_first() -> None:
 
 def test_those_who_leave_while_they_wait_take_no_place() -> None:
     @scenario(places=1)
-    async def _(visitors: Visitors, queue: PlaceQueue) -> None:
+    async def _(visitors: Visitors, queue: DispatchQueue) -> None:
         for name in ("a", "b", "c"):
             await visitors.come(name)
         visitors.cancel("b")
@@ -104,7 +104,7 @@ def test_those_who_leave_while_they_wait_take_no_place() -> None:
 @pytest.mark.parametrize("cancel_first", [True, False])
 def test_a_place_given_to_somebody_who_leaves_at_that_moment_is_not_lost(cancel_first: bool) -> None:
     @scenario(places=0)
-    async def _(visitors: Visitors, queue: PlaceQueue) -> None:
+    async def _(visitors: Visitors, queue: DispatchQueue) -> None:
         await visitors.come("a")
         await visitors.come("b")
         steps = [lambda: visitors.cancel("a"), lambda: queue.resize(1)]
@@ -117,7 +117,7 @@ def test_a_place_given_to_somebody_who_leaves_at_that_moment_is_not_lost(cancel_
 
 def test_places_come_and_go_with_replicas() -> None:
     @scenario(places=1)
-    async def _(visitors: Visitors, queue: PlaceQueue) -> None:
+    async def _(visitors: Visitors, queue: DispatchQueue) -> None:
         for name in ("a", "b", "c"):
             await visitors.come(name)
         queue.resize(3)

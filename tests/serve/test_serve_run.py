@@ -11,7 +11,7 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 from server import ROOT, ServerProcess, environment, free_port, serve_config
 
-from mpt_serve.serve_schema import check_serve_config
+from mpt_serve.configuration.serve_schema import check_serve_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 

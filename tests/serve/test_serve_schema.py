@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mpt_serve.config_problems import ConfigurationError
-from mpt_serve.serve_schema import check_file, check_serve_config
+from mpt_serve.configuration.problems import ConfigurationError
+from mpt_serve.configuration.serve_schema import check_file, check_serve_config
 
 ROOT = Path(__file__).parents[2]
 GOOD = {

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpt_serve.config_problems import ConfigurationError
-from mpt_serve.settings import EngineSettings, LimitSettings, MeshSettings, Settings
-from mpt_serve.settings_reference import settings_reference
+from mpt_serve.configuration.problems import ConfigurationError
+from mpt_serve.configuration.reference import settings_reference
+from mpt_serve.configuration.settings import EngineSettings, LimitSettings, MeshSettings, Settings
 
 ROOT = Path(__file__).parents[2]
 GROUPS = {"": Settings, "engine": EngineSettings, "limits": LimitSettings, "mesh": MeshSettings}

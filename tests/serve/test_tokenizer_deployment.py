@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from mpt_serve.config_problems import ConfigurationError
+from mpt_serve.configuration.model_folder import model_path, tokenizer_folder
+from mpt_serve.configuration.problems import ConfigurationError
+from mpt_serve.configuration.settings import Settings
 from mpt_serve.deployments.logs import log_through_serve
 from mpt_serve.deployments.tokenizer import Tokenizer
-from mpt_serve.model_folder import model_path, tokenizer_folder
-from mpt_serve.settings import Settings
 from mpt_serve.text.chat_template import MissingChatTemplateError
 
 

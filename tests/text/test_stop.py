@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpt_serve.text.stop import StopMatcher
+from mpt_serve.text.stop_strings import StopMatcher
 
 TEXT = st.text(alphabet="abé", max_size=20)
 STOPS = st.lists(st.text(alphabet="abé", min_size=1, max_size=4), max_size=4)

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import pytest
 from tokenizers import Tokenizer
 
-from model.config import MptConfig
-from model.training.architecture import config_dict
-from model.training.tokenizer import train_tokenizer
-from model.weights import Weights, init_weights
+from model.config.mpt_config import MptConfig
+from model.params.weights import Weights, init_weights
+from training.architecture import config_dict
+from training.tokenizer import train_tokenizer
 
 VOCAB_SIZE = 600
 

@@ -7,10 +7,10 @@ from random import Random
 
 import pytest
 
-from model.training.corpus import COPY_PHASE, DIALOGUES, FULL_PHASE, MAKERS, draw_document, draw_example
-from model.training.corpus.plots import ENDINGS, OPENINGS, PLOTS
-from model.training.dialogue import Dialogue, pieces, text_of
-from model.training.draw import Draw, is_held_out
+from training.corpus import COPY_PHASE, DIALOGUES, FULL_PHASE, MAKERS, draw_document, draw_example
+from training.corpus.plots import ENDINGS, OPENINGS, PLOTS
+from training.dialogue import Dialogue, pieces, text_of
+from training.draw import Draw, is_held_out
 
 SEEDS = range(60)
 

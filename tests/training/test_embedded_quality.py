@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 import mpt_serve
-from model.training.dialogue import IM_END, IM_START
-from model.training.evaluate import Model, accuracy, decode
-from model.training.export import read_model
+from training.dialogue import IM_END, IM_START
+from training.evaluate import Model, accuracy, decode
+from training.export import read_model
 
 pytestmark = pytest.mark.slow
 COUNT = 32

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from model.training import muon
-from model.weights import Weights
+from model.params.weights import Weights
+from training import muon
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (16, 64)])

@@ -5,7 +5,7 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.training.noise import noisy
+from training.noise import noisy
 
 TEMPLATE = "What is the name of {a}, and where does {b} live?"
 

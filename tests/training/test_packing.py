@@ -3,8 +3,8 @@
 import numpy as np
 from tokenizers import Tokenizer
 
-from model.training.corpus import draw_example
-from model.training.packing import PROMPT_WEIGHT, batch_at, encode, pack
+from training.corpus import draw_example
+from training.packing import PROMPT_WEIGHT, batch_at, encode, pack
 
 PADDING = 1
 

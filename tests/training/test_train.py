@@ -11,16 +11,16 @@ import pytest
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
-from model.config import MptConfig
-from model.mpt import forward
-from model.training import muon, schedule, train
-from model.training.checkpoint import Progress, restore, save
-from model.training.corpus import draw_example
-from model.training.evaluate import Model, accuracy, decode, greedy_matches
-from model.training.export import export, read_model
-from model.training.packing import batch_at
-from model.training.train_step import data_mesh, make_step, weighted_loss
-from model.weights import Weights, weight_specs
+from model.config.mpt_config import MptConfig
+from model.layers.forward import forward
+from model.params.weights import Weights, weight_specs
+from training import muon, schedule, train
+from training.checkpoint import Progress, restore, save
+from training.corpus import draw_example
+from training.evaluate import Model, accuracy, decode, greedy_matches
+from training.export import export, read_model
+from training.packing import batch_at
+from training.train_step import data_mesh, make_step, weighted_loss
 
 
 @pytest.fixture

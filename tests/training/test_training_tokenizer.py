@@ -4,9 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from model.training.corpus import DIALOGUES, draw_example
-from model.training.dialogue import pieces, text_of
-from model.training.tokenizer import SPECIAL_TOKENS, train_tokenizer
+from training.corpus import DIALOGUES, draw_example
+from training.dialogue import pieces, text_of
+from training.tokenizer import SPECIAL_TOKENS, train_tokenizer
 
 
 def test_special_tokens_come_first(tokenizer: Tokenizer) -> None:

@@ -9,17 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from model.activations import Activation
-from model.alibi import alibi_slopes
-from model.config import MptConfig
+from model.config.mpt_config import MptConfig
 from model.kernels.cpu.library import kernel_library
-from model.kv_cache import LayerCache
-from model.norm import Norm
-from model.packed import PackedMatrix
+from model.ops.activations import Activation
+from model.ops.alibi import alibi_slopes
+from model.ops.norm import Norm
+from model.params.kv_cache import LayerCache
+from model.params.packed_matrix import PackedMatrix
 
 if TYPE_CHECKING:
-    from model.mpt import Qkv
-    from model.step import StepBatch
+    from model.layers.forward import Qkv
+    from model.layers.paged_forward import StepBatch
 
 __all__ = ["available", "choose_ids", "linear", "log_probabilities", "norm", "paged_attention"]
 
@@ -57,7 +57,7 @@ def linear(
     times: Array | None = None,
     plus: Array | None = None,
 ) -> Array:
-    """`model.linear.project` over a packed matrix: x [..., K] float32 -> [..., N] float32.
+    """`model.layers.linear.project` over a packed matrix: x [..., K] float32 -> [..., N] float32.
 
     Inputs are rounded to bfloat16 where the weights are, and quantised where the weights are: per row and 256 inputs
     (int8) or group (int4), to whole numbers from -127 to 127. A row's result does not depend on the other rows.
@@ -92,7 +92,7 @@ def linear(
 
 
 def norm(x: Array, norm: Norm) -> Array:
-    """`model.norm.normalise`: x [..., K] float32 -> the same; a row's result does not depend on the other rows."""
+    """`model.ops.norm.normalise`: x [..., K] float32 -> the same; a row's result does not depend on the other rows."""
     vectors, attributes = _norm_arguments(norm)
     arguments = [vector for vector in vectors if vector is not None]
     call = _call("mpt_norm", jax.ShapeDtypeStruct(x.shape, jnp.float32))
@@ -102,11 +102,11 @@ def norm(x: Array, norm: Norm) -> Array:
 def paged_attention(
     qkv: "Qkv", layer: LayerCache, batch: "StepBatch", config: MptConfig, *, horizons: bool = True
 ) -> tuple[Array, LayerCache]:
-    """Writes a step's keys and values, then attends over the cache (`model.attention.paged_attention`).
+    """Writes a step's keys and values, then attends over the cache (`model.layers.attention.paged_attention`).
 
     Pools of float32, bfloat16 or int8; the cache is updated in place if donated -> ([T, H, hd] float32, the cache).
     A query's result depends on its own sequence alone, to the last bit. `horizons` False reads every key
-    (`model.horizons`), for comparison.
+    (`model.params.alibi_horizon`), for comparison.
     """
     T, H, hd = qkv.q.shape
     fused = qkv.fused
@@ -143,7 +143,7 @@ def paged_attention(
 def choose_ids(
     logits: Array, batch: Any, masks: Array, counts: Array, bias: Array, uniform: Array, vocab_limit: int
 ) -> Array:
-    """`mpt_serve.engine.sampler.choose_ids`: logits [S, V] float32 -> [S] int32, all below vocab_limit.
+    """`model.sampling.sampler.choose_ids`: logits [S, V] float32 -> [S] int32, all below vocab_limit.
 
     batch: its `SamplingBatch`; masks [S, ceil(V / 32)] uint32; counts and bias [slots, V] int32 and float32; uniform
     [S] in [0, 1) is the draw. A row's result does not depend on the other rows, to the last bit.
@@ -158,7 +158,7 @@ def choose_ids(
 def log_probabilities(
     logits: Array, ids: Array, num_logprobs: Array, vocab_limit: int, most: int
 ) -> tuple[Array, Array, Array, Array]:
-    """`mpt_serve.engine.logprobs.log_probabilities`: of ids [S] int32 under logits [S, V] float32.
+    """`model.sampling.logprobs.log_probabilities`: of ids [S] int32 under logits [S, V] float32.
 
     -> log probability [S] float32, rank [S] int32; of up to num_logprobs [S] int32 most likely ids themselves
     [S, most] int32 and their log probabilities [S, most] float32. A row's result does not depend on the other rows.

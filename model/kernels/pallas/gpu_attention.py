@@ -18,12 +18,12 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from model.config import MptConfig
+from model.config.mpt_config import MptConfig
 from model.kernels.pallas.key_tile import NEVER, biased_scores, head_slopes, operand_precision, rescale, visible_keys
 from model.kernels.pallas.query_tiles import QueryTiles, decode_tiles, prefill_tiles, tokens_of
 
 if TYPE_CHECKING:
-    from model.step import StepBatch
+    from model.layers.paged_forward import StepBatch
 
 
 class _Tiles(NamedTuple):
@@ -54,7 +54,7 @@ def paged_attention(
     splits: int | None = None,
     interpret: bool = False,
 ) -> Array:
-    """`model.attention.paged_attention` as a GPU kernel: q [T, H, hd] float32, pools [N, Hkv, block, hd] -> [T, H, hd].
+    """`paged_attention` as a GPU kernel: q [T, H, hd] float32, pools [N, Hkv, block, hd] -> [T, H, hd].
 
     `slopes` [H] float32 are those of q's heads where a device holds only a part of them; None takes the config's.
     `query_tile` (prefill queries that share one pass over the keys), `key_tile` (keys of one pass of the loop, a power

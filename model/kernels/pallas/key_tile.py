@@ -8,9 +8,9 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from model.alibi import alibi_slopes
-from model.config import MptConfig
-from model.linear import product_precision
+from model.config.mpt_config import MptConfig
+from model.layers.linear import product_precision
+from model.ops.alibi import alibi_slopes
 
 NEVER = float(np.finfo(np.float32).min)  # finite, so that a row with no key yet stays free of nan
 
@@ -37,7 +37,7 @@ def visible_keys(q_positions: Array, k_positions: Array, keys: Array, config: Mp
 
 
 def biased_scores(products: Array, slopes: Array, q_positions: Array, k_positions: Array, config: MptConfig) -> Array:
-    """`model.attention.score` after its product: q k^T [..., t, s], slopes [..., t, 1] -> [..., t, s] float32."""
+    """`layers.attention.score` after its product: q k^T [..., t, s], slopes [..., t, 1] -> [..., t, s] float32."""
     s = products * config.softmax_scale
     if config.attn_logit_softcap is not None:
         s = config.attn_logit_softcap * jnp.tanh(s / config.attn_logit_softcap)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 if TYPE_CHECKING:
-    from model.step import StepBatch
+    from model.layers.paged_forward import StepBatch
 
 
 class QueryTiles(NamedTuple):

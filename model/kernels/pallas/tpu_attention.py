@@ -15,12 +15,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.typing import DTypeLike
 
-from model.config import MptConfig
+from model.config.mpt_config import MptConfig
 from model.kernels.pallas.key_tile import NEVER, biased_scores, head_slopes, operand_precision, rescale, visible_keys
 from model.kernels.pallas.query_tiles import QueryTiles, decode_tiles, prefill_tiles, tokens_of
 
 if TYPE_CHECKING:
-    from model.step import StepBatch
+    from model.layers.paged_forward import StepBatch
 
 _LANES = 128
 _STEP_BYTES = 2 << 20  # keys and values that one grid step fetches: enough to hide the step's own cost
@@ -41,7 +41,7 @@ def paged_attention(
     key_pages: int | None = None,
     interpret: bool = False,
 ) -> Array:
-    """`model.attention.paged_attention` as a TPU kernel: q [T, H, hd] float32, pools [N, Hkv, block, hd] -> [T, H, hd].
+    """`paged_attention` as a TPU kernel: q [T, H, hd] float32, pools [N, Hkv, block, hd] -> [T, H, hd].
 
     `slopes` [H] float32 are those of q's heads where a device holds only a part of them; None takes the config's.
     `query_tile` (prefill queries that share one pass over the keys) and `key_pages` (pages of one grid step) are for

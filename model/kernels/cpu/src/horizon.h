@@ -1,4 +1,4 @@
-// ALiBi horizons: which keys a query need not read, by proof (model/horizons.py has the reasoning).
+// ALiBi horizons: which keys a query need not read, by proof (model/params/alibi_horizon.py has the reasoning).
 //
 // Score of a key at distance d: scale * q.k - slope * d, at most reach * |k| - slope * d. A query meets its keys in
 // groups of kKeys, the newest first. A group is left out where that bound says that all its weights together are at

@@ -1,4 +1,4 @@
-// Log probabilities of ids and of the most likely ones; the definition is `mpt_serve.engine.logprobs`.
+// Log probabilities of ids and of the most likely ones; the definition is `model.sampling.logprobs`.
 #pragma once
 
 #include "candidates.h"

@@ -1,6 +1,6 @@
 // One id per row of logits: the largest, or a draw from what temperature, min_p, top_k and top_p leave.
 //
-// The definition is `mpt_serve.engine.sampler`: mask, bias and penalties change the logits; each filter sets a
+// The definition is `model.sampling.sampler`: mask, bias and penalties change the logits; each filter sets a
 // threshold, all ids at or above it stay, top_p sees what min_p and top_k left, and one uniform number picks the id by
 // its place in the running sum. There is no sort: ids below a bound are dropped as soon as one is known.
 #pragma once

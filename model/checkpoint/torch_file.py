@@ -1,0 +1,175 @@
+"""Finds the tensors of a PyTorch .bin file, in today's zip format or the older one, without unpickling objects.
+
+Zip: `<top>/data.pkl` describes the tensors, `<top>/data/<key>` holds each storage uncompressed, `<top>/byteorder` the
+byte order. Older (before PyTorch 1.6): a magic number, a protocol number, facts about the machine, the description and
+the list of storage keys, each a pickle, then every storage as its number of elements (int64) and its elements.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from model.checkpoint.stored_tensor import CheckpointError, StoredTensor
+from model.checkpoint.torch_pickle import Storage, TensorView, read_pickle
+
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_LEGACY_PROTOCOL = 1001
+_LOCAL_HEADER_BYTES = 30
+_MAX_ZIP_ENTRIES = 100_000
+
+
+@dataclass(frozen=True)
+class _Extent:
+    """Where a storage's bytes lie in the file."""
+
+    offset: int
+    nbytes: int
+
+
+def read_torch(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of a .bin file's state dict, in its order; reads descriptions only.
+
+    Raises CheckpointError for a file that is cut short, big-endian or compressed, that asks for anything but tensors
+    (named in the message), or whose tensors reach beyond their storages.
+    """
+    with path.open("rb") as file:
+        start = file.read(4)
+        file.seek(0)
+        views, extents = _read_zip(path, file) if start == b"PK\x03\x04" else _read_legacy(path, file)
+    return {name: _stored_tensor(path, name, view, extents) for name, view in views.items()}
+
+
+def _read_zip(path: Path, file: BinaryIO) -> tuple[dict[str, TensorView], Mapping[str, _Extent]]:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, struct.error, NotImplementedError, ValueError, OSError, EOFError) as error:
+        raise CheckpointError(
+            f"{path}: not a complete zip file ({error}): it was cut short; download it again"
+        ) from None
+    if len(entries) > _MAX_ZIP_ENTRIES:
+        raise CheckpointError(f"{path}: holds {len(entries)} zip entries, more than any checkpoint")
+    top = next((entry.filename[: -len("data.pkl")] for entry in entries if entry.filename.endswith("/data.pkl")), None)
+    if top is None:
+        raise CheckpointError(
+            f"{path}: a zip file without data.pkl, so not a PyTorch checkpoint (a TorchScript archive?)"
+        )
+    extents = {entry.filename.removeprefix(top): _zip_extent(path, file, entry) for entry in entries}
+    if "byteorder" in extents:
+        file.seek(extents["byteorder"].offset)
+        order = file.read(min(extents["byteorder"].nbytes, 16))
+        if order.strip() != b"little":
+            raise CheckpointError(f"{path}: stored with byte order {order!r}; only little-endian files are read")
+    file.seek(extents["data.pkl"].offset)
+    views = _views(path, read_pickle(file, str(path)))
+    if file.tell() > extents["data.pkl"].offset + extents["data.pkl"].nbytes:
+        raise CheckpointError(f"{path}: the pickle runs beyond data.pkl")
+    return views, {name.removeprefix("data/"): extent for name, extent in extents.items() if name.startswith("data/")}
+
+
+def _zip_extent(path: Path, file: BinaryIO, entry: zipfile.ZipInfo) -> _Extent:
+    """Where a stored entry's bytes lie. Its local header is read because torch pads only that one, to align data."""
+    name = entry.filename[:200]
+    if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
+        raise CheckpointError(f"{path}: {name!r} is compressed or encrypted; torch.save stores tensors as they are")
+    if entry.header_offset < 0:
+        raise CheckpointError(f"{path}: {name!r} starts before the file does: the zip directory is damaged")
+    file.seek(entry.header_offset)
+    header = file.read(_LOCAL_HEADER_BYTES)
+    if len(header) < _LOCAL_HEADER_BYTES or not header.startswith(b"PK\x03\x04"):
+        raise CheckpointError(f"{path}: no zip entry where {name!r} should start (byte {entry.header_offset})")
+    name_bytes, extra_bytes = struct.unpack("<HH", header[26:30])
+    offset = entry.header_offset + _LOCAL_HEADER_BYTES + name_bytes + extra_bytes
+    file_bytes = file.seek(0, 2)
+    if offset + entry.file_size > file_bytes:
+        raise CheckpointError(
+            f"{path}: {name!r} ends at byte {offset + entry.file_size}, the file at {file_bytes}: it was cut short"
+        )
+    return _Extent(offset, entry.file_size)
+
+
+def _read_legacy(path: Path, file: BinaryIO) -> tuple[dict[str, TensorView], Mapping[str, _Extent]]:
+    where = str(path)
+    try:
+        magic = read_pickle(file, where)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: not a PyTorch checkpoint, neither zip nor legacy ({error})") from None
+    if magic != _LEGACY_MAGIC or read_pickle(file, where) != _LEGACY_PROTOCOL:
+        raise CheckpointError(f"{path}: not a PyTorch checkpoint: a pickle without torch.save's magic number")
+    machine = read_pickle(file, where)
+    if not isinstance(machine, dict) or machine.get("little_endian") is not True:
+        raise CheckpointError(f"{path}: stored with big-endian byte order; only little-endian files are read")
+    views = _views(path, read_pickle(file, where))
+    keys = read_pickle(file, where)
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise CheckpointError(f"{path}: the list of storages is damaged")
+    return views, _legacy_extents(path, file, keys, {view.storage.key: view.storage for view in views.values()})
+
+
+def _legacy_extents(path: Path, file: BinaryIO, keys: list[str], storages: Mapping[str, Storage]) -> dict[str, _Extent]:
+    """Walks over the storages, which lie one after the other in the order of `keys`."""
+    offset = file.tell()
+    file_bytes = file.seek(0, 2)
+    extents: dict[str, _Extent] = {}
+    for key in keys:
+        file.seek(offset)
+        count = int.from_bytes(file.read(8), "little", signed=True)
+        if key not in storages:
+            raise CheckpointError(f"{path}: storage {key[:100]!r} belongs to no tensor, so its dtype is unknown")
+        nbytes = count * storages[key].dtype.itemsize
+        if count < 0 or offset + 8 + nbytes > file_bytes:
+            raise CheckpointError(
+                f"{path}: storage {key[:100]!r} takes {nbytes} bytes from byte {offset + 8}, "
+                f"the file ends at {file_bytes}: it was cut short"
+            )
+        extents[key] = _Extent(offset + 8, nbytes)
+        offset += 8 + nbytes
+    return extents
+
+
+def _views(path: Path, state: Any) -> dict[str, TensorView]:
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: holds a {type(state).__name__}, not a state dict of tensors")
+    for name, value in state.items():
+        if not isinstance(value, TensorView):
+            raise CheckpointError(
+                f"{path}: {name[:200]!r} is a {type(value).__name__}, not a tensor; save the model's state dict alone"
+            )
+    return state
+
+
+def _stored_tensor(path: Path, name: str, view: TensorView, extents: Mapping[str, _Extent]) -> StoredTensor:
+    storage, dtype = view.storage, view.storage.dtype
+    extent = extents.get(storage.key)
+    if extent is None:
+        raise CheckpointError(f"{path}: the storage {storage.key[:100]!r} of {name[:200]!r} is missing")
+    if extent.nbytes != storage.size * dtype.itemsize:
+        raise CheckpointError(
+            f"{path}: the storage of {name[:200]!r} should have {storage.size * dtype.itemsize} bytes, "
+            f"the file holds {extent.nbytes}"
+        )
+    size = math.prod(view.shape)
+    last = view.offset + sum((n - 1) * stride for n, stride in zip(view.shape, view.strides, strict=True))
+    # A view with more elements than its storage repeats some (torch.expand); no weight is stored so.
+    if (size and (last >= storage.size or size > storage.size)) or view.offset > storage.size:
+        raise CheckpointError(
+            f"{path}: {name[:200]!r} with shape {view.shape}, strides {view.strides} and offset {view.offset} "
+            f"reaches beyond its storage of {storage.size} elements"
+        )
+    strides = None if _is_dense(view) else view.strides
+    return StoredTensor(path, name, extent.offset + view.offset * dtype.itemsize, dtype, view.shape, strides)
+
+
+def _is_dense(view: TensorView) -> bool:
+    expected = 1
+    for size, stride in zip(reversed(view.shape), reversed(view.strides), strict=True):
+        if size != 1 and stride != expected:
+            return False
+        expected *= size
+    return True

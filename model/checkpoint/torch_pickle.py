@@ -1,0 +1,247 @@
+"""Reads the pickle in a PyTorch checkpoint as data: no object that the file names is ever imported or called.
+
+A pickle is a program for a small stack machine. The state dict of a model needs about thirty of its instructions and
+four of its callables, which `_Machine` interprets itself. That is stricter than pickle.Unpickler with find_class
+overridden: its instructions that allocate what the file asks for, or hash and call what the file has built, do not
+exist here, so a hostile file can at worst be refused.
+"""
+
+from __future__ import annotations
+
+import pickletools
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, BinaryIO, NoReturn, cast
+
+import ml_dtypes
+import numpy as np
+
+from model.checkpoint.stored_tensor import CheckpointError
+
+MAX_PICKLE_BYTES = 2**20  # some 5,000 tensors; the largest MPT has fewer than 1,000
+_MAX_STRING = 64 * 2**10
+_NAME_LINE = re.compile(rb"[\w.]+\n")
+
+STORAGE_DTYPES: dict[str, np.dtype[Any]] = {
+    f"torch.{name}Storage": np.dtype(dtype)
+    for name, dtype in {
+        "Double": np.float64,
+        "Float": np.float32,
+        "Half": np.float16,
+        "BFloat16": ml_dtypes.bfloat16,
+        "Long": np.int64,
+        "Int": np.int32,
+        "Short": np.int16,
+        "Char": np.int8,
+        "Byte": np.uint8,
+        "Bool": np.bool_,
+    }.items()
+}
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A flat run of numbers that tensors are views of: `key` names it within the file."""
+
+    key: str
+    dtype: np.dtype[Any]
+    size: int  # elements
+
+
+@dataclass(frozen=True)
+class TensorView:
+    """A tensor as the pickle describes it: a strided view of a storage, offset and strides in elements."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Global:
+    """A name that the file asks for, `module.attribute`; never looked up."""
+
+    name: str
+
+
+def read_pickle(file: BinaryIO, where: str) -> Any:
+    """Interprets the pickle at the file's position and leaves the position behind it.
+
+    Returns plain dicts with str keys, lists, tuples, numbers, strings, None, and TensorView for each tensor.
+    Raises CheckpointError, starting with `where`, for anything that a state dict of tensors does not need: it names
+    the callable that the file asks for, or the pickle instruction.
+    """
+    machine = _Machine(where)
+    try:
+        for opcode, argument, _ in pickletools.genops(cast(BinaryIO, _Bounded(file, where))):
+            machine.step(opcode.name, argument)
+    except CheckpointError:
+        raise
+    except (ValueError, TypeError, IndexError, KeyError, EOFError, UnicodeError) as error:
+        raise CheckpointError(f"{where}: the pickle is damaged: {str(error)[:200]}") from None
+    return machine.result
+
+
+class _Bounded:
+    """What genops reads from: refuses a pickle or a string in it that is longer than any checkpoint's."""
+
+    def __init__(self, file: BinaryIO, where: str) -> None:
+        self._file, self._where, self._left = file, where, MAX_PICKLE_BYTES
+
+    def read(self, count: int) -> bytes:
+        if count > _MAX_STRING:
+            raise CheckpointError(f"{self._where}: the pickle holds a value of {count} bytes; only tensors are read")
+        return self._spend(self._file.read(count))
+
+    def readline(self) -> bytes:
+        line = self._spend(self._file.readline(_MAX_STRING))
+        if not _NAME_LINE.fullmatch(line):  # genops would decode any text of the oldest protocol
+            raise CheckpointError(f"{self._where}: the file asks for text of pickle protocol 0; only tensors are read")
+        return line
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def _spend(self, data: bytes) -> bytes:
+        self._left -= len(data)
+        if self._left < 0:
+            raise CheckpointError(f"{self._where}: the pickle is longer than {MAX_PICKLE_BYTES} bytes")
+        return data
+
+
+_MARK = object()
+
+_PUSH_CONSTANT: dict[str, Callable[[], Any]] = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_DICT": dict,
+    "EMPTY_LIST": list,
+    "EMPTY_TUPLE": tuple,
+    "MARK": lambda: _MARK,
+}
+_PUSH_ARGUMENT = {
+    *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
+    *("BINUNICODE", "SHORT_BINUNICODE"),
+}
+_TUPLE_SIZES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_NOTHING = {"PROTO", "FRAME"}
+
+
+class _Machine:
+    """The pickle stack machine, as far as a state dict needs it."""
+
+    def __init__(self, where: str) -> None:
+        self.result: Any = None
+        self._where = where
+        self._stack: list[Any] = []
+        self._memo: dict[int, Any] = {}
+
+    def step(self, name: str, argument: Any) -> None:
+        """Executes one instruction."""
+        stack = self._stack
+        if name in _NOTHING:
+            return
+        if name in _PUSH_CONSTANT:
+            stack.append(_PUSH_CONSTANT[name]())
+        elif name in _PUSH_ARGUMENT:
+            stack.append(argument)
+        elif name in ("BINPUT", "LONG_BINPUT"):
+            self._memo[argument] = stack[-1]
+        elif name == "MEMOIZE":
+            self._memo[len(self._memo)] = stack[-1]
+        elif name in ("BINGET", "LONG_BINGET"):
+            stack.append(self._memo[argument])
+        elif name in _TUPLE_SIZES:
+            stack.append(self._pop_many(_TUPLE_SIZES[name]))
+        elif name == "TUPLE":
+            stack.append(tuple(self._pop_to_mark()))
+        else:
+            self._step_object(name, argument)
+
+    def _step_object(self, name: str, argument: Any) -> None:
+        stack = self._stack
+        if name == "GLOBAL":
+            stack.append(_Global(argument.replace(" ", ".", 1)))
+        elif name == "STACK_GLOBAL":
+            stack.append(_Global(".".join(self._pop_many(2))))
+        elif name == "REDUCE":
+            function, arguments = self._pop_many(2)
+            stack.append(self._call(function, arguments))
+        elif name == "BINPERSID":
+            stack.append(self._storage(stack.pop()))
+        elif name == "BUILD":  # attributes of the state dict (its `_metadata`): not needed
+            stack.pop()
+        elif name in ("APPEND", "APPENDS"):
+            items = self._pop_to_mark() if name == "APPENDS" else [stack.pop()]
+            self._top(list).extend(items)
+        elif name in ("SETITEM", "SETITEMS"):
+            self._set_items(self._pop_to_mark() if name == "SETITEMS" else list(self._pop_many(2)))
+        elif name == "STOP":
+            self.result = stack.pop()
+        else:
+            self._refuse(f"the pickle instruction {name}")
+
+    def _pop_many(self, count: int) -> tuple[Any, ...]:
+        if len(self._stack) < count:
+            raise ValueError("its stack runs empty")
+        items = tuple(self._stack[-count:])
+        del self._stack[-count:]
+        return items
+
+    def _pop_to_mark(self) -> list[Any]:
+        items: list[Any] = []
+        while (item := self._stack.pop()) is not _MARK:
+            items.append(item)
+        return items[::-1]
+
+    def _top(self, kind: type) -> Any:
+        if type(self._stack[-1]) is not kind:
+            raise ValueError(f"a {kind.__name__} expected, found {type(self._stack[-1]).__name__}")
+        return self._stack[-1]
+
+    def _set_items(self, items: list[Any]) -> None:
+        target = self._top(dict)
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if type(key) is not str:
+                self._refuse(f"a dict with a {type(key).__name__} as key")
+            target[key] = value
+
+    def _call(self, function: Any, arguments: Any) -> Any:
+        name = function.name if isinstance(function, _Global) else type(function).__name__
+        if name == "collections.OrderedDict" and arguments == ():
+            return {}
+        if name in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor"):
+            return self._tensor(*arguments[:4])
+        if name == "torch._utils._rebuild_parameter" and arguments and isinstance(arguments[0], TensorView):
+            return arguments[0]
+        return self._refuse(name)
+
+    def _storage(self, identity: Any) -> Storage:
+        kind, tag, key, _location, size, *rest = identity
+        if kind != "storage" or any(part is not None for part in rest):
+            self._refuse(f"a persistent object of kind {kind!r}" if type(kind) is str else "a persistent object")
+        if not isinstance(tag, _Global) or tag.name not in STORAGE_DTYPES:
+            self._refuse(tag.name if isinstance(tag, _Global) else type(tag).__name__)
+        if type(key) is not str or not _is_size(size):
+            raise ValueError("a storage without a name or size")
+        return Storage(key, STORAGE_DTYPES[tag.name], size)
+
+    def _tensor(self, storage: Any, offset: Any, shape: Any, strides: Any) -> TensorView:
+        if not isinstance(storage, Storage) or type(shape) is not tuple or type(strides) is not tuple:
+            raise ValueError("a tensor without storage, shape or strides")
+        if not all(map(_is_size, (offset, *shape, *strides))) or len(shape) != len(strides) or len(shape) > 16:
+            raise ValueError("a tensor whose offset, shape or strides are not sizes")
+        return TensorView(storage, offset, shape, strides)
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise CheckpointError(
+            f"{self._where}: the file asks for {what[:200]}; only tensors are read, nothing else is created or called. "
+            f"Save a plain state dict of tensors, best as safetensors"
+        )
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63

@@ -1,0 +1,1 @@
+"""Read and check `config.json` of every MPT release."""

@@ -1,0 +1,1 @@
+"""The forward pass: layers, whole sequences and paged steps."""

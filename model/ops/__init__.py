@@ -1,0 +1,1 @@
+"""Pure functions of the forward pass: norms, activations and position encodings."""

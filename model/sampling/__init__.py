@@ -1,0 +1,1 @@
+"""Device code that turns logits into ids and log probabilities."""

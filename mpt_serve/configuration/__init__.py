@@ -1,0 +1,1 @@
+"""Settings of a deployment and the checks of a Serve configuration file."""

@@ -1,0 +1,132 @@
+"""Prompt lookup: an answer that repeats its prompt, or itself, goes on as it went on before.
+
+Two guesses compete at every place: what followed the longest earlier occurrence of the sequence's end; and, where a
+copy was left for a few other ids, what follows them in the original. The one that has been right more often is taken.
+"""
+
+from collections.abc import Sequence
+
+from mpt_serve.engine.request import Request
+from mpt_serve.engine.speculative.acceptance import AcceptanceRates
+from mpt_serve.engine.speculative.draft_policy import draft_lengths
+from mpt_serve.engine.speculative.drafter import Drafter, before_stop
+from mpt_serve.engine.speculative.ngram_index import Match, NgramIndex
+
+# Ids of a prompt that one call indexes: about 3 ms. Longer prompts are indexed over several steps.
+_IDS_PER_CALL = 4096
+# A copy that goes another way for a few ids (a renamed word) comes back to the place after them, more often than not:
+# how often, by 1 + the number of ids since that were as there.
+_RESUMED_RATES = {1: 0.4, 2: 0.6, 3: 0.7, 5: 0.8}
+_COPY = 3  # ids in common that make a match a copy
+_PATIENCE = 3  # wrong guesses after which a copy is not resumed
+
+
+class _Sequence:
+    """A request's ids as far as they are indexed, where they match now, and how often matches were right.
+
+    Every id that the request generates tells whether the guess for it was right, drafted or not: a request that does
+    not repeat itself costs nothing but this comparison, and one that starts to is noticed.
+    """
+
+    def __init__(self) -> None:
+        self._index = NgramIndex()
+        self._rates = AcceptanceRates()
+        self._match: Match | None = None
+        self._resumed_rates = AcceptanceRates(_RESUMED_RATES)
+        self._resumed: Match | None = None  # of a copy that was left: length is 1 + the ids since that were right
+        self._misses = 0
+
+    def advance(self, request: Request) -> bool:
+        """Take in what the host knows of the request; False while a part of it is left for the next call."""
+        known, prompt = len(self._index.ids), len(request.prompt_ids)
+        stop = min(request.num_known, known + _IDS_PER_CALL)
+        if known < prompt:
+            self._index.extend(request.known_ids(known, min(stop, prompt)))
+            self._match = self._index.match()
+        for token in request.known_ids(max(known, prompt), stop):
+            self._append(token)
+        return stop == request.num_known
+
+    def _append(self, token: int) -> None:
+        match, index = self._match, self._index
+        hit = match is not None and index.ids[match.source] == token
+        self._resume(token, hit)
+        if match is not None:
+            self._rates.observe(match.length, hit)
+        index.extend((token,))
+        self._match = index.match()
+        # The continued match may be older than those that `match` compares.
+        if match is not None and hit and (self._match is None or match.length >= self._match.length):
+            self._match = index.extended(match)
+
+    def _resume(self, token: int, hit: bool) -> None:
+        """Follow the copy that was left, or start to where one is left now."""
+        resumed, match = self._resumed, self._match
+        if resumed is not None:
+            right = self._index.ids[resumed.source] == token
+            self._resumed_rates.observe(resumed.length, right)
+            if right:
+                self._resumed = Match(resumed.source + 1, resumed.length + 1)
+            elif resumed.length > 1:
+                self._resumed, self._misses = Match(resumed.source + 1, 1), 1  # left once more
+            elif self._misses < _PATIENCE:
+                self._misses += 1  # more ids in the place of one
+            else:
+                self._resumed = None
+        if match is not None and not hit and match.length >= _COPY:
+            self._resumed, self._misses = Match(match.source + 1, 1), 1
+
+    def survivals(self, count: int, in_flight: int) -> list[float]:
+        """Of `count` drafted ids after `in_flight` ids that are guessed too."""
+        guess = self._guess()
+        if guess is None:
+            return []
+        (_, length), rates = guess
+        return rates.survivals(range(length, length + in_flight + count))[in_flight:]
+
+    def draft(self, count: int) -> list[int]:
+        guess = self._guess()
+        return [] if guess is None else self._index.continuation(guess[0].source, count)
+
+    def _guess(self) -> tuple[Match, AcceptanceRates] | None:
+        """The match to draft from, which is the one that is more often right, with its rates."""
+        guesses = [(self._match, self._rates), (self._resumed, self._resumed_rates)]
+        known = [(match, rates) for match, rates in guesses if match is not None]
+        return max(known, key=lambda guess: guess[1].rate(guess[0].length), default=None)
+
+
+class NgramDrafter(Drafter):
+    """Drafts copies of what the prompt or the answer has said before.
+
+    How many ids it drafts is decided by `draft_lengths`, from the rates at which each request's guesses were right and
+    the measured durations of steps.
+    """
+
+    def __init__(self, step_sizes: Sequence[int], max_draft_tokens: int = 11) -> None:
+        super().__init__(step_sizes, max_draft_tokens)
+        self._sequences: dict[Request, _Sequence] = {}
+
+    def worth_reading(self, requests: Sequence[Request], num_rows: int) -> bool:
+        return any(draft_lengths([self._survivals(request) for request in requests], num_rows, self._costs))
+
+    def plan(self, requests: Sequence[Request], num_rows: int) -> list[int]:
+        survivals = [[] if request.in_flight else self._survivals(request) for request in requests]
+        return draft_lengths(survivals, num_rows, self._costs)
+
+    def draft(self, requests: Sequence[Request], lengths: Sequence[int]) -> list[list[int]]:
+        return [
+            before_stop(request, self._sequences[request].draft(length)) if length else []
+            for request, length in zip(requests, lengths, strict=True)
+        ]
+
+    def forget(self, request: Request) -> None:
+        self._sequences.pop(request, None)
+
+    def _survivals(self, request: Request) -> list[float]:
+        room = self.room(request)
+        if room == 0:
+            return []
+        sequence = self._sequences.get(request)
+        if sequence is None:
+            sequence = self._sequences[request] = _Sequence()
+        return sequence.survivals(room, request.in_flight) if sequence.advance(request) else []

@@ -1,0 +1,1 @@
+"""The engine with text, for Python users."""

@@ -1,0 +1,61 @@
+"""What every route works with."""
+
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from mpt_serve.configuration.limits import Limits
+from mpt_serve.openai.backend import Backend
+from mpt_serve.openai.errors import ContextLengthError, ModelNotFoundError, NotReadyError
+
+__all__ = ["ServerContext"]
+
+logger = logging.getLogger(__name__)
+
+_PLAIN_NAME = re.compile(r"[\w.\[\]-]{1,64}", re.ASCII)
+_MAX_NAMES = 16
+_MAX_REMEMBERED = 1024
+
+
+@dataclass(frozen=True)
+class ServerContext:
+    """The backend and the bounds, with the checks that routes share."""
+
+    backend: Backend
+    limits: Limits
+    _warned: set[str] = field(default_factory=set)
+
+    def require_model(self, model_id: str | None) -> None:
+        """Raise ModelNotFoundError unless the id is the served model's, or omitted."""
+        if model_id is not None and model_id != self.backend.model.id:
+            message = f"There is no such model here; the served model is '{self.backend.model.id}'."
+            raise ModelNotFoundError(message, param="model")
+
+    async def require_ready(self) -> None:
+        """Raise NotReadyError while requests cannot be served."""
+        readiness = await self.backend.readiness()
+        if not readiness.ready:
+            message = readiness.reason or "The server cannot take requests now."
+            raise NotReadyError(message, code=readiness.code, retry_after_s=readiness.retry_after_s)
+
+    def require_short(self, text: str, param: str) -> None:
+        """Raise ContextLengthError for a text that cannot fit, without the cost of tokenizing it."""
+        model = self.backend.model
+        if model.max_chars_per_token is None or len(text) <= model.max_model_len * model.max_chars_per_token:
+            return
+        raise ContextLengthError(
+            f"The prompt has {len(text)} characters, at least {len(text) // model.max_chars_per_token} tokens; the"
+            f" context has {model.max_model_len} tokens.",
+            param=param,
+        )
+
+    def ignored_fields_header(self, unknown: Iterable[str]) -> Mapping[str, str]:
+        """Return the header that names the fields nobody knows, and warn of each once in the process's life."""
+        names = [name for name in unknown if _PLAIN_NAME.fullmatch(name)]
+        shown = names[:_MAX_NAMES] + (["..."] if len(names) > _MAX_NAMES or not set(unknown) <= set(names) else [])
+        new = [name for name in names[:_MAX_NAMES] if name not in self._warned]
+        if new and len(self._warned) < _MAX_REMEMBERED:
+            self._warned.update(new)
+            logger.warning("ignored unknown request fields: %s", ", ".join(new))
+        return {"x-mpt-ignored-fields": ", ".join(shown)} if shown else {}

@@ -1,0 +1,139 @@
+"""Score a model on held-out prompts: `python -m training.evaluate RUN_OR_MODEL_FOLDER`.
+
+A task with one right answer is scored exactly as greedy decoding would be, in one forward pass: greedy decoding gives
+the reference if and only if every reference token is the most likely one after the reference tokens before it. Free
+text (stories, poems) is decoded and checked for what the prompt asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from tokenizers import Tokenizer
+
+from model.config.mpt_config import MptConfig
+from model.layers.forward import forward
+from model.params.weights import Weights
+from training.corpus import DIALOGUES, draw_example
+from training.dialogue import ENDOFTEXT, IM_END, PADDING, Dialogue
+from training.export import read_model
+from training.tokenizer import token_id
+
+FREE_TASKS = ("story", "writing")
+SEED = 2026
+_ROWS = 8
+_WIDTH = 256  # rows are padded to a multiple of this many tokens, so that few shapes are compiled
+
+
+@dataclass(frozen=True)
+class Model:
+    """What it takes to answer a prompt."""
+
+    weights: Weights
+    config: MptConfig
+    tokenizer: Tokenizer
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+        return frozenset(token_id(self.tokenizer, token) for token in (ENDOFTEXT, IM_END))
+
+
+@partial(jax.jit, static_argnums=1)
+def _best_tokens(weights: Weights, config: MptConfig, tokens: Array) -> Array:
+    """tokens [B, T] -> the most likely next token at every place, [B, T] int32."""
+    return jnp.argmax(forward(weights, config, tokens), axis=-1)
+
+
+def _padded(rows: Sequence[Sequence[int]], padding: int) -> np.ndarray[tuple[int, int], np.dtype[np.int32]]:
+    longest = max(map(len, rows))
+    tokens = np.full((_ROWS, -(-longest // _WIDTH) * _WIDTH), padding, np.int32)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)] = row
+    return tokens
+
+
+def _groups(items: Sequence[Dialogue]) -> Iterator[Sequence[Dialogue]]:
+    """Groups of at most `_ROWS` dialogues of similar length."""
+    ordered = sorted(items, key=lambda item: len(item.prompt))
+    return (ordered[i : i + _ROWS] for i in range(0, len(ordered), _ROWS))
+
+
+def greedy_matches(model: Model, dialogues: Sequence[Dialogue]) -> int:
+    """For how many dialogues greedy decoding gives the reference answer and then stops."""
+    padding, right = token_id(model.tokenizer, PADDING), 0
+    for group in _groups(dialogues):
+        prompts = [model.tokenizer.encode(d.prompt).ids for d in group]
+        answers = [model.tokenizer.encode(d.reference + IM_END).ids for d in group]
+        rows = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+        best = np.asarray(_best_tokens(model.weights, model.config, _padded(rows, padding)))
+        for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+            start = len(prompt) - 1
+            right += best[i, start : start + len(answer)].tolist() == answer
+    return right
+
+
+def decode(model: Model, texts: Sequence[str], max_tokens: int = 200) -> list[str]:
+    """Greedy continuations of at most `_ROWS` texts, without a cache: simple, and slow."""
+    padding = token_id(model.tokenizer, PADDING)
+    rows = [model.tokenizer.encode(text).ids for text in texts]
+    starts = [len(row) for row in rows]
+    open_rows = set(range(len(rows)))
+    for _ in range(max_tokens):
+        best = np.asarray(_best_tokens(model.weights, model.config, _padded(rows, padding)))
+        for i in tuple(open_rows):
+            token = int(best[i, len(rows[i]) - 1])
+            if token in model.stop_ids:
+                open_rows.discard(i)
+            else:
+                rows[i].append(token)
+        if not open_rows:
+            break
+    return [model.tokenizer.decode(row[start:]) for row, start in zip(rows, starts, strict=True)]
+
+
+def checked(model: Model, dialogues: Sequence[Dialogue]) -> int:
+    """How many decoded answers pass the dialogue's own check."""
+    right = 0
+    for group in _groups(dialogues):
+        answers = decode(model, [d.prompt for d in group])
+        right += sum(d.check(answer, d.reference) for d, answer in zip(group, answers, strict=True))
+    return right
+
+
+def accuracy(model: Model, task: str, count: int, seed: int = SEED, noise: bool = True) -> float:
+    """Share of right answers to `count` held-out prompts of a task."""
+    dialogues = [draw_example(seed, i, task, noise=noise) for i in range(count)]
+    return (checked if task in FREE_TASKS else greedy_matches)(model, dialogues) / count
+
+
+def main() -> None:
+    """Command line entry point: one line per task, then answers to any `--ask`."""
+    parser = argparse.ArgumentParser(description="Score a model on held-out prompts.")
+    parser.add_argument("folder", type=Path, help="a run folder or an exported model folder")
+    parser.add_argument("--count", type=int, default=100, help="prompts per task")
+    parser.add_argument("--tasks", nargs="*", default=list(DIALOGUES))
+    parser.add_argument("--no-noise", action="store_true", help="prompts without typing noise")
+    parser.add_argument("--ask", nargs="*", default=[], help="questions to answer in a chat of their own")
+    arguments = parser.parse_args()
+    model = Model(*read_model(arguments.folder))
+    for task in arguments.tasks:
+        count = min(arguments.count, 24) if task in FREE_TASKS else arguments.count
+        print(f"{task:16s} {accuracy(model, task, count, noise=not arguments.no_noise):.3f} of {count}", flush=True)
+    for start in range(0, len(arguments.ask), _ROWS):
+        questions = arguments.ask[start : start + _ROWS]
+        prompts = [f"<|im_start|>user\n{question}{IM_END}\n<|im_start|>assistant\n" for question in questions]
+        for question, answer in zip(questions, decode(model, prompts), strict=True):
+            print(f"> {question}\n{answer}\n")
+
+
+if __name__ == "__main__":
+    main()
