@@ -6,7 +6,7 @@
 
 from collections.abc import Callable, Set
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,16 +18,7 @@ from model.config.mpt_config import MptConfig
 from model.kernels.cpu import calls
 from model.layers.paged_forward import CacheAttention, StepBatch, write_then, xla_attention
 from model.params.kv_cache import LayerCache
-
-
-class SamplingKernels(NamedTuple):
-    """Kernels for the two halves of sampling, which `mpt_serve.engine` defines."""
-
-    # (logits [S, V], batch, masks [S, W], counts [slots, V], bias [slots, V], uniform [S], vocab_limit) -> ids [S]
-    choose_ids: Callable[[Array, Any, Array, Array, Array, Array, int], Array]
-    # (logits [S, V], ids [S], num_logprobs [S], vocab_limit, most) -> log probability and rank [S], and of the most
-    # likely ids themselves and their log probabilities [S, most]
-    log_probabilities: Callable[[Array, Array, Array, int, int], tuple[Array, Array, Array, Array]]
+from model.sampling.batch import SamplingKernels
 
 
 def weight_format(devices: Set[jax.Device], quantization: str = "none", kernels: str = "auto") -> WeightFormat:
