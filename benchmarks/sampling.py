@@ -23,8 +23,11 @@ from jax import Array
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from model.kernel_selection import sampling_kernels_for
-from model.sampling.sampler import PROMPT, SamplerState, SamplingBatch, sample
+from model.kernel_selection import sampling_kernels
+from model.params.sampling_batch import SamplingBatch
+from model.sampling.batch import PROMPT, SamplerState
+from model.sampling.sampler import sample
+from mpt_serve.engine.sampling_params import MAX_LOGPROBS
 
 GREEDY: dict[str, Any] = {
     "temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition": 1.0, "presence": 0.0, "frequency": 0.0,
@@ -91,8 +94,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=50)
     options = parser.parse_args()
     logits, masks, state = inputs_of(options.rows, options.vocab, options.spread)
-    kernel = sampling_kernels_for(logits.devices(), options.kernels)
-    step = jax.jit(partial(sample, vocab_limit=options.vocab, kernel=kernel), donate_argnums=3)
+    kernel = sampling_kernels(logits.devices(), options.kernels)
+    step = jax.jit(
+        partial(sample, vocab_limit=options.vocab, max_logprobs=MAX_LOGPROBS, kernel=kernel), donate_argnums=3
+    )
 
     def measured(batch: SamplingBatch) -> float:
         nonlocal state

@@ -6,7 +6,8 @@ logits = model(input_ids, params=params).logits  # [B, T] -> [B, T, V] float32
 """
 
 from model.checkpoint.stored_tensor import CheckpointError
-from model.config.mpt_config import ConfigError, MptConfig
+from model.config.mpt_config import MptConfig
+from model.config.strict_reader import ConfigError
 from model.flax_module import FlaxMptForCausalLM
 from model.pretrained import mpt_from_pretrained
 

@@ -24,7 +24,7 @@ from model.layers.paged_forward import CacheAttention, write_then, xla_attention
 from model.params.kv_cache import KvCache, LayerCache
 from model.params.step_batch import StepBatch
 from model.params.weight_format import WeightFormat
-from model.sampling.sampler import SamplingKernels, xla_sampling
+from model.sampling.batch import SamplingKernels
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class SelectedKernels:
     """What was selected for the devices, the model and its cache, and what follows from it for their user."""
 
     attention: CacheAttention
-    sampling: SamplingKernels
+    sampling: SamplingKernels | None
+    """None where XLA compiles the definitions."""
     ragged_decode: bool
     """Whether attention takes rows of one token and longer ones at the same speed, so that one program serves both."""
     row_tile: int | None
@@ -55,15 +56,20 @@ def select_kernels(
     library = kernel_library() if _has_cpu_kernels(devices, kernels) else None
     if library is None:
         attention = xla_attention if kernels == "xla" else _accelerator_attention(devices, config, dtype)
-        return SelectedKernels(attention, xla_sampling, ragged_decode=False, row_tile=None, huge_pages=False)
+        return SelectedKernels(attention, None, ragged_decode=False, row_tile=None, huge_pages=False)
     native = dtype in CACHE_DTYPES
     return SelectedKernels(
         attention=cpu_attention if native else xla_attention,
-        sampling=SamplingKernels(choose_ids, log_probabilities),
+        sampling=sampling_kernels(devices, kernels),
         ragged_decode=native,
         row_tile=library.row_tile,
         huge_pages=native,
     )
+
+
+def sampling_kernels(devices: Set[jax.Device], kernels: str = "auto") -> SamplingKernels | None:
+    """Return the kernels that sample, or None where XLA compiles the definitions."""
+    return SamplingKernels(choose_ids, log_probabilities) if _has_cpu_kernels(devices, kernels) else None
 
 
 def weight_format(devices: Set[jax.Device], quantization: str = "none", kernels: str = "auto") -> WeightFormat:

@@ -1,4 +1,4 @@
-"""How the rows of a step are sampled, and what is reported of their log probabilities."""
+"""How the rows of a step are sampled."""
 
 from typing import NamedTuple
 
@@ -23,17 +23,3 @@ class SamplingBatch(NamedTuple):
     choice_index: Array  # [S] int32
     position: Array  # [S] int32, index in the sequence of the token to be sampled
     num_logprobs: Array  # [S] int32, number of most likely ids to list; -1 for no log probability at all
-
-
-class Logprobs(NamedTuple):
-    """The log probability of one id per row, and the most likely ids; zeros where they were not requested.
-
-    Rank 1 is the most likely id: a rank is 1 + the number of ids, of all V, with a larger logit. The most likely ids
-    are below the vocabulary's limit, by falling logits, of equal ones the lowest id first; -1, with -inf, where the
-    vocabulary has no more.
-    """
-
-    logprob: Array  # [S] float32
-    rank: Array  # [S] int32
-    top_ids: Array  # [S, max_logprobs] int32
-    top_logprobs: Array  # [S, max_logprobs] float32

@@ -1,9 +1,9 @@
-"""Greedy choice, filters and random choice: pure functions over logits [S, V] float32, all rows of a step at once.
+"""Greedy choice, filters and random sampling: pure functions over logits [S, V] float32 of a step's rows.
 
 Every filter keeps the ids whose logit is at least a threshold, so ids that tie at the threshold are kept together.
 Thresholds are found by halving the range of float32 bit patterns; there is no sort.
 
-Sums are written out because the compiler chooses the order of a reduction, which then depends on the number of rows.
+Sums are spelled out: the order of a reduction is the compiler's choice, and depends on the number of rows.
 """
 
 import jax.numpy as jnp
@@ -12,10 +12,10 @@ from jax import Array, lax
 _BLOCK = 256  # ids per block of the two-level argmax and inverse CDF
 
 
-def mask_beyond(logits: Array, vocab_limit: int) -> Array:
+def mask_impossible(logits: Array, vocab_limit: int) -> Array:
     """Return logits [S, V] with -inf from vocab_limit on, and for nan.
 
-    A shorter V would not be a multiple of a vector's length.
+    Cutting them off would leave V no multiple of a vector's length.
     """
     possible = (lax.broadcasted_iota(jnp.int32, logits.shape, 1) < vocab_limit) & ~jnp.isnan(logits)
     return jnp.where(possible, logits, -jnp.inf)
@@ -31,34 +31,34 @@ def first_largest(logits: Array) -> Array:
 
 
 def row_sums(x: Array) -> Array:
-    """Sum the rows of [S, V] -> [S], in an order that depends on V alone."""
+    """Return the sums [S, V] -> [S], added in an order that depends on V alone."""
     return _add_up(_add_up(_blocks(x, 0.0), axis=1), axis=1)
 
 
-def filter_and_choose(
+def filter_and_sample(
     logits: Array, greedy: Array, temperature: Array, top_k: Array, top_p: Array, min_p: Array, uniform: Array
 ) -> Array:
-    """Choose one id per row from what the filters keep, by `uniform` in [0, 1): logits [S, V], others [S] -> [S] int32.
+    """Sample one id per row from what the filters leave: logits [S, V], the rest [S] -> [S] int32.
 
-    greedy: the id of the largest logit; it is chosen where that logit is infinite.
+    greedy: the id of the largest logit; it is the result where that logit is infinite. uniform: in [0, 1).
     """
     top = jnp.take_along_axis(logits, greedy[:, None], axis=1)
     # Subtracting first keeps tiny temperatures finite. Greedy rows are computed too; their result is not used.
     scaled = (logits - top) / jnp.maximum(temperature, jnp.finfo(jnp.float32).tiny)[:, None]  # [S, V], <= 0
-    threshold = _threshold(scaled, top_k, top_p, min_p)
+    threshold = _filter(scaled, top_k, top_p, min_p)
     ids, total = _inverse_cdf(_weights(scaled, threshold), uniform)
     # The greedy id's own weight is 1, unless its logit is infinite.
     return jnp.where(jnp.isfinite(total) & (total > 0), ids, greedy)
 
 
-def _threshold(scaled: Array, top_k: Array, top_p: Array, min_p: Array) -> Array:
-    """Return the threshold [S] that min_p, top_k and top_p, in this order, set for scaled [S, V]; -inf keeps all.
+def _filter(scaled: Array, top_k: Array, top_p: Array, min_p: Array) -> Array:
+    """Return the threshold [S] of min_p, top_k and top_p, in this order, for scaled [S, V]; -inf keeps all.
 
-    top_p applies to the probabilities renormalised over what min_p and top_k kept.
+    top_p sees the probabilities renormalised over what min_p and top_k left.
     """
 
     def raise_threshold(which: Array, threshold: Array) -> Array:
-        by_count = which == 0  # top_k is a number of ids, top_p a share of the probability kept so far
+        by_count = which == 0  # top_k is a number of ids, top_p a share of the probability left so far
         active = jnp.where(by_count, top_k > 0, top_p < 1)
 
         def search() -> Array:
@@ -75,15 +75,15 @@ def _threshold(scaled: Array, top_k: Array, top_p: Array, min_p: Array) -> Array
 
 
 def _weights(scaled: Array, threshold: Array) -> Array:
-    """Return unnormalised probabilities [S, V] of the ids at or above threshold [S], 0 elsewhere."""
+    """Return the unnormalised probabilities [S, V] of the ids at or above threshold [S], 0 elsewhere."""
     return jnp.where(scaled >= threshold[:, None], jnp.exp(scaled), 0.0)
 
 
 def _bisect(scaled: Array, weights: Array, target: Array) -> Array:
-    """Return a threshold [S] equivalent to the highest one at which the kept weights [S, V] reach target [S].
+    """Return a threshold [S] that keeps what the highest one does at which the kept weights [S, V] reach target [S].
 
     scaled [S, V] <= 0. Floats are compared through int32 keys of the same order, so that at most 31 halvings find the
-    exact value; a row whose sum equals the target is finished early.
+    exact value; a row whose sum is the target already needs no more.
     """
     keys = _ordered_bits(scaled)
 
@@ -119,7 +119,7 @@ def _flip_negative(bits: Array) -> Array:
 
 
 def _inverse_cdf(weights: Array, uniform: Array) -> tuple[Array, Array]:
-    """Invert the CDF of weights [S, V] >= 0 at uniform [S] in [0, 1) -> ids [S] int32 of positive weight, sums [S]."""
+    """Sample: weights [S, V] >= 0, uniform [S] in [0, 1) -> ids [S] int32 of positive weight, total weights [S]."""
     blocks = _blocks(weights, 0.0)
     sums = _add_up(blocks, axis=2)  # [S, blocks]
     total = _add_up(sums, axis=1)
@@ -130,9 +130,9 @@ def _inverse_cdf(weights: Array, uniform: Array) -> tuple[Array, Array]:
 
 
 def _first_above(weights: Array, target: Array) -> tuple[Array, Array]:
-    """Find the first positive weight [S, N] at which the running sum exceeds target [S], and the rest of the target.
+    """Return the first positive weight [S, N] at which the running sum exceeds target [S], and the rest of the target.
 
-    Rounding may put the target above every running sum: then the last positive weight is taken.
+    Rounding may put the target above every running sum: then the last positive weight is the one.
     """
     running = jnp.cumsum(weights, axis=1)
     ids = lax.broadcasted_iota(jnp.int32, weights.shape, 1)
@@ -144,13 +144,13 @@ def _first_above(weights: Array, target: Array) -> tuple[Array, Array]:
 
 
 def _blocks(x: Array, padding: float) -> Array:
-    """Cut [S, V] into blocks [S, ceil(V / _BLOCK), _BLOCK]."""
+    """Split rows into blocks: [S, V] -> [S, ceil(V / _BLOCK), _BLOCK]."""
     S, V = x.shape
     return jnp.pad(x, ((0, 0), (0, -V % _BLOCK)), constant_values=padding).reshape(S, -1, _BLOCK)
 
 
 def _add_up(x: Array, axis: int) -> Array:
-    """Sum along an axis and remove it: its halves are added until one element is left."""
+    """Return the sums along an axis, without that axis: its halves are added until one element is left."""
     while (length := x.shape[axis]) > 1:
         half = (length + 1) // 2
         low, high = lax.slice_in_dim(x, 0, half, axis=axis), lax.slice_in_dim(x, half, length, axis=axis)

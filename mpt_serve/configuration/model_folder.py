@@ -13,7 +13,7 @@ _SMALL_FILES = ["*.json", "*.jinja", "*.model", "tokenizer*", "vocab*", "merges*
 def model_path(model: str) -> str:
     """Return the setting `model` as a folder or a Hugging Face id; `embedded` is the folder inside this package."""
     if model == EMBEDDED:
-        return str(Path(__file__).parent / EMBEDDED)
+        return str(Path(__file__).parents[1] / EMBEDDED)
     folder = Path(model).expanduser()
     return str(folder.resolve()) if folder.is_dir() else model
 

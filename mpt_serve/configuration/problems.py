@@ -18,9 +18,9 @@ _PLAINER = {  # pydantic's messages that speak of Python rather than of the file
     "model_type": "must be a mapping of settings",
     "byte_size": "must be a size such as 512MiB or 4GiB",
     "byte_size_unit": "must be a size such as 512MiB or 4GiB",
-    "int_parsing": "must be a whole number",
-    "int_type": "must be a whole number",
-    "int_from_float": "must be a whole number",
+    "int_parsing": "must be an integer",
+    "int_type": "must be an integer",
+    "int_from_float": "must be an integer",
 }
 
 

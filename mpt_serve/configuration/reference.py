@@ -8,7 +8,7 @@ from pydantic.fields import FieldInfo
 
 from mpt_serve.configuration.settings import Settings
 
-__all__ = ["settings_reference"]
+__all__ = ["default_text", "settings_reference"]
 
 _HEAD = """\
 # Settings
@@ -17,7 +17,7 @@ The settings of mpt_serve stand under `args` of the application in `serve_config
 the file, are errors; `mpt-serve check serve_config.yaml` finds them without starting anything. Sizes take a number of
 bytes or a unit: `512MiB`, `4GiB`.
 
-This page is written by `mpt-serve docs settings`; the types in `mpt_serve/configuration/settings.py` are its source.
+This page is written by `mpt-serve docs settings`; the types in `mpt_serve/configuration/` are its source.
 """
 
 
@@ -36,7 +36,7 @@ def _table(title: str, group: type[BaseModel], skip: dict[str, FieldInfo] | None
     for name, schema in group.model_json_schema(mode="validation")["properties"].items():
         if skip is None or name not in skip:
             field = group.model_fields[name]
-            yield f"| `{name}` | {_type_text(field, schema)} | {_default_text(field)} | {field.description} |"
+            yield f"| `{name}` | {_type_text(field, schema)} | {default_text(field)} | {field.description} |"
 
 
 def _is_group(field: FieldInfo) -> bool:
@@ -60,7 +60,8 @@ def _option_text(option: dict[str, Any]) -> str:
     return ", ".join([str(option["type"]), *limits])
 
 
-def _default_text(field: FieldInfo) -> str:
+def default_text(field: FieldInfo) -> str:
+    """Return a setting's default as it is written in the file."""
     default = field.default
     if isinstance(default, ByteSize):
         return f"`{default.human_readable(separator='').replace('.0', '')}`"

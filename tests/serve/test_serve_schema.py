@@ -89,7 +89,7 @@ def test_an_unknown_deployment_is_told_with_the_nearest_name() -> None:
 @pytest.mark.parametrize(
     ("path", "key", "value", "message"),
     [
-        (("http_options",), "port", "no", "http_options.port: must be a whole number, not 'no'"),
+        (("http_options",), "port", "no", "http_options.port: must be an integer, not 'no'"),
         (("applications", 0, "deployments", 0), "num_replicas", 0, "num_replicas: must be greater than 0"),
         (
             ("applications", 0, "deployments", 1, "autoscaling_config"),

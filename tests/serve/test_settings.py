@@ -7,12 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mpt_serve.configuration.engine_config import EngineSettings
+from mpt_serve.configuration.limits import Limits
 from mpt_serve.configuration.problems import ConfigurationError
 from mpt_serve.configuration.reference import settings_reference
-from mpt_serve.configuration.settings import EngineSettings, LimitSettings, MeshSettings, Settings
+from mpt_serve.configuration.settings import MeshSettings, Settings
 
 ROOT = Path(__file__).parents[2]
-GROUPS = {"": Settings, "engine": EngineSettings, "limits": LimitSettings, "mesh": MeshSettings}
+GROUPS = {"": Settings, "engine": EngineSettings, "limits": Limits, "mesh": MeshSettings}
 NAMES = [(group, name) for group, model in GROUPS.items() for name in model.model_fields]
 
 
@@ -54,9 +56,9 @@ def test_one_wrong_letter_anywhere_is_refused_by_name(place: tuple[str, str], at
     ("args", "message"),
     [
         ({"dtype": "fp8"}, "dtype: must be 'auto', 'float32', 'bfloat16' or 'float16', not 'fp8'"),
-        ({"max_model_len": "long"}, "max_model_len: must be a whole number, not 'long' (a value of type str)"),
-        ({"max_model_len": 0}, "max_model_len: must be greater than or equal to 1, not 0"),
-        ({"mesh": {"tensor": True}}, "mesh.tensor: must be a whole number, not true"),
+        ({"max_model_len": "long"}, "max_model_len: must be an integer, not 'long' (a value of type str)"),
+        ({"max_model_len": 0}, "max_model_len: must be greater than or equal to 2, not 0"),
+        ({"mesh": {"tensor": True}}, "mesh.tensor: must be an integer, not true"),
         ({"limits": {"request_timeout_s": True}}, "limits.request_timeout_s: must be a number, not true"),
         (
             {"limits": {"max_body_bytes": True}},

@@ -77,7 +77,7 @@ def norm(x: Array, norm: Norm) -> Array:
     return call(x, *arguments, **attributes)
 
 
-def _norm_arguments(norm: Norm | None) -> tuple[list[Array | None], dict[str, np.generic | bool]]:
+def _norm_arguments(norm: Norm | None) -> tuple[list[Array | None], dict[str, object]]:
     if norm is None:
         return [], {"norm": np.int32(0), "norm_bias": False, "eps": np.float32(0)}
     kind = np.int32(2 if norm.rms else 1)

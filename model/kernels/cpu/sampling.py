@@ -6,7 +6,7 @@ import numpy as np
 from jax import Array
 
 from model.kernels.cpu.library import kernel_call
-from model.params.sampling_batch import Logprobs, SamplingBatch
+from model.params.sampling_batch import SamplingBatch
 
 
 def choose_ids(
@@ -24,12 +24,17 @@ def choose_ids(
     return call(logits, masks, counts, bias, *rows, limit=np.int64(vocab_limit))
 
 
-def log_probabilities(logits: Array, ids: Array, num_logprobs: Array, vocab_limit: int, max_logprobs: int) -> Logprobs:
+def log_probabilities(
+    logits: Array, ids: Array, num_logprobs: Array, vocab_limit: int, max_logprobs: int
+) -> tuple[Array, Array, Array, Array]:
     """Return log probabilities of ids [S] int32 under logits [S, V] float32, and the most likely ids of each row.
 
-    num_logprobs [S] int32 ids are listed, `max_logprobs` at most. A row's result does not depend on the other rows.
+    -> log probability [S] float32, rank [S] int32; of up to num_logprobs [S] int32 most likely ids the ids themselves
+    [S, max_logprobs] int32 and their log probabilities [S, max_logprobs] float32. A row's result does not depend on the
+    other rows.
     """
     S = logits.shape[0]
     shapes = ((S,), jnp.float32), ((S,), jnp.int32), ((S, max_logprobs), jnp.int32), ((S, max_logprobs), jnp.float32)
     call = kernel_call("mpt_log_probabilities", tuple(jax.ShapeDtypeStruct(*shape) for shape in shapes))
-    return Logprobs(*call(logits, ids, num_logprobs, limit=np.int64(vocab_limit)))
+    found: tuple[Array, Array, Array, Array] = call(logits, ids, num_logprobs, limit=np.int64(vocab_limit))
+    return found

@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 
 import jax
 
-from model.checkpoint.quantize import pack_weights
+from model.checkpoint.pack import pack_weights
 from model.config.mpt_config import MptConfig
 from model.kernel_selection import weight_format
 from model.params.weights import Weights
-from mpt_serve.engine.config import EngineConfig
+from mpt_serve.configuration.engine_config import EngineConfig
 from mpt_serve.engine.memory import CachePlan
 from mpt_serve.engine.speculative.drafter import Drafter
 from mpt_serve.engine.speculative.model_drafter import ModelDrafter
