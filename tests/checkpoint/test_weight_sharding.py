@@ -136,7 +136,7 @@ def test_mesh() -> None:
 def test_heads_that_cannot_be_dealt() -> None:
     config = MptConfig.from_dict(TINY | {"attn_config": {"alibi": True, "attn_type": "multiquery_attention"}})
     mesh: Any = SimpleNamespace(axis_names=("fsdp", "tensor"), shape={"fsdp": 1, "tensor": 4})
-    with pytest.raises(ValueError, match=r"1 key/value heads cannot be dealt to tensor = 4 devices; use one of \[1\]"):
+    with pytest.raises(ValueError, match=r"1 key/value heads cannot be split over tensor = 4 devices; use one of \[1\]"):
         check_mesh(config, mesh)
 
 

@@ -270,7 +270,7 @@ def key_share(library, step: Step, case: Case, attention=native) -> tuple[np.nda
     before = library.key_counts()
     y, _ = run(attention, step, case)
     after = library.key_counts()
-    return y, (after.read - before.read) / (after.met - before.met)
+    return y, (after.read - before.read) / (after.visible - before.visible)
 
 
 def test_keys_beyond_the_horizon_are_not_read(library):

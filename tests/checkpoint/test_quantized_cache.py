@@ -15,8 +15,7 @@ import pytest
 from tiny_model import TINY, checkpoint_arrays
 from torch_writer import write_arrays
 
-import model.checkpoint.digest
-import model.checkpoint.quantized_cache
+from model.checkpoint import digest
 from model.checkpoint.load import load_weights
 from model.checkpoint.pack import pack_weights
 from model.checkpoint.safetensors_file import read_safetensors
@@ -50,7 +49,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[WeightFormat]:
         formats.append(arguments[-1])
         return load_weights(*arguments)
 
-    monkeypatch.setattr(model.packed_cache, "load_weights", counted)
+    monkeypatch.setattr("model.checkpoint.quantized_cache.load_weights", counted)
     return formats
 
 
@@ -143,8 +142,8 @@ def test_a_copy_of_a_checkpoint_finds_what_was_made_of_it(
 def test_a_number_that_no_sample_sees_makes_another_checkpoint(
     save: Callable[..., Path], tmp_path: Path, loads: list[WeightFormat], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model.checkpoint_digest, "_SAMPLES", 1)
-    monkeypatch.setattr(model.checkpoint_digest, "_SAMPLE_BYTES", 1)
+    monkeypatch.setattr(digest, "_SAMPLES", 1)
+    monkeypatch.setattr(digest, "_SAMPLE_BYTES", 1)
     folder, cache = save(), tmp_path / "cache"
     mpt_from_pretrained(folder, format=INT8, cache_dir=cache)
     file = folder / "model.safetensors"
@@ -160,8 +159,8 @@ def test_a_checkpoint_is_read_through_once(
     save: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = []
-    digest_of = model.checkpoint_digest._digest_of
-    monkeypatch.setattr(model.checkpoint_digest, "_digest_of", lambda path: read.append(path) or digest_of(path))
+    digest_of = digest._digest_of
+    monkeypatch.setattr(digest, "_digest_of", lambda path: read.append(path) or digest_of(path))
     folder, cache = save(), tmp_path / "cache"
     for format in (INT8, INT4, INT8):
         mpt_from_pretrained(folder, format=format, cache_dir=cache)
@@ -207,7 +206,7 @@ def test_nothing_is_kept_of_a_checkpoint_that_changes_while_it_is_read(
         change(folder / "model.safetensors", -1)
         return load_weights(*arguments)
 
-    monkeypatch.setattr(model.packed_cache, "load_weights", replaced)
+    monkeypatch.setattr("model.checkpoint.quantized_cache.load_weights", replaced)
     mpt_from_pretrained(folder, format=INT8, cache_dir=cache)
     assert entries(cache) == []
     assert ["changed while it was read" in record.message for record in caplog.records] == [True]
