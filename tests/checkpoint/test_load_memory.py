@@ -1,4 +1,4 @@
-"""Loading needs the memory of the weights and little more: measured in a process of its own."""
+"""Loading needs the memory of the weights and little more: measured in a separate process."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Quantised checkpoints: packed while they are loaded, and kept on disk where that is asked for."""
+"""Quantised checkpoints: packed while they are loaded, and cached on disk where configured."""
 
 import logging
 import os
@@ -171,9 +171,7 @@ def test_a_checkpoint_is_read_through_once(
     assert len(read) == len(entries(cache)) == 2
 
 
-def test_what_was_made_of_older_weights_is_removed_when_nobody_uses_it(
-    save: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_what_was_made_of_older_weights_is_removed_once_unused(save: Callable[..., Path], tmp_path: Path) -> None:
     folder, cache = save(), tmp_path / "cache"
     other = shutil.copytree(folder, tmp_path / "other")
     change(other / "model.safetensors", -5)
@@ -260,13 +258,13 @@ def test_a_damaged_entry_is_replaced_with_one_warning(
     assert len(loads) == 2
 
 
-def test_a_folder_that_cannot_be_written_is_done_without(
+def test_a_folder_that_cannot_be_written_is_not_used(
     save: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("not a folder")
     weights, _ = mpt_from_pretrained(save(), format=INT8, cache_dir=tmp_path / "file")
     assert isinstance(weights.wte, PackedMatrix)
-    assert ["cannot be kept" in record.message for record in caplog.records] == [True]
+    assert ["cannot be cached" in record.message for record in caplog.records] == [True]
 
 
 def test_a_write_that_fails_halfway_leaves_nothing(

@@ -134,8 +134,8 @@ def make_step(case: Case, seed: int = 0) -> Step:
     at = 0
     for r, (length, before) in enumerate(case.rows):
         tables[r, : needed[r]], blocks = blocks[: needed[r]], blocks[needed[r] :]
-        places = np.arange(before + length)
-        own = tables[r, places // block] * block + places % block
+        positions = np.arange(before + length)
+        own = tables[r, positions // block] * block + positions % block
         slots[at : at + length] = own[before:]
         for pool, held in zip(pools, earlier[r], strict=True):
             pool[own[:before] // block, :, own[:before] % block] = held
@@ -261,12 +261,12 @@ def test_a_table_beyond_the_pool_reads_nothing_outside_it(library):
     np.testing.assert_array_equal(y[1:], run(native, step, case)[0][1:])
 
 
-# Horizons. In these a row's last token attends keys of a known past, all heads of which have steep slopes.
+# The ALiBi horizon: a row's last token attends to known keys, and all heads have steep slopes.
 STEEP = Case(rows=((1, 2047),), head_dim=16, kv_heads=4, block=32, bias_max=2, spread=1.0)
 
 
 def key_share(library, step: Step, case: Case, attention=native) -> tuple[np.ndarray, float]:
-    """-> results, and the part of the keys that was read."""
+    """Attend -> results, and the share of the keys that was read."""
     before = library.key_counts()
     y, _ = run(attention, step, case)
     after = library.key_counts()
@@ -360,5 +360,5 @@ def test_the_alibi_horizon_changes_nothing(before, tokens, bias_max, spread, out
 
 
 def _slots(step: Step, first: int, count: int, block: int) -> np.ndarray:
-    places = np.arange(first, first + count)
-    return step.block_tables[0, places // block] * block + places % block
+    positions = np.arange(first, first + count)
+    return step.block_tables[0, positions // block] * block + positions % block

@@ -75,7 +75,7 @@ def test_what_surrounds_the_product(library, norm, bias, activation, combine, fo
     y = cpu.linear(
         x, matrix, b, rule, activation, other if combine == "times" else None, other if combine == "plus" else None
     )
-    prepared = x if rule is None else cpu.norm(x, rule)  # the very same norm: rounding hides no difference then
+    prepared = x if rule is None else cpu.norm(x, rule)  # the same norm, so that rounding hides no difference
     expected = round_inputs(prepared, matrix) @ unpack(matrix).T
     expected = expected if b is None else expected + b.astype(jnp.float32)
     expected = expected if activation is None else activation(expected)
@@ -101,7 +101,7 @@ def test_large_products_and_many_threads(library, format):
     source = np.random.default_rng(0)
     matrix, x = make_matrix(source, 200, 1000, format, group=64), array(source, 1100, 1000)
     expected = round_inputs(x, matrix) @ unpack(matrix).T
-    quantised = format.startswith("int")  # an input on the border between two whole numbers may become either
+    quantised = format.startswith("int")  # an input on the border between two integers may become either
     np.testing.assert_allclose(cpu.linear(x, matrix), expected, rtol=1e-4, atol=1e-2 if quantised else 1e-4)
 
 

@@ -60,7 +60,7 @@ def test_an_unknown_instruction_set_is_refused(library):
 
 @pytest.fixture
 def fresh():
-    """The library is looked for anew, and after the test once more."""
+    """Search for the library again, and once more after the test."""
     kernel_library.cache_clear()
     yield
     kernel_library.cache_clear()
