@@ -83,15 +83,15 @@ class GenerationEndpoint:
         """Return the response, or None when it went out as a stream."""
         prepared = await self._prepare(self._service, body)
         options = prepared.options
-        headers = self._service.ignored_fields_header((*prepared.unknown, *options.unknown))
+        headers = self._service.ignored_fields_header(prepared.unknown)
         backend = self._service.backend
         jobs = await self._jobs(prepared)
-        names = TokenNames(backend.token_bytes, options.report.tokens_as_ids)
+        names = TokenNames(backend.token_bytes, options.output.tokens_as_ids)
         prompts = [job.ids for job in jobs]
-        answer = prepared.answer(backend.model.id, options.report, names, prompts, options.n)
-        with backend.admit(prompts, options.best_of), _guide_errors(options.guide_param):
+        answer = prepared.answer(backend.model.id, options.output, names, prompts, options.request.n)
+        with backend.admit(prompts, options.request.num_choices), _guide_errors(options.grammar_field):
             async with RequestStream(backend, jobs, request_id) as generation:
-                if not options.stream:
+                if not options.request.stream:
                     response = await whole_response(generation, answer, options)
                     response.headers.update(headers)
                     return response
@@ -105,14 +105,14 @@ class GenerationEndpoint:
         default = prepared.default_max_tokens
         prompts = [options.fit(prompt, backend.model, default, prepared.param) for prompt in prepared.prompts]
         _check_prompt_logprobs(prompts, options, self._service.limits)
-        bad_words = await backend.spellings(options.bad_words) if options.bad_words else ()
+        bad_words = await backend.spellings(options.request.bad_words) if options.request.bad_words else ()
         jobs: list[PromptStream] = []
         params_with = cache(lambda max_tokens: options.params(max_tokens, bad_words))  # they may hold long lists of ids
         for ids in prompts:
             params = params_with(options.max_tokens_for(len(ids), backend.model, default))
-            echo = await self._echo(ids) if options.report.echo else None
-            first = len(jobs) * options.best_of
-            choices = [self._choice(first + i, options, params, echo) for i in range(options.best_of)]
+            echo = await self._echo(ids) if options.output.echo else None
+            first = len(jobs) * options.request.num_choices
+            choices = [self._choice(first + i, options, params, echo) for i in range(options.request.num_choices)]
             jobs.append(PromptStream(ids, params, choices, echo))
         return jobs
 
@@ -123,22 +123,22 @@ class GenerationEndpoint:
     def _choice(self, index: int, options: SamplingOptions, params: SamplingParams, echo: Echo | None) -> OutputChoice:
         return OutputChoice(
             index,
-            self._service.backend.detokenizer(options.skip_special_tokens),
-            StopMatcher(options.stop, options.include_stop, params.min_tokens),
+            self._service.backend.detokenizer(options.request.skip_special_tokens),
+            StopMatcher(options.request.stop, options.request.include_stop_str_in_output, params.min_tokens),
             stop_token_ids=params.stop_token_ids,
-            include_stop=options.include_stop,
-            tokens=TokenAlignment(len(echo.text) if echo else 0) if options.report.by_token else None,
+            include_stop=options.request.include_stop_str_in_output,
+            tokens=TokenAlignment(len(echo.text) if echo else 0) if options.output.by_token else None,
         )
 
 
 def _check_prompt_logprobs(prompts: Sequence[Sequence[int]], options: SamplingOptions, limits: Limits) -> None:
     """Bound what an answer repeats for each of its choices."""
-    count = options.report.engine_prompt_logprobs
+    count = options.output.engine_prompt_logprobs
     if count is None:
         return
-    numbers = sum(map(len, prompts)) * options.n * (count + 1)
+    numbers = sum(map(len, prompts)) * options.request.n * (count + 1)
     if numbers > limits.max_prompt_logprobs:
-        param = "logprobs" if options.report.prompt_logprobs is None else "prompt_logprobs"
+        param = "logprobs" if options.output.prompt_logprobs is None else "prompt_logprobs"
         raise InvalidValueError(
             f"'{param}' would make {numbers} log probabilities of prompts; an answer has at most"
             f" {limits.max_prompt_logprobs}. Ask for fewer alternatives, choices or prompts.",

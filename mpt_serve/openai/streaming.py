@@ -28,8 +28,9 @@ async def whole_response(generation: RequestStream, answer: ResponseBuilder, opt
         for part in await generation.next():
             gathered.setdefault(part.index, []).append(part)
     parts = [ChoicePart.of(gathered[index]) for index in sorted(gathered)]
-    if options.best_of > options.n:
-        parts = best(parts, generation.mean_logprobs, options.best_of, options.n)
+    made, wanted = options.request.num_choices, options.request.n
+    if made > wanted:
+        parts = best(parts, generation.mean_logprobs, made, wanted)
     usage = generation.usage
     return await _written(lambda: JSONResponse(answer.whole(parts, usage)), parts)
 
@@ -60,7 +61,7 @@ class StreamedResponse:
         while not self._generation.done:
             parts = await self._generation.next(self._limits.keep_alive_s)
             await self._stream.send(await self._events(parts) if parts else [KEEP_ALIVE])
-        if self._options.include_usage:
+        if self._options.request.include_usage:
             await self._stream.send([event({**self._answer.chunk([]), "usage": self._generation.usage.body()})])
         await self._stream.end()
 
@@ -72,8 +73,8 @@ class StreamedResponse:
         return self._event(self._answer.chunk([self._answer.chunk_choice(part)]))
 
     def _event(self, chunk: dict[str, Any]) -> bytes:
-        if self._options.include_usage:
-            chunk["usage"] = self._generation.usage.body() if self._options.continuous_usage else None
+        if self._options.request.include_usage:
+            chunk["usage"] = self._generation.usage.body() if self._options.request.continuous_usage else None
         return event(chunk)
 
 
