@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import Field, PlainValidator, model_validator
 
 from mpt_serve.engine.sampling_params import MAX_LOGPROBS
-from mpt_serve.openai.protocol.field_types import MAX_INT32, ModelId, TokenId, shown_default
+from mpt_serve.openai.protocol.field_types import MAX_INT32, ModelId, TokenId, encodable, shown_default
 from mpt_serve.openai.protocol.request_model import Refused
 from mpt_serve.openai.protocol.sampling import SamplingRequest
 from mpt_serve.openai.protocol.schema_words import Accepts, json_type
@@ -39,11 +39,7 @@ def _prompts(value: Any) -> tuple[Prompt, ...]:
 def _text(value: str) -> str:
     if not value:
         raise invalid(f"must be {_PROMPT_WORDS}; got an empty string")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise invalid("contains half of a surrogate pair, which is not text") from None
-    return value
+    return encodable(value)
 
 
 def _ids(value: list[Any]) -> tuple[int, ...]:

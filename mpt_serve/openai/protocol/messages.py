@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, Field, PlainValidator, model_validator
 
 from mpt_serve.openai.protocol.compatibility import IGNORED
-from mpt_serve.openai.protocol.field_types import ModelId
+from mpt_serve.openai.protocol.field_types import ModelId, Text, encodable
 from mpt_serve.openai.protocol.request_model import Refused, RequestModel
 from mpt_serve.openai.protocol.schema_words import Accepts, json_type
 from mpt_serve.openai.protocol.validation_errors import invalid, unsupported
@@ -29,7 +29,7 @@ class TextPart(BaseModel):
 def _content(value: Any) -> str:
     """Return the text of a content; that of several parts is joined by line ends."""
     if isinstance(value, str):
-        return _text(value)
+        return encodable(value)
     if not isinstance(value, list):
         raise invalid(f"must be {_CONTENT_WORDS}; got {json_type(value)}")
     if not 0 < len(value) <= MAX_PARTS:
@@ -45,15 +45,7 @@ def _part(part: Any, place: str) -> str:
     text = part.get("text")
     if not isinstance(text, str):
         raise invalid(f"must be a string; got {json_type(text)}", f"{place}.text")
-    return _text(text, f"{place}.text")
-
-
-def _text(text: str, place: str = "") -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise invalid("contains half of a surrogate pair, which is not text", place) from None
-    return text
+    return encodable(text, f"{place}.text")
 
 
 Content = Annotated[
@@ -75,7 +67,7 @@ class ChatMessage(RequestModel):
     name: str | None = Field(
         None, max_length=256, description="The chat formats have no names.", json_schema_extra=IGNORED
     )
-    refusal: str | None = Field(None, description="Part of earlier responses.", json_schema_extra=IGNORED)
+    refusal: Text | None = Field(None, description="Part of earlier responses.", json_schema_extra=IGNORED)
     annotations: Annotations | None = Field(None, description="Part of earlier responses.", json_schema_extra=IGNORED)
 
     refused: ClassVar[tuple[Refused, ...]] = (

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, ConfigDict, Field, PlainValidator, model_va
 from mpt_serve.configuration.limits import Limits
 from mpt_serve.openai.body import parse_json_object
 from mpt_serve.openai.errors import InvalidValueError
+from mpt_serve.openai.protocol.field_types import encodable
 from mpt_serve.openai.protocol.request_model import Refused, RequestModel
 from mpt_serve.openai.protocol.schema_words import Accepts, json_type
 from mpt_serve.openai.protocol.validation_errors import invalid
@@ -45,11 +46,7 @@ def _parsed(text: str) -> dict[str, Any]:
 def _bounded(text: str, words: str) -> str:
     if not 0 < len(text) <= MAX_GRAMMAR_CHARS:
         raise invalid(f"must be {words}; got {len(text)} characters")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise invalid("contains half of a surrogate pair, which is not text") from None
-    return text
+    return encodable(text)
 
 
 def _choices_text(choices: tuple[str, ...] | None) -> str | None:

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from mpt_serve.openai.protocol.field_types import ModelId, TokenId
+from mpt_serve.openai.protocol.field_types import ModelId, Text, TokenId
 from mpt_serve.openai.protocol.messages import ConversationRequest
 from mpt_serve.openai.protocol.request_model import Refused, RequestModel
 
@@ -17,7 +17,7 @@ class TokenizeRequest(RequestModel):
     """The body of POST /tokenize with a text."""
 
     model: ModelId = None
-    prompt: str = Field(description="The text; send `messages` instead for a conversation.")
+    prompt: Text = Field(description="The text; send `messages` instead for a conversation.")
     add_special_tokens: bool = Field(True, description="Let the tokenizer add its own special tokens.")
 
     refused: ClassVar[tuple[Refused, ...]] = (_TOKEN_STRS,)

@@ -1,6 +1,6 @@
 """The one way from pydantic's errors to those of the wire contract."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -34,7 +34,7 @@ def invalid_value_error(
     places = {name: place for place, name in enumerate(order)}
     errors = error.errors(include_url=False, include_input=False)
     first = min(errors, key=lambda details: places.get(str(details["loc"][0]), -1) if details["loc"] else -1)
-    path, value, found = _follow(_steps(first), schema, body)
+    path, value, found = _follow(first["loc"], schema, body)
     context = first.get("ctx", {})
     if "predicate" in context:
         path = _joined(path, context["field"])
@@ -42,29 +42,18 @@ def invalid_value_error(
         return kind(f"'{path}' {context['predicate']}.", param=path)
     if first["type"] == "missing":
         return InvalidValueError(f"'{path}' is required: {accepted(found, schema)}.", param=path)
-    if first["type"] == "extra_forbidden" or (first["type"] == "string_unicode" and isinstance(value, dict)):
-        known = ", ".join(name for option in alternatives(found, schema) for name in option["properties"])
-        message = f"'{path}' has a member that is not offered; it may have {known}."
-        return UnsupportedParameterError(message, param=path)
     return InvalidValueError(f"'{path}' {_mistake(first, value, found, schema)}.", param=path)
 
 
-def _steps(details: ErrorDetails) -> Sequence[str | int]:
-    """Return the way to the value that is named: an unknown member, and the name of one, are their object's mistake."""
-    steps = details["loc"]
-    if steps[-1:] == (_KEY,):
-        return steps[:-2]
-    return steps[:-1] if details["type"] == "extra_forbidden" else steps
-
-
-def _follow(steps: Iterable[str | int], schema: Schema, body: Mapping[str, Any]) -> tuple[str, Any, Schema]:
+def _follow(steps: tuple[str | int, ...], schema: Schema, body: Mapping[str, Any]) -> tuple[str, Any, Schema]:
     """Return the path, the value and the schema at the end of the steps, as far as the body goes.
 
-    A single value that was taken as an array of one has no step of its own in the path.
+    A single value that was taken as an array of one has no step of its own in the path; nor has a member with a wrong
+    name, which is the mistake of its object.
     """
     path, root = "", schema
     value: Any = body
-    for step in steps:
+    for step in steps[:-2] if steps[-1:] == (_KEY,) else steps:
         if isinstance(step, int) and isinstance(value, list):
             path, value = f"{path}[{step}]", value[step]
         elif isinstance(step, str) and isinstance(value, dict):
