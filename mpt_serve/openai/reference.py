@@ -2,10 +2,10 @@
 
 import json
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import fields as dataclass_fields
 from typing import Any
 
 from mpt_serve.configuration.limits import Limits
+from mpt_serve.configuration.reference import default_text
 from mpt_serve.openai.errors import ERROR_KINDS, NotReadyError
 from mpt_serve.openai.protocol.chat import ChatCompletionRequest
 from mpt_serve.openai.protocol.completions import CompletionRequest
@@ -192,7 +192,8 @@ def _errors() -> Iterator[str]:
 
 
 def _limits() -> Iterator[str]:
-    rows = [f"| `{field.name}` | {field.default} | {field.metadata['meaning']} |" for field in dataclass_fields(Limits)]
+    fields = Limits.model_fields.items()
+    rows = [f"| `{name}` | {default_text(field)} | {field.description} |" for name, field in fields]
     yield _table("| limit | default | meaning |\n|---|---|---|", rows)
 
 
