@@ -53,7 +53,7 @@ that number of choices is generated, and the response has the `n` of the highest
 tokens (of equal ones the earlier), the best first; this is only available without `stream`. `usage` counts each prompt
 once, and the tokens of every choice that was generated.
 
-One of `response_format`, `structured_outputs` and the `guided_` fields says what the output must match. What cannot be
+One of `response_format`, `structured_outputs` and the `guided_*` fields says what the output must match. What cannot be
 compiled, or takes too long to compile, is an error 400 with the field as its `param`; a 503 while too many others are
 being compiled.
 """

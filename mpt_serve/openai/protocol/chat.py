@@ -55,7 +55,7 @@ class ChatCompletionRequest(SamplingRequest, ConversationRequest):
 
     @classmethod
     def check_refused(cls, members: Mapping[str, Any]) -> None:
-        """Let tools pass where the client itself requests an answer without them."""
+        """Raise an error for a refused member; tools pass if the client itself requests a response without them."""
         if members.get("tool_choice") == "none":
             members = {name: value for name, value in members.items() if name not in ("tools", "functions")}
         super().check_refused(members)

@@ -48,7 +48,7 @@ def invalid_value_error(
 def _follow(steps: tuple[str | int, ...], schema: Schema, body: Mapping[str, Any]) -> tuple[str, Any, Schema]:
     """Return the path, the value and the schema at the end of the steps, as far as the body goes.
 
-    A single value that was taken as an array of one has no step of its own in the path; nor has a member with a wrong
+    A single value that was taken as an array of one has no step in the path; nor has a member with a wrong
     name, which is the mistake of its object.
     """
     path, root = "", schema
