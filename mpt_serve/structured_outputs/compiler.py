@@ -17,7 +17,7 @@ from mpt_serve.structured_outputs.vocabulary import Vocabulary
 
 __all__ = ["CompiledGrammar", "GrammarCompiler"]
 
-_CHILD = Path(__file__).with_name("compile_child.py")
+_CHILD = Path(__file__).with_name("compile_worker.py")
 _BUSY = "too many guides are being compiled; try again later"
 
 
