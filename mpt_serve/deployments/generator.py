@@ -15,14 +15,14 @@ from mpt_serve.configuration.model_folder import model_path, tokenizer_folder
 from mpt_serve.configuration.settings import Settings
 from mpt_serve.deployments.delta_mailbox import DeltaMailbox
 from mpt_serve.deployments.logs import log_through_serve
+from mpt_serve.engine.request import Delta
+from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.structured_outputs.spec import GrammarSpec
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from mpt_serve.engine import Engine
-    from mpt_serve.engine.request import Delta
-    from mpt_serve.engine.sampling_params import SamplingParams
 
 __all__ = ["Generator", "StallWatch"]
 
@@ -58,11 +58,11 @@ class Generator:
     async def generate(
         self,
         prompt_ids: Sequence[int],
-        params: "SamplingParams",
+        params: SamplingParams,
         request_id: str,
         generated: Sequence[int] = (),
         spec: GrammarSpec | None = None,
-    ) -> "AsyncIterator[Delta]":
+    ) -> AsyncIterator[Delta]:
         """Yield the deltas of the request's choices; closing the iterator ends them in the engine.
 
         generated: ids that a request of one choice has already; it continues after them.
@@ -71,16 +71,14 @@ class Generator:
         """
         if self._mailbox is None:
             self._mailbox = DeltaMailbox(asyncio.get_running_loop())
-        stream = self._mailbox.stream(params.n)
-        submit = partial(
-            self._engine.submit, prompt_ids, on_delta=stream.post, request_id=request_id, generated=generated
-        )
+        deltas = self._mailbox.subscribe(params.n)
+        submit = partial(self._submit, prompt_ids, params, deltas.post, request_id, generated, spec)
         if spec is None:
-            submit(params)
+            submit()
         else:
-            await self._in_thread(partial(self._submit_with_grammar, submit, params, spec), request_id)
+            await self._in_thread(submit, request_id)
         try:
-            async for delta in stream:
+            async for delta in deltas:
                 yield delta
         finally:
             self._engine.cancel(request_id)
@@ -89,9 +87,19 @@ class Generator:
         """End a choice that reached a stop string, if this replica has it; the request's other choices continue."""
         self._engine.cancel(request_id, index, "stop")
 
-    def _submit_with_grammar(self, submit: Callable[..., str], params: "SamplingParams", spec: GrammarSpec) -> str:
-        """Compile the grammar and submit the request with it."""
-        return submit(dataclasses.replace(params, guide=spec))
+    def _submit(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        on_delta: Callable[[Delta], None],
+        request_id: str,
+        generated: Sequence[int],
+        spec: GrammarSpec | None,
+    ) -> str:
+        """Compile the grammar, if there is one, and submit the request."""
+        if spec is not None:
+            params = dataclasses.replace(params, guide=spec)
+        return self._engine.submit(prompt_ids, params, on_delta, request_id, generated)
 
     async def _in_thread(self, submit: Callable[[], str], request_id: str) -> None:
         """Submit on another thread, since compiling a grammar takes time that the event loop does not have."""
