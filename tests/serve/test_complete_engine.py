@@ -222,7 +222,7 @@ class TestConstraints:
         assert texts(complete(http, priority=-5, seed=1)) == texts(complete(http, priority=5, seed=1))
 
 
-class TestGuides:
+class TestStructuredOutputs:
     @pytest.mark.parametrize("n", [1, 3])
     @pytest.mark.parametrize(
         ("field", "value", "pattern"),
