@@ -89,7 +89,6 @@ class SamplingOptions:
             logit_bias=request.biases,
             allowed_token_ids=request.allowed_token_ids,
             bad_words=bad_words,
-            guide=self.grammar,
             seed=request.seed,
             n=request.num_choices,
             stop_token_ids=request.stop_token_ids,

@@ -50,8 +50,7 @@ def test_the_engine_gets_the_grammar(
 ) -> None:
     response = post(http, path, {**GOOD[path], **body})
     assert response.status_code == 200, response.text
-    [(_, params)] = backend.started
-    assert params.guide == grammar
+    assert backend.grammars == [grammar]
 
 
 @pytest.mark.parametrize("path", PATHS)
