@@ -28,8 +28,9 @@ async def whole_response(output: RequestStream, builder: ResponseBuilder, option
         for part in await output.next():
             gathered.setdefault(part.index, []).append(part)
     parts = [ChoicePart.joined(gathered[index]) for index in sorted(gathered)]
-    if options.best_of > options.n:
-        parts = best(parts, output.mean_logprobs, options.best_of, options.n)
+    num_choices, n = options.request.num_choices, options.request.n
+    if num_choices > n:
+        parts = best(parts, output.mean_logprobs, num_choices, n)
     usage = output.usage
     return await _build(lambda: JSONResponse(builder.whole(parts, usage)), parts)
 
@@ -63,7 +64,7 @@ class StreamedResponse:
         while not self._output.done:
             parts = await self._output.next(self._limits.keep_alive_s)
             await self._stream.send(await self._events(parts) if parts else [KEEP_ALIVE])
-        if self._options.include_usage:
+        if self._options.request.include_usage:
             await self._stream.send([event({**self._builder.chunk([]), "usage": self._output.usage.body()})])
         await self._stream.end()
 
@@ -75,8 +76,8 @@ class StreamedResponse:
         return self._event(self._builder.chunk([self._builder.chunk_choice(part)]))
 
     def _event(self, chunk: dict[str, Any]) -> bytes:
-        if self._options.include_usage:
-            chunk["usage"] = self._output.usage.body() if self._options.continuous_usage else None
+        if self._options.request.include_usage:
+            chunk["usage"] = self._output.usage.body() if self._options.request.continuous_usage else None
         return event(chunk)
 
 
