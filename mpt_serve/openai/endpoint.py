@@ -149,14 +149,14 @@ def _check_prompt_logprobs(prompts: Sequence[Sequence[int]], options: SamplingOp
 
 
 @contextlib.contextmanager
-def _grammar_errors(param: str | None) -> Iterator[None]:
+def _grammar_errors(field: str | None) -> Iterator[None]:
     """Attribute the engine's refusals to the field of the grammar: all other fields have been checked before."""
     try:
         yield
     except RequestError as error:
-        if param is None or isinstance(error, (BusyError, EngineClosedError)):
+        if field is None or isinstance(error, (BusyError, EngineClosedError)):
             raise
-        raise InvalidValueError(as_api_error(error).message, param=param) from error
+        raise InvalidValueError(as_api_error(error).message, param=field) from error
 
 
 def _deadline_error(seconds: float) -> ApiError:

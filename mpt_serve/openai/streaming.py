@@ -28,9 +28,9 @@ async def whole_response(output: RequestStream, builder: ResponseBuilder, option
         for part in await output.next():
             gathered.setdefault(part.index, []).append(part)
     parts = [ChoicePart.joined(gathered[index]) for index in sorted(gathered)]
-    generated, returned = options.request.num_choices, options.request.n
-    if generated > returned:
-        parts = best(parts, output.mean_logprobs, generated, returned)
+    num_choices, n = options.request.num_choices, options.request.n
+    if num_choices > n:
+        parts = best(parts, output.mean_logprobs, num_choices, n)
     usage = output.usage
     return await _build(lambda: JSONResponse(builder.whole(parts, usage)), parts)
 

@@ -1,4 +1,4 @@
-"""Every sampling feature against a running server; MPT_SERVE_TEST_URL selects another server than the test's own."""
+"""Every sampling feature against a running server; MPT_SERVE_TEST_URL names another server."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""The official OpenAI client against a running server; MPT_SERVE_TEST_URL selects another server than the test's own."""
+"""The official OpenAI client against a running server; MPT_SERVE_TEST_URL names another server."""
 
 import asyncio
 import json
@@ -130,7 +130,7 @@ def test_64_concurrent_streams_are_each_what_they_are_alone(server_url: str, mod
 
 
 async def vanish(http: httpx.AsyncClient, model: str, number: int) -> None:
-    """Request a long stream and drop the connection: right after the request, at the stream's start or in its middle."""
+    """Request a long stream and drop the connection: after the request, at the stream's start or in its middle."""
     body = {"model": model, "prompt": f"client {number}", "max_tokens": 480, "stream": True, "ignore_eos": True}
     if number % 4 == 0:
         await request_and_disconnect(http.base_url, json.dumps(body).encode())
