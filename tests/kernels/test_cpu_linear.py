@@ -41,7 +41,7 @@ def array(source, *shape, dtype=jnp.float32):
 
 
 def close(actual, expected, K):
-    """Sums of K products of numbers about 1 and 0.1, in another order."""
+    """Compare sums of K products of numbers about 1 and 0.1, added in another order."""
     np.testing.assert_allclose(actual, expected, rtol=2e-5, atol=2e-6 * np.sqrt(K) + 1e-6)
 
 
