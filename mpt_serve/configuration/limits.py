@@ -1,31 +1,54 @@
-"""Bounds on what one request may ask for."""
+"""Bounds on what one request, and all requests together, may ask for."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated
+
+from pydantic import ByteSize, Field
+
+from mpt_serve.configuration.setting_types import Count, Seconds, SettingsGroup, Size, not_boolean
 
 __all__ = ["Limits"]
 
 
-def _bound(default: Any, meaning: str) -> Any:
-    return field(default=default, metadata={"meaning": meaning})
+class Limits(SettingsGroup):
+    """What one request, and all requests together, may ask for."""
 
-
-@dataclass(frozen=True)
-class Limits:
-    """Bounds on one request. Sizes in bytes, times in seconds; each field's metadata says what it bounds."""
-
-    max_body_bytes: int = _bound(4 * 1024 * 1024, "bytes of a body, counted while it is read")
-    max_json_depth: int = _bound(32, "depth of a body's arrays and objects")
-    max_json_items: int = _bound(262_144, "elements and members in a body, over all depths")
-    max_header_bytes: int = _bound(64 * 1024, "bytes of all headers together")
-    max_headers: int = _bound(256, "headers")
-    max_prompts: int = _bound(128, "prompts in one completions request")
-    max_choices: int = _bound(256, "choices in one request: prompts times `n`, or times `best_of`")
-    max_prompt_logprobs: int = _bound(
-        262_144, "log probabilities of prompts in one answer: tokens times choices times those of one token"
+    request_timeout_s: Seconds = Field(
+        default=600.0,
+        description="Seconds from a request's first byte to its response's last; then it ends with an error 504.",
     )
-    request_timeout_s: float = _bound(600.0, "seconds from a request's first byte to its answer's last")
-    keep_alive_s: float = _bound(15.0, "seconds of silence after which a stream sends a comment")
-    first_token_wait_s: float = _bound(
-        15.0, "seconds after which a stream begins without its first token; an error before that keeps its own status"
+    first_token_wait_s: Seconds = Field(
+        default=15.0,
+        description="Seconds after which a stream begins without its first token, so that no proxy takes it for dead;"
+        " an error before that keeps its own status.",
+    )
+    keep_alive_s: Seconds = Field(default=15.0, description="Seconds of silence after which a stream sends a comment.")
+    max_body_bytes: Size = Field(
+        default=ByteSize(4 * 1024**2), description="Size of one request's body, such as `4MiB`; counted while reading."
+    )
+    max_json_depth: Annotated[int, Field(ge=1, le=256), not_boolean("an integer")] = Field(
+        default=32, description="Depth of a body's arrays and objects."
+    )
+    max_json_items: Count = Field(
+        default=262_144, description="Elements and members of a body's arrays and objects, over all depths."
+    )
+    max_header_bytes: Size = Field(default=ByteSize(64 * 1024), description="Size of all headers together.")
+    max_headers: Count = Field(default=256, description="Headers of one request.")
+    max_prompts: Count = Field(default=128, description="Prompts in one /v1/completions request.")
+    max_choices: Count = Field(
+        default=256, description="Choices in one request: prompts times `n`, or times `best_of`."
+    )
+    max_prompt_logprobs: Count = Field(
+        default=262_144,
+        description="Log probabilities of prompts in one response: tokens times choices times those of one token. Each"
+        " takes about 60 bytes of the response.",
+    )
+    max_waiting_requests: Count = Field(
+        default=256,
+        description="Choices (one for each prompt, unless a request asks for more) that one Ingress replica keeps"
+        " waiting or running, over all its Generator replicas. More are refused with 503 and a Retry-After header.",
+    )
+    max_waiting_prompt_tokens: Count = Field(
+        default=262_144,
+        description="Prompt tokens of those requests together; more are refused in the same way. A request that is"
+        " alone is always admitted.",
     )

@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray import serve
@@ -114,22 +113,16 @@ def _replica_name() -> str:
 
 
 def _load_engine(settings: Settings) -> "Engine":
-    from mpt_serve.engine import Engine, EngineConfig
+    from mpt_serve.engine import Engine
     from mpt_serve.text.tokenizer import TextTokenizer
 
     _check_accelerator()
     tokenizer = TextTokenizer.from_folder(tokenizer_folder(settings.model))
-    cache_dir = settings.engine.compilation_cache_dir
-    config = EngineConfig(
-        **settings.engine.model_dump(exclude={"compilation_cache_dir", "stall_timeout_s", "draft_model"}),
-        max_model_len=settings.max_model_len,
-        compilation_cache_dir=None if cache_dir is None else str(Path(cache_dir).expanduser()),
-    )
     mesh = _mesh(settings)
     draft_model = settings.engine.draft_model
     return Engine.from_pretrained(
         model_path(settings.model),
-        config,
+        settings.engine_config,
         dtype=_dtype(settings, mesh),
         mesh=mesh,
         quantization=settings.quantization,

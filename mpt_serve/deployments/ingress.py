@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from dataclasses import fields
 from pathlib import Path
 
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -13,7 +12,6 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from mpt_serve.configuration.limits import Limits
 from mpt_serve.configuration.model_folder import tokenizer_folder
 from mpt_serve.configuration.settings import Settings
 from mpt_serve.deployments.admission import Admission
@@ -37,8 +35,7 @@ class Ingress:
         folder = tokenizer_folder(settings.model)
         text = TextTokenizer.from_folder(folder)
         limits = settings.limits
-        own = {field.name for field in fields(Limits)}
-        self._limits = Limits(**limits.model_dump(include=own))
+        self._limits = limits
         self._backend = ServeBackend(
             _model_info(settings, text, _has_chat_template(folder, settings, text)),
             text,

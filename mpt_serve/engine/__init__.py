@@ -7,7 +7,7 @@ Requests, parameters and settings are plain Python. `Engine` brings JAX with it,
 
 from typing import TYPE_CHECKING
 
-from mpt_serve.engine.config import EngineConfig
+from mpt_serve.configuration.engine_config import EngineConfig
 from mpt_serve.engine.request import Delta, FinishReason, TokenLogprobs
 from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.errors import BusyError, EngineClosedError, RequestError

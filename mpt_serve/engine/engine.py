@@ -18,9 +18,9 @@ from model.config.mpt_config import MptConfig
 from model.kernel_selection import weight_format
 from model.params.weights import Weights
 from model.pretrained import find_device, mpt_from_pretrained, resolve_checkpoint
+from mpt_serve.configuration.engine_config import EngineConfig
 from mpt_serve.configuration.model_folder import model_path
 from mpt_serve.engine.block_pool import BlockPool
-from mpt_serve.engine.config import EngineConfig
 from mpt_serve.engine.inbox import Abort, AddRequest, Inbox
 from mpt_serve.engine.memory import cache_dtype_for, cache_plan_for
 from mpt_serve.engine.outbox import Outbox, refuse

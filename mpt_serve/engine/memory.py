@@ -15,7 +15,7 @@ from model.config.mpt_config import MptConfig
 from model.params.kv_cache import kv_bytes_per_token
 from model.params.packed_matrix import PackedMatrix
 from model.params.weights import Weights, weight_bytes
-from mpt_serve.engine.config import EngineConfig
+from mpt_serve.configuration.engine_config import EngineConfig
 
 logger = logging.getLogger(__name__)
 

@@ -2,10 +2,10 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import fields as dataclass_fields
 from typing import Any
 
 from mpt_serve.configuration.limits import Limits
+from mpt_serve.configuration.reference import default_text
 from mpt_serve.openai.chat import CHAT_FIELDS
 from mpt_serve.openai.completions import COMPLETION_FIELDS
 from mpt_serve.openai.errors import ERROR_KINDS, NotReadyError
@@ -188,7 +188,8 @@ def _errors() -> Iterator[str]:
 
 
 def _limits() -> Iterator[str]:
-    rows = [f"| `{field.name}` | {field.default} | {field.metadata['meaning']} |" for field in dataclass_fields(Limits)]
+    fields = Limits.model_fields.items()
+    rows = [f"| `{name}` | {default_text(field)} | {field.description} |" for name, field in fields]
     yield _table("| bound | default | meaning |\n|---|---|---|", rows)
 
 

@@ -112,7 +112,7 @@ def lazy_engine(weights: Weights, config: MptConfig):  # type: ignore[no-untyped
     engines = []
 
     def make(settings: EngineConfig = SETTINGS, weights: Weights = weights, **more: object) -> Engine:
-        engines.append(Engine(weights, config, replace(settings, pre_compile=False), VOCAB_LIMIT, **more))  # type: ignore[arg-type]
+        engines.append(Engine(weights, config, settings.replace(pre_compile=False), VOCAB_LIMIT, **more))  # type: ignore[arg-type]
         return engines[-1]
 
     yield make
@@ -404,7 +404,7 @@ def test_a_context_that_does_not_fit_the_cache_is_shortened(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with caplog.at_level(logging.INFO, logger="mpt_serve.engine"):
-        engine = lazy_engine(replace(SETTINGS, num_blocks=3))
+        engine = lazy_engine(SETTINGS.replace(num_blocks=3))
     assert engine.max_model_len == engine.stats().max_model_len == 12
     assert "shortened from 64 to 12 tokens" in engine.stats().notes[0]
     assert "shortened from 64 to 12 tokens" in caplog.text
@@ -431,7 +431,7 @@ def test_a_checkpoint_is_served_from_its_folder(
 ) -> None:
     described = {"d_model": 32, "n_heads": 4, "n_layers": 2, "expansion_ratio": 2, "vocab_size": 96, "max_seq_len": 64}
     save_checkpoint(weights, {"model_type": "mpt", **described, "attn_config": {"alibi": True}}, tmp_path)
-    settings = replace(SETTINGS, pre_compile=False)
+    settings = SETTINGS.replace(pre_compile=False)
     with Engine.from_pretrained(tmp_path, settings, vocab_limit=VOCAB_LIMIT) as served:
         assert served.vocab_limit == VOCAB_LIMIT
         assert served.num_blocks == SETTINGS.num_blocks

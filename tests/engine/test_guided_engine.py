@@ -36,7 +36,7 @@ PARAMS = SamplingParams(max_tokens=50, seed=3)
 
 @pytest.fixture(scope="module")
 def guided_engine(weights: Weights, config: MptConfig, guides: GrammarCompiler) -> Iterator[Engine]:
-    settings = replace(SETTINGS, pre_compile=False)
+    settings = SETTINGS.replace(pre_compile=False)
     with Engine(weights, config, settings, VOCAB_LIMIT, eos_token_ids=[END], guides=guides) as engine:
         yield engine
 
@@ -87,7 +87,7 @@ def test_answers_match_their_guide(guided_engine: Engine, guide: GrammarSpec, wi
 def test_guided_answers_are_the_same_with_drafts_and_among_others(
     guided_engine: Engine, weights: Weights, config: MptConfig, guides: GrammarCompiler
 ) -> None:
-    settings = replace(SETTINGS, pre_compile=False, speculation="none", prefix_caching=False, max_num_seqs=1)
+    settings = SETTINGS.replace(pre_compile=False, speculation="none", prefix_caching=False, max_num_seqs=1)
     prompts = [[CHARACTERS.index(c) for c in '{"name":"ada","age":12}{"name":"ada","ag'], prompt_of(9, 1)]
     with Engine(weights, config, settings, VOCAB_LIMIT, eos_token_ids=[END], guides=guides) as plain:
         for prompt in prompts:
@@ -168,7 +168,7 @@ def test_a_wrong_draft_beyond_the_limits_ends_no_answer(
     ]
     answers = []
     for speculation in ("none", "ngram"):
-        settings = replace(SETTINGS, pre_compile=False, speculation=speculation)
+        settings = SETTINGS.replace(pre_compile=False, speculation=speculation)
         with Engine(weights, config, settings, VOCAB_LIMIT, eos_token_ids=[END], guides=guides) as engine:
             if engine._drafter is not None:
                 engine._drafter._costs = Free(engine._drafter._costs.sizes)
@@ -221,7 +221,7 @@ def test_a_guide_that_gives_up_ends_its_own_request_and_says_why(
         def close(self) -> None:
             pass
 
-    settings = replace(SETTINGS, pre_compile=False)
+    settings = SETTINGS.replace(pre_compile=False)
     with Engine(weights, config, settings, VOCAB_LIMIT, eos_token_ids=[END], guides=Guides()) as engine:  # type: ignore[arg-type]
         failing, other = Listener(), Listener()
         engine.submit(prompt_of(5), replace(PARAMS, guide=GUIDES[0], temperature=0), failing)

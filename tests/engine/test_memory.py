@@ -1,6 +1,5 @@
 """How many blocks and how long a context: from the settings, from memory, and from the model's positions."""
 
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,15 +19,15 @@ def model(**more: Any) -> MptConfig:
 
 
 def test_the_number_of_blocks_is_taken_as_given() -> None:
-    plan = plan_cache(replace(SETTINGS, num_blocks=100, kv_cache_memory=1), model(), 1024, available=0)
+    plan = plan_cache(SETTINGS.replace(num_blocks=100, kv_cache_memory=1), model(), 1024, available=0)
     assert (plan.num_blocks, plan.num_tokens, plan.max_model_len, plan.concurrency) == (100, 1600, 64, 25.0)
 
 
 def test_memory_for_the_cache_is_used_in_full() -> None:
-    plan = plan_cache(replace(SETTINGS, kv_cache_memory=10 * 16 * 1024 + 5), model(), 1024, available=0)
+    plan = plan_cache(SETTINGS.replace(kv_cache_memory=10 * 16 * 1024 + 5), model(), 1024, available=0)
     assert plan.num_blocks == 10
     with pytest.raises(ValueError, match="kv_cache_memory=100 bytes is less than one cache block of 16384"):
-        plan_cache(replace(SETTINGS, kv_cache_memory=100), model(), 1024, available=0)
+        plan_cache(SETTINGS.replace(kv_cache_memory=100), model(), 1024, available=0)
 
 
 def test_free_memory_is_used_up_to_what_requests_can_use() -> None:
@@ -44,15 +43,15 @@ def test_a_context_that_does_not_fit_is_shortened_and_said_so(available: int, ma
 
 
 def test_a_context_beyond_the_training_length_is_noted_where_positions_extrapolate() -> None:
-    plan = plan_cache(replace(SETTINGS, max_model_len=100), model(), 1024, GIB)
+    plan = plan_cache(SETTINGS.replace(max_model_len=100), model(), 1024, GIB)
     assert plan.max_model_len == 100
     assert "max_model_len=100 is beyond the 64 tokens" in plan.notes[0]
-    assert plan_cache(replace(SETTINGS, max_model_len=30), model(), 1024, GIB).notes == ()
+    assert plan_cache(SETTINGS.replace(max_model_len=30), model(), 1024, GIB).notes == ()
 
 
 def test_a_context_beyond_learned_positions_is_refused() -> None:
     with pytest.raises(ValueError, match=r"max_model_len=100 is too long.*64"):
-        plan_cache(replace(SETTINGS, max_model_len=100), model(alibi=False, learned_positions=True), 1024, GIB)
+        plan_cache(SETTINGS.replace(max_model_len=100), model(alibi=False, learned_positions=True), 1024, GIB)
 
 
 def test_an_accelerator_gives_what_its_own_statistics_leave() -> None:

@@ -256,7 +256,7 @@ def test_salts_keep_prompts_apart(lazy_engine) -> None:  # type: ignore[no-untyp
 
 
 def test_the_cache_can_be_switched_off(lazy_engine) -> None:  # type: ignore[no-untyped-def]
-    engine = lazy_engine(replace(SETTINGS, prefix_caching=False))
+    engine = lazy_engine(SETTINGS.replace(prefix_caching=False))
     for _ in range(2):
         listener = submit(engine, prompt_of(50, 9), GREEDY)
         assert listener.ended.wait(60)

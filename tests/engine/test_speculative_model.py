@@ -17,7 +17,7 @@ from mpt_serve.engine.request import Request
 from mpt_serve.engine.speculative import DraftModel, ModelDrafter, model_drafter
 from mpt_serve.engine.speculative.step_costs import StepCosts
 
-DRAFTING = replace(SETTINGS, speculation="draft", num_draft_tokens=5, pre_compile=False)
+DRAFTING = SETTINGS.replace(speculation="draft", num_draft_tokens=5, pre_compile=False)
 
 MIXED = (
     SamplingParams(temperature=0, max_tokens=24),
@@ -72,7 +72,7 @@ def similar(weights: Weights) -> Weights:
 
 @pytest.fixture(scope="module")
 def plain(weights: Weights, config: MptConfig) -> Iterator[Engine]:
-    with Engine(weights, config, replace(SETTINGS, speculation="none", pre_compile=False), VOCAB_LIMIT) as engine:
+    with Engine(weights, config, SETTINGS.replace(speculation="none", pre_compile=False), VOCAB_LIMIT) as engine:
         yield engine
 
 
@@ -104,7 +104,7 @@ def test_a_model_that_drafts_for_itself_is_always_right(make_engine: MakeEngine,
 def test_preemption_and_found_blocks_do_not_lead_it_astray(
     make_engine: MakeEngine, plain: Engine, weights: Weights
 ) -> None:
-    engine = make_engine(weights, replace(DRAFTING, num_blocks=16))
+    engine = make_engine(weights, DRAFTING.replace(num_blocks=16))
     asked = [*prompts(6), *prompts(6)]  # the second half finds blocks of the first
     params = [replace(MIXED[i % 4], seed=i, max_tokens=30) for i in range(12)]
     assert engine.generate(asked, params) == plain.generate(asked, params)
@@ -166,7 +166,7 @@ def test_a_request_may_end_while_it_is_drafted_for(make_engine: MakeEngine, weig
 
 def test_the_memory_for_the_cache_is_for_both(make_engine: MakeEngine, weights: Weights, config: MptConfig) -> None:
     per_block = kv_bytes_per_token(config, jnp.float32) * SETTINGS.block_size
-    engine = make_engine(weights, replace(DRAFTING, num_blocks=None, kv_cache_memory=30 * per_block))
+    engine = make_engine(weights, DRAFTING.replace(num_blocks=None, kv_cache_memory=30 * per_block))
     assert engine.num_blocks == 15
 
 

@@ -66,8 +66,7 @@ def test_the_model_is_loaded_as_the_settings_say(
     monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path, kernels: bool, dtype: str | None
 ) -> None:
     asked: dict[str, Any] = {}
-    monkeypatch.setattr("mpt_serve.engine.EngineConfig", lambda **options: asked.update(options))
-    engine = SimpleNamespace(from_pretrained=lambda path, config, **options: asked.update(options))
+    engine = SimpleNamespace(from_pretrained=lambda path, config, **options: asked.update(dict(config), **options))
     monkeypatch.setattr("mpt_serve.engine.Engine", engine)
     monkeypatch.setattr("mpt_serve.deployments.generator._check_accelerator", lambda: None)  # asks a running Ray
     monkeypatch.setattr("model.kernels.cpu.calls.available", lambda: kernels)

@@ -9,7 +9,7 @@ from model.checkpoint.quantize import pack_weights
 from model.config.mpt_config import MptConfig
 from model.kernel_selection import weight_format
 from model.params.weights import Weights
-from mpt_serve.engine.config import EngineConfig
+from mpt_serve.configuration.engine_config import EngineConfig
 from mpt_serve.engine.memory import CachePlan
 from mpt_serve.engine.speculative.drafter import Drafter
 from mpt_serve.engine.speculative.model_drafter import ModelDrafter
