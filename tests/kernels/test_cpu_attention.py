@@ -193,7 +193,7 @@ any_shape = given(
     softcap=st.sampled_from([None, 10.0]),
     window=st.none() | st.integers(0, 100),
     bias_max=st.floats(1, 16),
-    spread=st.floats(0, 2),
+    spread=st.just(0.0) | st.floats(0.001, 2),  # subnormal keys become zero in the kernels and stay in XLA
 )
 
 
