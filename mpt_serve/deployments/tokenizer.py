@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from mpt_serve.configuration.model_folder import tokenizer_folder
 from mpt_serve.configuration.settings import Settings
 from mpt_serve.deployments.logs import log_through_serve
+from mpt_serve.text.chat_prompt import ChatEncoder
 from mpt_serve.text.chat_template import ChatTemplate, Message, MissingChatTemplateError
 from mpt_serve.text.tokenizer import TextTokenizer
 
@@ -21,13 +22,14 @@ class Tokenizer:
         self._tokenizer = TextTokenizer.from_folder(folder)
         self._missing: str | None = None
         try:
-            self._template = ChatTemplate.from_folder(folder, settings.chat_template, self._tokenizer)
+            template = ChatTemplate.from_folder(folder, settings.chat_template, self._tokenizer)
+            self._chat = ChatEncoder(template, self._tokenizer, settings.chat_special_tokens)
         except MissingChatTemplateError as error:
             self._missing = str(error)
 
-    async def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Return the text's ids."""
-        return await asyncio.to_thread(self._tokenizer.encode, text, add_special_tokens)
+    async def encode(self, text: str, add_special_tokens: bool = True, parse_special_tokens: bool = True) -> list[int]:
+        """Return the text's ids; see `TextTokenizer.encode`."""
+        return await asyncio.to_thread(self._tokenizer.encode, text, add_special_tokens, parse_special_tokens)
 
     async def encode_chat(
         self, messages: Sequence[Message], add_generation_prompt: bool = True, continue_final_message: bool = False
@@ -35,9 +37,4 @@ class Tokenizer:
         """Return the ids of the conversation, rendered by the model's chat template. Raises ChatTemplateError."""
         if self._missing is not None:
             raise MissingChatTemplateError(self._missing)
-
-        def render_and_encode() -> list[int]:
-            prompt = self._template.render(messages, add_generation_prompt, continue_final_message)
-            return self._tokenizer.encode(prompt, add_special_tokens=False)  # the template writes its own
-
-        return await asyncio.to_thread(render_and_encode)
+        return await asyncio.to_thread(self._chat.encode, messages, add_generation_prompt, continue_final_message)

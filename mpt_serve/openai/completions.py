@@ -117,6 +117,6 @@ async def _tokenize(context: ServerContext, request: CompletionRequest) -> Seque
     async def ids(prompt: Prompt) -> list[int]:
         if not isinstance(prompt, str):
             return list(prompt)
-        return await context.backend.encode(prompt, request.add_special_tokens)
+        return await context.backend.encode(prompt, request.add_special_tokens, request.parse_special_tokens)
 
     return await asyncio.gather(*map(ids, request.prompt))

@@ -181,7 +181,7 @@ def test_unknown_fields_of_messages_are_named(http: httpx.Client) -> None:
 
 
 def test_model_without_template_names_the_setting(http: httpx.Client, backend: FakeBackend) -> None:
-    backend.model = replace(backend.model, has_chat_template=False)
+    backend.model = replace(backend.model, chat_refusal="it has no chat template. Set 'chat_template' to 'chatml'")
     response = chat(http)
     assert response.status_code == 400
     assert "'chat_template'" in response.json()["error"]["message"]

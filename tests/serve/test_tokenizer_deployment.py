@@ -31,7 +31,7 @@ def test_text_and_conversations_become_ids(tiny_checkpoint: Path) -> None:
     assert len(ids) == 2
     chat = asyncio.run(tokenizer.encode_chat([{"role": "user", "content": "ab"}]))
     assert any(chat[start : start + 2] == ids for start in range(len(chat)))
-    tokenizer._template.close()
+    tokenizer._chat.close()
 
 
 def test_without_a_template_conversations_are_refused_with_the_remedy(tiny_checkpoint: Path) -> None:
