@@ -1,8 +1,8 @@
-"""`build`: settings to a Serve application.
+"""The Serve application, built from its settings.
 
-serve run serve_config.yaml            what the file says
-serve run mpt_serve.app:build          every default
-serve build mpt_serve.app:app          Serve's configuration of that, as YAML
+serve run serve_config.yaml            runs the configuration in the file
+serve run mpt_serve.app:build          runs the defaults
+serve build mpt_serve.app:app          prints the defaults as a Serve configuration
 """
 
 from typing import Any
@@ -21,29 +21,30 @@ from mpt_serve.one_loop import replica_runtime_env
 
 __all__ = ["app", "build"]
 
-app: Application  # the application with every default, for `serve build`, which takes no builder
+app: Application  # the application with its defaults, for `serve build`, which does not call builders
 
-_OTHER_REQUESTS = 256  # that an Ingress serves beside generating ones: /ready, /v1/models, refusals
+_OTHER_REQUESTS = 256  # capacity of an Ingress beside generation: /ready, /v1/models, refused requests
 
 
 def build(args: dict[str, Any]) -> Application:
-    """Return the application Ingress -> Tokenizer, Generator. `args` are `Settings`; `{}` takes every default.
+    """Return the application: an Ingress with handles of a Tokenizer and a Generator.
 
-    Numbers of replicas, resources and autoscaling are Serve's own keys, in the YAML file's `deployments`.
-    Raises RayServeException for settings that cannot be used: Serve shows its message as it is, and does not try again.
+    args: the `Settings`; `{}` takes the defaults. Replicas, resources and autoscaling are Serve's own keys, in the
+    file's `deployments`.
+    Raises RayServeException for invalid settings: Serve then shows the message unchanged and does not retry.
     """
     try:
         check_driver_config()
         settings = Settings.from_mapping(args)
     except ConfigurationError as error:
         raise RayServeException(str(error)) from error
-    # Serve refuses in plain text, so its limits stand above ours, which refuse in the API's own form. And no CPU is
-    # reserved beside the Generator's, or a machine with two could not hold the three of them.
+    # Serve refuses requests in plain text, so its limits are above ours, which refuse with the API's errors. Only the
+    # Generator reserves a CPU, so that the three deployments fit on a machine with two.
     runtime_env = replica_runtime_env()
-    places = settings.limits.max_waiting_requests + _OTHER_REQUESTS
-    edge = {"max_ongoing_requests": places, "ray_actor_options": {"num_cpus": 0, **runtime_env}}
-    # A Generator takes as many again as it can run, so that none of its places is ever empty; the rest wait in the
-    # Ingress (`DispatchQueue`), for whichever replica is free first.
+    max_requests = settings.limits.max_waiting_requests + _OTHER_REQUESTS
+    edge = {"max_ongoing_requests": max_requests, "ray_actor_options": {"num_cpus": 0, **runtime_env}}
+    # A Generator holds twice the requests that it can run, so that no slot is ever idle; the rest wait in the Ingress
+    # (`DispatchQueue`) for the first free replica.
     generator = serve.deployment(
         Generator,
         max_ongoing_requests=2 * settings.engine.max_num_seqs,
@@ -55,6 +56,6 @@ def build(args: dict[str, Any]) -> Application:
 
 
 def __getattr__(name: str) -> Application:
-    if name == "app":  # made when asked for: most who import this module want `build`
+    if name == "app":  # lazily: most importers of this module need `build` alone
         return build({})
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,10 +1,10 @@
-"""A process that answers one line of JSON with another, for work that must be possible to end.
+"""A child process that replies to each line of JSON with another, for work that may have to be killed.
 
-A thread cannot be stopped; a process can. The child limits its own memory and arms the kernel's timer before each piece
-of work, so that what takes too long ends there, whatever it is doing; the next request starts a new child. The child
-sees none of the parent's environment beyond what Python needs to start, and holds no file but its two pipes.
+A thread cannot be stopped; a process can. The child limits its own memory and arms the kernel's timer before each
+request, so that work that takes too long ends the child, whatever it is doing; the next request starts another. The
+child inherits nothing of the parent's environment beyond what Python needs to start, and no file but its two pipes.
 
-The script reads a setup line and answers it, with anything, once it is ready; then it answers each further line.
+The script reads a setup line and replies to it, with anything, once it is ready; then it replies to each further line.
 """
 
 import contextlib
@@ -23,28 +23,28 @@ __all__ = ["ChildEndedError", "ChildProcess", "ChildStartError"]
 _ENVIRONMENT = ("PATH", "PYTHONHOME", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "VIRTUAL_ENV")
 
 
-# What nothing in the child sends: the machine that runs out of memory, or whoever ends the service, does.
-_FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# Signals that the child never sends itself: they come from the out-of-memory killer or from a shutdown.
+_EXTERNAL_SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class ChildEndedError(RuntimeError):
-    """The child ended instead of answering. timed_out: its time was over. killed: something outside ended it."""
+    """The child ended without a reply. timed_out: it exceeded its time limit. killed: an external signal ended it."""
 
     def __init__(self, returncode: int) -> None:
-        super().__init__(returncode)  # all that a copy in another process is made of
+        super().__init__(returncode)  # pickling passes these arguments to __init__
         self.timed_out = returncode == -signal.SIGPROF
-        self.killed = -returncode in _FROM_OUTSIDE
+        self.killed = -returncode in _EXTERNAL_SIGNALS
 
     def __str__(self) -> str:
         return f"its process ended ({self.args[0]})"
 
 
 class ChildStartError(RuntimeError):
-    """The child could not be started, or ended before it was ready for any request."""
+    """The child could not be started, or ended before it was ready."""
 
 
 class ChildProcess:
-    """Runs a script that answers lines. Threads may share one."""
+    """Runs a script that replies to lines. Thread-safe."""
 
     def __init__(self, script: Path, setup: Any) -> None:
         self._script = script
@@ -54,32 +54,32 @@ class ChildProcess:
 
     @property
     def pid(self) -> int | None:
-        """Of the process that runs, or ran last; None where there is none."""
+        """Return the id of the current or last process; None before the first."""
         return None if self._child is None else self._child.pid
 
     def ask(self, request: Any) -> dict[str, Any]:
-        """Return the answer, starting the child where there is none. Raises ChildEndedError, ChildStartError.
+        """Return the child's reply, starting the child if necessary. Raises ChildEndedError, ChildStartError.
 
-        A child that ends before its time is replaced once: it may have been no fault of the request's. Any other
-        exception on the way, KeyboardInterrupt too, ends the child: the answer that it still owes would be taken for
-        the next request's.
+        A child that ends before its time limit is replaced once, since the request may not have been the cause. Any
+        other exception, KeyboardInterrupt included, ends the child: its pending reply would be taken for the next
+        request's.
         """
         line = _line(request)
         with self._lock:
             try:
-                answer = self._answer(line)
+                reply = self._exchange_retrying(line)
             except BaseException:
                 self._kill()
                 raise
-        reply: dict[str, Any] = json.loads(answer)
-        return reply
+        parsed: dict[str, Any] = json.loads(reply)
+        return parsed
 
     def close(self) -> None:
-        """End the child, if there is one."""
+        """End the child, if one is running."""
         with self._lock:
             self._end()
 
-    def _answer(self, line: bytes) -> bytes:
+    def _exchange_retrying(self, line: bytes) -> bytes:
         try:
             return self._exchange(line)
         except ChildEndedError as error:
@@ -90,31 +90,31 @@ class ChildProcess:
     def _exchange(self, line: bytes) -> bytes:
         if self._child is None or self._child.poll() is not None:
             self._end()
-            self._begin()
-        return self._say(line)
+            self._start()
+        return self._send(line)
 
-    def _begin(self) -> None:
+    def _start(self) -> None:
         try:
-            self._child = _start(self._script)
-            self._stop = weakref.finalize(self, _stop, self._child)
-            self._say(self._setup)
+            self._child = _popen(self._script)
+            self._stop = weakref.finalize(self, _close, self._child)
+            self._send(self._setup)
         except (OSError, ChildEndedError) as error:
             raise ChildStartError(f"{self._script.name} cannot be started: {error}") from error
 
-    def _say(self, line: bytes) -> bytes:
+    def _send(self, line: bytes) -> bytes:
         assert self._child is not None
         assert self._child.stdin is not None
         assert self._child.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # the child is gone: reading its answer says why
+        with contextlib.suppress(BrokenPipeError):  # the child has ended: reading its reply finds out why
             self._child.stdin.write(line)
             self._child.stdin.flush()
-        answer = self._child.stdout.readline()
-        if not answer.endswith(b"\n"):
+        reply = self._child.stdout.readline()
+        if not reply.endswith(b"\n"):
             raise ChildEndedError(self._end())
-        return answer
+        return reply
 
     def _end(self) -> int:
-        """End the child and return its exit status; 0 where there was none."""
+        """End the child and return its exit status; 0 if none was running."""
         if self._child is None:
             return 0
         self._stop()
@@ -122,23 +122,23 @@ class ChildProcess:
         return code
 
     def _kill(self) -> None:
-        child, self._child = self._child, None  # first: another interruption must find it forgotten
+        child, self._child = self._child, None  # first, in case of another interruption
         if child is not None:
             child.kill()
             self._stop()
 
 
-def _start(script: Path) -> subprocess.Popen[bytes]:
+def _popen(script: Path) -> subprocess.Popen[bytes]:
     environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-    # -P: the child's own folder must not come before the standard library.
+    # -P: the script's folder must not come before the standard library.
     command = [sys.executable, "-P", str(script)]
     return subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
     )
 
 
-def _stop(child: subprocess.Popen[bytes]) -> None:
-    """Close the child's input, which ends it, and wait: at most for the time limit of one piece of work."""
+def _close(child: subprocess.Popen[bytes]) -> None:
+    """Close the child's input, which ends it, and wait: at most the time limit of one request."""
     child.communicate()
 
 

@@ -13,7 +13,7 @@ __all__ = ["main"]
 
 DEFAULT_FILE = "serve_config.yaml"
 
-# Imports that cost a second or more stand inside the commands that need them.
+# Imports that take a second or more are inside the commands that need them.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,11 +22,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"mpt-serve {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    check = commands.add_parser("check", help="check a Serve configuration without starting anything")
+    check = commands.add_parser("check", help="validate a Serve configuration without starting anything")
     check.add_argument("file", nargs="?", default=DEFAULT_FILE)
     check.set_defaults(run=_check)
 
-    run = commands.add_parser("run", help="check a Serve configuration, then `serve run` it, with that one's options")
+    run = commands.add_parser("run", help="validate a Serve configuration, then pass it and all options to `serve run`")
     run.usage = "mpt-serve run [-h] [FILE] [OPTIONS OF serve run]"
     run.set_defaults(run=_run)
 
@@ -49,7 +49,7 @@ def _check(arguments: argparse.Namespace) -> int:
     from mpt_serve.configuration.serve_schema import check_file
 
     check_file(arguments.file)
-    print(f"{arguments.file}: good")
+    print(f"{arguments.file}: valid")
     return 0
 
 
@@ -58,12 +58,12 @@ def _run(arguments: argparse.Namespace) -> int:
 
     from mpt_serve.configuration.serve_schema import check_file
 
-    for name, value in ONE_LOOP.items():  # before Ray starts, so that every process of this machine has it
+    for name, value in ONE_LOOP.items():  # before Ray starts, so that all of its processes inherit it
         os.environ.setdefault(name, value)
     options = list(arguments.rest)
     file = options.pop(0) if options and not options[0].startswith("-") else DEFAULT_FILE
     check_file(file, here=True)
-    # In this process, because importing Ray again would add seconds to every start.
+    # In this process: importing Ray again would add seconds to every start.
     serve(["run", file, *options], prog_name="serve")
     return 0
 

@@ -1,10 +1,11 @@
-"""Strictness for a plain `serve run FILE`.
+"""The configuration file of a plain `serve run FILE`, found so that it is validated as strictly as by `mpt-serve run`.
 
-Serve drops unknown keys before it calls `build`, so `build` has to look at the file itself. It runs in a task somewhere
-in the cluster; what it knows is its job, and the job table knows the job's driver. Where that driver is a `serve run`
-on this very host, its command line and working directory say which file it read. Everywhere else (`serve deploy`,
-KubeRay, a driver on another machine) the file is out of reach: only the settings in `args` are checked then, and
-`mpt-serve check FILE` is the way to check the rest beforehand.
+`serve run` drops unknown keys before any code of ours runs and passes on `args` alone, so the file itself is the only
+evidence of a typo outside `args`, and the driver's command line is the only evidence of the file.
+
+`build` runs in a task of the driver's Ray job. If the job table says that the driver runs on this host, its command
+line and working directory identify the file. Otherwise (`serve deploy`, KubeRay, a driver on another host) only the
+settings in `args` are validated here, and `mpt-serve check FILE` validates the rest beforehand.
 """
 
 import logging
@@ -23,24 +24,24 @@ __all__ = ["ServeRun", "check_driver_config", "find_serve_run", "serve_run_file"
 
 logger = logging.getLogger("ray.serve")
 
-_LOG_TRAVEL_S = 3.0  # what a line of this process may take to the driver's terminal
+_LOG_DELAY_S = 3.0  # until a log line of this process appears in the driver's terminal, at most
 
 
 @dataclass(frozen=True)
 class ServeRun:
-    """A `serve run FILE` on this host: its process id, and the file it read."""
+    """A `serve run FILE` on this host: its process id, and its file."""
 
     pid: int
     file: Path
 
 
 def check_driver_config() -> None:
-    """Check the whole file that this application's `serve run` was given, if one is within reach.
+    """Validate the whole configuration file of this application's `serve run`, if there is one on this host.
 
-    A file with mistakes ends that `serve run`, which would otherwise wait forever for an application that never comes.
+    Mistakes also end that `serve run`, which would otherwise wait forever for an application that never starts.
     Raises ConfigurationError.
     """
-    from mpt_serve.configuration.serve_schema import check_file
+    from mpt_serve.configuration.serve_schema import check_file  # a second to import
 
     run = find_serve_run()
     if run is None:
@@ -49,23 +50,23 @@ def check_driver_config() -> None:
         check_file(str(run.file), here=True)
     except ConfigurationError as error:
         logger.error(error)
-        time.sleep(_LOG_TRAVEL_S)
+        time.sleep(_LOG_DELAY_S)
         os.kill(run.pid, signal.SIGTERM)
         raise
 
 
 def find_serve_run() -> ServeRun | None:
-    """Return the `serve run FILE` that is the driver of the calling task's job, None where it is out of reach."""
+    """Return the `serve run FILE` that is the driver of the calling task's job; None if there is none on this host."""
     if not ray.is_initialized():
         return None
-    # `ray.util.state.list_jobs` shows the same table, but asks the dashboard for it, which need not run.
+    # `ray.util.state.list_jobs` shows the same table, but needs a running dashboard.
     from ray._private.state import jobs
 
     job_id = ray.get_runtime_context().get_job_id()
     for job in jobs():
         if job["JobID"] == job_id and job["DriverIPAddress"] == ray.util.get_node_ip_address():
             file = _file_of(job["DriverPid"])
-            # A file edited since is not what this `serve run` read, and must not end it.
+            # A file that was edited later is not what this `serve run` read, and must not end it.
             if file is not None and file.stat().st_mtime * 1000 < job["StartTime"]:
                 return ServeRun(job["DriverPid"], file)
     return None
@@ -73,17 +74,17 @@ def find_serve_run() -> ServeRun | None:
 
 def _file_of(pid: int) -> Path | None:
     if pid == os.getpid():
-        return None  # `serve build` and the like, which read no file
+        return None  # commands such as `serve build`, which read no file
     try:
         command = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")[:-1]
         working_dir = Path(f"/proc/{pid}/cwd").resolve(strict=True)
-    except OSError:  # gone, another user's, or not Linux
+    except OSError:  # it has ended, belongs to another user, or this is not Linux
         return None
     return serve_run_file(command, working_dir)
 
 
 def serve_run_file(command: Sequence[str], working_dir: Path) -> Path | None:
-    """Return the configuration file of a `serve run` command line, None when it is something else."""
+    """Return the configuration file of a `serve run` command line; None if the command is another one."""
     names = [Path(argument).name for argument in command]
     for position in range(len(command) - 1):
         if names[position] in ("serve", "ray.serve.scripts", "scripts.py") and command[position + 1] == "run":

@@ -1,4 +1,4 @@
-"""Reading a YAML file so that mistakes can be told by line."""
+"""A YAML file, read so that mistakes can be reported by line."""
 
 from collections.abc import Mapping
 from pathlib import Path as FilePath
@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from mpt_serve.configuration.problems import ConfigurationError, Path, Problem
+from mpt_serve.configuration.problems import ConfigurationError, Path, Problem, value_text
 
 __all__ = ["ConfigFile"]
 
@@ -15,7 +15,7 @@ class ConfigFile:
     """A YAML file's content, and the line of every part of it.
 
     data: the top-level mapping.
-    Raises ConfigurationError for a file that cannot be read, is not YAML, is not a mapping, or gives a name twice.
+    Raises ConfigurationError for a file that cannot be read, is not YAML, is not a mapping, or repeats a name.
     """
 
     def __init__(self, path: str | FilePath) -> None:
@@ -30,10 +30,10 @@ class ConfigFile:
         except yaml.YAMLError as error:
             raise ConfigurationError([Problem((), f"is not YAML: {error}")], str(path)) from error
         except RecursionError as error:
-            problem = Problem((), "is nested too deeply, or has an alias inside of what it stands for")
+            problem = Problem((), "is nested too deeply, or has an alias that contains itself")
             raise ConfigurationError([problem], str(path)) from error
         if not isinstance(self.data, Mapping):
-            raise self.error([Problem((), f"must be a mapping at the top, not a {type(self.data).__name__}")])
+            raise self.error([Problem((), f"must be a mapping at the top; got {value_text(self.data)}")])
         if repeated:
             raise self.error(repeated)
 
@@ -65,7 +65,7 @@ def _child(node: yaml.Node | None, part: str | int) -> tuple[int, yaml.Node] | N
 
 
 def _repeated_keys(node: yaml.Node | None, path: Path) -> list[Problem]:
-    """Find names given twice in one mapping: YAML keeps the last one, silently."""
+    """Find names that occur twice in one mapping, of which YAML silently keeps the last."""
     problems: list[Problem] = []
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
@@ -75,7 +75,7 @@ def _repeated_keys(node: yaml.Node | None, path: Path) -> list[Problem]:
         for key, value in node.value:
             line = key.start_mark.line + 1
             if key.value in seen:
-                problems.append(Problem(path, f"'{key.value}' is given twice, in lines {seen[key.value]} and {line}"))
+                problems.append(Problem(path, f"'{key.value}' occurs twice, in lines {seen[key.value]} and {line}"))
             seen[key.value] = line
             problems += _repeated_keys(value, (*path, key.value))
     return problems

@@ -47,7 +47,7 @@ class EngineOptions(SettingsGroup):
     speculation: Literal["none", "ngram", "draft"] = Field(
         default="ngram",
         description="Propose several draft tokens and verify them in one step, which never changes the output: `ngram`"
-        " proposes what followed the same tokens before, `draft` asks a smaller model.",
+        " proposes what followed the same tokens before, `draft` runs a smaller model.",
     )
     num_draft_tokens: Count = Field(default=11, description="Draft tokens per sequence and step, at most.")
     kernels: Literal["auto", "xla"] = Field(
@@ -78,9 +78,9 @@ class EngineOptions(SettingsGroup):
 
 
 class EngineConfig(EngineOptions):
-    """What an Engine takes. Values have their exact types here; a configuration file may also write numbers as text.
+    """The configuration of an `Engine`. Raises ConfigurationError, a ValueError that names the field.
 
-    Raises ConfigurationError, a ValueError, that names the field.
+    Values must have their exact types; only configuration files may write numbers as strings.
     """
 
     model_config = ConfigDict(strict=True)
@@ -95,18 +95,21 @@ class EngineSettings(EngineOptions):
     draft_model: str | None = Field(
         default=None,
         min_length=1,
-        description="The smaller model of `speculation: draft`, named as `model` is; it must have the same tokens.",
+        description="The smaller model for `speculation: draft`, written like `model`; it must have the same"
+        " vocabulary.",
     )
     stall_timeout_s: Seconds = Field(
         default=300.0,
-        description="Seconds without a step, while there is work, after which Serve replaces the replica.",
+        description="Seconds without an engine step, while requests are running, after which Serve replaces the"
+        " replica.",
     )
 
     @model_validator(mode="after")
     def _check_draft_model(self) -> Self:
         if (self.speculation == "draft") != (self.draft_model is not None):
+            needs = "needs a" if self.draft_model is None else "uses no"
             raise ValueError(
-                f"speculation '{self.speculation}' {'needs a' if self.draft_model is None else 'uses no'} draft_model;"
-                " set speculation to 'draft' and draft_model to a smaller model, or neither"
+                f"speculation '{self.speculation}' {needs} draft_model;"
+                " to use a draft model, set speculation to 'draft' and draft_model to a smaller model"
             )
         return self

@@ -1,4 +1,4 @@
-"""Where a model's tokenizer and configuration files lie. Weights are the Generator's business alone."""
+"""Where a model's tokenizer and configuration files are. Only the Generator reads weights."""
 
 from pathlib import Path
 
@@ -19,22 +19,23 @@ def model_path(model: str) -> str:
 
 
 def folder_problem(model: str) -> str | None:
-    """Return what is wrong with a model given as a folder of this machine; None for a good one and for a hub id."""
+    """Return what is wrong with a local model folder; None for a valid one and for a Hugging Face id."""
     path = Path(model_path(model))
     if path.is_dir():
-        return None if (path / "config.json").is_file() else f"the folder '{path}' has no config.json: no checkpoint"
+        has_config = (path / "config.json").is_file()
+        return None if has_config else f"the folder '{path}' has no config.json, so it is not a checkpoint"
     if model.startswith(("/", ".", "~")) or model.count("/") != 1:
         return (
-            f"there is no folder '{path}' on this node; give a checkpoint folder that exists on every node that runs a"
+            f"there is no folder '{path}' on this node; use a checkpoint folder that exists on every node that runs a"
             " replica, a Hugging Face id such as 'owner/name', or 'embedded'"
         )
     return None
 
 
 def tokenizer_folder(model: str) -> Path:
-    """Return a local folder with the model's small files, from the Hugging Face Hub where need be.
+    """Return a local folder with the model's small files, downloaded from the Hugging Face Hub if necessary.
 
-    Raises ConfigurationError where there is no such folder and no such id.
+    Raises ConfigurationError if there is no such folder and no such id.
     """
     path = model_path(model)
     problem = folder_problem(model)
@@ -46,8 +47,8 @@ def tokenizer_folder(model: str) -> Path:
 
     try:
         return Path(snapshot_download(path, allow_patterns=_SMALL_FILES))
-    except Exception as error:  # the hub's client has a dozen kinds: no such id, gated, offline
-        message = f"'{path}' is not a folder here, and the Hugging Face Hub does not give it: {error}"
+    except Exception as error:  # the client raises a dozen types: no such id, gated, offline
+        message = f"'{path}' is not a local folder, and the Hugging Face Hub did not provide it: {error}"
         if path.startswith("mosaicml/"):
             message += " (the mosaicml/* repositories were removed; the folder of any copy works)"
         raise ConfigurationError([Problem(("model",), message)]) from error

@@ -1,4 +1,4 @@
-"""What can be wrong with a configuration, found and told in one way for our settings and for Serve's own keys."""
+"""Mistakes in a configuration, found and reported in one way for our settings and for Serve's own keys."""
 
 import copy
 import difflib
@@ -10,25 +10,17 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-__all__ = ["ConfigurationError", "Path", "Problem", "closest", "path_text", "schema_problems"]
+__all__ = ["ConfigurationError", "Path", "Problem", "closest", "path_text", "schema_problems", "value_text"]
 
 Path = tuple[str | int, ...]
-
-_PLAINER = {  # pydantic's messages that speak of Python rather than of the file
-    "model_type": "must be a mapping of settings",
-    "byte_size": "must be a size such as 512MiB or 4GiB",
-    "byte_size_unit": "must be a size such as 512MiB or 4GiB",
-    "int_parsing": "must be an integer",
-    "int_type": "must be an integer",
-    "int_from_float": "must be an integer",
-}
 
 
 @dataclass(frozen=True)
 class Problem:
     """One mistake: where it is and what to change.
 
-    key: the name in the part at `path` that is wrong itself, for telling its line.
+    path: the part of the configuration; the message goes on from there ("must be ...") or is a sentence itself.
+    key: the wrong name inside the part at `path`, to find its line.
     """
 
     path: Path
@@ -36,7 +28,9 @@ class Problem:
     key: str | None = None
 
     def __str__(self) -> str:
-        return f"{path_text(self.path)}: {self.message}" if self.path else self.message
+        if not self.path:
+            return self.message
+        return f"{path_text(self.path)}{'' if self.message.startswith('must ') else ':'} {self.message}"
 
 
 class ConfigurationError(ValueError):
@@ -52,11 +46,21 @@ class ConfigurationError(ValueError):
 
 
 def path_text(path: Path) -> str:
-    """Return the path as it is written: ('applications', 0, 'args') -> `applications[0].args`."""
+    """Return the path as users write it: ('applications', 0, 'args') -> `applications[0].args`."""
     text = ""
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
     return text
+
+
+def value_text(value: object) -> str:
+    """Return a wrong value with its kind, in the terms of YAML: `'4' (a string)`."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, Mapping | list | tuple):
+        return "a mapping" if isinstance(value, Mapping) else "a list"
+    kinds = {str: "a string", int: "an integer", float: "a number"}
+    return f"{value!r:.100} ({kinds.get(type(value), f'of type {type(value).__name__}')})"
 
 
 def closest(name: str, valid: Iterable[str]) -> str:
@@ -71,14 +75,14 @@ def closest(name: str, valid: Iterable[str]) -> str:
 def schema_problems(schema: type[BaseModel], data: object) -> list[Problem]:
     """Return every unknown name in `data`, at any depth, and, where all names are known, every wrong value.
 
-    The schema's own `extra` policy does not matter: Serve's models let unknown keys pass, ours refuse them, and both
+    The schema's own `extra` policy does not matter: Serve's models ignore unknown keys, ours refuse them, and both
     get the nearest valid name here.
     """
     unknown = list(_unknown_names(schema, data, ()))
     if unknown:
         return unknown
     try:
-        schema.model_validate(copy.deepcopy(data))  # some of Serve's validators write into what they are given
+        schema.model_validate(copy.deepcopy(data))  # some of Serve's validators write into their input
     except ValidationError as error:
         return [_value_problem(dict(detail), data) for detail in error.errors(include_url=False)]
     return []
@@ -104,7 +108,7 @@ def _nearest(name: str, fields: Mapping[str, FieldInfo]) -> str:
 
 
 def _nested(annotation: Any, value: object, path: Path) -> Iterator[tuple[type[BaseModel], object, Path]]:
-    """Yield (model, value, path) for every place in `value` that the annotation gives to a model."""
+    """Yield (model, value, path) for every part of `value` that the annotation gives to a model."""
     for model in _models(annotation):
         if isinstance(value, list):
             for index, item in enumerate(value):
@@ -122,15 +126,41 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     return []
 
 
+# pydantic's types of errors, in the terms of a configuration file; others keep pydantic's own message.
+_MESSAGES = {
+    "model_type": "must be a mapping of settings",
+    "dict_type": "must be a mapping",
+    "list_type": "must be a list",
+    "string_type": "must be a string",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "int_type": "must be an integer",
+    "int_parsing": "must be an integer",
+    "int_from_float": "must be an integer",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "finite_number": "must be a finite number",
+    "byte_size": "must be a size such as 512MiB or 4GiB",
+    "byte_size_unit": "must be a size such as 512MiB or 4GiB",
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be above {gt}",
+    "less_than_equal": "must be at most {le}",
+    "less_than": "must be below {lt}",
+}
+
+
 def _value_problem(detail: Mapping[str, Any], data: object) -> Problem:
     if detail["type"] == "missing":
         return Problem(_path_in(data, detail["loc"][:-1]), f"the setting '{detail['loc'][-1]}' is required")
     path = _path_in(data, detail["loc"])
-    message = detail["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     if detail["type"] == "value_error":
-        return Problem(path, message)
-    message = _PLAINER.get(detail["type"], message)
-    return Problem(path, f"{message}, not {detail['input']!r:.100} (a value of type {type(detail['input']).__name__})")
+        return Problem(path, detail["msg"].removeprefix("Value error, "))
+    message = _MESSAGES.get(detail["type"])
+    if message is None:
+        message = detail["msg"].replace("Input should", "must").replace("String should", "must")
+    else:
+        message = message.format(**detail.get("ctx", {}))
+    return Problem(path, f"{message}; got {value_text(detail['input'])}")
 
 
 def _path_in(data: object, location: Path) -> Path:

@@ -1,7 +1,7 @@
-"""A strict reading of serve_config.yaml: our settings and Serve's own keys.
+"""Strict validation of serve_config.yaml: our settings and Serve's own keys.
 
-Serve lets unknown keys pass, so that old releases read new files; a typo in `num_replicas` then silently means 1.
-The names and types checked here are those of Serve's own schema, so they follow the installed Ray.
+Serve ignores unknown keys, so that old releases can read new files; a typo in `num_replicas` then silently means 1.
+The names and types come from Serve's own schema, so they follow the installed Ray.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from mpt_serve.configuration.config_file import ConfigFile
 from mpt_serve.configuration.model_folder import folder_problem
-from mpt_serve.configuration.problems import Path, Problem, closest, schema_problems
+from mpt_serve.configuration.problems import Path, Problem, closest, schema_problems, value_text
 from mpt_serve.configuration.settings import Settings
 
 __all__ = ["DEPLOYMENTS", "IMPORT_PATH", "check_file", "check_serve_config"]
@@ -24,9 +24,9 @@ DEPLOYMENTS = ("Ingress", "Tokenizer", "Generator")
 
 
 def check_file(path: str, here: bool = False) -> None:
-    """Check a Serve configuration file. Raises ConfigurationError naming file, line, setting and nearest valid name.
+    """Validate a Serve configuration file. Raises ConfigurationError with file, line, setting and nearest valid name.
 
-    here: it is to run on this machine, so a model given as a folder must be on this machine.
+    here: the file is for this machine, so a model folder must exist on this machine.
     """
     file = ConfigFile(path)
     problems = check_serve_config(file.data) or (list(_model_problems(file.data)) if here else [])
@@ -35,7 +35,7 @@ def check_file(path: str, here: bool = False) -> None:
 
 
 def check_serve_config(config: Mapping[str, Any]) -> list[Problem]:
-    """Return every mistake in a parsed Serve configuration. Of applications that are not ours, only Serve's keys."""
+    """Return every mistake in a parsed Serve configuration; of other applications, only those in Serve's keys."""
     problems = schema_problems(ServeDeploySchema, config)
     for index, application in enumerate(_mappings(config.get("applications"))):
         path: Path = ("applications", index)
@@ -50,7 +50,10 @@ def check_serve_config(config: Mapping[str, Any]) -> list[Problem]:
 def _application_problems(application: Mapping[str, Any], path: Path) -> Iterator[Problem]:
     args = application.get("args") or {}
     if args and application["import_path"] != IMPORT_PATH:
-        yield Problem((*path, "import_path"), f"takes no args; with args it must be '{IMPORT_PATH}'")
+        yield Problem(
+            (*path, "import_path"),
+            f"must be '{IMPORT_PATH}' when the application has args; got {value_text(application['import_path'])}",
+        )
     for problem in schema_problems(Settings, args):
         yield Problem((*path, "args", *problem.path), problem.message, problem.key)
     for number, deployment in enumerate(_mappings(application.get("deployments"))):
@@ -61,7 +64,7 @@ def _application_problems(application: Mapping[str, Any], path: Path) -> Iterato
 
 
 def _deployment_problems(deployment: Mapping[str, Any], path: Path) -> Iterator[Problem]:
-    # Serve's schema gives these two as "any mapping" beside the model, so that wrong values in them pass it too.
+    # Serve's schema also accepts any mapping for these two, so wrong values in them pass it.
     for name, model in (("autoscaling_config", AutoscalingConfig), ("request_router_config", RequestRouterConfig)):
         for problem in schema_problems(model, deployment.get(name) or {}):
             yield Problem((*path, name, *problem.path), problem.message, problem.key)
@@ -69,7 +72,7 @@ def _deployment_problems(deployment: Mapping[str, Any], path: Path) -> Iterator[
     if deployment.get("name") == "Generator" and isinstance(scaling, Mapping) and scaling.get("min_replicas") == 0:
         yield Problem(
             (*path, "autoscaling_config", "min_replicas"),
-            "0 would leave no Generator to answer the request that wakes it; 1 is the least",
+            "must be at least 1; got 0, which leaves no Generator to serve the request that would start one",
         )
     options = deployment.get("ray_actor_options")
     if isinstance(options, Mapping):
@@ -85,7 +88,7 @@ def _runtime_env_problems(holder: Mapping[str, Any], path: Path) -> Iterator[Pro
 
 
 def _timeout_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
-    """Serve's own deadline answers in plain text, so ours must come first."""
+    """Find deadlines of Serve that expire before ours: Serve responds in plain text instead of the API's errors."""
     serve_timeout = (config.get("http_options") or {}).get("request_timeout_s")
     if serve_timeout is None:
         return
@@ -94,13 +97,14 @@ def _timeout_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
         if float(serve_timeout) <= ours:
             yield Problem(
                 ("http_options", "request_timeout_s"),
-                f"{serve_timeout} s is not above the application's limits.request_timeout_s ({ours} s), so clients"
-                f" would get Serve's plain-text error. Raise it, or lower applications[{index}].args.limits",
+                f"must be above the application's limits.request_timeout_s ({ours} s); got {serve_timeout} s, with"
+                " which clients would get Serve's plain-text error. Raise it, or lower"
+                f" applications[{index}].args.limits.request_timeout_s",
             )
 
 
 def _queue_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
-    """Serve refuses in plain text, too, what is beyond the Ingress's own queue, so our limit must be the lower one."""
+    """Find queues of Serve that fill before ours: Serve rejects in plain text instead of the API's errors."""
     for index, application, settings in _own_applications(config):
         ours = settings.limits.max_waiting_requests
         for number, deployment in enumerate(_mappings(application.get("deployments"))):
@@ -111,14 +115,14 @@ def _queue_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
             if isinstance(ongoing, int) and ongoing <= ours:
                 yield Problem(
                     (*path, "max_ongoing_requests"),
-                    f"{ongoing} is not above the application's limits.max_waiting_requests ({ours}), so clients would"
-                    " get Serve's plain-text error. Leave it out, or lower that limit",
+                    f"must be above the application's limits.max_waiting_requests ({ours}); got {ongoing}, with which"
+                    " clients would get Serve's plain-text error. Remove it, or lower that limit",
                 )
             if queued not in (None, -1):
                 yield Problem(
                     (*path, "max_queued_requests"),
-                    f"{queued} would have Serve refuse requests in plain text. Leave it out:"
-                    " the application's limits.max_waiting_requests refuses them as the API says",
+                    f"must not be set; got {queued}, with which Serve would refuse requests in plain text. Remove it:"
+                    " the application's limits.max_waiting_requests refuses them with the API's own errors",
                 )
 
 

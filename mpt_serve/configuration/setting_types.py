@@ -5,7 +5,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, ValidationError
 
-from mpt_serve.configuration.problems import ConfigurationError, schema_problems
+from mpt_serve.configuration.problems import ConfigurationError, schema_problems, value_text
 
 __all__ = ["Count", "Seconds", "SettingsGroup", "Size", "not_boolean"]
 
@@ -15,7 +15,7 @@ def not_boolean(wanted: str) -> BeforeValidator:
 
     def check(value: object) -> object:
         if isinstance(value, bool):
-            raise ValueError(f"must be {wanted}, not {str(value).lower()}")
+            raise ValueError(f"must be {wanted}; got {value_text(value)}")
         return value
 
     return BeforeValidator(check)
@@ -27,7 +27,7 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False), not_boolean("a numb
 
 
 class SettingsGroup(BaseModel):
-    """Settings that belong together: immutable, checked when they are made, unknown names refused."""
+    """Settings that belong together: immutable, validated on construction, without unknown names."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
@@ -37,7 +37,7 @@ class SettingsGroup(BaseModel):
         except ValidationError as error:
             raise ConfigurationError(schema_problems(type(self), values)) from error
 
-    # Validation of a nested group goes past __init__, as it does for BaseModel's own: its errors keep their paths.
+    # As BaseModel's own __init__ is marked: validation of a nested group bypasses it, so that errors keep their paths.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
     @classmethod
@@ -49,5 +49,5 @@ class SettingsGroup(BaseModel):
         return cls.model_validate(values)
 
     def replace(self, **changes: Any) -> Self:
-        """Return a copy with some fields changed, checked as a new one is."""
+        """Return a copy with some fields changed, validated like a new one."""
         return type(self)(**{**dict(self), **changes})

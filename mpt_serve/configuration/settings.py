@@ -1,4 +1,4 @@
-"""Every setting of mpt_serve: what stands under `args` in serve_config.yaml."""
+"""Every setting of mpt_serve: the `args` of the application in serve_config.yaml."""
 
 from pathlib import Path
 from typing import Literal, Self
@@ -13,10 +13,10 @@ __all__ = ["MeshSettings", "Settings"]
 
 
 class MeshSettings(SettingsGroup):
-    """The devices of one Generator replica, as a mesh. 1 x 1 is one device."""
+    """The device mesh of one Generator replica. 1 x 1 is a single device."""
 
-    fsdp: Count = Field(default=1, description="Devices that the weights' rows are spread over.")
-    tensor: Count = Field(default=1, description="Devices that attention heads and hidden units are spread over.")
+    fsdp: Count = Field(default=1, description="Devices to shard the rows of the weights over.")
+    tensor: Count = Field(default=1, description="Devices to shard attention heads and hidden units over.")
 
 
 class Settings(SettingsGroup):
@@ -26,7 +26,7 @@ class Settings(SettingsGroup):
         default="embedded",
         min_length=1,
         description="A checkpoint folder, a Hugging Face model id (`owner/name`), or `embedded`: the"
-        " small model that comes with mpt_serve. A folder must exist on every node that runs a replica.",
+        " small model inside the package. A folder must exist on every node that runs a replica.",
     )
     served_model_name: str | None = Field(
         default=None,
@@ -37,24 +37,24 @@ class Settings(SettingsGroup):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto",
         description="Type of the weights in memory. `auto`: the checkpoint's; on CPUs `float32` for `float16`, which"
-        " their kernels do not have, and `float32` for all where there are no kernels.",
+        " the CPU kernels lack, and always `float32` without native kernels.",
     )
     quantization: Literal["none", "int8", "int4"] = Field(
         default="none",
-        description="Weights as whole numbers of 8 or 4 bits, made while loading: a half or a quarter of the memory of"
-        " `bfloat16`, and on CPUs faster (`docs/quantization.md`). Takes one device: no `mesh`.",
+        description="Quantise weights to 8 or 4 bits while loading: a half or a quarter of the memory of"
+        " `bfloat16`, and faster on CPUs (`docs/quantization.md`). On one device: no `mesh`.",
     )
     quantization_cache_dir: str | None = Field(
         default=None,
         min_length=1,
-        description="Folder that keeps quantised weights, so that later starts read them instead of making them again."
-        " Replicas may share it; it may be deleted at any time. Unset: none are kept.",
+        description="Folder of the quantised-weights cache: later starts read the quantised weights instead of"
+        " quantising again. Replicas may share it; it may be deleted at any time. Unset: no cache.",
     )
     chat_template: str | None = Field(
         default=None,
         min_length=1,
         description="`chatml` (MPT chat models), `dolly` (MPT instruct models), the path of a .jinja file, the text of"
-        " a template, or `none`. Unset: the checkpoint's own.",
+        " a template, or `none`. Unset: the checkpoint's own template.",
     )
     max_model_len: ModelLen = None
     engine: EngineSettings = Field(
@@ -67,14 +67,14 @@ class Settings(SettingsGroup):
     def _quantised_on_one_device(self) -> Self:
         if self.quantization != "none" and self.mesh.fsdp * self.mesh.tensor > 1:
             raise ValueError(
-                f"quantization '{self.quantization}' takes one device, but mesh has fsdp {self.mesh.fsdp} and tensor"
-                f" {self.mesh.tensor}; set both to 1, or quantization to 'none'"
+                f"quantization '{self.quantization}' needs a single device, but mesh has fsdp {self.mesh.fsdp} and"
+                f" tensor {self.mesh.tensor}; set both to 1, or quantization to 'none'"
             )
         return self
 
     @property
     def engine_config(self) -> EngineConfig:
-        """Return what the engine of a Generator replica takes."""
+        """Return the configuration of a Generator replica's engine."""
         options = {name: getattr(self.engine, name) for name in EngineOptions.model_fields}
         if self.engine.compilation_cache_dir is not None:
             options["compilation_cache_dir"] = str(Path(self.engine.compilation_cache_dir).expanduser())
@@ -82,7 +82,7 @@ class Settings(SettingsGroup):
 
     @property
     def model_name(self) -> str:
-        """The model's name on the wire."""
+        """Return the name that clients use for the model."""
         if self.served_model_name is not None:
             return self.served_model_name
         folder = Path(self.model).expanduser()

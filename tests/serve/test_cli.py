@@ -16,9 +16,9 @@ from mpt_serve.one_loop import ONE_LOOP, replica_runtime_env
 ROOT = Path(__file__).parents[2]
 
 
-def test_check_says_good(capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_says_valid(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["check", str(ROOT / "serve_config.yaml")]) == 0
-    assert capsys.readouterr().out == f"{ROOT / 'serve_config.yaml'}: good\n"
+    assert capsys.readouterr().out == f"{ROOT / 'serve_config.yaml'}: valid\n"
 
 
 @pytest.mark.parametrize("command", ["check", "run"])

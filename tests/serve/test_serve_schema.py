@@ -71,7 +71,7 @@ def test_the_shipped_file_and_a_full_one_are_good() -> None:
 
 
 @pytest.mark.parametrize("path", PLACES, ids=lambda path: ".".join(map(str, path)) or "top")
-def test_a_typo_at_any_depth_is_told_with_place_and_nearest_name(path: tuple) -> None:
+def test_a_typo_at_any_depth_is_reported_with_place_and_nearest_name(path: tuple) -> None:
     typo, right = PLACES[path]
     problems = check_serve_config(changed(path, typo, 1))
     assert [(problem.path, problem.message) for problem in problems] == [
@@ -79,7 +79,7 @@ def test_a_typo_at_any_depth_is_told_with_place_and_nearest_name(path: tuple) ->
     ]
 
 
-def test_an_unknown_deployment_is_told_with_the_nearest_name() -> None:
+def test_an_unknown_deployment_is_reported_with_the_nearest_name() -> None:
     (problem,) = check_serve_config(changed(("applications", 0, "deployments", 1), "name", "Generater"))
     assert str(problem) == (
         "applications[0].deployments[1].name: unknown deployment 'Generater'; did you mean 'Generator'?"
@@ -89,28 +89,33 @@ def test_an_unknown_deployment_is_told_with_the_nearest_name() -> None:
 @pytest.mark.parametrize(
     ("path", "key", "value", "message"),
     [
-        (("http_options",), "port", "no", "http_options.port: must be an integer, not 'no'"),
-        (("applications", 0, "deployments", 0), "num_replicas", 0, "num_replicas: must be greater than 0"),
+        (("http_options",), "port", "no", "http_options.port must be an integer; got 'no' (a string)"),
+        (("applications", 0, "deployments", 0), "num_replicas", 0, "num_replicas must be above 0"),
         (
             ("applications", 0, "deployments", 1, "autoscaling_config"),
             "max_replicas",
             0,
-            "autoscaling_config.max_replicas: must be greater than 0",
+            "autoscaling_config.max_replicas must be above 0",
         ),
         (
             ("applications", 0, "deployments", 1, "autoscaling_config"),
             "min_replicas",
             0,
-            "autoscaling_config.min_replicas: 0 would leave no Generator",
+            "autoscaling_config.min_replicas must be at least 1; got 0, which leaves no Generator",
         ),
         (("applications", 0), "host", "x", 'Host "x" is set in the config for application `mpt`'),
-        (("applications", 0), "args", [], "args: must be"),
-        (("applications", 0), "import_path", "mpt_serve.app:app", "import_path: takes no args"),
-        ((), "applications", None, "applications: must be"),
-        (("applications",), 0, "mpt", "applications[0]: must be a mapping"),
+        (("applications", 0), "args", [], "args must be"),
+        (
+            ("applications", 0),
+            "import_path",
+            "mpt_serve.app:app",
+            "import_path must be 'mpt_serve.app:build' when the application has args; got 'mpt_serve.app:app'",
+        ),
+        ((), "applications", None, "applications must be"),
+        (("applications",), 0, "mpt", "applications[0] must be a mapping"),
     ],
 )
-def test_wrong_values_are_told_too(path: tuple, key: object, value: object, message: str) -> None:
+def test_wrong_values_are_reported_too(path: tuple, key: object, value: object, message: str) -> None:
     assert message in "\n".join(map(str, check_serve_config(changed(path, key, value))))
 
 
@@ -128,7 +133,7 @@ def test_serves_deadline_may_be_written_as_serve_reads_it() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("max_ongoing_requests", 256, "256 is not above the application's limits.max_waiting_requests (256)"),
+        ("max_ongoing_requests", 256, "must be above the application's limits.max_waiting_requests (256); got 256"),
         ("max_queued_requests", 5, "refuse requests in plain text"),
     ],
 )
@@ -153,7 +158,7 @@ def test_other_applications_are_checked_in_serves_keys_only() -> None:
     assert check_serve_config(config) == []
 
 
-def test_mistakes_are_told_by_line(tmp_path: Path) -> None:
+def test_mistakes_are_reported_by_line(tmp_path: Path) -> None:
     file = tmp_path / "serve.yaml"
     file.write_text(
         "# a comment\nhttp_options:\n  prot: 1\napplications:\n"
@@ -171,12 +176,12 @@ def test_mistakes_are_told_by_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("http_options:\n  port: 1\n  port: 2\n", "line 1: http_options: 'port' is given twice, in lines 2 and 3"),
-        ("[1, 2]", "must be a mapping at the top, not a list"),
-        ("", "must be a mapping at the top, not a NoneType"),
+        ("http_options:\n  port: 1\n  port: 2\n", "line 1: http_options: 'port' occurs twice, in lines 2 and 3"),
+        ("[1, 2]", "must be a mapping at the top; got a list"),
+        ("", "must be a mapping at the top; got null"),
         ("a: [", "is not YAML"),
         ("a: \0", "is not YAML"),
-        ("a: &a\n  b: *a\n", "has an alias inside of what it stands for"),
+        ("a: &a\n  b: *a\n", "has an alias that contains itself"),
     ],
 )
 def test_files_that_are_no_configuration(tmp_path: Path, text: str, message: str) -> None:
@@ -195,7 +200,7 @@ def test_a_model_folder_must_be_here_only_where_it_is_to_run_here(tmp_path: Path
         check_file(str(file), here=True)
 
 
-def test_a_missing_file_is_told(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="cannot be read"):
         check_file(str(tmp_path / "none.yaml"))
 

@@ -55,34 +55,37 @@ def test_one_wrong_letter_anywhere_is_refused_by_name(place: tuple[str, str], at
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ({"dtype": "fp8"}, "dtype: must be 'auto', 'float32', 'bfloat16' or 'float16', not 'fp8'"),
-        ({"max_model_len": "long"}, "max_model_len: must be an integer, not 'long' (a value of type str)"),
-        ({"max_model_len": 0}, "max_model_len: must be greater than or equal to 2, not 0"),
-        ({"mesh": {"tensor": True}}, "mesh.tensor: must be an integer, not true"),
-        ({"limits": {"request_timeout_s": True}}, "limits.request_timeout_s: must be a number, not true"),
+        ({"dtype": "fp8"}, "dtype must be 'auto', 'float32', 'bfloat16' or 'float16'; got 'fp8' (a string)"),
+        ({"max_model_len": "long"}, "max_model_len must be an integer; got 'long' (a string)"),
+        ({"max_model_len": 0}, "max_model_len must be at least 2; got 0"),
+        ({"mesh": {"tensor": True}}, "mesh.tensor must be an integer; got true"),
+        ({"limits": {"request_timeout_s": True}}, "limits.request_timeout_s must be a number; got true"),
         (
             {"limits": {"max_body_bytes": True}},
-            "limits.max_body_bytes: must be a size such as 512MiB or 4GiB, not true",
+            "limits.max_body_bytes must be a size such as 512MiB or 4GiB; got true",
         ),
-        ({"engine": None}, "engine: must be a mapping of settings, not None"),
-        ({"engine": {"kv_cache_memory": "lots"}}, "engine.kv_cache_memory: must be a size such as 512MiB or 4GiB"),
-        ({"limits": {"request_timeout_s": float("nan")}}, "limits.request_timeout_s: must be"),
+        ({"engine": None}, "engine must be a mapping of settings; got null"),
+        ({"engine": {"kv_cache_memory": "lots"}}, "engine.kv_cache_memory must be a size such as 512MiB or 4GiB"),
+        ({"limits": {"request_timeout_s": float("nan")}}, "limits.request_timeout_s must be"),
         ({"engine": {"max_num_seqs": 600}}, "max_num_batched_tokens (512) must be above max_num_seqs (600)"),
         (
             {"engine": {"cache_dtype": "int4"}},
-            "engine.cache_dtype: must be 'auto', 'float32', 'bfloat16', 'float16' or",
+            "engine.cache_dtype must be 'auto', 'float32', 'bfloat16', 'float16' or",
         ),
         ({"engine": {"speculation": "draft"}}, "speculation 'draft' needs a draft_model"),
         ({"engine": {"draft_model": "x"}}, "speculation 'ngram' uses no draft_model"),
-        ({"quantization": "int3"}, "quantization: must be 'none', 'int8' or 'int4', not 'int3'"),
-        ({"quantization": "int8", "mesh": {"tensor": 2}}, "quantization 'int8' takes one device, but mesh has fsdp 1"),
+        ({"quantization": "int3"}, "quantization must be 'none', 'int8' or 'int4'; got 'int3' (a string)"),
+        (
+            {"quantization": "int8", "mesh": {"tensor": 2}},
+            "quantization 'int8' needs a single device, but mesh has fsdp 1",
+        ),
     ],
 )
-def test_wrong_values_are_told_by_name_kind_and_remedy(args: dict, message: str) -> None:
+def test_wrong_values_are_reported_with_name_kind_and_fix(args: dict, message: str) -> None:
     assert message in refused(args)
 
 
-def test_all_mistakes_are_told_at_once() -> None:
+def test_all_mistakes_are_reported_at_once() -> None:
     with pytest.raises(ConfigurationError) as error:
         Settings.from_mapping({"dtype": "fp8", "max_model_len": -1, "engine": {"block_size": "x"}})
     assert [problem.path for problem in error.value.problems] == [
