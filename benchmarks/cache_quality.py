@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from model.config.mpt_config import MptConfig
-from model.kernel_selection import attention_for, weight_format
-from model.layers.paged_forward import CacheAttention, StepBatch, forward_step, lm_logits
+from model.kernel_selection import select_kernels, weight_format
+from model.layers.paged_forward import CacheAttention, forward_step, lm_logits
 from model.params.kv_cache import init_kv_cache
+from model.params.step_batch import StepBatch
 from model.params.weights import Weights
 from model.pretrained import mpt_from_pretrained
 
@@ -79,9 +80,9 @@ def main() -> None:
         weights, config = mpt_from_pretrained(folder, dtype="float32", format=format)
         ids = text_ids(folder, options.text, config, min(options.tokens, config.max_seq_len))
         run = partial(text_logits, weights, config, jnp.asarray(ids))
-        expected = run("float32", attention_for(devices, config, "float32", options.kernels))
+        expected = run("float32", select_kernels(devices, config, "float32", options.kernels).attention)
         for dtype in options.dtypes:
-            found = run(dtype, attention_for(devices, config, dtype, options.kernels))
+            found = run(dtype, select_kernels(devices, config, dtype, options.kernels).attention)
             mean, largest, same, error = (float(x) for x in divergence(expected, found))
             figures = {"kl_mean": mean, "kl_max": largest, "same_choice": same, "logit_error": error}
             rounded = {name: float(f"{figure:.3g}") for name, figure in figures.items()}

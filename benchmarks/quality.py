@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from model.checkpoint.quantize import WeightFormat
 from model.config.mpt_config import MptConfig
 from model.layers.forward import forward
+from model.params.weight_format import WeightFormat
 from model.params.weights import Weights, weight_bytes
 from model.pretrained import mpt_from_pretrained
 

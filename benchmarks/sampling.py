@@ -23,8 +23,9 @@ from jax import Array
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from model.kernel_selection import sampling_kernels_for
-from model.sampling.batch import PROMPT, SamplerState, SamplingBatch
+from model.kernel_selection import sampling_kernels
+from model.params.sampling_batch import SamplingBatch
+from model.sampling.batch import PROMPT, SamplerState
 from model.sampling.sampler import sample
 from mpt_serve.engine.sampling_params import MAX_LOGPROBS
 
@@ -93,7 +94,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=50)
     options = parser.parse_args()
     logits, masks, state = inputs_of(options.rows, options.vocab, options.spread)
-    kernel = sampling_kernels_for(logits.devices(), options.kernels)
+    kernel = sampling_kernels(logits.devices(), options.kernels)
     step = jax.jit(
         partial(sample, vocab_limit=options.vocab, max_logprobs=MAX_LOGPROBS, kernel=kernel), donate_argnums=3
     )

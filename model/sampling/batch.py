@@ -1,4 +1,4 @@
-"""The records that sampling works on: parameters of a step's rows, per-slot state, and kernels."""
+"""The records that sampling works on, beside `params.sampling_batch`: per-slot state, and kernels."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,28 +7,10 @@ import jax.numpy as jnp
 from jax import Array
 from jax.sharding import Sharding
 
+from model.params.sampling_batch import SamplingBatch
+
 PROMPT = 2**30
 """Added to the count of an id that the prompt has; the rest of the count is how often the id was generated."""
-
-
-class SamplingBatch(NamedTuple):
-    """Sampling parameters of a step's rows. Padding rows are greedy and write nothing."""
-
-    slot: Array  # [S] int32, row of the slot state to read; clamped to the existing rows
-    write_slot: Array  # [S] int32, row of the slot state to write, no two the same; out of range writes nothing
-    temperature: Array  # [S] float32, 0 is greedy
-    top_k: Array  # [S] int32, 0 keeps all
-    top_p: Array  # [S] float32, 1 keeps all
-    min_p: Array  # [S] float32, 0 keeps all
-    repetition: Array  # [S] float32, 1 for none
-    presence: Array  # [S] float32, 0 for none
-    frequency: Array  # [S] float32, 0 for none
-    biased: Array  # [S] bool, whether the slot's bias is added
-    masked: Array  # [S] bool, whether the mask is applied
-    seed: Array  # [S, 2] uint32, high and low half
-    choice_index: Array  # [S] int32
-    position: Array  # [S] int32, position in the sequence of the token to be sampled
-    num_logprobs: Array  # [S] int32, number of most likely ids to list; -1 for no log probabilities at all
 
 
 class SamplerState(NamedTuple):

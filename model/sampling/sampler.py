@@ -30,7 +30,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.extend.random import threefry_2x32
 
-from model.sampling.batch import PROMPT, SamplerState, SamplingBatch, SamplingKernels
+from model.params.sampling_batch import SamplingBatch
+from model.sampling.batch import PROMPT, SamplerState, SamplingKernels
 from model.sampling.filters import filter_and_sample, first_largest, mask_impossible
 from model.sampling.logprobs import Logprobs, log_probabilities
 

@@ -17,10 +17,11 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Sharding
 
 from model.config.mpt_config import MptConfig
-from model.layers.paged_forward import CacheAttention, forward_step, lm_logits
+from model.kernel_selection import SelectedKernels
+from model.layers.paged_forward import forward_step, lm_logits
 from model.params.kv_cache import KvCache, copy_blocks
 from model.params.weights import Weights
-from model.sampling.batch import SamplerState, SamplingKernels
+from model.sampling.batch import SamplerState
 from model.sampling.logprobs import prompt_logprobs
 from model.sampling.sampler import sample, set_slot_state
 from mpt_serve.engine.sampling_params import MAX_LOGPROBS
@@ -66,8 +67,7 @@ class Programs:
         weights: Weights,
         config: MptConfig,
         shapes: Mapping[StepKey, StepShape],
-        attention: CacheAttention,
-        sampling_kernels: SamplingKernels | None,
+        kernels: SelectedKernels,
         vocab_limit: int,
         fused: bool,
         replicated: Sharding,
@@ -75,8 +75,7 @@ class Programs:
         self._treedef = jax.tree.structure(weights)
         self._config = config
         self._shapes = shapes
-        self._attention = attention
-        self._sampling_kernels = sampling_kernels
+        self._kernels = kernels
         self._vocab_limit = vocab_limit
         self._fused = fused
         self._replicated = replicated
@@ -150,7 +149,7 @@ class Programs:
             weights = jax.tree.unflatten(self._treedef, leaves)
             positions = jnp.minimum(begin + jnp.arange(SCORED), hidden_states.shape[0] - 1)
             logits = lm_logits(weights, self._config, hidden_states[positions])
-            logprobs = prompt_logprobs(logits, ids, self._vocab_limit, MAX_LOGPROBS, self._sampling_kernels)
+            logprobs = prompt_logprobs(logits, ids, self._vocab_limit, MAX_LOGPROBS, self._kernels.sampling)
             return pack_sampled(ids, logprobs)
 
         shape = (tokens, self._config.d_model)
@@ -182,12 +181,12 @@ class Programs:
     ) -> tuple[Array, Array, KvCache]:
         weights = jax.tree.unflatten(self._treedef, leaves)
         batch, sampled = unpack_forward(packed, last_tokens, shape)
-        hidden_states, cache = forward_step(weights, self._config, cache, batch, self._attention)
+        hidden_states, cache = forward_step(weights, self._config, cache, batch, self._kernels.attention)
         return hidden_states, lm_logits(weights, self._config, hidden_states[sampled]), cache
 
     def _sample(self, logits: Array, slots: SamplerState, packed: Array, masks: Array) -> tuple[Array, SamplerState]:
         limits = self._vocab_limit, MAX_LOGPROBS
-        ids, logprobs, slots = sample(logits, unpack_sampling(packed), masks, slots, *limits, self._sampling_kernels)
+        ids, logprobs, slots = sample(logits, unpack_sampling(packed), masks, slots, *limits, self._kernels.sampling)
         return pack_sampled(ids, logprobs), slots
 
 

@@ -12,9 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from jax.typing import DTypeLike
 
 from model.config.mpt_config import MptConfig
-from model.kernel_selection import attention_for, sampling_kernels_for
-from model.kernels.cpu.calls import paged_attention as cpu_attention
-from model.kernels.cpu.huge_pages import use_huge_pages
+from model.kernel_selection import select_kernels
 from model.params.kv_cache import init_kv_cache
 from model.params.sharding import cache_sharding
 from model.params.weights import Weights
@@ -62,9 +60,10 @@ class Runner:
         self._fused = next(iter(devices)).platform == "cpu"
         self._max_num_seqs = max_num_seqs
         self._num_blocks = cache_plan.num_blocks
-        attention = attention_for(devices, config, cache_dtype, kernels)
-        native = attention is cpu_attention
-        self._keys = step_shapes(max_num_seqs, max_num_batched_tokens, max_samples, ragged_decode=native)
+        selected = select_kernels(devices, config, cache_dtype, kernels)
+        self._keys = step_shapes(
+            max_num_seqs, max_num_batched_tokens, max_samples, selected.ragged_decode, selected.row_tile
+        )
         self._shapes = {
             key: StepShape(
                 key=key,
@@ -77,14 +76,10 @@ class Runner:
         }
         pool_sharding, replicated = _placements(weights, config)
         cache = init_kv_cache(config, cache_plan.num_blocks, cache_plan.block_size, cache_dtype, pool_sharding)
-        if native:
-            jax.tree.map(use_huge_pages, cache)
+        selected.prepare_cache(cache)
         slots = init_sampler_state(max_num_seqs, config.vocab_size, replicated)
         self._state = DeviceState(jax.tree.leaves(weights), cache, slots)
-        sampling_kernels = sampling_kernels_for(devices, kernels)
-        self._programs = Programs(
-            weights, config, self._shapes, attention, sampling_kernels, vocab_limit, self._fused, replicated
-        )
+        self._programs = Programs(weights, config, self._shapes, selected, vocab_limit, self._fused, replicated)
         self._no_masks = {
             samples: jnp.zeros((samples, mask_words(config.vocab_size)), jnp.uint32)
             for samples in {key.num_samples for key in self._keys}

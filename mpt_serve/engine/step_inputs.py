@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from jax import Array, lax
 
-from model.layers.paged_forward import StepBatch
-from model.sampling.batch import SamplingBatch
+from model.params.sampling_batch import SamplingBatch
+from model.params.step_batch import StepBatch
 from mpt_serve.engine.step_rows import Row, StepRows
 from mpt_serve.engine.step_shapes import StepShape
 

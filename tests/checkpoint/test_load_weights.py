@@ -14,11 +14,10 @@ from safetensors.numpy import save_file
 from tiny_model import TINY, checkpoint_arrays
 from torch_writer import View, dense_view, write_arrays, write_zip
 
-from model.checkpoint.load import CheckpointError, load_weights
-from model.checkpoint.stored_tensor import aligned_empty
+from model.checkpoint.load import load_weights
+from model.checkpoint.stored_tensor import CheckpointError, aligned_empty
 from model.config.mpt_config import MptConfig
-from model.params.sharding import leaf_paths
-from model.params.weights import Weights, weight_specs
+from model.params.weights import Weights, leaf_paths, weight_specs
 
 FULL = TINY | {  # every kind of parameter that a model can have
     "no_bias": False,

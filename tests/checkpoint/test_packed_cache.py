@@ -17,13 +17,15 @@ from torch_writer import write_arrays
 
 import model.checkpoint.digest
 import model.checkpoint.quantized_cache
-from model.checkpoint.load import CheckpointError, load_weights
-from model.checkpoint.quantize import WeightFormat, pack_weights
+from model.checkpoint.load import load_weights
+from model.checkpoint.pack import pack_weights
 from model.checkpoint.safetensors_file import read_safetensors
+from model.checkpoint.stored_tensor import CheckpointError
 from model.config.mpt_config import MptConfig
 from model.params.packed_matrix import PackedMatrix
-from model.params.sharding import leaf_paths, make_mesh
-from model.params.weights import Weights
+from model.params.sharding import make_mesh
+from model.params.weight_format import WeightFormat
+from model.params.weights import Weights, leaf_paths
 from model.pretrained import mpt_from_pretrained
 
 CONFIG = MptConfig.from_dict(TINY)

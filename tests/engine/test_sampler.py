@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import changed_logits, distribution
 
-from model.kernels.cpu import calls
 from model.kernels.cpu.library import instruction_sets, kernel_library
-from model.sampling.batch import PROMPT, SamplerState, SamplingBatch, SamplingKernels, init_sampler_state
+from model.kernels.cpu.sampling import choose_ids, log_probabilities
+from model.params.sampling_batch import SamplingBatch
+from model.sampling.batch import PROMPT, SamplerState, SamplingKernels, init_sampler_state
 from model.sampling.logprobs import Logprobs, prompt_logprobs
 from model.sampling.sampler import _uniform, sample, set_slot_state
 
@@ -22,7 +23,7 @@ MAX_LOGPROBS = 20
 
 sample_jit = jax.jit(sample, static_argnums=(4, 5, 6))
 prompt_logprobs_jit = jax.jit(prompt_logprobs, static_argnums=(2, 3, 4))
-native = SamplingKernels(calls.choose_ids, calls.log_probabilities)
+native = SamplingKernels(choose_ids, log_probabilities)
 kernel: SamplingKernels | None = None
 
 

@@ -235,7 +235,7 @@ struct Batch {
     a.block_tables = tables.data(), a.query_start = starts.data(), a.query_len = queries.data();
     a.context_len = length.data(), a.slopes = c.slopes ? slopes.data() : nullptr;
     a.key_norms = norms.data(), a.key_scales = k_scales.data(), a.value_scales = v_scales.data();
-    a.horizons = true, a.counts = counts.get();
+    a.alibi_horizon = true, a.counts = counts.get();
     paged_attention(a, pool);
   }
 

@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.config.mpt_config import MptConfig
-from model.kernels.cpu import calls
+from model.kernels.cpu.attention import paged_attention as cpu_attention
 from model.layers.attention import paged_attention
-from model.layers.forward import Qkv
-from model.layers.paged_forward import StepBatch, write_then, xla_attention
+from model.layers.paged_forward import write_then, xla_attention
 from model.params.alibi_horizon import length_bound
 from model.params.kv_cache import LayerCache
+from model.params.qkv import Qkv
+from model.params.step_batch import StepBatch
 
 
 def compiled(attention):
@@ -25,9 +26,9 @@ def compiled(attention):
 
 
 reference = compiled(xla_attention)
-native = compiled(calls.paged_attention)
-reference_of_all = compiled(write_then(partial(paged_attention, horizons=False)))
-native_of_all = compiled(partial(calls.paged_attention, horizons=False))
+native = compiled(cpu_attention)
+reference_of_all = compiled(write_then(partial(paged_attention, alibi_horizon=False)))
+native_of_all = compiled(partial(cpu_attention, alibi_horizon=False))
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ CASES = [
     Case(rows=((1, 170), (1, 5), (40, 100)), head_dim=64, dtype="int8", group=2, block=32),
     Case(rows=((1, 70), (9, 9), (70, 0)), head_dim=37, dtype="int8", kv_heads=3, block=7, alibi=False, softcap=9.0),
 ]
-# Sequences with keys far beyond their heads' horizons.
+# Sequences with keys far beyond the ALiBi horizon of their heads.
 FAR = [
     Case(rows=((1, 1500), (1, 700), (40, 1000)), head_dim=16, kv_heads=4, block=32, bias_max=4, spread=1.0),
     Case(rows=((1, 1100), (70, 580)), head_dim=24, group=2, block=24, dtype="bfloat16", bias_max=2),
@@ -337,7 +338,7 @@ def test_what_is_not_a_number_is_never_left_out(library, strange, softcap):
     cut=st.integers(1, 60),
     seed=st.integers(0, 99),
 )
-def test_horizons_change_nothing(before, tokens, bias_max, spread, outliers, dtype, softcap, cut, seed):
+def test_the_alibi_horizon_changes_nothing(before, tokens, bias_max, spread, outliers, dtype, softcap, cut, seed):
     """Against every key, within rounding; and against another chunking, to the last bit."""
     case = Case(
         rows=((64, 1536),), head_dim=16, dtype=dtype, softcap=softcap, bias_max=float(np.round(bias_max)), spread=spread

@@ -21,7 +21,7 @@ from model import MptConfig
 from model.kernel_selection import weight_format
 from model.kernels.cpu.library import kernel_library
 from model.layers.forward import forward
-from model.checkpoint.quantize import pack_weights
+from model.checkpoint.pack import pack_weights
 from model.params.weights import init_weights
 
 config = MptConfig(d_model=32, n_heads=2, n_layers=1, vocab_size=50)

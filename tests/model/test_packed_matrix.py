@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import model.params.packed_matrix
-from model.checkpoint.quantize import pack_matrix, packed_arrays
+from model.checkpoint.pack import pack_codes, pack_floats, pack_matrix
 from model.kernels.cpu.library import kernel_library
-from model.params.packed_matrix import PANEL, PackedMatrix, pack_codes, pack_floats, take_rows, unpack
+from model.params.packed_matrix import PANEL, PackedMatrix, packed_arrays, take_rows, unpack
 
 FLOATS = [np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16)]
 FORMATS = ["float32", "bfloat16", "int8", "int4"]

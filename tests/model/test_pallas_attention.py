@@ -20,8 +20,8 @@ from jax import Array, export
 from model.config.mpt_config import MptConfig
 from model.kernels.pallas import gpu_attention, tpu_attention
 from model.layers.attention import paged_attention
-from model.layers.paged_forward import StepBatch
 from model.params.kv_cache import LayerCache
+from model.params.step_batch import StepBatch
 
 
 def reference(q: Array, k_pool: Array, v_pool: Array, batch: StepBatch, config: MptConfig) -> Array:

@@ -10,7 +10,7 @@ Lowered and interpreted, not run on hardware.
 """
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +21,7 @@ from jax.experimental.pallas import triton as plgpu
 from model.config.mpt_config import MptConfig
 from model.kernels.pallas.key_tile import NEVER, biased_scores, head_slopes, operand_precision, rescale, visible_keys
 from model.kernels.pallas.query_tiles import QueryTiles, decode_tiles, prefill_tiles, tokens_of
-
-if TYPE_CHECKING:
-    from model.layers.paged_forward import StepBatch
+from model.params.step_batch import StepBatch
 
 
 class _Tiles(NamedTuple):
@@ -45,7 +43,7 @@ def paged_attention(
     q: Array,
     k_pool: Array,
     v_pool: Array,
-    batch: "StepBatch",
+    batch: StepBatch,
     config: MptConfig,
     *,
     slopes: Array | None = None,

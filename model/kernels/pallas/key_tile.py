@@ -9,8 +9,8 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from model.config.mpt_config import MptConfig
-from model.layers.linear import product_precision
 from model.ops.alibi import alibi_slopes
+from model.ops.precision import product_precision
 
 NEVER = float(np.finfo(np.float32).min)  # finite, so that a row with no key yet stays free of nan
 

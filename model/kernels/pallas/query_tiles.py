@@ -4,13 +4,12 @@ A tile holds queries of one row only, so that they share that row's pages. Tile 
 what the rows can need); tiles beyond the real ones have `keys` 0 and no query.
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
 
-if TYPE_CHECKING:
-    from model.layers.paged_forward import StepBatch
+from model.params.step_batch import StepBatch
 
 
 class QueryTiles(NamedTuple):
@@ -22,7 +21,7 @@ class QueryTiles(NamedTuple):
     keys: Array  # [n] int32, the row's keys up to the tile's last query; 0 for a tile without queries
 
 
-def decode_tiles(batch: "StepBatch", tokens: int) -> QueryTiles:
+def decode_tiles(batch: StepBatch, tokens: int) -> QueryTiles:
     """One tile of one query for each of the R rows; `tokens` is T."""
     rows = jnp.arange(batch.query_start.shape[0])
     decodes = rows < batch.num_decode
@@ -30,7 +29,7 @@ def decode_tiles(batch: "StepBatch", tokens: int) -> QueryTiles:
     return QueryTiles(jnp.where(decodes, rows, tokens)[:, None], rows, jnp.maximum(keys - 1, 0), keys)
 
 
-def prefill_tiles(batch: "StepBatch", tokens: int, size: int) -> QueryTiles:
+def prefill_tiles(batch: StepBatch, tokens: int, size: int) -> QueryTiles:
     """Tiles of `size` queries over the rows after the decode rows; `tokens` is T."""
     R = batch.query_start.shape[0]
     counts = jnp.where(jnp.arange(R) < batch.num_decode, 0, (batch.query_len + size - 1) // size)  # [R]

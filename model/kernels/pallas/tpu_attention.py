@@ -6,7 +6,7 @@ Lowered and interpreted, not run on hardware.
 """
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +18,7 @@ from jax.typing import DTypeLike
 from model.config.mpt_config import MptConfig
 from model.kernels.pallas.key_tile import NEVER, biased_scores, head_slopes, operand_precision, rescale, visible_keys
 from model.kernels.pallas.query_tiles import QueryTiles, decode_tiles, prefill_tiles, tokens_of
-
-if TYPE_CHECKING:
-    from model.layers.paged_forward import StepBatch
+from model.params.step_batch import StepBatch
 
 _LANES = 128
 _STEP_BYTES = 2 << 20  # keys and values that one grid step fetches: enough to hide the step's own cost
@@ -33,7 +31,7 @@ def paged_attention(
     q: Array,
     k_pool: Array,
     v_pool: Array,
-    batch: "StepBatch",
+    batch: StepBatch,
     config: MptConfig,
     *,
     slopes: Array | None = None,
