@@ -21,8 +21,7 @@ from mpt_serve.llm.completion import Completion, Piece
 from mpt_serve.llm.piece_stream import stream_pieces
 from mpt_serve.llm.progress import with_progress
 from mpt_serve.llm.prompts import Conversation, Prompt, PromptEncoder, PromptLike, as_conversations, as_prompts
-from mpt_serve.structured_outputs.compiler import GrammarCompiler
-from mpt_serve.structured_outputs.lazy_compiler import LazyGrammarCompiler
+from mpt_serve.structured_outputs.compiler import GrammarCompiler, LazyGrammarCompiler
 from mpt_serve.structured_outputs.spec import GrammarSpec
 from mpt_serve.text.text_stream import TextStream
 from mpt_serve.text.tokenizer import TextTokenizer
@@ -223,7 +222,7 @@ class LLM:
         tokenizer = self._prompts.require_tokenizer("a stop string") if stop else self.tokenizer
         if tokenizer is None:
             return None
-        return lambda params: TextStream(tokenizer, stop, params.min_tokens)
+        return lambda params: TextStream(tokenizer, stop, min_tokens=params.min_tokens)
 
     def _checked(self, prompts: Sequence[PromptLike], params: Params, grammars: Grammars) -> list[Prompt]:
         """Return the batch as the engine takes it. Raises RequestError that names the prompt."""

@@ -80,7 +80,7 @@ class ChatResponseBuilder(ResponseBuilder):
         return choice if part.finish_reason is None else {**choice, "stop_reason": part.stop_reason}
 
     def _logprobs(self, part: ChoicePart) -> dict[str, Any] | None:
-        count = self._report.logprobs
+        count = self._output.logprobs
         return None if count is None else chat_logprobs(part.tokens, count, self._names)
 
 

@@ -108,7 +108,7 @@ class CompletionResponseBuilder(ResponseBuilder):
         return choice | self._token_ids(part)
 
     def _choice(self, part: ChoicePart) -> dict[str, Any]:
-        count = self._report.logprobs
+        count = self._output.logprobs
         logprobs = None if count is None else completion_logprobs(part.tokens, count, self._names)
         return {"index": part.index, "text": part.text, "logprobs": logprobs, "finish_reason": part.finish_reason}
 

@@ -126,7 +126,6 @@ class SamplingOptions:
             **self.sampling,
             max_tokens=max_tokens,
             n=self.best_of,
-            guide=self.guide,
             bad_words=bad_words,
             logprobs=ranking if self.report.logprobs is None else self.report.logprobs,
             prompt_logprobs=self.report.engine_prompt_logprobs,

@@ -45,7 +45,7 @@ def test_completion_has_exactly_the_documented_shape(http: httpx.Client, backend
 
 
 def backend_name(backend: FakeBackend, token_id: int) -> str:
-    data = backend.token_bytes(token_id)
+    data = backend.tokenizer.token_bytes(token_id)
     return data.decode() if data.isascii() else f"bytes:\\x{data[0]:02x}"
 
 
