@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import SETTINGS, VOCAB_LIMIT
+from engine_helpers import Listener, assert_all_free, generate, wait_idle
 from reference import check_generated, log_softmax
-from test_engine import Listener, assert_all_free, lazy_engine, limited, prompt_of, wait_idle
+from test_engine import lazy_engine, limited, prompt_of
 
 from model.config.mpt_config import MptConfig
 from model.params.weights import Weights
@@ -48,8 +49,8 @@ def test_each_wish_changes_the_answer_as_defined(
 ) -> None:
     params = replace(base, **wish)
     prompts = [prompt_of(length, length) for length in (4, 17, 40)]
-    completions = engine.generate(prompts, params)
-    plain = engine.generate(prompts, base)
+    completions = generate(engine, prompts, params)
+    plain = generate(engine, prompts, base)
     for prompt, completion in zip(prompts, completions, strict=True):
         check_generated(weights, config, VOCAB_LIMIT, prompt, params, completion.token_ids)
     assert [c.token_ids for c in completions] != [c.token_ids for c in plain]
@@ -57,10 +58,10 @@ def test_each_wish_changes_the_answer_as_defined(
 
 
 def test_bad_words_never_come(engine: Engine) -> None:
-    (free,) = engine.generate([prompt_of(5)], GREEDY)
+    (free,) = generate(engine, [prompt_of(5)], GREEDY)
     ids = free.token_ids
     forbidden = tuple(ids[3:5]), (ids[7],)
-    (completion,) = engine.generate([prompt_of(5)], replace(GREEDY, bad_words=forbidden))
+    (completion,) = generate(engine, [prompt_of(5)], replace(GREEDY, bad_words=forbidden))
     pairs = [tuple(completion.token_ids[i : i + 2]) for i in range(14)]
     assert forbidden[0] not in pairs
     assert ids[7] not in completion.token_ids
@@ -68,7 +69,7 @@ def test_bad_words_never_come(engine: Engine) -> None:
 
 def test_lists_that_leave_nothing_give_way(engine: Engine) -> None:
     params = replace(GREEDY, allowed_token_ids=(5, 6), bad_words=((5,), (6,)), max_tokens=4)
-    (completion,) = engine.generate([prompt_of(5)], params)
+    (completion,) = generate(engine, [prompt_of(5)], params)
     assert set(completion.token_ids) <= {5, 6}
 
 
@@ -77,7 +78,7 @@ def test_lists_that_forbid_the_whole_vocabulary_change_nothing(engine: Engine, b
     everything = tuple((token,) for token in range(VOCAB_LIMIT))
     asked = [base, replace(base, bad_words=everything)]
     asked.append(replace(base, stop_token_ids=tuple(range(VOCAB_LIMIT)), min_tokens=14))
-    free, forbidden, stopping = engine.generate([prompt_of(5)] * 3, asked)
+    free, forbidden, stopping = generate(engine, [prompt_of(5)] * 3, asked)
     assert forbidden.token_ids == free.token_ids
     assert stopping.token_ids == free.token_ids[:1]  # a stop id, as there is nothing else
 
@@ -119,7 +120,7 @@ def test_choices_are_what_each_is_alone_and_read_the_prompt_once(engine: Engine,
     listener = submit(engine, prompt, params)
     assert listener.ended.wait(60)
     for index, ids in enumerate(choices_of(listener, range(6))):
-        (alone,) = engine.generate([prompt], replace(SAMPLED, choice_index=index, max_tokens=9))
+        (alone,) = generate(engine, [prompt], replace(SAMPLED, choice_index=index, max_tokens=9))
         assert tuple(ids) == alone.token_ids
     assert engine.stats().prompt_tokens - before.prompt_tokens == 7 * length
     cached = {delta.index: delta.num_cached_tokens for delta in listener.deltas}
@@ -133,7 +134,7 @@ def test_prompts_count_once_for_all_their_choices(lazy_engine) -> None:  # type:
     engine = lazy_engine()
     for cached in (0, 28):  # all but the block with the last token
         before = engine.stats()
-        engine.generate([prompt_of(32, 9)], replace(SAMPLED, n=6, choice_index=2))
+        generate(engine, [prompt_of(32, 9)], replace(SAMPLED, n=6, choice_index=2))
         after = wait_idle(engine)
         assert after.prompt_tokens - before.prompt_tokens == 32
         assert after.cached_tokens - before.cached_tokens == cached
@@ -147,7 +148,7 @@ def test_choices_hold_the_prompt_once(engine: Engine) -> None:
         assert listener.ended.wait(60)
     assert engine.stats().preemptions == preemptions
     for index, ids in enumerate(choices_of(listener, range(4))):
-        (alone,) = engine.generate([prompt], replace(params, n=1, choice_index=index))
+        (alone,) = generate(engine, [prompt], replace(params, n=1, choice_index=index))
         assert tuple(ids) == alone.token_ids
 
 
@@ -286,5 +287,5 @@ def test_a_request_goes_on_elsewhere_as_it_would_have(engine: Engine, params: Sa
         assert rest.deltas[-1].finish_reason == whole.deltas[-1].finish_reason
         told = [entry for delta in whole.deltas for entry in delta.logprobs or ()]
         assert [entry for delta in rest.deltas for entry in delta.logprobs or ()] == told[known:]
-    with pytest.raises(RequestError, match="unfinished answer"):
+    with pytest.raises(RequestError, match="unfinished output"):
         engine.submit(prompt, params, Listener(), generated=whole.token_ids)

@@ -1,11 +1,11 @@
 """Step shapes: few, and enough for any step."""
 
-from fake_device import make_request
+from fake_runner import make_request
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpt_serve.engine.scheduler import Row, StepRows
-from mpt_serve.engine.step_inputs import choose_shape, step_shapes
+from mpt_serve.engine.step_rows import Row, StepRows
+from mpt_serve.engine.step_shapes import choose_shape, step_shapes
 
 
 def test_usual_settings_need_few_programs() -> None:
