@@ -191,7 +191,7 @@ def test_the_context_length_ends_a_request(engine: Engine) -> None:
     assert completion.finish_reason == "length"
 
 
-def test_deltas_tell_the_whole_story_once(engine: Engine) -> None:
+def test_deltas_report_everything_once(engine: Engine) -> None:
     listener = Listener()
     request_id = engine.submit(prompt_of(7), GREEDY, listener, request_id="mine")
     assert request_id == "mine"

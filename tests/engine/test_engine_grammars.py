@@ -58,7 +58,7 @@ def check_text(spec: GrammarSpec, text: str) -> None:
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.kind)
 @pytest.mark.parametrize(
-    "wishes",
+    "changes",
     [
         {"temperature": 0.0},
         {"n": 4},
@@ -67,15 +67,15 @@ def check_text(spec: GrammarSpec, text: str) -> None:
         {"min_tokens": 45},
         {"bad_words": [[i] for i in range(40)], "allowed_token_ids": [1, 2, 3]},
     ],
-    ids=lambda wishes: "+".join(wishes),
+    ids=lambda changes: "+".join(changes),
 )
 def test_outputs_match_their_grammar(
     ending_engine: Engine,
     grammars: GrammarCompiler,
     spec: GrammarSpec,
-    wishes: dict,  # type: ignore[type-arg]
+    changes: dict,  # type: ignore[type-arg]
 ) -> None:
-    params = replace(PARAMS, **wishes)
+    params = replace(PARAMS, **changes)
     listeners = [submit(ending_engine, prompt_of(9, seed), params, grammar=grammars.compile(spec)) for seed in range(3)]
     for listener in listeners:
         assert listener.ended.wait(60)

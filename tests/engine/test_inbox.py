@@ -38,7 +38,7 @@ def held(engine: Engine) -> Iterator[Callable[[], None]]:
 
 
 class Session:
-    """Reads a stream, and is part of a reference cycle, as is anything with callbacks of its own."""
+    """Reads a stream, and is part of a reference cycle, as is any object that holds its bound methods."""
 
     def __init__(self, stream: Iterator[Piece]) -> None:
         self._stream = stream

@@ -24,7 +24,7 @@ SAMPLED = SamplingParams(max_tokens=14, seed=11)
 
 @pytest.mark.parametrize("base", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize(
-    "wish",
+    "changes",
     [
         {"repetition_penalty": 1.7},
         {"presence_penalty": 1.5},
@@ -42,12 +42,12 @@ SAMPLED = SamplingParams(max_tokens=14, seed=11)
             "bad_words": ((4,), (6, 8)),
         },
     ],
-    ids=lambda wish: "+".join(wish),
+    ids=lambda changes: "+".join(changes),
 )
-def test_each_wish_changes_the_answer_as_defined(
-    engine: Engine, weights: Weights, config: MptConfig, base: SamplingParams, wish: dict[str, Any]
+def test_each_parameter_changes_the_output_as_defined(
+    engine: Engine, weights: Weights, config: MptConfig, base: SamplingParams, changes: dict[str, Any]
 ) -> None:
-    params = replace(base, **wish)
+    params = replace(base, **changes)
     prompts = [prompt_of(length, length) for length in (4, 17, 40)]
     completions = generate(engine, prompts, params)
     plain = generate(engine, prompts, base)
@@ -164,16 +164,16 @@ def test_one_choice_can_be_cancelled_with_all_others(engine: Engine) -> None:
 
 
 def check_logprobs(table: np.ndarray, ids: Sequence[int], logprobs: Sequence[TokenLogprobs], num_top: int) -> None:
-    """table [len(ids) or more, V]: what precedes each id gives."""
+    """Compare with a table [len(ids) or more, V] of log probabilities."""
     assert len(ids) == len(logprobs)
-    for row, token, told in zip(table, ids, logprobs, strict=False):
-        assert told.logprob == pytest.approx(row[token], abs=1e-4)
-        assert len(told.top) == num_top
+    for row, token, entry in zip(table, ids, logprobs, strict=False):
+        assert entry.logprob == pytest.approx(row[token], abs=1e-4)
+        assert len(entry.top) == num_top
         best = np.sort(row[:VOCAB_LIMIT])[::-1][:num_top]
-        np.testing.assert_allclose([value for _, value in told.top], best, atol=1e-4)
-        np.testing.assert_allclose([row[i] for i, _ in told.top], best, atol=1e-4)
-        assert 1 + (row > row[token] + 1e-4).sum() <= told.rank <= 1 + (row > row[token] - 1e-4).sum()
-        assert all(value == told.logprob for i, value in told.top if i == token)
+        np.testing.assert_allclose([value for _, value in entry.top], best, atol=1e-4)
+        np.testing.assert_allclose([row[i] for i, _ in entry.top], best, atol=1e-4)
+        assert 1 + (row > row[token] + 1e-4).sum() <= entry.rank <= 1 + (row > row[token] - 1e-4).sum()
+        assert all(value == entry.logprob for i, value in entry.top if i == token)
 
 
 @pytest.mark.parametrize("num_top", [0, 1, 20])
@@ -183,19 +183,19 @@ def test_log_probabilities_are_the_models_own(
 ) -> None:
     prompt = prompt_of(37, 3)  # more than one chunk
     params = replace(base, logprobs=num_top, prompt_logprobs=num_top)
-    for _ in range(2):  # the second time the prompt is in the cache, and repeats what was said before
+    for _ in range(2):  # the second time the prompt is in the cache, and repeats what was reported before
         listener = submit(engine, prompt, params)
         assert listener.ended.wait(60)
         table = log_softmax(weights, config, [*prompt, *listener.token_ids])
-        told = [entry for delta in listener.deltas for entry in delta.logprobs or ()]
-        check_logprobs(table[len(prompt) - 1 :], listener.token_ids, told, num_top)
-        (prompt_told,) = [d.prompt_logprobs for d in listener.deltas if d.prompt_logprobs is not None]
-        assert prompt_told[0] is None
-        check_logprobs(table, prompt[1:], prompt_told[1:], num_top)
+        logprobs = [entry for delta in listener.deltas for entry in delta.logprobs or ()]
+        check_logprobs(table[len(prompt) - 1 :], listener.token_ids, logprobs, num_top)
+        (prompt_logprobs,) = [d.prompt_logprobs for d in listener.deltas if d.prompt_logprobs is not None]
+        assert prompt_logprobs[0] is None
+        check_logprobs(table, prompt[1:], prompt_logprobs[1:], num_top)
     assert_all_free(engine)
 
 
-def test_a_request_without_answer_tells_its_prompts_log_probabilities(
+def test_a_request_without_output_reports_its_prompts_log_probabilities(
     engine: Engine, weights: Weights, config: MptConfig
 ) -> None:
     for length in (1, 4, 5, 33, 64):  # up to the whole context
@@ -218,8 +218,8 @@ def test_prompt_log_probabilities_survive_preemption(engine: Engine, weights: We
         assert engine.stats().preemptions > 0
     for prompt, listener in zip(prompts, listeners, strict=True):
         table = log_softmax(weights, config, [*prompt, *listener.token_ids])
-        (told,) = [d.prompt_logprobs for d in listener.deltas if d.prompt_logprobs is not None]
-        check_logprobs(table, prompt[1:], told[1:], 1)
+        (logprobs,) = [d.prompt_logprobs for d in listener.deltas if d.prompt_logprobs is not None]
+        check_logprobs(table, prompt[1:], logprobs[1:], 1)
         check_logprobs(
             table[len(prompt) - 1 :], listener.token_ids, [e for d in listener.deltas for e in d.logprobs or ()], 1
         )
@@ -238,7 +238,7 @@ def test_a_prompt_that_was_there_before_is_not_computed_again(lazy_engine) -> No
     assert first.deltas[-1].num_cached_tokens == 0
     assert second.deltas[-1].num_cached_tokens == 48  # all but the block with the last token
     assert second.token_ids == first.token_ids
-    # The next turn of the conversation: the answer's keys and values are there, but for the last token's.
+    # The next turn of the conversation: the output's keys and values are there, but for the last token's.
     history = [*prompt, *first.token_ids]
     third = submit(engine, [*history, 1], replace(GREEDY, max_tokens=1))
     assert third.ended.wait(60)
@@ -285,7 +285,7 @@ def test_a_request_goes_on_elsewhere_as_it_would_have(engine: Engine, params: Sa
         assert rest.ended.wait(60)
         assert rest.token_ids == whole.token_ids[known:]
         assert rest.deltas[-1].finish_reason == whole.deltas[-1].finish_reason
-        told = [entry for delta in whole.deltas for entry in delta.logprobs or ()]
-        assert [entry for delta in rest.deltas for entry in delta.logprobs or ()] == told[known:]
+        logprobs = [entry for delta in whole.deltas for entry in delta.logprobs or ()]
+        assert [entry for delta in rest.deltas for entry in delta.logprobs or ()] == logprobs[known:]
     with pytest.raises(RequestError, match="unfinished output"):
         engine.submit(prompt, params, Listener(), generated=whole.token_ids)

@@ -17,7 +17,7 @@ MAX_MODEL_LEN = 24
 class Histories(RuleBasedStateMachine):
     """Requests come, are cancelled and are computed in any order, in pools of all sizes from just enough on.
 
-    After every rule all blocks and slots add up; at the end every request that nobody cancelled has generated exactly
+    After every rule all blocks and slots add up; at the end every request that was not cancelled has generated exactly
     what it generates alone, the pipeline has returned exactly that, and every block is free.
     """
 
@@ -237,7 +237,7 @@ def test_admission_leaves_a_block_for_each_running_request() -> None:
     assert shares(scheduler) == [("0", 0, 4)]  # the second would fit exactly, and be preempted at the next token
 
 
-def test_nobody_overtakes_a_request_that_waits_for_blocks() -> None:
+def test_no_request_overtakes_one_that_waits_for_blocks() -> None:
     scheduler = scheduler_of(num_blocks=4, block_size=4, max_num_seqs=4)
     add(scheduler, 9, 8, 1, max_output=1)
     assert shares(scheduler) == [("0", 0, 9)]
@@ -284,7 +284,7 @@ def test_a_long_prompt_holds_up_the_others_by_one_chunk_at_most() -> None:
         computed += step.rows[3].length
 
 
-def test_priority_is_worth_places_in_the_queue_and_nobody_starves() -> None:
+def test_priority_is_worth_positions_in_the_queue_and_no_request_starves() -> None:
     scheduler = scheduler_of(max_num_seqs=1)
     scheduler.add(make_request("first", [1], 1))
     patient = make_request("patient", [1], 1, priority=2)
@@ -301,7 +301,7 @@ def test_priority_is_worth_places_in_the_queue_and_nobody_starves() -> None:
     assert order.index("patient") == POSITIONS_PER_PRIORITY * 2
 
 
-def test_the_last_in_order_is_preempted_whoever_came_last() -> None:
+def test_the_last_in_order_is_preempted_whichever_came_last() -> None:
     scheduler = scheduler_of(num_blocks=6, block_size=2, max_num_seqs=2)
     low = make_request("low", [1, 2, 3], 8, priority=1)
     scheduler.add(low)
@@ -400,7 +400,7 @@ def test_requests_with_choices_are_admitted_as_fast_as_others() -> None:
     scheduler.check_integrity()
 
 
-def test_whoever_overtakes_a_choice_leaves_it_a_slot() -> None:
+def test_a_request_that_overtakes_a_choice_leaves_it_a_slot() -> None:
     scheduler = scheduler_of(max_num_seqs=3)
     add_choices(scheduler, "two", [1] * 5, 2)
     add(scheduler, 2, 2)
@@ -408,7 +408,7 @@ def test_whoever_overtakes_a_choice_leaves_it_a_slot() -> None:
     assert shares(scheduler) == [("two", 5, 1), ("0", 2, 1), ("two", 4, 1)]
 
 
-def test_whoever_overtakes_a_choice_leaves_it_blocks() -> None:
+def test_a_request_that_overtakes_a_choice_leaves_it_blocks() -> None:
     scheduler = scheduler_of(num_blocks=9, max_num_seqs=8)
     add_choices(scheduler, "three", [1] * 5, 3)  # two blocks, then one for each, and each grows
     add(scheduler, 4, 4)
@@ -417,7 +417,7 @@ def test_whoever_overtakes_a_choice_leaves_it_blocks() -> None:
     assert scheduler.num_preemptions == 0
 
 
-def test_whoever_overtakes_a_choice_leaves_it_a_token_of_the_next_step() -> None:
+def test_a_request_that_overtakes_a_choice_leaves_it_a_token_of_the_next_step() -> None:
     scheduler = scheduler_of(max_num_seqs=4, budget=16)
     add_choices(scheduler, "two", [1] * 6, 2)
     (long,) = add(scheduler, 23)
@@ -445,7 +445,7 @@ def test_drafts_are_taken_as_far_as_they_were_right() -> None:
     assert [(row.start, row.length) for row in scheduler.schedule({request: [1] * 9}).rows] == [(6, 4)]  # eight in all
 
 
-def test_drafts_leave_room_for_requests_that_arrive() -> None:
+def test_drafts_leave_samples_for_requests_that_arrive() -> None:
     scheduler = Scheduler(BlockPool(64, 4), 4, 32, max_samples=6)
     (request,) = add(scheduler, 3, max_output=20)
     scheduler.accept(scheduler.schedule().rows, [10])

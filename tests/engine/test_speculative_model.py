@@ -1,4 +1,4 @@
-"""A smaller model that drafts: the answers are those of the model alone, and the draft model keeps track of them."""
+"""A smaller model that drafts: outputs are those of the model alone, and the draft model keeps track of them."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -77,7 +77,7 @@ def plain(weights: Weights, config: MptConfig) -> Iterator[Engine]:
         yield engine
 
 
-def test_answers_are_those_without_drafts(make_engine: MakeEngine, plain: Engine, weights: Weights) -> None:
+def test_outputs_are_those_without_drafts(make_engine: MakeEngine, plain: Engine, weights: Weights) -> None:
     engine = make_engine(similar(weights))
     params = [
         *MIXED,
@@ -149,7 +149,7 @@ def test_drafts_end_with_a_draft_model_that_is_mostly_wrong(
     assert engine.stats().drafted_tokens > 2 * first  # it was tried again after 30 ids without
 
 
-def test_a_long_unread_prompt_is_not_worth_a_short_answer(make_engine: MakeEngine, weights: Weights) -> None:
+def test_a_long_unread_prompt_is_not_worth_a_short_output(make_engine: MakeEngine, weights: Weights) -> None:
     engine = make_engine(weights)
     generate(engine, [list(range(60))], SamplingParams(temperature=0, max_tokens=2))
     assert engine.stats().drafted_tokens == 0
