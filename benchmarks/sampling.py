@@ -1,4 +1,4 @@
-"""What sampling costs a step: every kind of parameters beside greedy rows, in turns.
+"""Measure what sampling costs a step, for every kind of parameters, interleaved with greedy rows.
 
     python benchmarks/sampling.py [--rows 32] [--vocab 50432] [--spread 3] [--kernels auto] [--rounds 50]
 
@@ -53,7 +53,7 @@ _DTYPES = {float: jnp.float32, int: jnp.int32, bool: jnp.bool_}
 
 
 def batch_of(kinds: list[dict[str, Any]]) -> SamplingBatch:
-    """One row of each kind; row r reads and writes slot r."""
+    """Return one row of each kind; row r reads and writes slot r."""
     rows = [{**GREEDY, **kind} for kind in kinds]
     indices = jnp.arange(len(rows), dtype=jnp.int32)
     fields = {name: jnp.array([row[name] for row in rows], _DTYPES[type(value)]) for name, value in GREEDY.items()}
@@ -68,7 +68,7 @@ def batch_of(kinds: list[dict[str, Any]]) -> SamplingBatch:
 
 
 def inputs_of(rows: int, vocab: int, spread: float) -> tuple[Array, Array, SamplerState]:
-    """Logits, masks that allow a quarter of the ids, and a state with some ids seen and a few biased."""
+    """Return logits, masks that allow a quarter of the ids, and a state with some ids seen and a few biased."""
     rng = np.random.default_rng(2026)
     logits = rng.normal(scale=spread, size=(rows, vocab)).astype(np.float32)
     words = (rows, -(-vocab // 32))

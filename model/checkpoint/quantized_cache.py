@@ -91,8 +91,8 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _key(about: Mapping[str, str], config: MptConfig, dtype: DTypeLike | None, format: WeightFormat) -> str:
-    """Return hex digits that identify a checkpoint and what is made of it."""
-    made_of = {
+    """Return hex digits that identify a checkpoint and the format it is loaded in."""
+    identity = {
         "layout": about["layout"],
         "quantization": format.quantization,
         "group": format.group,
@@ -101,12 +101,12 @@ def _key(about: Mapping[str, str], config: MptConfig, dtype: DTypeLike | None, f
         "config": repr(config),
         "content": about["content"],
     }
-    return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class _Parameter:
-    """A parameter's place in an entry: its format (None: plain), and shape and dtype of each array by name.
+    """A parameter in an entry: its format (None: plain), and shape and dtype of each array by name.
 
     The dtype of a plain one is None: any float.
     """

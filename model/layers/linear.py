@@ -1,4 +1,4 @@
-"""The product of a linear layer, whatever the format of its weights: the one interface to the kernels behind it."""
+"""The product of a linear layer, for weights of any format: the one interface to its kernels."""
 
 import jax
 import jax.numpy as jnp

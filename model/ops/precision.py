@@ -1,4 +1,4 @@
-"""The precision of matrix products: what JAX's defaults would round is asked for exactly."""
+"""The precision of matrix products: exact where JAX's default would round float32 operands."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""From the engine's thread to streams on an event loop."""
+"""Carries deltas from the engine's thread to their requests on an event loop."""
 
 import asyncio
 from collections import deque
@@ -6,12 +6,13 @@ from collections.abc import AsyncIterator, Sequence
 
 from mpt_serve.engine.request import Delta, TokenLogprobs
 
-__all__ = ["DeltaMailbox", "DeltaStream"]
+__all__ = ["DeltaMailbox", "RequestDeltas"]
 
 
-class DeltaStream(AsyncIterator[Delta]):
-    """The deltas of one request's choices. The first is returned at once; those of one choice that arrive while the
-    reader is busy are merged into one.
+class RequestDeltas(AsyncIterator[Delta]):
+    """The deltas of one request's choices.
+
+    The first is returned at once; those of one choice that arrive while the reader is busy are merged into one.
 
     Memory is bounded by the request itself: a merged delta holds ids, at most max_tokens for each choice, and the log
     probabilities requested for each.
@@ -69,16 +70,16 @@ class DeltaMailbox:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._posted: deque[tuple[DeltaStream, Delta]] = deque()
+        self._posted: deque[tuple[RequestDeltas, Delta]] = deque()
         self._wake_up_due = False
 
-    def stream(self, choices: int = 1) -> DeltaStream:
-        """Return a new stream for a request with n `choices`; its `post` is what the engine calls."""
-        return DeltaStream(self, choices)
+    def subscribe(self, choices: int = 1) -> RequestDeltas:
+        """Return the deltas of a new request with n `choices`; their `post` is what the engine calls."""
+        return RequestDeltas(self, choices)
 
-    def post(self, stream: DeltaStream, delta: Delta) -> None:
-        """Queue a delta for its stream; thread-safe, never blocks."""
-        self._posted.append((stream, delta))
+    def post(self, deltas: RequestDeltas, delta: Delta) -> None:
+        """Queue a delta for its request; thread-safe, never blocks."""
+        self._posted.append((deltas, delta))
         # The loop clears the flag before it empties the queue, so a delta posted while the flag is set is delivered.
         if not self._wake_up_due:
             self._wake_up_due = True
@@ -87,5 +88,5 @@ class DeltaMailbox:
     def _deliver_all(self) -> None:
         self._wake_up_due = False
         while self._posted:
-            stream, delta = self._posted.popleft()
-            stream.deliver(delta)
+            deltas, delta = self._posted.popleft()
+            deltas.deliver(delta)

@@ -23,8 +23,7 @@ _BROADCAST_WAIT_S = 10.0
 class ReplicaClient:
     """Generates on whichever Generator replica Serve chooses, and calls all of them at once where it cannot choose.
 
-    Today each request has a stream of its own from its replica; `_Delivery` holds what is to be done with each delta,
-    however it arrives.
+    Each request has its own stream from its replica. What happens to a delta, however it arrives, is `_Delivery`.
     """
 
     def __init__(self, generator: DeploymentHandle) -> None:

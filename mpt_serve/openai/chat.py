@@ -3,107 +3,111 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mpt_serve.openai.conversation import tokenize_conversation
 from mpt_serve.openai.endpoint import Prepared
-from mpt_serve.openai.errors import InvalidValueError
-from mpt_serve.openai.fields import Fields, Ignored, Offered, Parsed, Refused
-from mpt_serve.openai.kinds import Boolean, Integer
 from mpt_serve.openai.logprobs import chat_logprobs
-from mpt_serve.openai.messages import CONVERSATION_FIELDS, Conversation
 from mpt_serve.openai.output_choice import ChoicePart
-from mpt_serve.openai.output_options import OutputOptions
+from mpt_serve.openai.protocol.chat import ChatCompletionRequest
+from mpt_serve.openai.protocol.responses import (
+    ChatChoice,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatDelta,
+    ChatLogprobs,
+)
 from mpt_serve.openai.response_builder import ResponseBuilder
 from mpt_serve.openai.sampling import SamplingOptions
-from mpt_serve.openai.sampling_fields import IGNORED_FIELDS, MODEL_FIELD, REFUSED_FIELDS, SAMPLING_FIELDS
 from mpt_serve.openai.server_context import ServerContext
 from mpt_serve.openai.usage import Usage
 
-__all__ = ["CHAT_FIELDS", "ChatResponseBuilder", "prepare_chat"]
-
-TOKEN_COUNT = Integer(1, 2**31 - 1)
-
-CHAT_FIELDS = Fields(
-    MODEL_FIELD,
-    *CONVERSATION_FIELDS,
-    Offered(
-        "max_tokens",
-        TOKEN_COUNT,
-        "Generated tokens at most. More than the context leaves is an error.",
-        shown_default="what the context leaves",
-    ),
-    Offered("max_completion_tokens", TOKEN_COUNT, "The newer name of `max_tokens`; both must agree."),
-    Offered("logprobs", Boolean(), "Answer with the log probabilities of the text's tokens.", False),
-    Offered("top_logprobs", Integer(0, 20), "And of so many of the likeliest ones; only with `logprobs`.", 0),
-    *SAMPLING_FIELDS,
-    Refused("tools", 'the models have no tool format; with `"tool_choice": "none"` they are left out', ([],)),
-    Refused("tool_choice", "the models have no tool format", ("none", "auto")),
-    Refused("functions", "the models have no tool format", ([],)),
-    Refused("function_call", "the models have no tool format", ("none", "auto")),
-    Refused("best_of", "only /v1/completions chooses among answers", (1,)),
-    Refused("echo", "the conversation is not repeated in the answer", (False,)),
-    Refused("add_special_tokens", "chat templates write their own special tokens", (False,)),
-    Refused("modalities", "the models write nothing but text", (["text"],)),
-    Refused("audio", "the models write nothing but text"),
-    Refused("prediction", "predicted output has no effect here"),
-    Refused("web_search_options", "the server fetches nothing"),
-    Refused("reasoning_effort", "the models do not reason apart from their answer", ("none",)),
-    Refused("verbosity", "the models have no such control", ("medium",)),
-    *REFUSED_FIELDS,
-    *IGNORED_FIELDS,
-    Ignored("parallel_tool_calls", Boolean(), "There are no tool calls."),
-)
+__all__ = ["ChatResponseBuilder", "prepare_chat"]
 
 
 class ChatResponseBuilder(ResponseBuilder):
+    """Builds the response of a chat completion."""
+
     id_prefix = "chatcmpl"
-    whole_object = "chat.completion"
-    chunk_object = "chat.completion.chunk"
 
-    def whole_choice(self, part: ChoicePart) -> dict[str, Any]:
-        message = {"role": "assistant", "content": part.text, "refusal": None}
-        choice = {"index": part.index, "message": message, "logprobs": self._logprobs(part)}
-        ending = {"finish_reason": part.finish_reason, "stop_reason": part.stop_reason}
-        return {**choice, **ending, **self._token_ids(part)}
+    def whole(self, parts: Sequence[ChoicePart], usage: Usage) -> ChatCompletion:
+        """Return the response without streaming."""
+        response: ChatCompletion = {
+            "id": self._id,
+            "object": "chat.completion",
+            "created": self._created,
+            "model": self._model_id,
+            "choices": [self._whole_choice(part) for part in parts],
+            "usage": usage.body(),
+            "prompt_logprobs": self._prompt_logprobs(parts[0]),
+        }
+        if self._output.token_ids:
+            response["prompt_token_ids"] = self._prompt_ids(0)
+        return response
 
-    def whole(self, parts: Sequence[ChoicePart], usage: Usage) -> dict[str, Any]:
-        return {**super().whole(parts, usage), **self._prompt_logprobs(parts[0]), **self._prompt_ids(0)}
+    def opening(self) -> Sequence[ChatCompletionChunk]:
+        """Return a chunk with the role for each choice, the first with the prompt's ids if they are requested."""
+        delta: ChatDelta = {"role": "assistant", "content": ""}
+        chunks = [
+            self._chunk([{"index": i, "delta": delta, "logprobs": None, "finish_reason": None}])
+            for i in range(self._choices)
+        ]
+        if self._output.token_ids:
+            chunks[0]["prompt_token_ids"] = self._prompt_ids(0)
+        return chunks
 
-    def opening(self) -> Sequence[dict[str, Any]]:
-        delta = {"role": "assistant", "content": ""}
-        choices = [{"index": i, "delta": delta, "logprobs": None, "finish_reason": None} for i in range(self._choices)]
-        first, *others = [self.chunk([choice]) for choice in choices]
-        return [{**first, **self._prompt_ids(0)}, *others]
+    def chunk(self, part: ChoicePart | None) -> ChatCompletionChunk:
+        """Return the chunk of a stream for a piece of a choice, or one without choices."""
+        return self._chunk([] if part is None else [self._chunk_choice(part)])
 
-    def chunk_choice(self, part: ChoicePart) -> dict[str, Any]:
-        delta = {"content": part.text} if part.text else {}
-        choice = {"index": part.index, "delta": delta, "logprobs": self._logprobs(part)}
-        choice |= {"finish_reason": part.finish_reason, **self._token_ids(part)}
-        return choice if part.finish_reason is None else {**choice, "stop_reason": part.stop_reason}
+    def _chunk(self, choices: list[ChatChunkChoice]) -> ChatCompletionChunk:
+        return {
+            "id": self._id,
+            "object": "chat.completion.chunk",
+            "created": self._created,
+            "model": self._model_id,
+            "choices": choices,
+        }
 
-    def _logprobs(self, part: ChoicePart) -> dict[str, Any] | None:
+    def _whole_choice(self, part: ChoicePart) -> ChatChoice:
+        assert part.finish_reason is not None
+        choice: ChatChoice = {
+            "index": part.index,
+            "message": {"role": "assistant", "content": part.text, "refusal": None},
+            "logprobs": self._logprobs(part),
+            "finish_reason": part.finish_reason,
+            "stop_reason": part.stop_reason,
+        }
+        if self._output.token_ids:
+            choice["token_ids"] = part.generated_ids
+        return choice
+
+    def _chunk_choice(self, part: ChoicePart) -> ChatChunkChoice:
+        choice: ChatChunkChoice = {
+            "index": part.index,
+            "delta": {"content": part.text} if part.text else {},
+            "logprobs": self._logprobs(part),
+            "finish_reason": part.finish_reason,
+        }
+        if self._output.token_ids:
+            choice["token_ids"] = part.generated_ids
+        if part.finish_reason is not None:
+            choice["stop_reason"] = part.stop_reason
+        return choice
+
+    def _logprobs(self, part: ChoicePart) -> ChatLogprobs | None:
         count = self._output.logprobs
         return None if count is None else chat_logprobs(part.tokens, count, self._names)
 
 
-async def prepare_chat(service: ServerContext, body: Mapping[str, Any]) -> Prepared:
+async def prepare_chat(context: ServerContext, body: Mapping[str, Any]) -> Prepared:
     """Validate a chat request, render its conversation and tokenize it. Raises ApiError."""
-    if body.get("tool_choice") == "none":  # the client itself asks for an answer without tools
-        body = {**body, "tools": None, "functions": None}
-    parsed = CHAT_FIELDS.parse(body)
-    service.require_model(parsed.values["model"])
-    report = OutputOptions.from_values(parsed.values, _logprobs(parsed))
-    options = SamplingOptions.from_values(parsed.values, service.backend.model, report)
-    options.check_choices(1, service.limits)
-    conversation = Conversation.from_values(parsed.values, parsed.given)
-    await service.require_ready()  # before that the context's length may not be known
-    if options.truncate_to is None:
-        service.require_short("".join(message["content"] for message in conversation.messages), "messages")
-    ids = await conversation.tokenize(service)
-    unknown = (*parsed.unknown, *conversation.unknown)
+    request = ChatCompletionRequest.parse(body)
+    context.require_model(request.model)
+    options = SamplingOptions.of(request, context.backend.model)
+    options.check_choices(1, context.limits)
+    await context.require_ready()  # before that the context's length may not be known
+    if request.truncate_prompt_tokens is None:
+        context.require_short("".join(message.content for message in request.messages), "messages")
+    ids = await tokenize_conversation(context, request)
+    unknown = ChatCompletionRequest.unknown_fields(body)
     return Prepared([ids], "messages", options, None, ChatResponseBuilder, unknown)
-
-
-def _logprobs(parsed: Parsed) -> int | None:
-    top: int = parsed.values["top_logprobs"]
-    if top and not parsed.values["logprobs"]:
-        raise InvalidValueError("'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
-    return top if parsed.values["logprobs"] else None

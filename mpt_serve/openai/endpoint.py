@@ -84,15 +84,15 @@ class GenerationEndpoint:
         """Return the response, or None if it was sent as a stream."""
         prepared = await self._prepare(self._context, body)
         options = prepared.options
-        headers = self._context.ignored_fields_header((*prepared.unknown, *options.unknown))
+        headers = self._context.ignored_fields_header(prepared.unknown)
         backend = self._context.backend
         prompts = await self._prompt_streams(prepared, request_id)
-        names = TokenNames(backend.tokenizer.token_bytes, options.report.tokens_as_ids)
+        names = TokenNames(backend.tokenizer.token_bytes, options.output.tokens_as_ids)
         ids = [prompt.request.ids for prompt in prompts]
-        builder = prepared.builder(backend.model.id, options.report, names, ids, options.n)
-        with backend.admit(ids, options.best_of), _grammar_errors(options.guide_param):
+        builder = prepared.builder(backend.model.id, options.output, names, ids, options.request.n)
+        with backend.admit(ids, options.request.num_choices), _grammar_errors(options.grammar_field):
             async with RequestStream(backend, prompts) as output:
-                if not options.stream:
+                if not options.request.stream:
                     response = await whole_response(output, builder, options)
                     response.headers.update(headers)
                     return response
@@ -107,40 +107,40 @@ class GenerationEndpoint:
         prompts = [options.fit(prompt, backend.model, default, prepared.param) for prompt in prepared.prompts]
         _check_prompt_logprobs(prompts, options, self._context.limits)
         bad_words: tuple[tuple[int, ...], ...] = ()
-        if options.bad_words:
-            bad_words = await asyncio.to_thread(spellings, backend.tokenizer, options.bad_words)
+        if options.request.bad_words:
+            bad_words = await asyncio.to_thread(spellings, backend.tokenizer, options.request.bad_words)
         streams: list[PromptStream] = []
         params_with = cache(lambda max_tokens: options.params(max_tokens, bad_words))  # they may hold long lists of ids
         for number, ids in enumerate(prompts):
             params = params_with(options.max_tokens_for(len(ids), backend.model, default))
             name = request_id if len(prompts) == 1 else f"{request_id}-{number}"
-            echo = await asyncio.to_thread(Echo.of, ids, backend.tokenizer) if options.report.echo else None
-            first = number * options.best_of
-            choices = [self._choice(first + i, options, params, echo) for i in range(options.best_of)]
-            streams.append(PromptStream(GenerationRequest(ids, params, options.guide, name), choices, echo))
+            echo = await asyncio.to_thread(Echo.of, ids, backend.tokenizer) if options.output.echo else None
+            first = number * options.request.num_choices
+            choices = [self._choice(first + i, options, params, echo) for i in range(options.request.num_choices)]
+            streams.append(PromptStream(GenerationRequest(ids, params, options.grammar, name), choices, echo))
         return streams
 
     def _choice(self, index: int, options: SamplingOptions, params: SamplingParams, echo: Echo | None) -> OutputChoice:
         text = TextStream(
             self._context.backend.tokenizer,
-            options.stop,
-            include_stop=options.include_stop,
+            options.request.stop,
+            include_stop=options.request.include_stop_str_in_output,
             min_tokens=params.min_tokens,
-            skip_special_tokens=options.skip_special_tokens,
-            track_tokens=options.report.by_token,
+            skip_special_tokens=options.request.skip_special_tokens,
+            track_tokens=options.output.by_token,
             text_offset=len(echo.text) if echo else 0,
         )
-        return OutputChoice(index, text, params.stop_token_ids, options.include_stop)
+        return OutputChoice(index, text, params.stop_token_ids, options.request.include_stop_str_in_output)
 
 
 def _check_prompt_logprobs(prompts: Sequence[Sequence[int]], options: SamplingOptions, limits: Limits) -> None:
     """Raise InvalidValueError if the response would hold too many log probabilities of prompts."""
-    count = options.report.engine_prompt_logprobs
+    count = options.output.engine_prompt_logprobs
     if count is None:
         return
-    numbers = sum(map(len, prompts)) * options.n * (count + 1)
+    numbers = sum(map(len, prompts)) * options.request.n * (count + 1)
     if numbers > limits.max_prompt_logprobs:
-        param = "logprobs" if options.report.prompt_logprobs is None else "prompt_logprobs"
+        param = "logprobs" if options.output.prompt_logprobs is None else "prompt_logprobs"
         raise InvalidValueError(
             f"'{param}' would return {numbers} log probabilities of prompts; a response can hold at most"
             f" {limits.max_prompt_logprobs}. Request fewer alternatives, choices or prompts.",
@@ -149,14 +149,14 @@ def _check_prompt_logprobs(prompts: Sequence[Sequence[int]], options: SamplingOp
 
 
 @contextlib.contextmanager
-def _grammar_errors(param: str | None) -> Iterator[None]:
+def _grammar_errors(field: str | None) -> Iterator[None]:
     """Attribute the engine's refusals to the field of the grammar: all other fields have been checked before."""
     try:
         yield
     except RequestError as error:
-        if param is None or isinstance(error, (BusyError, EngineClosedError)):
+        if field is None or isinstance(error, (BusyError, EngineClosedError)):
             raise
-        raise InvalidValueError(as_api_error(error).message, param=param) from error
+        raise InvalidValueError(as_api_error(error).message, param=field) from error
 
 
 def _deadline_error(seconds: float) -> ApiError:

@@ -59,7 +59,7 @@ class PromptStream:
 
     def _advance_choice(self, delta: Delta, emit: Callable[[ChoicePart], None]) -> None:
         choice = self.choices[delta.index]
-        if choice.finished:  # the engine continues past a stop string until it is told
+        if choice.finished:  # the engine continues past a stop string until the choice is ended there
             return
         part = choice.advance(delta)
         if part.finish_reason is not None and delta.finish_reason is None:

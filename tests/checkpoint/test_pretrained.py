@@ -85,7 +85,7 @@ def test_folders_that_are_not_checkpoints(tmp_path: Path) -> None:
 
 
 class Hub:
-    """Stands for the hub: a repository's files, of which snapshot_download copies those that are asked for."""
+    """Stands for the hub: a repository's files, of which snapshot_download copies those that are requested."""
 
     def __init__(self, repository: Path, cache: Path) -> None:
         self.repository, self.cache = repository, cache

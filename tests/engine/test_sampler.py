@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fast_compile import FAST_COMPILE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import changed_logits, distribution
@@ -21,8 +22,8 @@ from model.sampling.sampler import _uniform, sample, set_slot_state
 
 MAX_LOGPROBS = 20
 
-sample_jit = jax.jit(sample, static_argnums=(4, 5, 6))
-prompt_logprobs_jit = jax.jit(prompt_logprobs, static_argnums=(2, 3, 4))
+sample_jit = jax.jit(sample, static_argnums=(4, 5, 6), compiler_options=FAST_COMPILE)
+prompt_logprobs_jit = jax.jit(prompt_logprobs, static_argnums=(2, 3, 4), compiler_options=FAST_COMPILE)
 native = SamplingKernels(choose_ids, log_probabilities)
 kernel: SamplingKernels | None = None
 

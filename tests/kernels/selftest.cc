@@ -223,7 +223,7 @@ struct Batch {
     }
   }
 
-  // What whole numbers of an int8 pool are multiplied with, for the vector that begins at `from`.
+  // What integers of an int8 pool are multiplied with, for the vector that begins at `from`.
   float scale(const std::vector<float>& x, int64_t from) const {
     float most = 0;
     for (int64_t d = 0; d < c.hd; ++d) most = std::max(most, std::abs(x[from + d]));

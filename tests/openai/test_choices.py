@@ -77,7 +77,7 @@ def test_all_stopped_ends_the_request_in_the_engine(http: httpx.Client, backend:
     assert len(backend.cancelled) == 1
 
 
-def test_one_that_fails_fails_the_answer(http: httpx.Client, backend: FakeBackend) -> None:
+def test_one_that_fails_fails_the_response(http: httpx.Client, backend: FakeBackend) -> None:
     backend.fail_after = 3
     backend.failure = Delta((), "error", None, 1, index=1)
     response = http.post("/v1/completions", json={"prompt": "abcdef", "n": 2})

@@ -17,7 +17,7 @@ def delta(*ids: int, end: bool = False) -> Delta:
 
 def test_the_first_comes_at_once_and_the_rest_is_merged_while_the_reader_is_busy() -> None:
     async def scenario() -> None:
-        stream = DeltaMailbox(asyncio.get_running_loop()).stream()
+        stream = DeltaMailbox(asyncio.get_running_loop()).subscribe()
         stream.post(delta(1))
         assert (await anext(stream)).token_ids == (1,)
         for item in (delta(2), delta(3), delta(4, end=True)):
@@ -38,7 +38,7 @@ def test_choices_are_merged_separately() -> None:
         )
 
     async def scenario() -> None:
-        stream = DeltaMailbox(asyncio.get_running_loop()).stream(choices=2)
+        stream = DeltaMailbox(asyncio.get_running_loop()).subscribe(choices=2)
         for item in (
             part(4, 1, prompt=True),
             part(5, 2),
@@ -69,7 +69,7 @@ def test_one_wake_up_delivers_a_whole_step() -> None:
 
         loop.call_soon_threadsafe = counting  # type: ignore[method-assign, assignment]
         mailbox = DeltaMailbox(loop)
-        streams = [mailbox.stream() for _ in range(32)]
+        streams = [mailbox.subscribe() for _ in range(32)]
         for stream in streams:
             stream.post(delta(7, end=True))
         assert [(await anext(stream)).token_ids for stream in streams] == [(7,)] * 32
@@ -83,7 +83,7 @@ def test_one_wake_up_delivers_a_whole_step() -> None:
 def test_nothing_is_lost_or_reordered_between_threads(requests: list[tuple[int, int]]) -> None:
     async def scenario() -> list[dict[int, list[int]]]:
         mailbox = DeltaMailbox(asyncio.get_running_loop())
-        streams = [mailbox.stream(choices) for _, choices in requests]
+        streams = [mailbox.subscribe(choices) for _, choices in requests]
 
         def engine() -> None:
             for position in range(max(length for length, _ in requests)):
