@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import VOCAB_LIMIT
+from small_engine import VOCAB_LIMIT
 from test_engine import Listener, assert_all_free, lazy_engine, wait_idle, wait_until
 
 from mpt_serve.engine import (

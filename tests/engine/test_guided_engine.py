@@ -8,7 +8,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from conftest import CHARACTERS, END, SETTINGS, VOCAB_LIMIT
+from small_engine import CHARACTERS, END, SETTINGS, VOCAB_LIMIT
 from test_engine import Listener, assert_all_free, limited, prompt_of
 from test_sampling_features import choices_of, submit
 

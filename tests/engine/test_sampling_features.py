@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import SETTINGS, VOCAB_LIMIT
 from reference import check_generated, log_softmax
+from small_engine import SETTINGS, VOCAB_LIMIT
 from test_engine import Listener, assert_all_free, lazy_engine, limited, prompt_of, wait_idle
 
 from model.config.mpt_config import MptConfig
