@@ -56,7 +56,7 @@ class Step:
     batch: StepBatch
 
     def run(self, attention: str, config: MptConfig, **keys: Any) -> np.ndarray:
-        """[tokens of all rows, H, hd]"""
+        """[tokens of all rows, H, hd]."""
         return self.run_padded(attention, config, **keys)[: int(np.sum(self.batch.query_len))]
 
     def run_padded(self, attention: str, config: MptConfig, **keys: Any) -> np.ndarray:
