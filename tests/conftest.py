@@ -1,4 +1,4 @@
-"""Fixtures of tests that speak HTTP to a server."""
+"""Options and order of the whole suite, and fixtures of tests that speak HTTP to a server."""
 
 import os
 import sys
@@ -14,7 +14,27 @@ from tiny_checkpoint import write_tiny_checkpoint
 hypothesis.settings.register_profile("shared", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("shared")
 
+# Files that take more than half a minute, longest first. Two processes take files in this order, so that none of them
+# begins a long one while the other has nothing left.
+LONGEST_FIRST: tuple[str, ...] = ()
+
 MANY_MAPS = 20_000  # of 65,530; the one file of tests that takes most takes 28,000
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the exhaustive grids too, which take many minutes")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what is marked exhaustive, unless --slow is given, and put the files that take longest first."""
+    if not config.getoption("--slow"):
+        skip = pytest.mark.skip(reason="exhaustive; runs with --slow")
+        for item in items:
+            if item.get_closest_marker("exhaustive"):
+                item.add_marker(skip)
+    ranks = {name: rank for rank, name in enumerate(LONGEST_FIRST)}
+    tests = Path(__file__).parent
+    items.sort(key=lambda item: ranks.get(item.path.relative_to(tests).as_posix(), len(ranks)))  # stable
 
 
 @pytest.fixture(scope="module", autouse=True)

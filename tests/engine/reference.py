@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from fast_compile import FAST_COMPILE
 
 from model.config.mpt_config import MptConfig
 from model.layers.forward import forward
@@ -13,7 +14,7 @@ from model.params.weights import Weights
 from model.sampling.sampler import _uniform
 from mpt_serve.engine import SamplingParams
 
-_forward = jax.jit(forward, static_argnums=1)
+_forward = jax.jit(forward, static_argnums=1, compiler_options=FAST_COMPILE)
 
 
 def distribution(
@@ -81,10 +82,16 @@ def allowed_ids(
     return [i for i in allowed if i not in banned]
 
 
+def full_logits(weights: Weights, config: MptConfig, ids: Sequence[int]) -> np.ndarray:
+    """Logits [len(ids), V] by the full forward pass, in one program for all lengths."""
+    padded = np.zeros((1, config.max_seq_len), np.int32)
+    padded[0, : len(ids)] = ids
+    return np.asarray(_forward(weights, config, padded))[0, : len(ids)]
+
+
 def log_softmax(weights: Weights, config: MptConfig, ids: Sequence[int]) -> np.ndarray:
     """Log probabilities [len(ids), V] of what follows each id, by the full forward pass, in float64."""
-    padded = jnp.zeros((1, config.max_seq_len), jnp.int32).at[0, : len(ids)].set(jnp.array(ids))
-    logits = np.asarray(_forward(weights, config, padded))[0, : len(ids)].astype(np.float64)
+    logits = full_logits(weights, config, ids).astype(np.float64)
     logits -= logits.max(axis=1, keepdims=True)
     return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
 
@@ -102,9 +109,7 @@ def check_generated(
 
     A greedy id may tie with the best one; a sampled one may be next to its draw, at the border between two ids.
     """
-    length = len(prompt) + len(generated)
-    ids = jnp.zeros((1, config.max_seq_len), jnp.int32).at[0, :length].set(jnp.array([*prompt, *generated]))
-    logits = np.asarray(_forward(weights, config, ids))[0]
+    logits = full_logits(weights, config, [*prompt, *generated])
     for position, chosen in enumerate(generated, start=len(prompt)):
         row = logits[position - 1]
         before = generated[: position - len(prompt)]

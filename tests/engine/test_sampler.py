@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fast_compile import FAST_COMPILE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import changed_logits, distribution
@@ -27,8 +28,8 @@ from model.sampling.sampler import (
     set_state_row,
 )
 
-sample_jit = jax.jit(sample, static_argnums=(4, 5))
-logprobs_of_jit = jax.jit(logprobs_of, static_argnums=(2, 3))
+sample_jit = jax.jit(sample, static_argnums=(4, 5), compiler_options=FAST_COMPILE)
+logprobs_of_jit = jax.jit(logprobs_of, static_argnums=(2, 3), compiler_options=FAST_COMPILE)
 native = SamplingKernels(calls.choose_ids, calls.log_probabilities)
 kernel: SamplingKernels | None = None
 
