@@ -1,4 +1,4 @@
-"""An engine's script as a long-lived process that loads once and stands still between its turns."""
+"""An engine's script as a long-lived process that loads once and is stopped between its runs."""
 
 import contextlib
 import json
@@ -42,7 +42,7 @@ class Worker:
             raise
 
     def ask(self, shape: object, repetition: int, seconds: float) -> dict[str, Any]:
-        """One repetition of a shape while nobody else runs."""
+        """Run one repetition of a shape while nothing else runs."""
         task = json.dumps({"shape": str(shape), "repetition": repetition}) + "\n"
         assert self._process.stdin is not None
         self._signal(signal.SIGCONT)
@@ -51,12 +51,12 @@ class Worker:
         return self._answer(seconds)
 
     def close(self) -> None:
-        """Ends the process and its children. Idempotent."""
+        """End the process and its children. Idempotent."""
         self._signal(signal.SIGKILL)
         self._process.wait()
 
     def _answer(self, seconds: float) -> dict[str, Any]:
-        """Reads one line, then stops the process."""
+        """Read one line, then stop the process."""
         output = self._process.stdout
         assert output is not None
         while b"\n" not in self._rest:

@@ -10,9 +10,11 @@ import jax
 import numpy as np
 
 from model.layers.forward import forward
-from model.layers.paged_forward import StepBatch, forward_step, lm_logits
+from model.layers.paged_forward import forward_step, lm_logits
 from model.params.kv_cache import init_kv_cache
-from model.params.sharding import cache_sharding, leaf_paths, make_mesh
+from model.params.sharding import cache_sharding, make_mesh
+from model.params.step_batch import StepBatch
+from model.params.weights import leaf_paths
 from model.pretrained import mpt_from_pretrained
 
 TOKENS = np.arange(1, 25, dtype=np.int32)

@@ -1,4 +1,4 @@
-"""Loading needs the memory of the weights and little more: measured in a process of its own."""
+"""Loading needs the memory of the weights and little more: measured in a separate process."""
 
 import json
 import os
@@ -19,7 +19,7 @@ import sys
 import jax, jax.numpy as jnp, numpy as np
 from model.checkpoint.load import load_weights
 from model.config.mpt_config import MptConfig
-from model.checkpoint.quantize import WeightFormat
+from model.params.weight_format import WeightFormat
 from model.params.weights import weight_bytes
 
 def status(key):

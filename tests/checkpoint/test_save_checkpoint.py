@@ -15,7 +15,8 @@ from tiny_model import TINY, random_weights
 
 from model.checkpoint.load import load_weights
 from model.checkpoint.save import save_checkpoint
-from model.config.mpt_config import ConfigError, MptConfig
+from model.config.mpt_config import MptConfig
+from model.config.strict_reader import ConfigError
 from model.params.weights import Weights
 from model.pretrained import mpt_from_pretrained
 

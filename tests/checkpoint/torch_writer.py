@@ -119,7 +119,7 @@ def write_legacy(path: Path, state: Any, storages: dict[str, tuple[int, bytes]],
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray], legacy: bool = False) -> None:
-    """A state dict of dense tensors, each with a storage of its own."""
+    """A state dict of dense tensors, each with its own storage."""
     keys = {name: str(index) for index, name in enumerate(arrays)}
     state = {name: dense_view(keys[name], array) for name, array in arrays.items()}
     if legacy:

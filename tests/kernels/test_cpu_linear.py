@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
-from model.checkpoint.quantize import pack_matrix
-from model.kernels.cpu import calls
+from model.checkpoint.pack import pack_matrix
+from model.kernels.cpu import linear as cpu
 from model.ops.activations import Activation
 from model.ops.norm import Norm, normalise
 from model.params.packed_matrix import round_inputs, unpack
@@ -58,7 +58,7 @@ def test_products_are_those_of_the_definition(library, M, K, N, format, seed):
     source = np.random.default_rng(seed)
     matrix, x = make_matrix(source, N, K, format), array(source, M, K)
     expected = np.asarray(round_inputs(x, matrix), np.float64) @ np.asarray(unpack(matrix), np.float64).T
-    close(calls.linear(x, matrix), expected, K)
+    close(cpu.linear(x, matrix), expected, K)
 
 
 @few
@@ -79,10 +79,10 @@ def test_what_surrounds_the_product(library, norm, bias, activation, combine, fo
     rule = None if norm == "none" else Norm(weight, offset if norm == "layer" else None, rms=norm == "rms")
     b = array(source, N, dtype=vectors) if bias else None
     other = array(source, M, N)
-    y = calls.linear(
+    y = cpu.linear(
         x, matrix, b, rule, activation, other if combine == "times" else None, other if combine == "plus" else None
     )
-    prepared = x if rule is None else calls.norm(x, rule)  # the very same norm: rounding hides no difference then
+    prepared = x if rule is None else cpu.norm(x, rule)  # the same norm, so that rounding hides no difference
     expected = round_inputs(prepared, matrix) @ unpack(matrix).T
     expected = expected if b is None else expected + b.astype(jnp.float32)
     expected = expected if activation is None else activation(expected)
@@ -96,9 +96,9 @@ def test_what_surrounds_the_product(library, norm, bias, activation, combine, fo
 def test_a_row_does_not_depend_on_its_batch(library, format, M, K, N, seed):
     source = np.random.default_rng(seed)
     matrix, x, norm = make_matrix(source, N, K, format), array(source, M, K), Norm(jnp.ones(K), jnp.zeros(K))
-    together = calls.linear(x, matrix, norm=norm, activation=Activation("gelu"))
+    together = cpu.linear(x, matrix, norm=norm, activation=Activation("gelu"))
     row = int(source.integers(M))
-    alone = calls.linear(x[row : row + 1], matrix, norm=norm, activation=Activation("gelu"))
+    alone = cpu.linear(x[row : row + 1], matrix, norm=norm, activation=Activation("gelu"))
     np.testing.assert_array_equal(together[row], alone[0])
 
 
@@ -108,8 +108,8 @@ def test_large_products_and_many_threads(library, format):
     source = np.random.default_rng(0)
     matrix, x = make_matrix(source, 200, 1000, format, group=64), array(source, 1100, 1000)
     expected = round_inputs(x, matrix) @ unpack(matrix).T
-    quantised = format.startswith("int")  # an input on the border between two whole numbers may become either
-    np.testing.assert_allclose(calls.linear(x, matrix), expected, rtol=1e-4, atol=1e-2 if quantised else 1e-4)
+    quantised = format.startswith("int")  # an input on the border between two integers may become either
+    np.testing.assert_allclose(cpu.linear(x, matrix), expected, rtol=1e-4, atol=1e-2 if quantised else 1e-4)
 
 
 @few
@@ -117,7 +117,7 @@ def test_large_products_and_many_threads(library, format):
 def test_norms_are_those_of_the_definition(library, M, K, rms, bias, seed):
     source = np.random.default_rng(seed)
     x, norm = 3 * array(source, M, K) + 1, Norm(array(source, K), array(source, K) if bias else None, rms)
-    np.testing.assert_allclose(calls.norm(x, norm), normalise(x, norm), rtol=1e-4, atol=2e-5)
+    np.testing.assert_allclose(cpu.norm(x, norm), normalise(x, norm), rtol=1e-4, atol=2e-5)
 
 
 def test_a_residual_is_added_in_place_where_it_is_donated(library):
@@ -125,13 +125,13 @@ def test_a_residual_is_added_in_place_where_it_is_donated(library):
     matrix = make_matrix(source, 64, 64, "float32")
     x, residual = array(source, 4, 64), array(source, 4, 64)
     expected = residual + x @ unpack(matrix).T
-    close(jax.jit(lambda x, r: calls.linear(x, matrix, plus=r), donate_argnums=1)(x, residual), expected, 64)
+    close(jax.jit(lambda x, r: cpu.linear(x, matrix, plus=r), donate_argnums=1)(x, residual), expected, 64)
 
 
 def test_inputs_of_zeros_and_of_extremes(library):
     matrix = make_matrix(np.random.default_rng(0), 40, 300, "int8")
     x = jnp.zeros((3, 300)).at[1, 7].set(1e30).at[2].set(1e-30)
-    y = calls.linear(x, matrix)
+    y = cpu.linear(x, matrix)
     expected = round_inputs(x, matrix) @ unpack(matrix).T
     assert not np.asarray(y[0]).any()
     np.testing.assert_allclose(y[1:], expected[1:], rtol=1e-5)
@@ -140,6 +140,6 @@ def test_inputs_of_zeros_and_of_extremes(library):
 def test_a_wrong_shape_is_refused_by_name(library):
     matrix = make_matrix(np.random.default_rng(0), 64, 64, "float32")
     with pytest.raises(jax.errors.JaxRuntimeError, match="bias has 63 elements, not 64"):
-        calls.linear(jnp.ones((2, 64)), matrix, jnp.ones(63)).block_until_ready()
+        cpu.linear(jnp.ones((2, 64)), matrix, jnp.ones(63)).block_until_ready()
     with pytest.raises(jax.errors.JaxRuntimeError, match="the weight has 4096 elements, not 2048"):
-        calls.linear(jnp.ones((2, 32)), matrix.replace(shape=(64, 32))).block_until_ready()
+        cpu.linear(jnp.ones((2, 32)), matrix.replace(shape=(64, 32))).block_until_ready()

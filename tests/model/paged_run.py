@@ -10,8 +10,9 @@ from fast_compile import FAST_COMPILE
 from jax.typing import DTypeLike
 
 from model.config.mpt_config import MptConfig
-from model.layers.paged_forward import CacheAttention, StepBatch, forward_step, lm_logits, row_ends, xla_attention
+from model.layers.paged_forward import CacheAttention, forward_step, lm_logits, xla_attention
 from model.params.kv_cache import init_kv_cache
+from model.params.step_batch import StepBatch, row_ends
 from model.params.weights import Weights
 
 BLOCK = 16

@@ -20,8 +20,8 @@ from jax import Array, export
 from model.config.mpt_config import MptConfig
 from model.kernels.pallas import gpu_attention, tpu_attention
 from model.layers.attention import paged_attention
-from model.layers.paged_forward import StepBatch
 from model.params.kv_cache import LayerCache
+from model.params.step_batch import StepBatch
 
 
 def reference(q: Array, k_pool: Array, v_pool: Array, batch: StepBatch, config: MptConfig) -> Array:
@@ -76,7 +76,7 @@ def make_step(
     rng = np.random.default_rng(0)
     T = ROWS if decode_only else TOKENS
     tables = np.zeros((ROWS, WIDTH), np.int32)
-    order = rng.permutation(BLOCKS - 1) + 1  # block 0 belongs to nobody: padding names it
+    order = rng.permutation(BLOCKS - 1) + 1  # block 0 has no owner: padding refers to it
     start, length, context = np.zeros((3, ROWS), np.int32)
     pools = np.full((2, BLOCKS, config.kv_n_heads, block, config.head_dim), unused, np.float32)
     for r, (count, total) in enumerate(rows):

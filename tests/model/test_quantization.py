@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.checkpoint.quantize import WeightFormat, pack_matrix, pack_weights
+from model.checkpoint.pack import pack_matrix, pack_weights
 from model.config.mpt_config import MptConfig
 from model.layers.forward import forward
 from model.params.packed_matrix import PANEL, PackedMatrix, unpack
-from model.params.sharding import leaf_paths
-from model.params.weights import Weights, assemble_weights, weight_specs
+from model.params.weight_format import WeightFormat
+from model.params.weights import Weights, assemble_weights, leaf_paths, weight_specs
 
 # Around the sizes of a panel, a word and a group; few, since XLA compiles `unpack` for each.
 SHAPES = st.tuples(st.sampled_from([1, 33, 64]), st.sampled_from([3, 64, 130]))

@@ -33,6 +33,7 @@ enum class Activation : int32_t { kNone = 0, kGelu = 1, kGeluTanh = 2, kSilu = 3
 enum class Combine : int32_t { kNone = 0, kAdd = 1, kMultiply = 2 };
 
 constexpr int64_t kPanel = 32;            // output features that packed weights keep together
+constexpr int kRowTile = 12;              // rows of inputs that fill the registers of a product, in one pass or two
 constexpr int64_t kInt8InputGroup = 256;  // inputs of a row that share a scale where weights are int8
 
 // y = combine(activation(norm(x) W^T + bias), other), row by row.
@@ -81,7 +82,7 @@ struct AttentionArgs {
   float* key_scales = nullptr;  // [N, Hkv, block] of int8 pools: a key is its scale times whole numbers
   float* value_scales = nullptr;
   float* key_norms = nullptr;  // [N, Hkv, block] bounds of the keys' lengths, or null
-  bool horizons = false;       // whether keys that those bounds prove weightless are left out
+  bool alibi_horizon = false;  // whether keys that those bounds prove weightless are left out
   int64_t N, block;
   const int32_t* slots;         // [T] where a token's key and value go; from N * block on: nowhere
   const int32_t* block_tables;  // [R, W]

@@ -32,7 +32,7 @@ struct Runs {
 
 template <class Format>
 class Linear {
-  static constexpr int kRows = kRegisters == 32 ? 12 : 6;       // of inputs that meet a pair of vectors of weights
+  static constexpr int kRows = kRegisters == 32 ? kRowTile : kRowTile / 2;  // of inputs for a pair of vectors of weights
   static constexpr int kPasses = kPanel / (kPair * VL);         // over a panel, a pair of vectors each
   static constexpr int64_t kRowsAtOnce = 1024;                  // rows whose prepared inputs are in memory at a time
   static constexpr int64_t kAhead = 4096;                       // bytes of weights to ask memory for ahead of use

@@ -29,9 +29,9 @@ class PagedAttention {
         width((a.hd + VL - 1) / VL * VL),
         rule{a.scale, a.softcap, a.window},
         tiles(tiles_of(a, group)),
-        horizons(a.horizons && a.key_norms && a.slopes && longest(tiles) > kKeys),
-        allowances(horizons ? allowances_of(a) : std::vector<float>()),
-        heads(horizons ? heads_of(a, group) : std::vector<int64_t>()) {}
+        alibi_horizon(a.alibi_horizon && a.key_norms && a.slopes && longest(tiles) > kKeys),
+        allowances(alibi_horizon ? allowances_of(a) : std::vector<float>()),
+        heads(alibi_horizon ? heads_of(a, group) : std::vector<int64_t>()) {}
 
   void run(Pool& pool) {
     auto write = [&](int64_t chunk) {
@@ -175,8 +175,8 @@ class PagedAttention {
     float longest = 0;
     for (; start >= first; start -= kKeys) {
       const float own = longest;  // of the keys from `start` on
-      if (horizons && start > first) longest = longest_key(tile.row, kv_head, start - kKeys);
-      if (horizons && !mark_readers(room.queries, start, own, rule)) {
+      if (alibi_horizon && start > first) longest = longest_key(tile.row, kv_head, start - kKeys);
+      if (alibi_horizon && !mark_readers(room.queries, start, own, rule)) {
         left_out += kKeys;
         continue;
       }
@@ -185,7 +185,7 @@ class PagedAttention {
         locate(tile.row, kv_head, start, end, block);
         fetch(*block);
       }
-      if (start > first && (!horizons || may_need(room.queries, start - kKeys, longest, rule))) {
+      if (start > first && (!alibi_horizon || may_need(room.queries, start - kKeys, longest, rule))) {
         locate(tile.row, kv_head, start - kKeys, end, next);
         look_ahead(block, *next);
       }
@@ -319,7 +319,7 @@ class PagedAttention {
       });
       queries.slope[i] = a.slopes ? a.slopes[head] : 0.f;
       queries.position[i] = static_cast<int32_t>(tile.position + token);
-      if (!horizons) continue;
+      if (!alibi_horizon) continue;
       queries.reach[i] = length_bound(sum(squares)) * std::abs(a.scale);
       queries.allowance[i] = allowances[head];
     }
@@ -338,8 +338,8 @@ class PagedAttention {
   const int64_t width;  // features of a head in whole vectors
   const ScoreRule rule;
   const std::vector<Tile> tiles;
-  const bool horizons;                  // whether a query may have keys to leave out
-  const std::vector<float> allowances;  // [H] of horizons
+  const bool alibi_horizon;             // whether a query may have keys to leave out
+  const std::vector<float> allowances;  // [H] of the ALiBi horizon
   const std::vector<int64_t> heads;     // of keys, in the order of work
 };
 
