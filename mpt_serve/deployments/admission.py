@@ -1,4 +1,4 @@
-"""How much work one Ingress replica lets in."""
+"""Admission control: how much work one Ingress replica accepts."""
 
 import time
 from collections import deque
@@ -9,12 +9,12 @@ from mpt_serve.openai.errors import NotReadyError
 
 __all__ = ["Admission"]
 
-_REMEMBERED_ENDS = 64  # HTTP requests whose ends the drain rate is measured over
-_PACE_WINDOW_S = 60.0  # and how old they may be
+_REMEMBERED_ENDS = 64  # HTTP requests whose ends the completion rate is measured over
+_RATE_WINDOW_S = 60.0  # and how old they may be
 
 
 class Admission:
-    """Bounds the work in the house, waiting and running: choices by their number, prompts by their tokens.
+    """Bounds the work that waits or runs: choices by their number, prompts by their tokens.
 
     Serve could refuse too, but in plain text; its own bounds are therefore set above these.
     """
@@ -29,12 +29,12 @@ class Admission:
 
     @contextmanager
     def admit(self, prompts: Sequence[int], choices: int = 1) -> Iterator[None]:
-        """Hold the places of one HTTP request while the context is entered.
+        """Admit one HTTP request while the context is entered.
 
-        prompts: tokens of each. choices: made for each prompt; each takes a place, and they share the prompt's tokens.
+        prompts: tokens of each. choices: generated for each prompt; each counts, and they share the prompt's tokens.
 
-        All are let in or none. A request beyond a bound by itself is let in when nothing else is there, so that it is
-        not refused for ever. Raises NotReadyError (503, `overloaded`).
+        All are admitted or none. A request that exceeds a bound by itself is admitted when there is no other, so that
+        it is not refused for ever. Raises NotReadyError (503, `overloaded`).
         """
         requests, prompt_tokens = len(prompts) * choices, sum(prompts)
         if self.requests and self.requests + requests > self._max_requests:
@@ -53,14 +53,13 @@ class Admission:
             self._ends.append(self._clock())
 
     def _overloaded(self, reason: str) -> NotReadyError:
-        return NotReadyError(
-            f"The server is full: {reason}.", code="overloaded", retry_after_s=self._seconds_to_place()
-        )
+        message = f"The server is at capacity: {reason}. Retry later."
+        return NotReadyError(message, code="overloaded", retry_after_s=self._retry_after_s())
 
-    def _seconds_to_place(self) -> float:
-        """Estimate when about a tenth of the house has left, from the pace of the ends of the last minute."""
+    def _retry_after_s(self) -> float:
+        """Estimate when about a tenth of the work will have ended, from the rate of ends in the last minute."""
         now = self._clock()
-        recent = [end for end in self._ends if now - end < _PACE_WINDOW_S]
+        recent = [end for end in self._ends if now - end < _RATE_WINDOW_S]
         if len(recent) < 2 or now == recent[0]:
             return 5.0
         per_second = (len(recent) - 1) / (now - recent[0])

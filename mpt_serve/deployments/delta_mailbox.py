@@ -1,4 +1,4 @@
-"""From the engine's thread to streams on an event loop."""
+"""Carries deltas from the engine's thread to their requests on an event loop."""
 
 import asyncio
 from collections import deque
@@ -6,15 +6,16 @@ from collections.abc import AsyncIterator, Sequence
 
 from mpt_serve.engine.request import Delta, TokenLogprobs
 
-__all__ = ["DeltaMailbox", "DeltaStream"]
+__all__ = ["DeltaMailbox", "RequestDeltas"]
 
 
-class DeltaStream(AsyncIterator[Delta]):
-    """The deltas of one request's choices. The first leaves at once; what a choice says while the reader is elsewhere
-    is merged into one delta.
+class RequestDeltas(AsyncIterator[Delta]):
+    """The deltas of one request's choices.
 
-    Memory is bounded by the request itself: what is merged is ids, at most max_tokens for each choice, and what was
-    asked to be known about each.
+    The first is returned at once; those of one choice that arrive while the reader is busy are merged into one.
+
+    Memory is bounded by the request itself: a merged delta holds ids, at most max_tokens for each choice, and the log
+    probabilities requested for each.
     """
 
     def __init__(self, mailbox: "DeltaMailbox", choices: int = 1) -> None:
@@ -24,7 +25,7 @@ class DeltaStream(AsyncIterator[Delta]):
         self._arrived = asyncio.Event()
 
     def post(self, delta: Delta) -> None:
-        """Take a delta from the engine; any thread, never blocks."""
+        """Take a delta from the engine; thread-safe, never blocks."""
         self._mailbox.post(self, delta)
 
     def deliver(self, delta: Delta) -> None:
@@ -33,7 +34,7 @@ class DeltaStream(AsyncIterator[Delta]):
         self._arrived.set()
 
     async def __anext__(self) -> Delta:
-        """Return the news about the choice that waits longest."""
+        """Return the deltas of the choice that has waited longest, merged into one."""
         if self._unfinished == 0:
             raise StopAsyncIteration
         await self._arrived.wait()
@@ -48,38 +49,38 @@ def _merged(deltas: Sequence[Delta]) -> Delta:
     """Return one choice's deltas as one."""
     if len(deltas) == 1:
         return deltas[0]
-    latest = deltas[-1]
-    told: list[TokenLogprobs] = [own for delta in deltas if delta.logprobs for own in delta.logprobs]
+    last = deltas[-1]
+    logprobs: list[TokenLogprobs] = [entry for delta in deltas if delta.logprobs for entry in delta.logprobs]
     prompts = (delta.prompt_logprobs for delta in deltas if delta.prompt_logprobs is not None)
     return Delta(
         token_ids=tuple(token_id for delta in deltas for token_id in delta.token_ids),
-        finish_reason=latest.finish_reason,
-        stop_reason=latest.stop_reason,
-        num_prompt_tokens=latest.num_prompt_tokens,
-        num_cached_tokens=latest.num_cached_tokens,
-        message=latest.message,
-        index=latest.index,
-        logprobs=tuple(told) if any(delta.logprobs is not None for delta in deltas) else None,
+        finish_reason=last.finish_reason,
+        stop_reason=last.stop_reason,
+        num_prompt_tokens=last.num_prompt_tokens,
+        num_cached_tokens=last.num_cached_tokens,
+        message=last.message,
+        index=last.index,
+        logprobs=tuple(logprobs) if any(delta.logprobs is not None for delta in deltas) else None,
         prompt_logprobs=next(prompts, None),
     )
 
 
 class DeltaMailbox:
-    """Carries deltas to the event loop. However many a step produces, one wake-up of the loop takes them all."""
+    """Carries deltas to the event loop. One wake-up of the loop delivers all that a step produced."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._posted: deque[tuple[DeltaStream, Delta]] = deque()
+        self._posted: deque[tuple[RequestDeltas, Delta]] = deque()
         self._wake_up_due = False
 
-    def stream(self, choices: int = 1) -> DeltaStream:
-        """Return a new stream for a request of so many choices; its `post` is what the engine calls."""
-        return DeltaStream(self, choices)
+    def subscribe(self, choices: int = 1) -> RequestDeltas:
+        """Return the deltas of a new request with n `choices`; their `post` is what the engine calls."""
+        return RequestDeltas(self, choices)
 
-    def post(self, stream: DeltaStream, delta: Delta) -> None:
-        """Queue a delta for its stream; any thread, never blocks."""
-        self._posted.append((stream, delta))
-        # The loop clears the flag before it empties the queue, so a delta that sees the flag set is still taken.
+    def post(self, deltas: RequestDeltas, delta: Delta) -> None:
+        """Queue a delta for its request; thread-safe, never blocks."""
+        self._posted.append((deltas, delta))
+        # The loop clears the flag before it empties the queue, so a delta posted while the flag is set is delivered.
         if not self._wake_up_due:
             self._wake_up_due = True
             self._loop.call_soon_threadsafe(self._deliver_all)
@@ -87,5 +88,5 @@ class DeltaMailbox:
     def _deliver_all(self) -> None:
         self._wake_up_due = False
         while self._posted:
-            stream, delta = self._posted.popleft()
-            stream.deliver(delta)
+            deltas, delta = self._posted.popleft()
+            deltas.deliver(delta)

@@ -12,47 +12,47 @@ __all__ = ["DispatchQueue"]
 
 
 class DispatchQueue:
-    """Keeps requests until a Generator replica has a place for them, then lets them go as an engine would order them.
+    """Keeps requests until a Generator replica has capacity for them, then dispatches them in the order of an engine.
 
-    Serve's own queue knows no priorities, so few should ever wait in it. Requests that a lost replica has begun go
-    first: somebody reads them already. Lives on one event loop.
+    Serve's own queue knows no priorities, so few requests should ever wait in it. Requests that were running on a lost
+    replica go first: their clients have begun to read. Belongs to one event loop.
 
-    places: requests that may be with Serve at once.
+    capacity: requests that may be with Serve at the same time.
     """
 
-    def __init__(self, places: int) -> None:
-        self._places = places
-        self._taken = 0
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._dispatched = 0
         self._arrivals = count()
         self._waiting: list[tuple[bool, int, int, asyncio.Future[None]]] = []
 
-    def resize(self, places: int) -> None:
-        """Set the number of places; those who hold one beyond it keep it."""
-        self._places = places
-        self._let_in()
+    def resize(self, capacity: int) -> None:
+        """Set the capacity; requests that were dispatched beyond it stay so."""
+        self._capacity = capacity
+        self._dispatch()
 
     @asynccontextmanager
-    async def place(self, priority: int, begun: bool) -> AsyncIterator[None]:
-        """Hold a place while the context is entered, which waits for one."""
+    async def slot(self, priority: int, begun: bool) -> AsyncIterator[None]:
+        """Wait for a slot, and hold it while the context is entered."""
         turn = asyncio.get_running_loop().create_future()
         entry = (not begun, *queue_order(next(self._arrivals), priority), turn)
         insort(self._waiting, entry)
-        self._let_in()
+        self._dispatch()
         try:
             await turn
             yield
         finally:
-            if turn.cancelled():  # left before its turn came
+            if turn.cancelled():  # it left before its turn came
                 self._waiting.remove(entry)
             else:
-                self._taken -= 1
-            self._let_in()
+                self._dispatched -= 1
+            self._dispatch()
 
-    def _let_in(self) -> None:
-        while self._waiting and self._taken < self._places:
+    def _dispatch(self) -> None:
+        while self._waiting and self._dispatched < self._capacity:
             *_, turn = self._waiting[0]
             if turn.cancelled():  # about to remove itself
                 break
             del self._waiting[0]
             turn.set_result(None)
-            self._taken += 1
+            self._dispatched += 1

@@ -15,13 +15,14 @@ from mpt_serve.configuration.model_folder import model_path, tokenizer_folder
 from mpt_serve.configuration.settings import Settings
 from mpt_serve.deployments.delta_mailbox import DeltaMailbox
 from mpt_serve.deployments.logs import log_through_serve
+from mpt_serve.engine.request import Delta
+from mpt_serve.engine.sampling_params import SamplingParams
+from mpt_serve.structured_outputs.spec import GrammarSpec
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from mpt_serve.engine import Engine
-    from mpt_serve.engine.request import Delta
-    from mpt_serve.engine.sampling_params import SamplingParams
 
 __all__ = ["Generator", "StallWatch"]
 
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 class StallWatch:
-    """Notices an engine that has work and takes no steps."""
+    """Detects an engine that has work and takes no steps."""
 
     def __init__(self, limit_s: float) -> None:
         self._limit_s = limit_s
@@ -37,7 +38,7 @@ class StallWatch:
         self._since = 0.0
 
     def check(self, steps: int, busy: bool, now: float) -> None:
-        """Look at the engine at time `now` (seconds). Raises RuntimeError when it has stood still for too long."""
+        """Record the engine's progress at time `now` (seconds). Raises RuntimeError if it has stalled for too long."""
         if steps != self._steps or not busy:
             self._steps, self._since = steps, now
         elif now - self._since > self._limit_s:
@@ -45,42 +46,63 @@ class StallWatch:
 
 
 class Generator:
-    """Holds an Engine, whose own thread runs the device, and streams what it says."""
+    """Holds an Engine, whose own thread runs the device, and streams its deltas."""
 
     def __init__(self, settings: Settings) -> None:
         log_through_serve()
-        self._name = _replica_name()
+        self._replica = _replica_name()
         self._engine = _load_engine(settings)
         self._stall_watch = StallWatch(settings.engine.stall_timeout_s)
         self._mailbox: DeltaMailbox | None = None
 
     async def generate(
-        self, prompt_ids: Sequence[int], params: "SamplingParams", request_id: str, generated: Sequence[int] = ()
-    ) -> "AsyncIterator[Delta]":
-        """Yield the news about the request's choices; closing the iterator ends them in the engine.
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        request_id: str,
+        generated: Sequence[int] = (),
+        spec: GrammarSpec | None = None,
+    ) -> AsyncIterator[Delta]:
+        """Yield the deltas of the request's choices; closing the iterator ends them in the engine.
 
-        generated: ids that a request of one choice has already; it goes on after them.
-        Raises RequestError for a request the engine refuses, EngineClosedError when it has stopped.
+        generated: ids that a request of one choice has already; it continues after them.
+        spec: the grammar that every choice must match, which is compiled first.
+        Raises RequestError for a request that the engine refuses, EngineClosedError when it has stopped.
         """
         if self._mailbox is None:
             self._mailbox = DeltaMailbox(asyncio.get_running_loop())
-        stream = self._mailbox.stream(params.n)
-        submit = partial(self._engine.submit, prompt_ids, params, stream.post, request_id, generated=generated)
-        if params.guide is None:
+        deltas = self._mailbox.subscribe(params.n)
+        submit = partial(self._submit, prompt_ids, params, deltas.post, request_id, generated, spec)
+        if spec is None:
             submit()
-        else:  # which may have to be compiled
-            await self._submit_in_thread(submit, request_id)
+        else:
+            await self._in_thread(submit, request_id)
         try:
-            async for delta in stream:
+            async for delta in deltas:
                 yield delta
         finally:
             self._engine.cancel(request_id)
 
     async def end_choice(self, request_id: str, index: int) -> None:
-        """End a choice at its stop string, here or, where another replica has it, nowhere; the other choices go on."""
+        """End a choice that reached a stop string, if this replica has it; the request's other choices continue."""
         self._engine.cancel(request_id, index, "stop")
 
-    async def _submit_in_thread(self, submit: Callable[[], str], request_id: str) -> None:
+    def _submit(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        on_delta: Callable[[Delta], None],
+        request_id: str,
+        generated: Sequence[int],
+        spec: GrammarSpec | None,
+    ) -> str:
+        """Compile the grammar, if there is one, and submit the request."""
+        if spec is not None:
+            params = dataclasses.replace(params, guide=spec)
+        return self._engine.submit(prompt_ids, params, on_delta, request_id, generated)
+
+    async def _in_thread(self, submit: Callable[[], str], request_id: str) -> None:
+        """Submit on another thread, since compiling a grammar takes time that the event loop does not have."""
         submitted = asyncio.get_running_loop().run_in_executor(None, submit)
 
         def withdraw(_: asyncio.Future[str]) -> None:
@@ -89,16 +111,16 @@ class Generator:
 
         try:
             await asyncio.shield(submitted)
-        except asyncio.CancelledError:  # the thread cannot be stopped; what it submits can
+        except asyncio.CancelledError:  # the thread cannot be stopped, but what it submits can
             submitted.add_done_callback(withdraw)
             raise
 
     async def stats(self) -> dict[str, Any]:
         """Return the engine's `EngineStats` as a dictionary, readable without JAX, with the name of this `replica`."""
-        return {"replica": self._name, **dataclasses.asdict(self._engine.stats())}
+        return {"replica": self._replica, **dataclasses.asdict(self._engine.stats())}
 
     async def check_health(self) -> None:
-        """Raise when the engine has stopped or stalled: Serve then replaces this replica."""
+        """Raise RuntimeError if the engine has stopped or stalled: Serve then replaces this replica."""
         stats = self._engine.stats()
         if stats.error is not None:
             raise RuntimeError(f"the engine has stopped: {stats.error}")
@@ -108,7 +130,7 @@ class Generator:
 def _replica_name() -> str:
     try:
         return str(serve.get_replica_context().replica_id.unique_id)
-    except RayServeException:  # a Generator without Serve around it
+    except RayServeException:  # a Generator outside Serve
         return "local"
 
 
@@ -133,15 +155,15 @@ def _load_engine(settings: Settings) -> "Engine":
 
 
 def _check_accelerator() -> None:
-    """Warn where this replica holds an accelerator that JAX cannot use: it would stand idle unnoticed."""
+    """Log a warning if this replica holds an accelerator that JAX cannot use, which would be idle unnoticed."""
     import jax
     import ray
 
     held = {kind: ids for kind, ids in ray.get_runtime_context().get_accelerator_ids().items() if ids}
     if held and jax.default_backend() == "cpu":
         logger.warning(
-            "This replica holds %s, but JAX computes on the CPU: install mpt-serve[cuda] or mpt-serve[tpu] on its node"
-            " (or ask for no accelerator in the Generator's ray_actor_options).",
+            "This replica holds %s, but JAX computes on the CPU: install mpt-serve[cuda] or mpt-serve[tpu] on its node,"
+            " or request no accelerator in the Generator's ray_actor_options.",
             ", ".join(f"{kind} {', '.join(map(str, ids))}" for kind, ids in held.items()),
         )
 
@@ -154,7 +176,7 @@ def _dtype(settings: Settings, mesh: "Mesh | None") -> str | None:
     if settings.dtype != "auto":
         return settings.dtype
     devices = {jax.devices()[0]} if mesh is None else set(mesh.devices.flat)
-    # Where XLA computes on a CPU: its 16-bit products read weights ten times slower than its 32-bit ones.
+    # XLA's 16-bit products on CPUs read weights ten times slower than its 32-bit ones.
     by_xla = (
         all(device.platform == "cpu" for device in devices)
         and not weight_format(devices, kernels=settings.engine.kernels).packed

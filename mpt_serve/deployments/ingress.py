@@ -17,7 +17,7 @@ from mpt_serve.configuration.settings import Settings
 from mpt_serve.deployments.admission import Admission
 from mpt_serve.deployments.logs import log_through_serve
 from mpt_serve.deployments.metrics import exposition
-from mpt_serve.deployments.replica_client import ServeBackend
+from mpt_serve.deployments.serve_backend import ServeBackend
 from mpt_serve.openai.app import create_app
 from mpt_serve.openai.backend import ModelInfo
 from mpt_serve.text.chat_template import ChatTemplate, MissingChatTemplateError
@@ -28,7 +28,7 @@ __all__ = ["Ingress"]
 
 @serve.ingress()
 class Ingress:
-    """Answers the OpenAI-style API from the Tokenizer's and the Generator's handles."""
+    """Serves the OpenAI-style API with the Tokenizer and Generator deployments."""
 
     def __init__(self, settings: Settings, tokenizer: DeploymentHandle, generator: DeploymentHandle) -> None:
         log_through_serve()
@@ -46,7 +46,7 @@ class Ingress:
         self._watch: asyncio.Task[None] | None = None
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        """Return the application; Serve calls this on its event loop, once the constructor is through."""
+        """Return the application; Serve calls this on its event loop after the constructor."""
         self._watch = asyncio.get_running_loop().create_task(self._backend.watch.run())
         app = create_app(self._backend, self._limits)
         app.router.routes.append(Route("/stats", self._stats, methods=["GET"]))
@@ -54,11 +54,11 @@ class Ingress:
         return app
 
     async def _stats(self, request: Request) -> JSONResponse:
-        """Show what every Generator replica does at this moment, for operators and tests."""
+        """Respond with the counters of every Generator replica as JSON, for operators and tests."""
         return JSONResponse({"replicas": await self._backend.stats()})
 
     async def _metrics(self, request: Request) -> Response:
-        """Show the same to Prometheus."""
+        """Respond with the same counters in Prometheus' format."""
         return Response(exposition(await self._backend.stats()), media_type=CONTENT_TYPE_LATEST)
 
 
@@ -74,9 +74,11 @@ def _model_info(settings: Settings, text: TextTokenizer, has_chat_template: bool
     return ModelInfo(
         id=settings.model_name,
         created=int(time.time()),
-        max_model_len=settings.max_model_len or 0,  # the Generator knows better, once it is there
+        max_model_len=settings.max_model_len or 0,  # the Generator reports it when it has loaded
         vocab_len=text.vocab_len,
-        root=Path(settings.model).name if Path(settings.model).is_dir() else settings.model,  # no server's paths
+        root=Path(settings.model).name
+        if Path(settings.model).is_dir()
+        else settings.model,  # paths on the server stay private
         has_chat_template=has_chat_template,
         max_chars_per_token=text.max_chars_per_token,
     )

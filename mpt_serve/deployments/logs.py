@@ -1,4 +1,4 @@
-"""The product's log lines beside Serve's own."""
+"""Logging through Serve's logger."""
 
 import logging
 
@@ -6,7 +6,7 @@ __all__ = ["log_through_serve"]
 
 
 def log_through_serve() -> None:
-    """Send this process's `mpt_serve` and `model` loggers where Serve's replica logger writes.
+    """Send the records of the `mpt_serve` and `model` loggers to the handlers of Serve's replica logger.
 
     A replica configures only the logger `ray.serve`; without this, lines below WARNING would be lost.
     """

@@ -13,7 +13,7 @@ __all__ = ["METRICS", "EngineMetric", "exposition", "metrics_reference"]
 
 @dataclass(frozen=True)
 class EngineMetric:
-    """One field of `EngineStats` under its public name; label: what the field's keys are, where it is a mapping."""
+    """One field of `EngineStats` under its public name; label: the name of its keys, if it is a mapping."""
 
     name: str
     field: str
@@ -22,16 +22,16 @@ class EngineMetric:
 
     @property
     def kind(self) -> Literal["counter", "gauge"]:
-        """What Prometheus calls it: names of counters end with `_total`."""
+        """Return the metric's type in Prometheus; names of counters end with `_total`."""
         return "counter" if self.name.endswith("_total") else "gauge"
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The names of the labels of each value."""
+        """Return the names of the labels of each value."""
         return ("replica",) if self.label is None else ("replica", self.label)
 
     def family(self, replicas: Sequence[Mapping[str, Any]]) -> Metric:
-        """Return the metric's values, one for each replica, or for each of a replica's keys."""
+        """Return the metric's values, one for each replica, or for each key of each replica."""
         make = CounterMetricFamily if self.kind == "counter" else GaugeMetricFamily
         family = make(self.name, self.meaning, labels=self.labels)
         for stats in replicas:
@@ -45,45 +45,47 @@ class EngineMetric:
 
 
 METRICS = (
-    EngineMetric("mpt_serve_running_choices", "running", "Choices of requests that take part in steps"),
-    EngineMetric("mpt_serve_waiting_choices", "waiting", "Choices of requests that wait for a place"),
-    EngineMetric("mpt_serve_cache_blocks", "total_blocks", "Blocks of the key-value cache"),
+    EngineMetric("mpt_serve_running_choices", "running", "Choices of requests that are generating"),
+    EngineMetric("mpt_serve_waiting_choices", "waiting", "Choices of requests that wait for a slot"),
+    EngineMetric("mpt_serve_cache_blocks", "total_blocks", "Blocks of the KV cache"),
     EngineMetric(
         "mpt_serve_cache_free_blocks",
         "free_blocks",
-        "Blocks of the key-value cache that no request holds; those kept for later prompts are among them",
+        "Blocks of the KV cache that no request holds, also those kept for later prompts",
     ),
     EngineMetric("mpt_serve_steps_total", "steps", "Steps that the engine started"),
-    EngineMetric("mpt_serve_prompt_tokens_total", "prompt_tokens", "Tokens of prompts; once for all choices"),
+    EngineMetric(
+        "mpt_serve_prompt_tokens_total", "prompt_tokens", "Prompt tokens; counted once for all choices of a prompt"
+    ),
     EngineMetric(
         "mpt_serve_cached_prompt_tokens_total",
         "cached_tokens",
-        "Tokens of prompts that were found in the cache rather than computed; of the first choice",
+        "Prompt tokens found in the prefix cache rather than computed; of the first choice",
     ),
-    EngineMetric("mpt_serve_generated_tokens_total", "generated_tokens", "Tokens of answers"),
-    EngineMetric("mpt_serve_draft_tokens_total", "drafted_tokens", "Tokens that speculation drafted"),
+    EngineMetric("mpt_serve_generated_tokens_total", "generated_tokens", "Generated tokens"),
+    EngineMetric("mpt_serve_draft_tokens_total", "drafted_tokens", "Draft tokens of speculative decoding"),
     EngineMetric(
         "mpt_serve_accepted_draft_tokens_total",
         "accepted_tokens",
-        "Drafted tokens that the model would have chosen too",
+        "Draft tokens that the model accepted",
     ),
     EngineMetric(
         "mpt_serve_preemptions_total",
         "preemptions",
-        "Choices that gave up their blocks, to be resumed later",
+        "Preemptions: choices that gave up their cache blocks and are computed again later",
     ),
     EngineMetric("mpt_serve_compilations_total", "compilations", "Programs compiled while serving; 0 with pre_compile"),
     EngineMetric(
         "mpt_serve_finished_choices_total",
         "finished",
-        "Choices that ended; `cancelled` counts those whose client left, or whose request had come to its stop strings",
+        "Choices that ended; `cancelled`: the client disconnected, or the request had reached its stop strings",
         label="reason",
     ),
 )
 
 
 def exposition(replicas: Sequence[Mapping[str, Any]]) -> bytes:
-    """Return what `GET /metrics` answers: Prometheus' text format.
+    """Return the body of `GET /metrics`, in Prometheus' text format.
 
     replicas: what `Generator.stats` returned, one mapping for each replica.
     """
@@ -111,9 +113,9 @@ _REFERENCE = """\
 
 Written by `python -m mpt_serve.deployments.metrics > docs/metrics.md`.
 
-`GET /metrics` answers in Prometheus' text format for all Generator replicas, whichever Ingress replica is asked. A
-replica's counters start at 0 with it. What Ray and Ray Serve measure (requests, latencies, queues, nodes) is in Ray's
-own metrics. The share of drafted tokens that were right, over five minutes:
+`GET /metrics` responds in Prometheus' text format for all Generator replicas, whichever Ingress replica serves it. The
+counters of a replica start at 0 with it. What Ray and Ray Serve measure (requests, latencies, queues, nodes) is in
+Ray's own metrics. The acceptance rate of draft tokens, over five minutes:
 
     sum(rate(mpt_serve_accepted_draft_tokens_total[5m])) / sum(rate(mpt_serve_draft_tokens_total[5m]))
 

@@ -1,4 +1,4 @@
-"""Why a replica finds no node: what it asks for, and what the nodes of the cluster have."""
+"""Why no node can hold a replica: what it requires, and what the nodes of the cluster offer."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,16 +12,16 @@ _SHOWN_NODES = 8
 
 @dataclass(frozen=True)
 class Demand:
-    """What must be free on one node. Resources by Ray's names, memory in bytes."""
+    """What a replica requires of one node: resources by Ray's names, memory in bytes."""
 
     resources: Mapping[str, float]
     labels: Mapping[str, str] = field(default_factory=dict)
 
     def fits(self, node: Mapping[str, Any]) -> bool:
-        """Say whether the node (an entry of `ray.nodes()`) could hold it when nothing else runs there."""
+        """Return whether the node (an entry of `ray.nodes()`) could hold the replica if nothing else ran there."""
         offered = node.get("Resources") or {}
         enough = all(offered.get(name, 0) >= amount for name, amount in self.resources.items())
-        # Operators such as `!value` or `in(...)` are Ray's to judge; a plain value is compared here.
+        # Operators such as `!value` or `in(...)` are left to Ray; a plain value is compared here.
         labels = node.get("Labels") or {}
         return enough and all(
             labels.get(name) == value for name, value in self.labels.items() if value.replace("-", "").isalnum()
@@ -33,7 +33,7 @@ class Demand:
 
 
 def replica_demands(deployment_config: Mapping[str, Any]) -> list[Demand]:
-    """Return what one replica needs, from the deployment's options as Serve's controller reports them."""
+    """Return what one replica requires, from the deployment's options as Serve's controller reports them."""
     bundles: Sequence[Mapping[str, float]] | None = deployment_config.get("placement_group_bundles")
     if bundles:
         if deployment_config.get("placement_group_strategy") == "STRICT_PACK":
@@ -43,19 +43,19 @@ def replica_demands(deployment_config: Mapping[str, Any]) -> list[Demand]:
     resources = {name: options[key] for key, name in _ACTOR_OPTIONS.items() if options.get(key)}
     resources |= {name: amount for name, amount in (options.get("resources") or {}).items() if amount}
     if options.get("accelerator_type"):
-        resources[f"accelerator_type:{options['accelerator_type']}"] = 0.001  # how Ray marks a node's kind
+        resources[f"accelerator_type:{options['accelerator_type']}"] = 0.001  # how Ray marks a node's accelerator type
     return [Demand(resources, options.get("label_selector") or {})]
 
 
 def unmet_demand(deployment: str, demands: Iterable[Demand], nodes: Sequence[Mapping[str, Any]]) -> str | None:
-    """Return why no node can ever hold a replica and what to do about it, or None when one can."""
+    """Return why no node can ever hold a replica, and what to do about it; None if one can."""
     alive = [node for node in nodes if node.get("Alive")]
     for demand in demands:
         if not any(demand.fits(node) for node in alive):
             return (
                 f"No node of the cluster can hold a {deployment} replica: it needs {{{demand}}} on one node, and the"
                 f" nodes offer {_offers(demand, alive)}. Change the {deployment}'s ray_actor_options in the Serve"
-                " configuration, or add a node that has it (where an autoscaler is about to, just wait)."
+                " configuration, or add a node that offers this (if an autoscaler is adding one, wait for it)."
             )
     return None
 

@@ -13,7 +13,7 @@ __all__ = ["Tokenizer"]
 
 
 class Tokenizer:
-    """Runs the tokenizer and the chat template on threads, so that a long prompt does not hold up a short one."""
+    """Runs the tokenizer and the chat template on threads, so that a long prompt does not delay a short one."""
 
     def __init__(self, settings: Settings) -> None:
         log_through_serve()
@@ -32,12 +32,12 @@ class Tokenizer:
     async def encode_chat(
         self, messages: Sequence[Message], add_generation_prompt: bool = True, continue_final_message: bool = False
     ) -> list[int]:
-        """Return the ids of the conversation as the model's chat template writes it. Raises ChatTemplateError."""
+        """Return the ids of the conversation, rendered by the model's chat template. Raises ChatTemplateError."""
         if self._missing is not None:
             raise MissingChatTemplateError(self._missing)
 
-        def work() -> list[int]:
+        def render_and_encode() -> list[int]:
             prompt = self._template.render(messages, add_generation_prompt, continue_final_message)
             return self._tokenizer.encode(prompt, add_special_tokens=False)  # the template writes its own
 
-        return await asyncio.to_thread(work)
+        return await asyncio.to_thread(render_and_encode)

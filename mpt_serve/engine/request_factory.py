@@ -8,8 +8,7 @@ from mpt_serve.engine.request_checks import check_ids, check_prompt
 from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.engine.token_masks import TokenMasks, mask_below
 from mpt_serve.errors import RequestError
-from mpt_serve.structured_outputs.compiler import GrammarCompiler
-from mpt_serve.structured_outputs.lazy_compiler import LazyGrammarCompiler
+from mpt_serve.structured_outputs.compiler import GrammarCompiler, LazyGrammarCompiler
 
 
 class RequestFactory:

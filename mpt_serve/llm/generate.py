@@ -143,7 +143,7 @@ class GenerationMixin(RequestRunner):
         tokenizer = self._text.required("a stop string") if stop else self.tokenizer
         if tokenizer is None:
             return None
-        return lambda params: TextStream(tokenizer, stop, params.min_tokens)
+        return lambda params: TextStream(tokenizer, stop, min_tokens=params.min_tokens)
 
     def _checked(
         self, prompts: Sequence[PromptLike], params: SamplingParams | Sequence[SamplingParams]

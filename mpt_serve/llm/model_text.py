@@ -7,8 +7,7 @@ from typing import Self
 
 from model.config.mpt_config import MptConfig
 from mpt_serve.errors import RequestError
-from mpt_serve.structured_outputs.compiler import GrammarCompiler
-from mpt_serve.structured_outputs.lazy_compiler import LazyGrammarCompiler
+from mpt_serve.structured_outputs.compiler import GrammarCompiler, LazyGrammarCompiler
 from mpt_serve.text.chat_template import ChatTemplate, Message, MissingChatTemplateError
 from mpt_serve.text.tokenizer import TextTokenizer
 

@@ -28,19 +28,19 @@ def create_app(backend: Backend, limits: Limits | None = None) -> Starlette:
         middleware=[Middleware(Envelope, limits=limits)],
         exception_handlers={HTTPException: on_http_exception},
     )
-    app.router.redirect_slashes = False  # a path has one spelling, so that whoever guards it knows it
+    app.router.redirect_slashes = False  # one spelling per path, so that a proxy's rule for it cannot be evaded
     return app
 
 
-def _routes(service: ServerContext) -> list[BaseRoute]:
+def _routes(context: ServerContext) -> list[BaseRoute]:
     return [
-        Route("/v1/completions", GenerationEndpoint(service, prepare_completion), methods=["POST"]),
-        Route("/v1/chat/completions", GenerationEndpoint(service, prepare_chat), methods=["POST"]),
-        Route("/v1/models", list_models(service), methods=["GET"]),
-        Route("/v1/models/{id:path}", get_model(service), methods=["GET"]),
-        Route("/tokenize", tokenize(service), methods=["POST"]),
-        Route("/detokenize", detokenize(service), methods=["POST"]),
+        Route("/v1/completions", GenerationEndpoint(context, prepare_completion), methods=["POST"]),
+        Route("/v1/chat/completions", GenerationEndpoint(context, prepare_chat), methods=["POST"]),
+        Route("/v1/models", list_models(context), methods=["GET"]),
+        Route("/v1/models/{id:path}", get_model(context), methods=["GET"]),
+        Route("/tokenize", tokenize(context), methods=["POST"]),
+        Route("/detokenize", detokenize(context), methods=["POST"]),
         Route("/health", health, methods=["GET"]),
-        Route("/ready", ready(service), methods=["GET"]),
+        Route("/ready", ready(context), methods=["GET"]),
         Route("/version", get_version, methods=["GET"]),
     ]

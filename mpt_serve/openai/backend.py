@@ -1,15 +1,17 @@
-"""What the HTTP routes need from the machinery behind them."""
+"""What the HTTP endpoints need from the machinery behind them."""
 
-from collections.abc import AsyncIterator, Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
 from mpt_serve.engine.request import Delta
 from mpt_serve.engine.sampling_params import SamplingParams
+from mpt_serve.structured_outputs.spec import GrammarSpec
 from mpt_serve.text.chat_template import Message
+from mpt_serve.text.tokenizer import TextTokenizer
 
-__all__ = ["Backend", "DeltaStream", "Detokenizer", "ModelInfo", "Readiness"]
+__all__ = ["Backend", "GenerationRequest", "ModelInfo", "OnDelta", "Readiness"]
 
 
 @dataclass(frozen=True)
@@ -18,16 +20,16 @@ class ModelInfo:
 
     id: str
     created: int  # seconds since the epoch
-    max_model_len: int  # prompt and completion together, in tokens; 0 while the model loads and it is not known
-    vocab_len: int  # ids in [0, vocab_len) mean something; others are refused in prompts
-    root: str | None = None  # the checkpoint the model came from; None shows the id
+    max_model_len: int  # tokens of prompt and output together; 0 while the model loads and it is not known
+    vocab_len: int  # ids in [0, vocab_len) have a token; others are refused in prompts
+    root: str | None = None  # the checkpoint of the model; None shows the id
     has_chat_template: bool = False
     max_chars_per_token: int | None = None  # no token stands for more characters; None: no bound before tokenizing
 
 
 @dataclass(frozen=True)
 class Readiness:
-    """Whether a request would be served now. `code` is `loading`, `overloaded` or `shutting_down` when it would not."""
+    """Whether a request would be served now. `code` is `loading`, `overloaded` or `shutting_down` if it would not."""
 
     ready: bool
     reason: str = ""
@@ -35,41 +37,37 @@ class Readiness:
     retry_after_s: int = 5
 
 
-class DeltaStream(Protocol):
-    """One request's deltas; any async generator of `Delta` is one."""
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One prompt and how to continue it: `params.n` choices.
 
-    def __aiter__(self) -> AsyncIterator[Delta]:
-        """Iterate over the deltas of all choices; one with a finish_reason is its choice's last."""
+    grammar: what every choice must match; None for free text. request_id: for logs; need not be unique.
+    """
 
-    async def aclose(self) -> None:
-        """End the request in the engine, from whatever state it is in."""
+    ids: Sequence[int]
+    params: SamplingParams
+    grammar: GrammarSpec | None
+    request_id: str
 
 
-class Detokenizer(Protocol):
-    """Ids to text as they come; `IncrementalDetokenizer` is one."""
-
-    @property
-    def unfinished(self) -> bool:
-        """Bytes of a character wait for its last one."""
-
-    def push(self, ids: Sequence[int]) -> str:
-        """Return the text that these ids complete."""
-
-    def flush(self) -> str:
-        """Return what is left when no more ids come."""
+OnDelta = Callable[[Delta], None]  # a plain function, called on the event loop
 
 
 class Backend(Protocol):
-    """Tokenizer and generator behind the routes.
+    """Tokenizer and generator behind the endpoints.
 
-    Any method may raise an `ApiError` of its own choice (`NotReadyError`, `ShuttingDownError`), which keeps its
-    status. `RequestError` and `ChatTemplateError` become a 400, `BusyError` and `EngineClosedError` a 503; anything
-    else a 500 whose text stays in the log.
+    Any method may raise an `ApiError` (`NotReadyError`, `ShuttingDownError`), which keeps its status. `RequestError`
+    and `ChatTemplateError` become a 400, `BusyError` and `EngineClosedError` a 503; anything else a 500 whose text
+    stays in the log.
     """
 
     @property
     def model(self) -> ModelInfo:
-        """The served model."""
+        """Return the served model."""
+
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        """Return the model's tokenizer, for what is made of generated ids."""
 
     async def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """Return the text's ids."""
@@ -82,27 +80,21 @@ class Backend(Protocol):
     async def decode(self, ids: Sequence[int]) -> str:
         """Return the ids' text, special tokens included."""
 
-    async def spellings(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-        """Return the sequences of ids to forbid so that none of the words is written."""
-
-    def token_bytes(self, token_id: int) -> bytes:
-        """Return what the token adds to a text; nothing for an id without a token."""
-
-    def detokenizer(self, skip_special_tokens: bool, continues_text: bool = True) -> Detokenizer:
-        """Return a fresh detokenizer, for text that continues a prompt or for a prompt itself."""
-
     def admit(self, prompts: Sequence[Sequence[int]], choices: int) -> AbstractContextManager[None]:
-        """Hold the places of one HTTP request while entered, of so many choices for each prompt.
+        """Count an HTTP request with n `choices` of each prompt towards the server's capacity while entered.
 
-        Raises `NotReadyError` when there are none.
+        Raises `NotReadyError` if the capacity is exhausted.
         """
 
-    def generate(self, ids: Sequence[int], params: SamplingParams, request_id: str, unwanted: Set[int]) -> DeltaStream:
-        """Start a request for `params.n` choices. Closing the stream, or cancelling its reader's task, ends it.
+    async def generate(self, request: GenerationRequest, on_delta: OnDelta, stopped_choices: Set[int]) -> None:
+        """Generate, and return when each choice has had its last delta or is in `stopped_choices`.
 
-        unwanted: choices that the reader wants nothing more of. It adds to them while it reads, and the engine soon
-        ends them, which may be silent.
+        on_delta: called with the deltas of all choices in order; one with a finish_reason is the last of its choice.
+        stopped_choices: indices of choices of which no more is wanted. `on_delta` adds to them, and the engine then
+            ends these choices; no further delta of them needs to come.
+        Cancelling the coroutine ends the request in the engine, and so does an exception of `on_delta`, which is
+        raised here. Raises what ended the request otherwise.
         """
 
     async def readiness(self) -> Readiness:
-        """Say whether a request would be served now; asked before each request, so it answers from memory."""
+        """Return whether a request would be served now; called for every request, so it answers from memory."""

@@ -1,4 +1,4 @@
-"""The JSON body of a request, bounded before it is parsed."""
+"""The JSON body of a request: its size and structure are bounded before it is parsed."""
 
 import json
 import math
@@ -38,7 +38,7 @@ def parse_json_object(body: bytes, limits: Limits, what: str = "The body") -> di
     except _BadJsonError as error:
         problem = str(error)
     except ValueError:  # an integer of thousands of digits
-        problem = "holds a number that is too long"
+        problem = "contains a number with too many digits"
     else:
         if isinstance(value, dict):
             return value
@@ -47,7 +47,7 @@ def parse_json_object(body: bytes, limits: Limits, what: str = "The body") -> di
 
 
 class _BadJsonError(ValueError):
-    """What is wrong with a text that may well be JSON."""
+    """Text that may be JSON, but is refused; the message says why."""
 
 
 def _check_media_type(request: Request) -> None:
@@ -74,28 +74,28 @@ async def _read(request: Request, max_bytes: int) -> bytes:
 
 
 def _check_structure(body: bytes, limits: Limits) -> None:
-    """Refuse what is too large or too deep, in a time that hostile bodies cannot stretch: others wait meanwhile."""
-    most_strings = 2 * limits.max_json_items + 1  # each stands before a colon, or is an item
+    """Raise an error for a body that is too large or too deep, in linear time: other requests wait meanwhile."""
+    most_strings = 2 * limits.max_json_items + 1  # each is the name of a member, or an item
     skeleton, strings = _STRING.subn(b"", body, most_strings)
     brackets = skeleton.translate(None, _NOT_BRACKETS)
     openers = brackets.count(b"[") + brackets.count(b"{")
     if strings == most_strings or skeleton.count(b",") + openers > limits.max_json_items:
-        raise _BadJsonError(f"holds more than {limits.max_json_items} items")
+        raise _BadJsonError(f"has more than {limits.max_json_items} items")
     depth = 0
     for bracket in brackets[: 2 * openers + 1]:  # one more than that is not JSON
         depth += 1 if bracket in b"[{" else -1
         if depth > limits.max_json_depth:
-            raise _BadJsonError(f"is nested more than {limits.max_json_depth} deep")
+            raise _BadJsonError(f"is nested more than {limits.max_json_depth} levels deep")
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise _BadJsonError(f"holds {name}, which JSON does not have: numbers must be finite")
+    raise _BadJsonError(f"contains {name}, which is not JSON: numbers must be finite")
 
 
 def _finite(digits: str) -> float:
     value = float(digits)
     if math.isinf(value):
-        raise _BadJsonError("holds a number beyond the range of 64-bit floats: numbers must be finite")
+        raise _BadJsonError("contains a number beyond the range of 64-bit floats: numbers must be finite")
     return value
 
 

@@ -1,4 +1,4 @@
-"""Ending work when the client leaves."""
+"""Ends the work for a request when its client disconnects."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -12,13 +12,13 @@ T = TypeVar("T")
 
 
 class ClientDisconnectedError(Exception):
-    """The client closed the connection; there is nobody to answer."""
+    """The client closed the connection, so that no response can be sent."""
 
 
 async def run_while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     """Await the work and return its result, or cancel it and raise ClientDisconnectedError when the client disconnects.
 
-    The work's own clean-up has finished either way. The body must have been read: nothing else may call `receive`.
+    Either way the work's clean-up has finished. The body must have been read: nothing else may call `receive`.
     """
     task = asyncio.ensure_future(work)
     watcher = asyncio.ensure_future(_disconnected(receive))

@@ -1,4 +1,4 @@
-"""The way of a generating request, from its body to the last byte of its answer."""
+"""The endpoint of requests that generate text: from the request's body to the last byte of its response."""
 
 import asyncio
 import contextlib
@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 from mpt_serve.configuration.limits import Limits
 from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.errors import BusyError, EngineClosedError, RequestError
+from mpt_serve.openai.backend import GenerationRequest
 from mpt_serve.openai.body import read_json_object
 from mpt_serve.openai.disconnect import ClientDisconnectedError, run_while_connected
 from mpt_serve.openai.echo import Echo
@@ -27,9 +28,9 @@ from mpt_serve.openai.sampling import SamplingOptions
 from mpt_serve.openai.server_context import ServerContext
 from mpt_serve.openai.sse import EventStream
 from mpt_serve.openai.streaming import StreamedResponse, whole_response
-from mpt_serve.openai.token_alignment import TokenAlignment
 from mpt_serve.openai.token_names import TokenNames
-from mpt_serve.text.stop_strings import StopMatcher
+from mpt_serve.text.bad_words import spellings
+from mpt_serve.text.text_stream import TextStream
 
 __all__ = ["GenerationEndpoint", "Prepared"]
 
@@ -38,36 +39,36 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prepared:
-    """A request that is valid so far: its prompts as ids, and how to answer it."""
+    """A validated request: its prompts as ids, and how to generate and respond."""
 
     prompts: Sequence[list[int]]
     param: str  # the field that the prompts came from
     options: SamplingOptions
     default_max_tokens: int | None  # None: as many as the context leaves
-    answer: type[ResponseBuilder]
-    unknown: Sequence[str]  # fields that nobody knows
+    builder: type[ResponseBuilder]
+    unknown: Sequence[str]  # unknown fields, which are ignored
 
 
 class GenerationEndpoint:
-    """An ASGI endpoint that answers with generated text; `prepare` knows the endpoint's own fields."""
+    """An ASGI endpoint that responds with generated text; `prepare` parses the endpoint's own fields."""
 
     def __init__(
-        self, service: ServerContext, prepare: Callable[[ServerContext, Mapping[str, Any]], Awaitable[Prepared]]
+        self, context: ServerContext, prepare: Callable[[ServerContext, Mapping[str, Any]], Awaitable[Prepared]]
     ) -> None:
-        self._service = service
+        self._context = context
         self._prepare = prepare
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         stream = EventStream(send)
-        limits = self._service.limits
+        limits = self._context.limits
         try:
             async with asyncio.timeout(limits.request_timeout_s) as deadline:
                 body = await read_json_object(request, limits)
-                work = self._answer(body, request.state.request_id, stream)
+                work = self._respond(body, request.state.request_id, stream)
                 response = await run_while_connected(receive, work)
         except (ClientDisconnect, ClientDisconnectedError):
-            logger.info("%s: the client left", request.state.request_id)
+            logger.info("%s: the client disconnected", request.state.request_id)
             return
         except Exception as error:
             api_error = _deadline_error(limits.request_timeout_s) if deadline.expired() else as_api_error(error)
@@ -79,82 +80,83 @@ class GenerationEndpoint:
         if response is not None:
             await response(scope, receive, send)
 
-    async def _answer(self, body: Mapping[str, Any], request_id: str, stream: EventStream) -> Response | None:
-        """Return the response, or None when it went out as a stream."""
-        prepared = await self._prepare(self._service, body)
+    async def _respond(self, body: Mapping[str, Any], request_id: str, stream: EventStream) -> Response | None:
+        """Return the response, or None if it was sent as a stream."""
+        prepared = await self._prepare(self._context, body)
         options = prepared.options
-        headers = self._service.ignored_fields_header((*prepared.unknown, *options.unknown))
-        backend = self._service.backend
-        jobs = await self._jobs(prepared)
-        names = TokenNames(backend.token_bytes, options.report.tokens_as_ids)
-        prompts = [job.ids for job in jobs]
-        answer = prepared.answer(backend.model.id, options.report, names, prompts, options.n)
-        with backend.admit(prompts, options.best_of), _guide_errors(options.guide_param):
-            async with RequestStream(backend, jobs, request_id) as generation:
-                if not options.stream:
-                    response = await whole_response(generation, answer, options)
+        headers = self._context.ignored_fields_header(prepared.unknown)
+        backend = self._context.backend
+        prompts = await self._prompt_streams(prepared, request_id)
+        names = TokenNames(backend.tokenizer.token_bytes, options.output.tokens_as_ids)
+        ids = [prompt.request.ids for prompt in prompts]
+        builder = prepared.builder(backend.model.id, options.output, names, ids, options.request.n)
+        with backend.admit(ids, options.request.num_choices), _grammar_errors(options.grammar_field):
+            async with RequestStream(backend, prompts) as output:
+                if not options.request.stream:
+                    response = await whole_response(output, builder, options)
                     response.headers.update(headers)
                     return response
                 stream.headers.update(headers)
-                await StreamedResponse(generation, answer, stream, options, self._service.limits).send()
+                await StreamedResponse(output, builder, stream, options, self._context.limits).send()
                 return None
 
-    async def _jobs(self, prepared: Prepared) -> list[PromptStream]:
+    async def _prompt_streams(self, prepared: Prepared, request_id: str) -> list[PromptStream]:
         """Check each prompt against the context. Raises ContextLengthError or InvalidValueError."""
-        options, backend = prepared.options, self._service.backend
+        options, backend = prepared.options, self._context.backend
         default = prepared.default_max_tokens
         prompts = [options.fit(prompt, backend.model, default, prepared.param) for prompt in prepared.prompts]
-        _check_prompt_logprobs(prompts, options, self._service.limits)
-        bad_words = await backend.spellings(options.bad_words) if options.bad_words else ()
-        jobs: list[PromptStream] = []
+        _check_prompt_logprobs(prompts, options, self._context.limits)
+        bad_words: tuple[tuple[int, ...], ...] = ()
+        if options.request.bad_words:
+            bad_words = await asyncio.to_thread(spellings, backend.tokenizer, options.request.bad_words)
+        streams: list[PromptStream] = []
         params_with = cache(lambda max_tokens: options.params(max_tokens, bad_words))  # they may hold long lists of ids
-        for ids in prompts:
+        for number, ids in enumerate(prompts):
             params = params_with(options.max_tokens_for(len(ids), backend.model, default))
-            echo = await self._echo(ids) if options.report.echo else None
-            first = len(jobs) * options.best_of
-            choices = [self._choice(first + i, options, params, echo) for i in range(options.best_of)]
-            jobs.append(PromptStream(ids, params, choices, echo))
-        return jobs
-
-    async def _echo(self, ids: Sequence[int]) -> Echo:
-        detokenizer = self._service.backend.detokenizer(False, continues_text=False)
-        return await asyncio.to_thread(Echo.of, ids, detokenizer)
+            name = request_id if len(prompts) == 1 else f"{request_id}-{number}"
+            echo = await asyncio.to_thread(Echo.of, ids, backend.tokenizer) if options.output.echo else None
+            first = number * options.request.num_choices
+            choices = [self._choice(first + i, options, params, echo) for i in range(options.request.num_choices)]
+            streams.append(PromptStream(GenerationRequest(ids, params, options.grammar, name), choices, echo))
+        return streams
 
     def _choice(self, index: int, options: SamplingOptions, params: SamplingParams, echo: Echo | None) -> OutputChoice:
-        return OutputChoice(
-            index,
-            self._service.backend.detokenizer(options.skip_special_tokens),
-            StopMatcher(options.stop, options.include_stop, params.min_tokens),
-            stop_token_ids=params.stop_token_ids,
-            include_stop=options.include_stop,
-            tokens=TokenAlignment(len(echo.text) if echo else 0) if options.report.by_token else None,
+        text = TextStream(
+            self._context.backend.tokenizer,
+            options.request.stop,
+            include_stop=options.request.include_stop_str_in_output,
+            min_tokens=params.min_tokens,
+            skip_special_tokens=options.request.skip_special_tokens,
+            track_tokens=options.output.by_token,
+            text_offset=len(echo.text) if echo else 0,
         )
+        return OutputChoice(index, text, params.stop_token_ids, options.request.include_stop_str_in_output)
 
 
 def _check_prompt_logprobs(prompts: Sequence[Sequence[int]], options: SamplingOptions, limits: Limits) -> None:
-    """Bound what an answer repeats for each of its choices."""
-    count = options.report.engine_prompt_logprobs
+    """Raise InvalidValueError if the response would hold too many log probabilities of prompts."""
+    count = options.output.engine_prompt_logprobs
     if count is None:
         return
-    numbers = sum(map(len, prompts)) * options.n * (count + 1)
+    numbers = sum(map(len, prompts)) * options.request.n * (count + 1)
     if numbers > limits.max_prompt_logprobs:
-        param = "logprobs" if options.report.prompt_logprobs is None else "prompt_logprobs"
+        param = "logprobs" if options.output.prompt_logprobs is None else "prompt_logprobs"
         raise InvalidValueError(
-            f"'{param}' would make {numbers} log probabilities of prompts; an answer has at most"
-            f" {limits.max_prompt_logprobs}. Ask for fewer alternatives, choices or prompts.",
+            f"'{param}' would return {numbers} log probabilities of prompts; a response can hold at most"
+            f" {limits.max_prompt_logprobs}. Request fewer alternatives, choices or prompts.",
             param=param,
         )
 
 
 @contextlib.contextmanager
-def _guide_errors(param: str | None) -> Iterator[None]:
-    """Name the field of the guide in the engine's refusals: all else in a request has been checked before."""
+def _grammar_errors(field: str | None) -> Iterator[None]:
+    """Attribute the engine's refusals to the field of the grammar: all other fields have been checked before."""
     try:
         yield
     except RequestError as error:
-        if param is None or isinstance(error, (BusyError, EngineClosedError)):
+        if field is None or isinstance(error, (BusyError, EngineClosedError)):
             raise
-        raise InvalidValueError(as_api_error(error).message, param=param) from error
+        raise InvalidValueError(as_api_error(error).message, param=field) from error
 
 
 def _deadline_error(seconds: float) -> ApiError:

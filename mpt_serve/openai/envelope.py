@@ -1,4 +1,4 @@
-"""What surrounds every request: its id, the bound on headers, and the last place an exception can reach."""
+"""What every request has: an id, a bound on its headers, and a response to any exception."""
 
 import logging
 
@@ -16,9 +16,9 @@ logger = logging.getLogger(__name__)
 
 
 class Envelope:
-    """ASGI middleware. Every request has an id; every exception becomes an error of the contract.
+    """ASGI middleware that gives every request an id, and turns every exception into an error response of the API.
 
-    Serve's proxy, which is in front, gives every request an id that came without one, and every response its request's.
+    Serve's proxy, in front of it, adds an id to requests without one, and the request's id to every response.
     """
 
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
@@ -42,9 +42,9 @@ class Envelope:
             self._check_headers(scope)
             await self._app(scope, receive, send_watched)
         except ClientDisconnect:
-            logger.info("%s: the client left", request_id)
+            logger.info("%s: the client disconnected", request_id)
         except Exception as error:
-            if started:  # too late for another status; the server cuts the connection
+            if started:  # too late for another status; the server closes the connection
                 raise
             await error_response(as_api_error(error))(scope, receive, send_watched)
 
@@ -53,6 +53,6 @@ class Envelope:
         size = sum(len(name) + len(value) for name, value in headers)
         if len(headers) > self._limits.max_headers or size > self._limits.max_header_bytes:
             raise HeadersTooLargeError(
-                f"The request's headers are too large: at most {self._limits.max_headers} with"
-                f" {self._limits.max_header_bytes} bytes together."
+                f"The request's headers are too large: send at most {self._limits.max_headers} headers with"
+                f" {self._limits.max_header_bytes} bytes in total."
             )

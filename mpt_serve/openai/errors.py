@@ -1,13 +1,14 @@
 """Errors as clients see them: `{"error": {"message", "type", "param", "code"}}`, with the status on the class."""
 
 import logging
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from mpt_serve.errors import BusyError, EngineClosedError, RequestError
+from mpt_serve.openai.protocol.responses import ErrorBody
 from mpt_serve.text.chat_template import ChatTemplateError
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ MAX_MESSAGE_CHARS = 600  # a character takes at most 6 bytes, so every error bod
 
 
 class ApiError(Exception):
-    """An error with a place in the wire contract. The message never quotes a request's values, only their kinds."""
+    """An error of the wire contract. The message never quotes a request's values, only their kinds."""
 
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
@@ -58,19 +59,19 @@ class InvalidValueError(ApiError):
 
 
 class UnsupportedParameterError(InvalidValueError):
-    """A field asks for something that is not offered."""
+    """A field requests something that is not offered."""
 
     code = "unsupported_parameter"
 
 
 class ContextLengthError(InvalidValueError):
-    """Prompt and `max_tokens` are more than the model's context."""
+    """The prompt and `max_tokens` exceed the model's context."""
 
     code = "context_length_exceeded"
 
 
 class RouteNotFoundError(ApiError):
-    """There is nothing at this path."""
+    """There is no endpoint at this path."""
 
     status, type, code = 404, "not_found_error", "route_not_found"
 
@@ -82,7 +83,7 @@ class ModelNotFoundError(ApiError):
 
 
 class MethodNotAllowedError(ApiError):
-    """The path does not take this method; `Allow` lists those it takes."""
+    """The path does not accept the method; `Allow` lists those it accepts."""
 
     status, type, code = 405, "not_found_error", "method_not_allowed"
 
@@ -106,7 +107,7 @@ class HeadersTooLargeError(ApiError):
 
 
 class TemporaryError(ApiError):
-    """An error that goes away by itself: `retry_after_s` (1 to 120, what clients honour) says when to ask again."""
+    """An error that passes by itself: `retry_after_s` (1 to 120, what clients honour) says when to try again."""
 
     def __init__(self, message: str, *, retry_after_s: float = 5) -> None:
         super().__init__(message, headers={"retry-after": str(min(120, max(1, round(retry_after_s))))})
@@ -124,24 +125,24 @@ class NotReadyError(TemporaryError):
 
 
 class ShuttingDownError(NotReadyError):
-    """The server is going away; `NotReadyError` with that code."""
+    """The server is shutting down; `NotReadyError` with that code."""
 
     def __init__(self, message: str = "The server is shutting down.", *, retry_after_s: float = 5) -> None:
         super().__init__(message, code="shutting_down", retry_after_s=retry_after_s)
 
 
 class DeadlineError(ApiError):
-    """The request's time is over."""
+    """The request was not finished within the server's time limit."""
 
     status, type, code = 504, "server_error", "timeout"
 
 
 class InternalServerError(ApiError):
-    """The server failed; its log says how."""
+    """The server failed; its log has the details."""
 
     status, type, code = 500, "server_error", "internal_error"
 
-    def __init__(self, message: str = "The server failed on this request; its log says more.") -> None:
+    def __init__(self, message: str = "The server failed on this request; its log has the details.") -> None:
         super().__init__(message)
 
 
@@ -162,7 +163,7 @@ ERROR_KINDS: tuple[type[ApiError], ...] = (
 
 
 def as_api_error(error: Exception) -> ApiError:
-    """Return the wire's view of any exception. What is not meant for clients becomes a bare 500."""
+    """Return any exception as an error of the wire contract. What is not for clients becomes a 500 without details."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, EngineClosedError):
@@ -182,7 +183,7 @@ def _sentence(error: Exception) -> str:
     return text[:1].upper() + text[1:].rstrip(".") + "."
 
 
-def error_body(error: ApiError) -> dict[str, Any]:
+def error_body(error: ApiError) -> ErrorBody:
     """Return the error's JSON body."""
     message = error.message
     if len(message) > MAX_MESSAGE_CHARS:
@@ -191,14 +192,16 @@ def error_body(error: ApiError) -> dict[str, Any]:
 
 
 def error_response(error: ApiError) -> JSONResponse:
-    """Return the error as a response, `Retry-After` and its like included."""
+    """Return the error as a response, headers such as `Retry-After` included."""
     return JSONResponse(error_body(error), status_code=error.status, headers=error.headers)
 
 
 async def on_http_exception(request: Request, error: Exception) -> JSONResponse:
-    """Answer what the router itself refuses: a method, or a path."""
+    """Return the response to what the router itself refuses: a method, or a path."""
     allowed = error.headers.get("Allow") if isinstance(error, HTTPException) and error.headers else None
     if allowed is not None:
-        message = f"This path does not take that method; it takes {allowed}."
+        message = f"This path does not accept the method; it accepts {allowed}."
         return error_response(MethodNotAllowedError(message, headers={"allow": allowed}))
-    return error_response(RouteNotFoundError("There is nothing at this path; /v1/models is a good place to begin."))
+    return error_response(
+        RouteNotFoundError("There is no endpoint at this path; GET /v1/models lists the served model.")
+    )

@@ -6,22 +6,25 @@ from importlib.metadata import PackageNotFoundError, version
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
+from mpt_serve.openai.protocol.responses import Status, Version
 from mpt_serve.openai.server_context import ServerContext
 
 __all__ = ["get_version", "health", "ready"]
 
 
 async def health(request: Request) -> JSONResponse:
-    """Say that the process is alive; it answers while the model loads, too."""
-    return JSONResponse({"status": "ok"})
+    """Report that the process is alive, while the model loads as well."""
+    status: Status = {"status": "ok"}
+    return JSONResponse(status)
 
 
-def ready(service: ServerContext) -> Callable[[Request], Awaitable[JSONResponse]]:
-    """Return the endpoint that says whether a request would be served now; 503 when not."""
+def ready(context: ServerContext) -> Callable[[Request], Awaitable[JSONResponse]]:
+    """Return the endpoint that reports whether a request would be served now: 200, or 503 if not."""
 
     async def endpoint(request: Request) -> JSONResponse:
-        await service.require_ready()
-        return JSONResponse({"status": "ready"})
+        await context.require_ready()
+        status: Status = {"status": "ready"}
+        return JSONResponse(status)
 
     return endpoint
 
@@ -29,6 +32,7 @@ def ready(service: ServerContext) -> Callable[[Request], Awaitable[JSONResponse]
 async def get_version(request: Request) -> JSONResponse:
     """Return the program's version."""
     try:
-        return JSONResponse({"version": version("mpt-serve")})
-    except PackageNotFoundError:  # run from a source tree that is not installed
-        return JSONResponse({"version": "unknown"})
+        body: Version = {"version": version("mpt-serve")}
+    except PackageNotFoundError:  # a source tree that is not installed
+        body = {"version": "unknown"}
+    return JSONResponse(body)

@@ -1,4 +1,4 @@
-"""Ids of requests and answers."""
+"""Ids of requests and responses."""
 
 import re
 import secrets
@@ -9,10 +9,10 @@ _ACCEPTED = re.compile(r"[\w.-]{1,128}", re.ASCII)
 
 
 def new_id(prefix: str) -> str:
-    """Return a fresh id such as `cmpl-3f...`: 128 random bits, so that nobody can guess another's."""
+    """Return a new id such as `cmpl-3f...`, with 128 random bits so that it cannot be guessed."""
     return f"{prefix}-{secrets.token_hex(16)}"
 
 
 def request_id_from(header: str | None) -> str:
-    """Return the request's own id where it is harmless in logs, else a fresh one."""
+    """Return the request's own id if it is harmless in logs, or else a new one."""
     return header if header is not None and _ACCEPTED.fullmatch(header) else new_id("req")

@@ -1,10 +1,10 @@
-"""Log probabilities in the shapes that clients know."""
+"""Log probabilities in the shapes of the API."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mpt_serve.engine.request import TokenLogprobs
-from mpt_serve.openai.token_alignment import Token
+from mpt_serve.openai.output_choice import Token
 from mpt_serve.openai.token_names import TokenNames
 
 __all__ = ["chat_logprobs", "completion_logprobs", "prompt_logprobs"]
@@ -13,7 +13,7 @@ LOWEST = -9999.0  # JSON has no minus infinity
 
 
 def completion_logprobs(tokens: Iterable[Token], count: int, names: TokenNames) -> dict[str, list[Any]]:
-    """Return the four lists of /v1/completions; `count` alternatives beside the token itself."""
+    """Return the four lists of /v1/completions, with `count` alternatives in addition to the token itself."""
     lists: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
     for token in tokens:
         known = token.logprobs
@@ -25,7 +25,7 @@ def completion_logprobs(tokens: Iterable[Token], count: int, names: TokenNames) 
 
 
 def chat_logprobs(tokens: Iterable[Token], count: int, names: TokenNames) -> dict[str, Any]:
-    """Return the object of /v1/chat/completions; `count` alternatives, the token itself always among them."""
+    """Return the object of /v1/chat/completions, with `count` alternatives and always the token itself."""
     content = []
     for token in tokens:
         assert token.logprobs is not None  # only the first token of a prompt has none
@@ -38,7 +38,7 @@ def chat_logprobs(tokens: Iterable[Token], count: int, names: TokenNames) -> dic
 def prompt_logprobs(
     ids: Sequence[int], logprobs: Sequence[TokenLogprobs | None], count: int, names: TokenNames
 ) -> list[dict[str, Any] | None]:
-    """Return one object by id for each of the prompt's ids, None for the first."""
+    """Return one object for each of the prompt's ids, with the alternatives by id; None for the first."""
     return [
         None if known is None else _by_id(token_id, known, count, names)
         for token_id, known in zip(ids, logprobs, strict=True)
@@ -46,7 +46,7 @@ def prompt_logprobs(
 
 
 def _with_itself(token_id: int, known: TokenLogprobs, count: int) -> dict[int, float]:
-    """Return the token first, with the very number that stands for it elsewhere, then the likeliest others."""
+    """Return the token first, with the number reported for it elsewhere, then the most likely others."""
     return {token_id: known.logprob} | {other: lp for other, lp in known.top[:count] if other != token_id}
 
 

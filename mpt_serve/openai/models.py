@@ -1,12 +1,12 @@
 """GET /v1/models and /v1/models/{id}."""
 
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from mpt_serve.openai.backend import ModelInfo
+from mpt_serve.openai.protocol.responses import ModelBody, ModelList
 from mpt_serve.openai.server_context import ServerContext
 
 __all__ = ["get_model", "list_models"]
@@ -14,27 +14,28 @@ __all__ = ["get_model", "list_models"]
 Endpoint = Callable[[Request], Awaitable[JSONResponse]]
 
 
-def list_models(service: ServerContext) -> Endpoint:
+def list_models(context: ServerContext) -> Endpoint:
     """Return the endpoint that lists the served model."""
 
     async def endpoint(request: Request) -> JSONResponse:
-        return JSONResponse({"object": "list", "data": [model_body(service.backend.model)]})
+        models: ModelList = {"object": "list", "data": [model_body(context.backend.model)]}
+        return JSONResponse(models)
 
     return endpoint
 
 
-def get_model(service: ServerContext) -> Endpoint:
+def get_model(context: ServerContext) -> Endpoint:
     """Return the endpoint that describes one model; an unknown id is a 404."""
 
     async def endpoint(request: Request) -> JSONResponse:
-        service.require_model(request.path_params["id"])
-        return JSONResponse(model_body(service.backend.model))
+        context.require_model(request.path_params["id"])
+        return JSONResponse(model_body(context.backend.model))
 
     return endpoint
 
 
-def model_body(model: ModelInfo) -> dict[str, Any]:
-    """Return OpenAI's model object, with the context length and the checkpoint that clients ask for."""
+def model_body(model: ModelInfo) -> ModelBody:
+    """Return OpenAI's model object, with the context length and the checkpoint that clients look for."""
     return {
         "id": model.id,
         "object": "model",

@@ -1,27 +1,28 @@
-"""docs/api.md, made from the tables that the routes work with."""
+"""docs/api.md, written from the models that the endpoints parse requests with."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from mpt_serve.configuration.limits import Limits
 from mpt_serve.configuration.reference import default_text
-from mpt_serve.openai.chat import CHAT_FIELDS
-from mpt_serve.openai.completions import COMPLETION_FIELDS
 from mpt_serve.openai.errors import ERROR_KINDS, NotReadyError
-from mpt_serve.openai.fields import Field, Fields, Ignored, Offered, Refused
-from mpt_serve.openai.messages import CONVERSATION_FIELDS, MESSAGE_FIELDS
-from mpt_serve.openai.sampling_fields import IGNORED_FIELDS, REFUSED_FIELDS, SAMPLING_FIELDS, STREAM_OPTIONS
-from mpt_serve.openai.tokenize import DETOKENIZE_FIELDS, TOKENIZE_CHAT_FIELDS, TOKENIZE_FIELDS
+from mpt_serve.openai.protocol.chat import ChatCompletionRequest
+from mpt_serve.openai.protocol.completions import CompletionRequest
+from mpt_serve.openai.protocol.messages import ChatMessage, ConversationRequest
+from mpt_serve.openai.protocol.request_model import Refused, RequestModel, json_schema
+from mpt_serve.openai.protocol.sampling import SamplingRequest, StreamOptions
+from mpt_serve.openai.protocol.schema_words import Schema, accepted
+from mpt_serve.openai.protocol.tokenize import DetokenizeRequest, TokenizeChatRequest, TokenizeRequest
 
 __all__ = ["render_reference"]
 
 _INTRODUCTION = """\
 # HTTP API
 
-Written by `python -m mpt_serve.openai.reference > docs/api.md` from the tables that the server checks requests with.
+Written by `python -m mpt_serve.openai.reference > docs/api.md` from the models that the server parses requests with.
 
-| endpoint | answers with |
+| endpoint | response |
 |---|---|
 | `POST /v1/completions` | text that continues one prompt or several, whole or as server-sent events |
 | `POST /v1/chat/completions` | the assistant's next message; needs a model with a chat template |
@@ -35,25 +36,25 @@ Written by `python -m mpt_serve.openai.reference > docs/api.md` from the tables 
 | `GET /metrics` | the same for Prometheus; `docs/metrics.md` lists it |
 
 Bodies are JSON objects in UTF-8, sent as `application/json`. In every field `null` means the same as leaving it out.
-A field that is in no table below changes nothing: the answer's header `x-mpt-ignored-fields` names it. Every answer
-carries the `x-request-id` that its request had, or a new one; logs show a request's own only where it matches
-`[A-Za-z0-9_.-]{1,128}`. No key is asked for: whoever reaches the port may ask. A request's own header
-`x-request-timeout-seconds` is Serve's: when that time is over, Serve ends the answer without an error of this API.
+A field that is in no table below has no effect: the response's header `x-mpt-ignored-fields` names it. Every response
+carries the `x-request-id` that its request had, or a new one; logs show a request's own only if it matches
+`[A-Za-z0-9_.-]{1,128}`. There are no API keys: everyone who reaches the port may send requests. The request header
+`x-request-timeout-seconds` is Serve's: after that time, Serve ends the response without an error of this API.
 """
 
-_CHOOSING = """\
-The order of things that change how a token is chosen: the tokens that may come (the guide's, `allowed_token_ids`,
-`bad_words`, no stop ids before `min_tokens`), `logit_bias`, `repetition_penalty`, `frequency_penalty`,
-`presence_penalty`, then either the likeliest token, or `temperature`, `min_p`, `top_k`, `top_p` and the draw. Where the
-first would leave no token, the later of them gives way, but never a guide.
+_SAMPLING = """\
+A token is selected in this order: the tokens that are allowed (by the grammar, `allowed_token_ids`, `bad_words`, no
+stop ids before `min_tokens`), `logit_bias`, `repetition_penalty`, `frequency_penalty`, `presence_penalty`, then either
+the most likely token, or a random one after `temperature`, `min_p`, `top_k` and `top_p`. Where the first would leave no
+token, the later of them gives way, but never the grammar.
 
-Choices are numbered prompt by prompt: the i-th choice of prompt p has the index p x `n` + i. `best_of` above `n` makes
-so many choices and answers with the `n` of the highest mean log probability over all their tokens (of equal ones the
-earlier), the best first; it comes only without `stream`. `usage` counts each prompt once, and the tokens of every
-choice that was made.
+Choices are numbered prompt by prompt: the i-th choice of prompt p has the index p x `n` + i. With `best_of` above `n`,
+that number of choices is generated, and the response has the `n` of the highest mean log probability over all their
+tokens (of equal ones the earlier), the best first; this is only available without `stream`. `usage` counts each prompt
+once, and the tokens of every choice that was generated.
 
-One of `response_format`, `structured_outputs` and the `guided_` fields says what the answer must match. What cannot be
-compiled, or takes too long to compile, is an error 400 with the field as its `param`; a 503 when too many others are
+One of `response_format`, `structured_outputs` and the `guided_*` fields says what the output must match. What cannot be
+compiled, or takes too long to compile, is an error 400 with the field as its `param`; a 503 while too many others are
 being compiled.
 """
 
@@ -61,21 +62,21 @@ _TOKENS = """\
 ## Tokens and log probabilities
 
 Log probabilities are natural logarithms of the model's own probabilities, before everything that changes how tokens are
-chosen. A token has the same number wherever an answer shows it; -9999 stands for minus infinity.
+selected. A token has the same number wherever a response shows it; -9999 stands for minus infinity.
 
 The `logprobs` of a completion are four lists with an entry for each token: `tokens`, `token_logprobs`, `top_logprobs`
-(an object with the token itself and the likeliest ones, so many as were asked for) and `text_offset`, the characters
+(an object with the token itself and the requested number of the most likely ones) and `text_offset`, the characters
 of `text` before the token; for part of a character, those before the character. With `echo` the prompt's tokens come
 first; the first of all has null twice. In chat it is `{"content": [{"token", "logprob", "bytes", "top_logprobs"}],
-"refusal": null}`, where `top_logprobs` holds the likeliest tokens, and the token itself when it is none of them.
+"refusal": null}`, where `top_logprobs` holds the most likely tokens, and the token itself if it is none of them.
 
 Every generated token has its entry, the one that ended the text included. A stop string ends the entries as it ends the
-text: what is left are the tokens that begin before the text's end. In a stream each token comes with the chunk that
-completes its text: tokens inside a character, without text of their own or in what may become a stop string wait.
+text: what remains are the tokens that begin before the text's end. In a stream each token comes with the chunk that
+completes its text: tokens inside a character, without text or in what may become a stop string wait.
 
-A token is named by its text. Bytes that are no UTF-8 by themselves are named `bytes:` and the bytes, as in
+A token is named by its text. Bytes that are not UTF-8 by themselves are named `bytes:` and the bytes, as in
 `bytes:\\xf0\\x9f`; an id without text is `token_id:` and the id, as are all with `return_tokens_as_token_ids`. Of two
-ids with the same text in one `top_logprobs` object, the less likely one is `token_id:` and the id, too, unless it is
+ids with the same text in one `top_logprobs` object, the less likely one is `token_id:` and the id as well, unless it is
 the token itself.
 
 `prompt_logprobs` comes with each completion choice, and beside the choices in chat: a list with null for the prompt's
@@ -87,12 +88,13 @@ choice or its first chunk, and beside the choices in chat.
 _STREAMS = """\
 ## Streams
 
-With `"stream": true` the answer is `text/event-stream`: one `data:` line of JSON for each chunk, then `data: [DONE]`.
+With `"stream": true` the response is `text/event-stream`: one `data:` line of JSON for each chunk, then `data: [DONE]`.
 The status is sent with the first token, or when `first_token_wait_s` is over, so an error before that keeps its own
-status; a later one comes as `data: {"error": {...}}` before `data: [DONE]`. Chunks hold whole UTF-8 characters and
+status; a later one comes as `data: {"error": {...}}` before `data: [DONE]`. Chunks contain whole UTF-8 characters and
 never part of a stop string. A chat stream begins with the delta `{"role": "assistant", "content": ""}`. The last chunk
 of a choice has its `finish_reason`: `stop` (end of text, a stop string or a stop id; `stop_reason` holds the string or
-id) or `length`. While nothing comes the server sends comments, `: keep-alive`. A client that leaves ends its request.
+id) or `length`. While there is nothing to send, the server sends comments, `: keep-alive`. When a client disconnects,
+its request ends.
 
 `stream_options`:
 """
@@ -100,79 +102,81 @@ id) or `length`. While nothing comes the server sends comments, `: keep-alive`. 
 _ERRORS = """\
 ## Errors
 
-Always `{"error": {"message", "type", "param", "code"}}`; `param` is the field's path or null. 503 passes by itself and
+Always `{"error": {"message", "type", "param", "code"}}`; `param` is the field's path or null. A 503 is temporary and
 carries `Retry-After` in seconds.
 """
 
 
 def render_reference() -> str:
     """Return the whole of docs/api.md."""
-    shared = {field.name for field in (*SAMPLING_FIELDS, *REFUSED_FIELDS, *IGNORED_FIELDS)}
     parts = [
         _INTRODUCTION,
         "## POST /v1/completions\n",
-        *_tables(field for field in COMPLETION_FIELDS.rows if field.name not in shared),
+        *_tables(CompletionRequest, without=SamplingRequest),
         "## POST /v1/chat/completions\n",
-        *_tables(field for field in CHAT_FIELDS.rows if field.name not in shared),
+        *_tables(ChatCompletionRequest, without=SamplingRequest),
         "Each of the `messages`:\n",
-        *_tables(MESSAGE_FIELDS.rows),
+        *_tables(ChatMessage),
         "## Fields of both\n",
-        *_tables((*SAMPLING_FIELDS, *REFUSED_FIELDS, *IGNORED_FIELDS)),
-        _CHOOSING,
+        *_tables(SamplingRequest),
+        _SAMPLING,
         _TOKENS,
         _STREAMS,
-        *_tables(STREAM_OPTIONS.rows),
+        *_tables(StreamOptions),
         "## POST /tokenize\n",
         "Either a text:\n",
-        *_tables(TOKENIZE_FIELDS.rows),
+        *_tables(TokenizeRequest),
         "or a conversation, with the fields that chat has for it:\n",
-        *_tables(_without(TOKENIZE_CHAT_FIELDS, CONVERSATION_FIELDS)),
+        *_tables(TokenizeChatRequest, without=ConversationRequest),
         "## POST /detokenize\n",
-        *_tables(DETOKENIZE_FIELDS.rows),
+        *_tables(DetokenizeRequest),
         _ERRORS,
         *_errors(),
-        "## Bounds\n",
-        "`docs/settings.md` lists which of them can be set.\n",
+        "## Limits\n",
+        "`docs/settings.md` lists those that can be set.\n",
         *_limits(),
     ]
     return "\n".join(parts)
 
 
-def _without(fields: Fields, others: Iterable[Field]) -> list[Field]:
-    names = {field.name for field in others}
-    return [field for field in fields.rows if field.name not in names]
-
-
-def _tables(fields: Iterable[Field]) -> Iterator[str]:
-    rows = tuple(fields)
-    offered = [_offered(field) for field in rows if isinstance(field, Offered)]
-    refused = [_refused(field) for field in rows if isinstance(field, Refused)]
-    ignored = [_ignored(field) for field in rows if isinstance(field, Ignored)]
+def _tables(model: type[RequestModel], without: type[RequestModel] = RequestModel) -> Iterator[str]:
+    """Yield the tables of a model's fields, those of one of its bases left out."""
+    root = json_schema(model)
+    left_out = set(without.field_order())
+    fields = {name: root["properties"][name] for name in model.field_order() if name not in left_out}
+    ignored = {name: field for name, field in fields.items() if "x-ignored" in field}
+    offered = {name: field for name, field in fields.items() if name not in ignored}
+    refused = [field for field in model.refused if field not in without.refused]
     if offered:
-        yield _table("| field | takes | default | meaning |\n|---|---|---|---|", offered)
+        rows = [_offered(name, field, root) for name, field in offered.items()]
+        yield _table("| field | accepts | default | meaning |\n|---|---|---|---|", rows)
     if refused:
-        yield _table("| not offered, answered with 400 | unless it is | because |\n|---|---|---|", refused)
+        yield _table("| refused with 400 | unless it is | because |\n|---|---|---|", map(_refused, refused))
     if ignored:
-        yield _table("| accepted without effect | takes | because |\n|---|---|---|", ignored)
+        rows = [f"| `{name}` | {accepted(field, root)} | {field['description']} |" for name, field in ignored.items()]
+        yield _table("| no effect | accepts | because |\n|---|---|---|", rows)
 
 
-def _table(head: str, rows: list[str]) -> str:
+def _table(head: str, rows: Iterable[str]) -> str:
     return "\n".join([head, *rows, ""])
 
 
-def _offered(field: Offered) -> str:
-    default = "required" if field.required else field.shown_default or _json(field.default)
-    meaning = field.meaning.replace("|", "\\|")  # a bar would end the cell
-    return f"| `{field.name}` | {field.kind.takes} | {default} | {meaning} |"
+def _offered(name: str, field: Schema, root: Schema) -> str:
+    description = field["description"].replace("|", "\\|")  # a bar would end the cell
+    return f"| `{name}` | {accepted(field, root)} | {_default(name, field, root)} | {description} |"
+
+
+def _default(name: str, field: Schema, root: Schema) -> str:
+    if name in root.get("required", ()):
+        return "required"
+    default = field["default"]
+    empty: Collection[Any] = (None, [], {})
+    return str(field.get("x-default", "none" if default in empty else _json(default)))
 
 
 def _refused(field: Refused) -> str:
-    neutral = " or ".join(["`null`", *(_json(value) for value in field.neutral)])
+    neutral = " or ".join(["`null`", *map(_json, field.neutral)])
     return f"| `{field.name}` | {neutral} | {field.why} |"
-
-
-def _ignored(field: Ignored) -> str:
-    return f"| `{field.name}` | {field.kind.takes} | {field.meaning} |"
 
 
 def _json(value: Any) -> str:
@@ -190,7 +194,7 @@ def _errors() -> Iterator[str]:
 def _limits() -> Iterator[str]:
     fields = Limits.model_fields.items()
     rows = [f"| `{name}` | {default_text(field)} | {field.description} |" for name, field in fields]
-    yield _table("| bound | default | meaning |\n|---|---|---|", rows)
+    yield _table("| limit | default | meaning |\n|---|---|---|", rows)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""All choices of one request, generated side by side."""
+"""All choices of one HTTP request, generated at the same time."""
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from types import TracebackType
 
 from mpt_serve.openai.backend import Backend
@@ -14,40 +15,41 @@ __all__ = ["RequestStream"]
 
 
 class RequestStream:
-    """Runs jobs in the backend while the context is entered.
+    """Generates several prompts in the backend while the context is entered, and queues the parts of their choices.
 
-    Leaving the context, for whatever reason, closes every stream that has not finished, and waits for that: the engine
-    generates nothing for an answer that nobody will read.
+    Deltas are converted as they arrive; parts that arrive while the reader is busy are joined. The queue is bounded by
+    the request itself: it holds the text of max_tokens for each choice at most.
+
+    Leaving the context, for whatever reason, cancels what has not finished, and waits for that: the engine generates
+    nothing for a response that nobody will read.
     """
 
-    def __init__(self, backend: Backend, jobs: Sequence[PromptStream], request_id: str) -> None:
+    def __init__(self, backend: Backend, prompts: Sequence[PromptStream]) -> None:
         self._backend = backend
-        self._jobs = jobs
-        self._request_id = request_id
-        self._news: asyncio.Queue[ChoicePart | Exception] = asyncio.Queue()
+        self._prompts = prompts
+        self._parts: dict[int, list[ChoicePart]] = {}  # by choice, in the order in which they began to wait
         self._failure: Exception | None = None
+        self._reader: asyncio.Future[None] | None = None  # waits for parts
         self._tasks: list[asyncio.Task[None]] = []
-        self._unfinished = sum(len(job.choices) for job in jobs)
+        self._unfinished = sum(len(prompt.choices) for prompt in prompts)
 
     @property
     def done(self) -> bool:
-        """Every choice has its last part."""
+        """Return whether `next` has returned the last part of every choice."""
         return self._unfinished == 0
 
     @property
     def usage(self) -> Usage:
-        """The tokens so far, over all prompts and choices."""
-        return Usage.total(job.usage for job in self._jobs)
+        """Return the tokens so far, over all prompts and choices."""
+        return Usage.total(prompt.usage for prompt in self._prompts)
 
     @property
     def mean_logprobs(self) -> list[float]:
-        """Each choice's mean log probability, in the order of their indices."""
-        return [choice.mean_logprob for job in self._jobs for choice in job.choices]
+        """Return each choice's mean log probability, in the order of their indices."""
+        return [choice.mean_logprob for prompt in self._prompts for choice in prompt.choices]
 
     async def __aenter__(self) -> "RequestStream":
-        for number, job in enumerate(self._jobs):
-            request_id = self._request_id if len(self._jobs) == 1 else f"{self._request_id}-{number}"
-            self._tasks.append(asyncio.create_task(self._run(job, request_id)))
+        self._tasks = [asyncio.create_task(self._generate(prompt)) for prompt in self._prompts]
         return self
 
     async def __aexit__(
@@ -58,51 +60,47 @@ class RequestStream:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def next(self, timeout: float | None = None) -> list[ChoicePart]:
-        """Wait for news and return all there is: parts of one choice that came together are joined into one.
+        """Wait for parts and return all that have arrived, those of one choice joined into one.
 
-        Returns nothing when `timeout` seconds pass without news. Raises what a stream raised, after its last part.
+        Returns an empty list if none arrives within `timeout` seconds. Raises what ended a prompt, after the parts that
+        came before.
         """
-        self._raise_failure()
-        try:
-            async with asyncio.timeout(timeout):
-                news = [await self._news.get()]
-        except TimeoutError:
-            return []
-        while not self._news.empty():
-            news.append(self._news.get_nowait())
-        parts = self._joined(news)
-        if not parts:
-            self._raise_failure()
+        if not self._parts and self._failure is None:
+            await self._wait(timeout)
+        if not self._parts and self._failure is not None:
+            raise self._failure
+        parts = [ChoicePart.joined(parts) for parts in self._parts.values()]
+        self._parts.clear()
+        self._unfinished -= sum(part.finish_reason is not None for part in parts)
         return parts
 
-    def _raise_failure(self) -> None:
-        if self._failure is not None:
-            raise self._failure
-
-    def _joined(self, news: Sequence[ChoicePart | Exception]) -> list[ChoicePart]:
-        parts: dict[int, list[ChoicePart]] = {}
-        for part in news:
-            if isinstance(part, Exception):
-                self._failure = self._failure or part
-                continue
-            parts.setdefault(part.index, []).append(part)
-            self._unfinished -= part.finish_reason is not None
-        return [ChoicePart.of(own) for own in parts.values()]
-
-    async def _run(self, job: PromptStream, request_id: str) -> None:
+    async def _wait(self, timeout: float | None) -> None:
+        loop = asyncio.get_running_loop()
+        self._reader = loop.create_future()
+        timer = None if timeout is None else loop.call_later(timeout, self._wake_reader)
         try:
-            await self._read(job, request_id)
-        except Exception as error:
-            self._news.put_nowait(error)
-
-    async def _read(self, job: PromptStream, request_id: str) -> None:
-        stream = self._backend.generate(job.ids, job.params, request_id, job.unwanted)
-        try:
-            async for delta in stream:
-                for part in job.advance(delta):
-                    self._news.put_nowait(part)
-                if job.done:
-                    return
+            await self._reader
         finally:
-            await stream.aclose()
-        raise InternalServerError("The engine ended this request without finishing it.")
+            self._reader = None
+            if timer is not None:
+                timer.cancel()
+
+    def _wake_reader(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+    async def _generate(self, prompt: PromptStream) -> None:
+        try:
+            await self._backend.generate(
+                prompt.request, partial(prompt.advance, emit=self._queue), prompt.stopped_choices
+            )
+            if not prompt.done:
+                raise InternalServerError("The engine ended this request without finishing it.")
+        except Exception as error:
+            self._failure = self._failure or error
+            self._wake_reader()
+
+    def _queue(self, part: ChoicePart) -> None:
+        if self._failure is None:  # nothing follows an error
+            self._parts.setdefault(part.index, []).append(part)
+            self._wake_reader()

@@ -1,4 +1,4 @@
-"""The parts that completion and chat answers have in common."""
+"""What the responses of completions and chat have in common."""
 
 import time
 from abc import ABC, abstractmethod
@@ -16,7 +16,7 @@ __all__ = ["ResponseBuilder"]
 
 
 class ResponseBuilder(ABC):
-    """Shapes one answer, whole or in chunks, all under one id and time.
+    """Builds one response, whole or in chunks, all with the same id and time.
 
     prompts: ids of each prompt; they have the same number of choices, numbered prompt by prompt.
     """
@@ -26,12 +26,12 @@ class ResponseBuilder(ABC):
     chunk_object: ClassVar[str]
 
     def __init__(
-        self, model_id: str, report: OutputOptions, names: TokenNames, prompts: Sequence[Sequence[int]], choices: int
+        self, model_id: str, output: OutputOptions, names: TokenNames, prompts: Sequence[Sequence[int]], choices: int
     ) -> None:
         self._id = new_id(self.id_prefix)
         self._created = int(time.time())
         self._model_id = model_id
-        self._report = report
+        self._output = output
         self._names = names
         self._prompts = prompts
         self._choices = choices
@@ -51,7 +51,7 @@ class ResponseBuilder(ABC):
         return ()
 
     def whole(self, parts: Sequence[ChoicePart], usage: Usage) -> dict[str, Any]:
-        """Return the unstreamed answer."""
+        """Return the response without streaming."""
         choices = [self.whole_choice(part) for part in parts]
         return {**self._head(self.whole_object), "choices": choices, "usage": usage.body()}
 
@@ -66,21 +66,21 @@ class ResponseBuilder(ABC):
         return self._prompts[index // self._choices]
 
     def _prompt_ids(self, index: int) -> dict[str, Any]:
-        """Return the member with the ids of a choice's prompt, where they are asked for."""
-        return {"prompt_token_ids": list(self._prompt_of(index))} if self._report.token_ids else {}
+        """Return the member with the ids of a choice's prompt, if they are requested."""
+        return {"prompt_token_ids": list(self._prompt_of(index))} if self._output.token_ids else {}
 
     def _token_ids(self, part: ChoicePart) -> dict[str, Any]:
-        """Return the member with the generated ids of a piece, where they are asked for."""
+        """Return the member with the generated ids of a piece, if they are requested."""
         ids = [token.token_id for token in part.tokens if not token.of_prompt]
-        return {"token_ids": ids} if self._report.token_ids else {}
+        return {"token_ids": ids} if self._output.token_ids else {}
 
     def _prompt_logprobs(self, part: ChoicePart) -> dict[str, Any]:
-        """Return the member with the prompt's log probabilities, null where they are not asked for."""
-        count = self._report.prompt_logprobs
+        """Return the member with the prompt's log probabilities, null if they are not requested."""
+        count = self._output.prompt_logprobs
         if count is None or part.prompt_logprobs is None:
             return {"prompt_logprobs": None}
         prompt = part.index // self._choices
         if prompt not in self._known_prompt_logprobs:  # the same for each of its choices, and large
-            written = prompt_logprobs(self._prompts[prompt], part.prompt_logprobs, count, self._names)
-            self._known_prompt_logprobs[prompt] = written
+            shaped = prompt_logprobs(self._prompts[prompt], part.prompt_logprobs, count, self._names)
+            self._known_prompt_logprobs[prompt] = shaped
         return {"prompt_logprobs": self._known_prompt_logprobs[prompt]}

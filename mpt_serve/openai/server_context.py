@@ -1,4 +1,4 @@
-"""What every route works with."""
+"""What every endpoint works with: the backend, the limits, and the checks they share."""
 
 import logging
 import re
@@ -20,16 +20,16 @@ _MAX_REMEMBERED = 1024
 
 @dataclass(frozen=True)
 class ServerContext:
-    """The backend and the bounds, with the checks that routes share."""
+    """The backend and the limits, with the checks that the endpoints share."""
 
     backend: Backend
     limits: Limits
     _warned: set[str] = field(default_factory=set)
 
     def require_model(self, model_id: str | None) -> None:
-        """Raise ModelNotFoundError unless the id is the served model's, or omitted."""
+        """Raise ModelNotFoundError unless the id is omitted or the served model's."""
         if model_id is not None and model_id != self.backend.model.id:
-            message = f"There is no such model here; the served model is '{self.backend.model.id}'."
+            message = f"The requested model does not exist; the served model is '{self.backend.model.id}'."
             raise ModelNotFoundError(message, param="model")
 
     async def require_ready(self) -> None:
@@ -40,7 +40,7 @@ class ServerContext:
             raise NotReadyError(message, code=readiness.code, retry_after_s=readiness.retry_after_s)
 
     def require_short(self, text: str, param: str) -> None:
-        """Raise ContextLengthError for a text that cannot fit, without the cost of tokenizing it."""
+        """Raise ContextLengthError for a text that cannot fit into the context, without tokenizing it."""
         model = self.backend.model
         if model.max_chars_per_token is None or len(text) <= model.max_model_len * model.max_chars_per_token:
             return
@@ -51,7 +51,7 @@ class ServerContext:
         )
 
     def ignored_fields_header(self, unknown: Iterable[str]) -> Mapping[str, str]:
-        """Return the header that names the fields nobody knows, and warn of each once in the process's life."""
+        """Return the header that names unknown fields, and log a warning for each, once in the life of the process."""
         names = [name for name in unknown if _PLAIN_NAME.fullmatch(name)]
         shown = names[:_MAX_NAMES] + (["..."] if len(names) > _MAX_NAMES or not set(unknown) <= set(names) else [])
         new = [name for name in names[:_MAX_NAMES] if name not in self._warned]

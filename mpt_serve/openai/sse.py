@@ -21,18 +21,20 @@ _HEADERS = {
 }
 
 
-# Line ends to some readers of streams, though not to JSON, nor by the standard of server-sent events.
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+# Some clients take these for line ends, though neither JSON nor the standard of server-sent events does.
 _ESCAPED = str.maketrans({end: f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"})
 
 
 def event(data: Mapping[str, Any]) -> bytes:
-    """Return one event with a JSON object, which has no line end of any kind in it."""
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    """Return one event with a JSON object, without a line end of any kind in it."""
+    text = _encode(data)
     return b"data: " + (text if text.isascii() else text.translate(_ESCAPED)).encode() + b"\n\n"
 
 
 class EventStream:
-    """An ASGI response that is sent event by event."""
+    """An ASGI response that is sent one event after the other."""
 
     def __init__(self, send: Send) -> None:
         self.started = False
@@ -46,21 +48,21 @@ class EventStream:
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 
     async def send(self, events: Iterable[bytes]) -> None:
-        """Send events together, in one write."""
+        """Send events together, in one message."""
         if body := b"".join(events):
             await self._send({"type": "http.response.body", "body": body, "more_body": True})
 
     async def end(self) -> None:
-        """Send the end mark and end the response."""
+        """Send `[DONE]` and end the response."""
         await self._send({"type": "http.response.body", "body": DONE, "more_body": False})
 
     async def fail(self, error: ApiError) -> None:
-        """Send an error and end; the status has left already, so the error travels as an event."""
+        """Send an error as an event, since the status has been sent already, and end the response."""
         await self.send([event(error_body(error))])
         await self.end()
 
     async def _send(self, message: Message) -> None:
         try:
             await self._raw_send(message)
-        except OSError:  # what servers of ASGI 2.4 raise when nobody listens
+        except OSError:  # what servers of ASGI 2.4 raise after a disconnect
             raise ClientDisconnectedError from None

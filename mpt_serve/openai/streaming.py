@@ -1,4 +1,4 @@
-"""A generation as a stream of events, or as one answer."""
+"""A request's output as a stream of events, or as one response."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -21,63 +21,67 @@ MANY_TOKENS = 512  # with 20 alternatives each, some 20 ms of work
 T = TypeVar("T")
 
 
-async def whole_response(generation: RequestStream, answer: ResponseBuilder, options: SamplingOptions) -> JSONResponse:
-    """Wait for every choice and return the answer."""
+async def whole_response(output: RequestStream, builder: ResponseBuilder, options: SamplingOptions) -> JSONResponse:
+    """Wait for every choice and return the response."""
     gathered: dict[int, list[ChoicePart]] = {}
-    while not generation.done:
-        for part in await generation.next():
+    while not output.done:
+        for part in await output.next():
             gathered.setdefault(part.index, []).append(part)
-    parts = [ChoicePart.of(gathered[index]) for index in sorted(gathered)]
-    if options.best_of > options.n:
-        parts = best(parts, generation.mean_logprobs, options.best_of, options.n)
-    usage = generation.usage
-    return await _written(lambda: JSONResponse(answer.whole(parts, usage)), parts)
+    parts = [ChoicePart.joined(gathered[index]) for index in sorted(gathered)]
+    num_choices, n = options.request.num_choices, options.request.n
+    if num_choices > n:
+        parts = best(parts, output.mean_logprobs, num_choices, n)
+    usage = output.usage
+    return await _build(lambda: JSONResponse(builder.whole(parts, usage)), parts)
 
 
 class StreamedResponse:
-    """Sends a generation as it comes. For a time it waits for the first token, so that an error keeps its status."""
+    """Sends an output as it is generated.
+
+    Waits a limited time for the first token before it starts, so that an error until then keeps its status.
+    """
 
     def __init__(
         self,
-        generation: RequestStream,
-        answer: ResponseBuilder,
+        output: RequestStream,
+        builder: ResponseBuilder,
         stream: EventStream,
         options: SamplingOptions,
         limits: Limits,
     ) -> None:
-        self._generation = generation
-        self._answer = answer
+        self._output = output
+        self._builder = builder
         self._stream = stream
         self._options = options
         self._limits = limits
 
     async def send(self) -> None:
-        """Send the whole stream, `[DONE]` included. Raises what the generation raises, before or after the start."""
-        parts = await self._generation.next(self._limits.first_token_wait_s)
+        """Send the whole stream, `[DONE]` included. Raises what ended the output, before or after the start."""
+        parts = await self._output.next(self._limits.first_token_wait_s)
         await self._stream.start()
-        opening = [self._event(chunk) for chunk in self._answer.opening()]
+        opening = [self._event(chunk) for chunk in self._builder.opening()]
         await self._stream.send([*opening, *await self._events(parts)])
-        while not self._generation.done:
-            parts = await self._generation.next(self._limits.keep_alive_s)
+        while not self._output.done:
+            parts = await self._output.next(self._limits.keep_alive_s)
             await self._stream.send(await self._events(parts) if parts else [KEEP_ALIVE])
-        if self._options.include_usage:
-            await self._stream.send([event({**self._answer.chunk([]), "usage": self._generation.usage.body()})])
+        if self._options.request.include_usage:
+            await self._stream.send([event({**self._builder.chunk([]), "usage": self._output.usage.body()})])
         await self._stream.end()
 
     async def _events(self, parts: Sequence[ChoicePart]) -> list[bytes]:
-        said = [part for part in parts if part.text or part.tokens or part.finish_reason]
-        return await _written(lambda: [self._chunk(part) for part in said], said)
+        visible = [part for part in parts if part.text or part.tokens or part.finish_reason]
+        return await _build(lambda: [self._chunk(part) for part in visible], visible)
 
     def _chunk(self, part: ChoicePart) -> bytes:
-        return self._event(self._answer.chunk([self._answer.chunk_choice(part)]))
+        return self._event(self._builder.chunk([self._builder.chunk_choice(part)]))
 
     def _event(self, chunk: dict[str, Any]) -> bytes:
-        if self._options.include_usage:
-            chunk["usage"] = self._generation.usage.body() if self._options.continuous_usage else None
+        if self._options.request.include_usage:
+            chunk["usage"] = self._output.usage.body() if self._options.request.continuous_usage else None
         return event(chunk)
 
 
-async def _written(write: Callable[[], T], parts: Sequence[ChoicePart]) -> T:
-    """Return what `write` makes of the parts: here, or beside the event loop where they tell of many tokens."""
+async def _build(build: Callable[[], T], parts: Sequence[ChoicePart]) -> T:
+    """Return what `build` makes of the parts, off the event loop if they report many tokens."""
     tokens = sum(len(part.tokens) + len(part.prompt_logprobs or ()) for part in parts)
-    return await asyncio.to_thread(write) if tokens > MANY_TOKENS else write()
+    return await asyncio.to_thread(build) if tokens > MANY_TOKENS else build()

@@ -1,4 +1,4 @@
-"""How single tokens are spelled where answers name them."""
+"""The names of single tokens in responses."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -6,11 +6,11 @@ __all__ = ["TokenNames"]
 
 
 class TokenNames:
-    """Spells ids.
+    """Names ids.
 
-    A token's name is its text, special tokens included. Bytes that are no UTF-8 by themselves are `bytes:` and the
-    bytes, those outside printable ASCII as `\\xf0`. An id without text is `token_id:` and the id, and so is every id
-    when `as_ids` is set.
+    A token's name is its text, special tokens included. Bytes that are not UTF-8 by themselves become `bytes:` and the
+    bytes, those outside printable ASCII as `\\xf0`. An id without text becomes `token_id:` and the id, and so does
+    every id when `as_ids` is set.
     """
 
     def __init__(self, token_bytes: Callable[[int], bytes], as_ids: bool = False) -> None:
@@ -32,7 +32,7 @@ class TokenNames:
         return list(self._token_bytes(token_id))
 
     def distinct(self, token_ids: Iterable[int]) -> Sequence[str]:
-        """Return the ids' names, no two alike: where two ids have the same text, the later one is `token_id:`."""
+        """Return the ids' names, all different: if two ids have the same text, the later one is named by its id."""
         names: dict[str, int] = {}
         for token_id in token_ids:
             name = self.name(token_id)

@@ -1,81 +1,70 @@
 """POST /tokenize and /detokenize."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from mpt_serve.openai.body import read_json_object
+from mpt_serve.openai.conversation import tokenize_conversation
 from mpt_serve.openai.errors import InvalidValueError
-from mpt_serve.openai.fields import Fields, Offered, Refused
-from mpt_serve.openai.kinds import Boolean, Integer, ListOf, String
-from mpt_serve.openai.messages import CONVERSATION_FIELDS, Conversation
-from mpt_serve.openai.sampling_fields import MODEL_FIELD
+from mpt_serve.openai.protocol.responses import DetokenizeResponse, TokenizeResponse
+from mpt_serve.openai.protocol.tokenize import DetokenizeRequest, TokenizeChatRequest, TokenizeRequest
 from mpt_serve.openai.server_context import ServerContext
 
-__all__ = ["DETOKENIZE_FIELDS", "TOKENIZE_CHAT_FIELDS", "TOKENIZE_FIELDS", "detokenize", "tokenize"]
+__all__ = ["detokenize", "tokenize"]
 
 Endpoint = Callable[[Request], Awaitable[JSONResponse]]
 
-_TOKEN_STRS = Refused("return_token_strs", "tokens are returned as ids", (False,))
 
-TOKENIZE_FIELDS = Fields(
-    MODEL_FIELD,
-    Offered("prompt", String(), "The text; send `messages` instead for a conversation.", required=True),
-    Offered("add_special_tokens", Boolean(), "Let the tokenizer add its own special tokens.", True),
-    _TOKEN_STRS,
-)
-TOKENIZE_CHAT_FIELDS = Fields(
-    MODEL_FIELD,
-    *CONVERSATION_FIELDS,
-    Refused("add_special_tokens", "chat templates write their own special tokens", (False,)),
-    _TOKEN_STRS,
-)
-DETOKENIZE_FIELDS = Fields(
-    MODEL_FIELD,
-    Offered("tokens", ListOf(Integer(0, 2**31 - 1), 262_144), "The ids.", required=True),
-)
-
-
-def tokenize(service: ServerContext) -> Endpoint:
+def tokenize(context: ServerContext) -> Endpoint:
     """Return the endpoint that turns a text, or a conversation, into ids."""
 
     async def endpoint(request: Request) -> JSONResponse:
-        body = await read_json_object(request, service.limits)
-        chat = body.get("messages") is not None
-        parsed = (TOKENIZE_CHAT_FIELDS if chat else TOKENIZE_FIELDS).parse(body)
-        service.require_model(parsed.values["model"])
-        await service.require_ready()
-        unknown = parsed.unknown
-        if chat:
-            conversation = Conversation.from_values(parsed.values, parsed.given)
-            ids = await conversation.tokenize(service)
-            unknown += conversation.unknown
-        else:
-            ids = await service.backend.encode(parsed.values["prompt"], parsed.values["add_special_tokens"])
-        answer = {
+        body = await read_json_object(request, context.limits)
+        ids, unknown = await (_chat_ids if body.get("messages") is not None else _text_ids)(context, body)
+        response: TokenizeResponse = {
             "count": len(ids),
-            "max_model_len": service.backend.model.max_model_len,
+            "max_model_len": context.backend.model.max_model_len,
             "tokens": ids,
             "token_strs": None,
         }
-        return JSONResponse(answer, headers=service.ignored_fields_header(unknown))
+        return JSONResponse(response, headers=context.ignored_fields_header(unknown))
 
     return endpoint
 
 
-def detokenize(service: ServerContext) -> Endpoint:
+async def _text_ids(context: ServerContext, body: Mapping[str, Any]) -> tuple[list[int], Sequence[str]]:
+    """Return the ids of a text, and the fields that are unknown."""
+    request = TokenizeRequest.parse(body)
+    context.require_model(request.model)
+    await context.require_ready()
+    ids = await context.backend.encode(request.prompt, request.add_special_tokens)
+    return ids, TokenizeRequest.unknown_fields(body)
+
+
+async def _chat_ids(context: ServerContext, body: Mapping[str, Any]) -> tuple[list[int], Sequence[str]]:
+    """Return the ids of a conversation, and the fields that are unknown."""
+    request = TokenizeChatRequest.parse(body)
+    context.require_model(request.model)
+    await context.require_ready()
+    return await tokenize_conversation(context, request), TokenizeChatRequest.unknown_fields(body)
+
+
+def detokenize(context: ServerContext) -> Endpoint:
     """Return the endpoint that turns ids into text."""
 
     async def endpoint(request: Request) -> JSONResponse:
-        parsed = DETOKENIZE_FIELDS.parse(await read_json_object(request, service.limits))
-        service.require_model(parsed.values["model"])
-        tokens, vocab_len = parsed.values["tokens"], service.backend.model.vocab_len
-        if any(token >= vocab_len for token in tokens):
+        body = await read_json_object(request, context.limits)
+        tokens = DetokenizeRequest.parse(body)
+        context.require_model(tokens.model)
+        vocab_len = context.backend.model.vocab_len
+        if max(tokens.tokens, default=0) >= vocab_len:
             message = f"'tokens' must be ids of the tokenizer, from 0 to {vocab_len - 1}."
             raise InvalidValueError(message, param="tokens")
-        await service.require_ready()
-        text = await service.backend.decode(tokens)
-        return JSONResponse({"prompt": text}, headers=service.ignored_fields_header(parsed.unknown))
+        await context.require_ready()
+        response: DetokenizeResponse = {"prompt": await context.backend.decode(tokens.tokens)}
+        return JSONResponse(response, headers=context.ignored_fields_header(DetokenizeRequest.unknown_fields(body)))
 
     return endpoint

@@ -9,8 +9,11 @@ __all__ = ["Usage"]
 
 @dataclass(frozen=True)
 class Usage:
-    """Each prompt counts once, however many choices it has; completion tokens count those of every choice that was
-    made, and the ids that ended a text."""
+    """The tokens of a request.
+
+    Each prompt counts once, however many choices it has. Completion tokens are those of every choice that was
+    generated, including the ids that ended a text.
+    """
 
     prompt_tokens: int
     completion_tokens: int = 0
@@ -27,7 +30,7 @@ class Usage:
         )
 
     def body(self) -> dict[str, Any]:
-        """Return the wire's `usage` object."""
+        """Return the `usage` object of a response."""
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,

@@ -1,1 +1,1 @@
-"""Output that must match a schema, a regular expression or a grammar."""
+"""Structured outputs: text that must match a JSON Schema, a regular expression, a choice or a grammar."""

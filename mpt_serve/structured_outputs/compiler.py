@@ -1,57 +1,38 @@
-"""Guides compiled under limits of time, memory and number."""
+"""Compiles grammars under limits of time, memory and number."""
 
 import queue
 import re
 import threading
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from mpt_serve.child_process import ChildEndedError, ChildProcess
 from mpt_serve.errors import BusyError, RequestError
-from mpt_serve.structured_outputs.grammar_state import GrammarState
+from mpt_serve.structured_outputs.grammar import CompiledGrammar, GrammarState
 from mpt_serve.structured_outputs.matcher import MatcherError, new_matcher
 from mpt_serve.structured_outputs.spec import GrammarSpec
+from mpt_serve.structured_outputs.verdicts import Verdict, Verdicts, text_bytes
 from mpt_serve.structured_outputs.vocabulary import Vocabulary
 
-__all__ = ["CompiledGrammar", "GrammarCompiler"]
+__all__ = ["GrammarCompiler", "LazyGrammarCompiler"]
 
-_CHILD = Path(__file__).with_name("compile_child.py")
-_BUSY = "too many guides are being compiled; try again later"
-
-
-class CompiledGrammar:
-    """One request's guide: makes the states of its answers. Threads may share it.
-
-    The states share the tables that the library fills as it meets new text. No two requests share any: what is too
-    much for one must not end another.
-    """
-
-    def __init__(self, beginning: GrammarState) -> None:
-        self._beginning = beginning
-        self._lock = threading.Lock()
-
-    def start(self) -> GrammarState:
-        """Return a state for one answer, before its first id."""
-        with self._lock:
-            return self._beginning.clone()
+_WORKER = Path(__file__).with_name("compile_worker.py")
+_BUSY = "too many grammars are being compiled; try again later"
 
 
 class GrammarCompiler:
-    """Compiles guides for one vocabulary. Threads may share it.
+    """Compiles grammars for one vocabulary. Thread-safe.
 
-    A guide that was not met before is read and compiled in a child process first. What the child survives within its
-    limits, this process does as well, with the grammar that the child made of the text; what it says is kept.
+    A spec that is not known is read and compiled in a worker process first. What the worker survives within its
+    limits, this process does as well, with the grammar that the worker made of the text; the outcome is remembered.
 
-    token_bytes: what each id adds to a text; None for ids that never do (special tokens, ids without a token). Ids
+    token_bytes: what each id adds to a text; None for ids that add nothing (special tokens, ids without a token). Ids
         beyond it are never allowed.
-    eos_token_ids: allowed exactly where the text may end.
-    max_workers: new guides tried at the same time, and as many known ones compiled. wait_limit_s: how long others wait
-        for a turn.
-    time_limit_s: processor time for one guide. memory_limit_bytes: for one guide. max_text_bytes: of one guide.
-    cache_entries, cache_bytes: guides remembered, and the bytes of their texts and of what was made of them.
-    Raises ValueError where no end-of-sequence id is in the vocabulary: no answer could end.
+    eos_token_ids: allowed exactly if the text may end.
+    max_workers: unknown grammars compiled at the same time, and as many known ones. wait_limit_s: how long others wait.
+    time_limit_s: CPU time for one grammar. memory_limit_bytes: for one grammar. max_text_bytes: of one spec.
+    cache_entries, cache_bytes: specs remembered, and the bytes of their texts and of what was made of them.
+    Raises ValueError if no end-of-sequence id is in the vocabulary: no output could end.
     """
 
     def __init__(
@@ -71,7 +52,7 @@ class GrammarCompiler:
         self._wait_limit_s = wait_limit_s
         self._time_limit_s = time_limit_s
         self._max_text_bytes = max_text_bytes
-        self._verdicts = _Verdicts(cache_entries, cache_bytes)
+        self._verdicts = Verdicts(cache_entries, cache_bytes)
         setup = {
             "token_bytes": [None if data is None else data.decode("latin-1") for data in token_bytes],
             "eos_token_ids": sorted(self._vocabulary.eos_token_ids),
@@ -79,120 +60,115 @@ class GrammarCompiler:
         }
         self._workers: queue.LifoQueue[ChildProcess] = queue.LifoQueue()
         for _ in range(max_workers):
-            self._workers.put(ChildProcess(_CHILD, setup))
-        # Turns of their own: guides that are known must not wait behind new ones, which may take up all their time.
+            self._workers.put(ChildProcess(_WORKER, setup))
+        # Counted separately: known grammars must not wait for unknown ones, which may take all of their time.
         self._builders = threading.BoundedSemaphore(max_workers)
 
-    def check(self, guide: GrammarSpec) -> None:
-        """Raises as `compile`, which takes less time then, and holds nothing for it but what is known of the guide."""
-        self._grammar(guide)
+    def check(self, spec: GrammarSpec) -> None:
+        """Raise what `compile` would raise for the spec, in less time, and keep only the outcome."""
+        self._grammar(spec)
 
-    def compile(self, guide: GrammarSpec) -> CompiledGrammar:
-        """Return the guide's compiled form, for one request. Blocks while it compiles.
+    def compile(self, spec: GrammarSpec) -> CompiledGrammar:
+        """Return the compiled grammar, for one request. Blocks while it compiles.
 
-        Raises RequestError when the guide is invalid, asks for what is not supported, or breaks a limit;
-        BusyError when its turn did not come in time; ChildStartError or ChildEndedError where the machine failed,
-        not the guide, of which nothing is remembered then.
+        Raises RequestError if the spec is invalid, needs what is not supported, or exceeds a limit; BusyError if too
+        many others compile; ChildStartError or ChildEndedError if the worker process failed through no fault of the
+        spec, of which nothing is remembered then.
         """
-        grammar = self._grammar(guide)
+        grammar = self._grammar(spec)
         if not self._builders.acquire(timeout=self._wait_limit_s):
             raise BusyError(_BUSY)
         try:
-            return self._build(guide, grammar)
+            return self._build(spec, grammar)
         finally:
             self._builders.release()
 
     def close(self) -> None:
-        """End the idle workers' processes. The compiler stays usable: they start anew when needed."""
+        """End the idle worker processes. The compiler stays usable: they are started again when needed."""
         for worker in [self._workers.get() for _ in range(self._workers.qsize())]:
             worker.close()
             self._workers.put(worker)
 
-    def _grammar(self, guide: GrammarSpec) -> str:
-        """Return what a child made of the guide, asking one where the guide is new."""
-        size = _size(guide.text)
+    def _grammar(self, spec: GrammarSpec) -> str:
+        """Return what a worker made of the spec, asking one if the spec is not known."""
+        size = text_bytes(spec.text)
         if size > self._max_text_bytes:
-            raise RequestError(f"{_name(guide)} has {size} bytes; {self._max_text_bytes} are allowed")
-        verdict = self._verdicts.get(guide)
+            raise RequestError(f"{_name(spec)} has {size} bytes; {self._max_text_bytes} are allowed")
+        verdict = self._verdicts.get(spec)
         if verdict is None:
             try:
                 worker = self._workers.get(timeout=self._wait_limit_s)
             except queue.Empty:
                 raise BusyError(_BUSY) from None
             try:
-                verdict = self._judge(guide, worker)
+                verdict = self._try(spec, worker)
             finally:
                 self._workers.put(worker)
-            self._verdicts.put(guide, verdict)
+            self._verdicts.put(spec, verdict)
         if verdict.refusal:
             raise RequestError(verdict.refusal)
         return verdict.grammar
 
-    def _judge(self, guide: GrammarSpec, worker: ChildProcess) -> "_Verdict":
-        """Read and compile where neither endless work, nor memory, nor a crash can harm."""
+    def _try(self, spec: GrammarSpec, worker: ChildProcess) -> Verdict:
+        """Read and compile in a worker, where neither endless work, nor memory, nor a crash can do harm."""
         try:
-            reply = worker.ask({"kind": guide.kind, "text": guide.text})
+            reply = worker.ask({"kind": spec.kind, "text": spec.text})
         except ChildEndedError as error:
             if error.timed_out:
-                return _refusal(guide, f"compiling it takes longer than {self._time_limit_s:g} s")
+                return _refusal(spec, f"compiling it takes longer than {self._time_limit_s:g} s")
             if error.killed:
                 raise
-            return _refusal(guide, "compiling it takes too much memory, or it is nested too deeply")
-        return _refusal(guide, reply["error"]) if "error" in reply else _Verdict(grammar=reply["grammar"])
+            return _refusal(spec, "compiling it takes too much memory, or it is nested too deeply")
+        return _refusal(spec, reply["error"]) if "error" in reply else Verdict(grammar=reply["grammar"])
 
-    def _build(self, guide: GrammarSpec, grammar: str) -> CompiledGrammar:
+    def _build(self, spec: GrammarSpec, grammar: str) -> CompiledGrammar:
         try:
-            matcher = new_matcher(self._vocabulary.tokens, grammar, guide.kind == "grammar")
+            matcher = new_matcher(self._vocabulary.tokens, grammar, spec.kind == "grammar")
         except MatcherError as error:
-            raise RequestError(_refusal(guide, str(error)).refusal) from None
+            raise RequestError(_refusal(spec, str(error)).refusal) from None
         return CompiledGrammar(GrammarState(matcher, self._vocabulary))
 
 
-class _Verdict(NamedTuple):
-    """What a child said of a guide: the grammar it made of it, or why it cannot be used."""
+class LazyGrammarCompiler:
+    """Compiles as the `GrammarCompiler` that `make` returns, whose tables most servers never need. Thread-safe.
 
-    grammar: str = ""
-    refusal: str = ""
+    make: called once, with the first spec; if it raises ValueError, that spec is refused.
+    """
 
-
-def _refusal(guide: GrammarSpec, reason: str) -> _Verdict:
-    # Lines and columns are the author's in a grammar alone; the other kinds are wrapped into one.
-    reason = reason if guide.kind == "grammar" else re.sub(r"^line \d+, column \d+: ", "", reason)
-    return _Verdict(refusal=f"{_name(guide)} cannot be used: {reason}")
-
-
-class _Verdicts:
-    """What is known of guides; those not met for longest are forgotten first."""
-
-    def __init__(self, max_entries: int, max_bytes: int) -> None:
-        self._max_entries = max_entries
-        self._max_bytes = max_bytes
+    def __init__(self, make: Callable[[], GrammarCompiler]) -> None:
+        self._make = make
         self._lock = threading.Lock()
-        self._entries: OrderedDict[GrammarSpec, tuple[_Verdict, int]] = OrderedDict()
-        self._bytes = 0
+        self._compiler: GrammarCompiler | None = None
 
-    def get(self, guide: GrammarSpec) -> _Verdict | None:
+    def check(self, spec: GrammarSpec) -> None:
+        """Raise as `GrammarCompiler.check`."""
+        self._made().check(spec)
+
+    def compile(self, spec: GrammarSpec) -> CompiledGrammar:
+        """Return the compiled grammar. Raises as `GrammarCompiler.compile`."""
+        return self._made().compile(spec)
+
+    def close(self) -> None:
+        """End the compiler's processes, if there are any; they are started again when needed."""
         with self._lock:
-            if guide not in self._entries:
-                return None
-            self._entries.move_to_end(guide)
-            return self._entries[guide][0]
+            if self._compiler is not None:
+                self._compiler.close()
 
-    def put(self, guide: GrammarSpec, verdict: _Verdict) -> None:
-        size = sum(_size(text) for text in (guide.text, *verdict))
+    def _made(self) -> GrammarCompiler:
         with self._lock:
-            if guide in self._entries:
-                self._bytes -= self._entries.pop(guide)[1]
-            self._entries[guide] = verdict, size
-            self._bytes += size
-            while len(self._entries) > self._max_entries or self._bytes > self._max_bytes:
-                _, (_, dropped) = self._entries.popitem(last=False)
-                self._bytes -= dropped
+            if self._compiler is None:
+                try:
+                    self._compiler = self._make()
+                except ValueError as error:
+                    raise RequestError(str(error)) from error
+            return self._compiler
 
 
-def _size(text: str) -> int:
-    return len(text.encode("utf-8", "surrogatepass"))
+def _refusal(spec: GrammarSpec, reason: str) -> Verdict:
+    # Lines and columns are the author's in a Lark grammar alone; the other kinds are wrapped into one.
+    reason = reason if spec.kind == "grammar" else re.sub(r"^line \d+, column \d+: ", "", reason)
+    return Verdict(refusal=f"{_name(spec)} cannot be used: {reason}")
 
 
-def _name(guide: GrammarSpec) -> str:
-    return f"the {guide.kind.replace('_', ' ').replace('json', 'JSON')}"
+def _name(spec: GrammarSpec) -> str:
+    return f"the {spec.kind.replace('_', ' ').replace('json', 'JSON')}"

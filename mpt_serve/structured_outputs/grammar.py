@@ -1,171 +1,138 @@
-"""Guides as grammars of llguidance, in its variant of Lark.
+"""Compiled grammars, and the state of one output in its grammar: which ids may come next."""
 
-Every answer's grammar lets the model choose how to split its text into tokens (`no_forcing`): an id is allowed exactly
-where its bytes continue a text of the language. The option stands last, so that line numbers in errors are the
-author's.
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Self
 
-Imports nothing of this package while it runs: the child of `compiler` loads it by its path. Texts of clients are read
-there alone, where what takes too long can be ended.
-"""
-
-import json
-import math
-import re
-from typing import TYPE_CHECKING, Any, NoReturn
-
+import numpy as np
+import numpy.typing as npt
 from llguidance import LLMatcher
-from llguidance._lib import regex_to_lark
 
-if TYPE_CHECKING:
-    from mpt_serve.structured_outputs.spec import GrammarKind
+from mpt_serve.errors import RequestError
+from mpt_serve.structured_outputs.matcher import error_text
+from mpt_serve.structured_outputs.vocabulary import Vocabulary
 
-__all__ = ["GrammarError", "grammar_of"]
+__all__ = ["CompiledGrammar", "GrammarState"]
 
-# Where JSON allows whitespace: two spaces, or a new line and its indentation. A weak model would write it for ever.
-_WHITESPACE = r" {1,2}|\r?\n[ \t]{0,32}"
-# Without \uXXXX: the library would let a key so spelled pass for one that the schema does not name. It leaves out
-# characters that have no other spelling, where a text consists of them.
-_ESCAPES = 'nrbtf\\"'
-_CONTROL_ESCAPE = re.compile(r"\\(?:x[01]|x7f|x\{|u00[01]|u007f|u\{|c|v|0)", re.IGNORECASE)
-_UNWRITABLE = re.compile(r"(?<!\\)(?:\\\\)*\\u00|\x7f")
-_JSON_OPTIONS = {
-    "whitespace_pattern": _WHITESPACE,
-    "json_allowed_escapes": _ESCAPES,
-    "lenient": False,
-    "coerce_one_of": False,
-}
-_OPTIONS = '\n%llguidance {"no_forcing": true}\n'
-
-# Strings, expressions and comments, which may hold anything, and what is refused outside of them. A literal without an
-# end, which the library refuses, is one as far as it goes: to look for another within would take a square of time.
-_LARK = re.compile(
-    r'"(?:\\.|[^"\\\x00-\x1f\x7f])*"?|(?://|\#)[^\n]*|/(?:\\.|[^/\\])+/?'
-    r"|(?P<special><[^<>\s]+>)"
-    r"|(?P<directive>%llguidance|%lark|%json)"
-    r"|(?P<attribute>\b(?:max_tokens|temperature|stop|stop_capture)(?=\s*=))"
-)
-_REFUSED = {
-    "special": "special tokens match no text: {} cannot be part of an answer",
-    "directive": "{} is not supported",
-    "attribute": "the attribute {} is not supported; use lazy or suffix",
-}
+Words = npt.NDArray[np.uint32]
 
 
-class GrammarError(ValueError):
-    """The guide is no guide of its kind; the message names what is wrong."""
+class CompiledGrammar:
+    """The grammar of one request: makes the states of its outputs. Thread-safe.
+
+    The states share the tables that the library fills as it meets new text. No two requests share any: what is too
+    complex for one must not end another.
+    """
+
+    def __init__(self, initial: "GrammarState") -> None:
+        self._initial = initial
+        self._lock = threading.Lock()
+
+    def start(self) -> "GrammarState":
+        """Return a state for one output, before its first id."""
+        with self._lock:
+            return self._initial.clone()
 
 
-def grammar_of(kind: "GrammarKind", text: str) -> str:
-    """Return a guide in the library's form, which says nothing yet about whether it compiles. Raises GrammarError."""
-    try:
-        return LLMatcher.grammar_from_lark(_lark(kind, text) + _OPTIONS)
-    except UnicodeEncodeError:
-        raise GrammarError("it holds half of a surrogate pair, which is no text") from None
+class GrammarState:
+    """How far one output has advanced in its grammar. Not thread-safe.
 
+    An id is allowed exactly if its bytes continue some text of the language, however the text is split into ids; an
+    end-of-sequence id exactly if the text may end. A mask is a function of the grammar and the ids before it.
+    """
 
-def _lark(kind: "GrammarKind", text: str) -> str:
-    match kind:
-        case "json_object":
-            return _json_grammar({"type": "object"})
-        case "json_schema":
-            return _json_grammar(_load(text))
-        case "regex":
-            return f"start: /{regex_to_lark(text, '')}/"
-        case "choice":
-            return _choice_grammar(_load(text))
-        case "grammar":
-            return _checked_lark(text)
+    def __init__(self, matcher: LLMatcher, vocabulary: Vocabulary) -> None:
+        self._matcher = matcher
+        self._vocabulary = vocabulary
+        self._ended = False
+        self._seen: tuple[tuple[int, ...], list[Words]] = (), []  # drafts examined from here, and their masks
 
+    @property
+    def finished(self) -> bool:
+        """Return whether only an end-of-sequence id may follow, or one was accepted."""
+        return self._ended or self._matcher.is_stopped()
 
-def _json_grammar(schema: Any) -> str:
-    if schema is False:
-        raise GrammarError("the schema false allows nothing")
-    if schema is True:
-        schema = {}
-    if not isinstance(schema, dict):
-        raise GrammarError(f"a schema must be a JSON object, not {_kind(schema)}")
-    if "x-guidance" in schema:
-        raise GrammarError('unsupported keywords: "x-guidance"')
-    _check_parts(schema)
-    text = json.dumps({"x-guidance": _JSON_OPTIONS, **schema}, ensure_ascii=False)
-    if _UNWRITABLE.search(text):
-        raise GrammarError("it holds a control character that JSON writes as \\u and a number, which is not supported")
-    return "start: %json " + text
+    def clone(self) -> Self:
+        """Return an independent copy."""
+        copy = type(self)(self._matcher.deep_copy(), self._vocabulary)
+        copy._ended = self._ended
+        return copy
 
+    def count_verifiable(self, drafts: Sequence[int]) -> int:
+        """Return how many of the drafts can be verified: those before the first that exceeds the grammar's limits.
 
-def _check_parts(schema: dict[str, Any]) -> None:
-    """Refuse what the library takes for something else. Raises GrammarError."""
-    rest: list[Any] = [schema]
-    while rest:
-        node = rest.pop()
-        if isinstance(node, list):
-            rest.extend(node)
-        elif isinstance(node, dict):
-            _check_property_count(node)
-            for pattern in (node.get("pattern"), *_keys(node.get("patternProperties"))):
-                if isinstance(pattern, str) and _CONTROL_ESCAPE.search(pattern):
-                    raise GrammarError("control characters in a pattern are not supported")
-            rest.extend(value for key, value in node.items() if key not in ("const", "enum", "default", "examples"))
+        Drafts are guesses: an output that continues otherwise must not end because of one. Drafts from the first that
+        is not allowed on are counted, since their verification ends there anyway. The masks that this computes are kept
+        for `fill_masks`.
+        """
+        masks: list[Words] = []
+        count = 0
+        try:
+            for mask in self._masks_after(drafts):
+                masks.append(mask)
+            count = len(drafts)
+        except RequestError:
+            count = max(0, len(masks) - 1)
+        self._seen = tuple(drafts[:count]), masks
+        return count
 
+    def fill_masks(self, drafts: Sequence[int], out: Words) -> int:
+        """Write the ids allowed after each prefix of `drafts`, and return how many of the drafts are allowed.
 
-def _check_property_count(schema: dict[str, Any]) -> None:
-    """A key that the schema does not name may come twice, and would count twice."""
-    least, named = schema.get("minProperties"), schema.get("required")
-    most = 1 + (len({name for name in named if isinstance(name, str)}) if isinstance(named, list) else 0)
-    if isinstance(least, int) and least > most:
-        raise GrammarError(
-            f"minProperties: {least} is not supported here; at most one more than the properties in required"
-        )
+        out: [1 + len(drafts), words] uint32, bit i of word w for id 32 w + i; row j is for the id after drafts[:j].
+            Rows after the first draft that is not allowed are left unchanged. Words beyond the vocabulary become 0.
+        The state does not change. Raises RequestError if the grammar exceeds its limits, here or after a draft.
+        """
+        seen, masks = self._seen
+        if not masks or seen[: len(drafts)] != tuple(drafts):
+            masks = list(self._masks_after(drafts))
+        masks = masks[: 1 + len(drafts)]
+        for row, mask in zip(out, masks, strict=False):
+            words = mask[: len(row)]  # the library has a word too many if the ids fill their last one
+            row[: len(words)] = words
+            row[len(words) :] = 0
+        return len(masks) - 1
 
+    def accept(self, token_id: int) -> None:
+        """Advance by one id. Raises ValueError if it is not allowed, RequestError if the grammar exceeds its limits."""
+        self._seen = (), []
+        if not self._advance(token_id):
+            raise ValueError(f"the grammar does not allow the id {token_id} here")
 
-def _keys(value: Any) -> list[str]:
-    return list(value) if isinstance(value, dict) else []
+    def _masks_after(self, drafts: Sequence[int]) -> Iterator[Words]:
+        """Yield the mask here, and after each draft up to the first that is not allowed. Raises RequestError.
 
+        A copy follows the drafts: a matcher that has exceeded a limit is unusable, and cannot be rolled back.
+        """
+        yield self._mask()
+        ahead = self.clone() if drafts else self
+        for draft in drafts:
+            if not ahead._advance(draft):
+                return
+            yield ahead._mask()
 
-def _choice_grammar(choices: Any) -> str:
-    if not isinstance(choices, list) or not choices or not all(isinstance(choice, str) for choice in choices):
-        raise GrammarError("choices must be a list of strings that is not empty")
-    strings = (json.dumps(choice, ensure_ascii=False) for choice in dict.fromkeys(choices))
-    return "start: CHOICE\nCHOICE: " + " | ".join(strings).replace("\x7f", "\\u007f")
+    def _mask(self) -> Words:
+        """Return the ids allowed here, as the library's words: [at least ceil(size / 32)], read-only."""
+        self._check()  # or a failed matcher would look like one that has finished
+        if self.finished:
+            return self._vocabulary.eos_mask
+        mask = np.frombuffer(self._matcher.compute_bitmask(), dtype="<u4")
+        # The library hides its errors behind a mask of end-of-sequence ids.
+        self._check()
+        return mask
 
+    def _advance(self, token_id: int) -> bool:
+        if token_id in self._vocabulary.eos_token_ids:
+            self._ended = self._ended or self._matcher.is_accepting()
+            return self._ended
+        if self.finished or not 0 <= token_id < self._vocabulary.size:
+            return False
+        consumed: int = self._matcher.try_consume_tokens([token_id])
+        self._check()
+        return consumed == 1
 
-def _checked_lark(text: str) -> str:
-    for match in _LARK.finditer(text):
-        if match.lastgroup is not None:
-            name = match[match.lastgroup]
-            name = name if len(name) <= 40 else name[:40] + "..."
-            line = text.count("\n", 0, match.start()) + 1
-            raise GrammarError(f"line {line}: {_REFUSED[match.lastgroup].format(name)}")
-    return text
-
-
-def _load(text: str) -> Any:
-    try:
-        return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_integer)
-    except RecursionError:
-        raise GrammarError("it is nested too deeply") from None
-    except json.JSONDecodeError as error:
-        raise GrammarError(f"it is not JSON: {error}") from None
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise GrammarError(f"{name} is not JSON")
-
-
-def _finite(digits: str) -> float:
-    value = float(digits)
-    if math.isinf(value):
-        raise GrammarError(f"the number {digits[:40]} is beyond 64-bit floating point")
-    return value
-
-
-def _integer(digits: str) -> int:
-    # The library would take the nearest integer that it can hold.
-    if len(digits) > 20 or not -(2**63) <= int(digits) < 2**63:
-        raise GrammarError(f"the integer {digits[:40]} is beyond 64 bits")
-    return int(digits)
-
-
-def _kind(value: Any) -> str:
-    names = {list: "a list", str: "a string", int: "a number", float: "a number", type(None): "null"}
-    return names.get(type(value), type(value).__name__)
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise RequestError(
+                f"the output cannot follow its grammar any further: {error_text(self._matcher.get_error())}"
+            )

@@ -1,7 +1,7 @@
-"""llguidance as this package uses it: the vocabulary, the limits, and what its errors mean.
+"""llguidance as this package uses it: the vocabulary, the limits, and the meaning of its errors.
 
-Imports nothing of this package: `compile_child` loads it by its path, so that the child of `compiler` starts fast and
-meets exactly the limits that its parent has.
+Imports nothing of this package: `compile_worker` loads it by its path, so that the process starts fast and has exactly
+the limits of its parent.
 """
 
 import re
@@ -16,7 +16,7 @@ MAX_ERROR_CHARS = 300
 _MAX_ROW_ITEMS = 2_000
 _MAX_AUTHORED_ROW_ITEMS = 500
 
-# What the library says, by how it begins, in words for the grammar's author.
+# The library's errors, by their first words, rephrased for the grammar's author.
 _MEANINGS = {
     "NoExtension": "no token can continue it, because some part of it matches nothing",
     "Parser Error: Current row": "too many of its parts are possible at one place",
@@ -29,11 +29,11 @@ _MEANINGS = {
 
 
 class MatcherError(ValueError):
-    """The library refuses a grammar, or gave up on it; the message is fit for the grammar's author."""
+    """The library refuses a grammar or gave up on it; the message is written for the grammar's author."""
 
 
 class _Vocabulary:
-    """The tokenizer that the library asks for. Masks need only its bytes: nothing here is ever turned into ids."""
+    """The tokenizer that the library requires. Masks need only its bytes: no text is ever encoded here."""
 
     bos_token_id = None
     special_token_ids: tuple[int, ...] = ()
@@ -47,7 +47,7 @@ class _Vocabulary:
 
 
 def build_vocabulary(token_bytes: Sequence[bytes | None], eos_token_ids: Sequence[int]) -> LLTokenizer:
-    """Return the library's trie over the tokens' bytes. None, and nothing at all, stand for ids that are no text."""
+    """Return the library's trie over the tokens' bytes; None and empty bytes are ids without text."""
     eos = set(eos_token_ids)
     tokens = [b"" if data is None or i in eos else data for i, data in enumerate(token_bytes)]
     return LLTokenizer(TokenizerWrapper(_Vocabulary(tokens, eos_token_ids[0])), eos_token=list(eos_token_ids))
@@ -56,13 +56,13 @@ def build_vocabulary(token_bytes: Sequence[bytes | None], eos_token_ids: Sequenc
 def new_matcher(vocabulary: LLTokenizer, grammar: str, authored: bool) -> LLMatcher:
     """Compile the library's form of a grammar, and compute its first masks. Raises MatcherError.
 
-    authored: the rules are somebody's own. They may be as ambiguous as they like, and a mask of an ambiguous grammar
-        takes the cube of a row's items: their rows are held shorter than those of grammars made from schemas.
+    authored: the rules are the client's. They may be ambiguous, and the time of a mask of an ambiguous grammar is
+        cubic in a row's items: their rows are limited to fewer items than those of grammars made from schemas.
     """
     matcher = LLMatcher(vocabulary, grammar, log_level=0, limits=_limits(authored))
     mask = _checked_mask(matcher)
     if not authored:
-        # A schema that is too wide shows it behind its first brace: better refused now than in the answer.
+        # A schema that is too wide fails after its first brace: better refused now than during the output.
         beyond = matcher.deep_copy()
         beyond.try_consume_tokens([(mask & -mask).bit_length() - 1])
         _checked_mask(beyond)
@@ -70,7 +70,7 @@ def new_matcher(vocabulary: LLTokenizer, grammar: str, authored: bool) -> LLMatc
 
 
 def _checked_mask(matcher: LLMatcher) -> int:
-    """Return the mask, bit i for id i. Raises MatcherError: the library hides its errors behind a mask of ends."""
+    """Return the mask, bit i for id i. Raises MatcherError: the library hides its errors behind a mask of end ids."""
     mask = b"" if matcher.is_error() else matcher.compute_bitmask()
     if matcher.is_error():
         raise MatcherError(error_text(matcher.get_error()))
@@ -78,22 +78,22 @@ def _checked_mask(matcher: LLMatcher) -> int:
 
 
 def _limits(authored: bool) -> LLParserLimits:
-    """A mask in a state never met before takes tens of milliseconds at most; in a known one, microseconds."""
+    """Return limits: the mask of a new state takes tens of milliseconds at most, that of a known one microseconds."""
     return LLParserLimits(
         max_items_in_row=_MAX_AUTHORED_ROW_ITEMS if authored else _MAX_ROW_ITEMS,
         initial_lexer_fuel=1_000_000,
         step_lexer_fuel=200_000,
         step_max_items=50_000,
-        max_lexer_states=50_000,  # half a kibibyte each, for as long as the answer takes
+        max_lexer_states=50_000,  # half a KiB each, until the output ends
         max_grammar_size=500_000,
         verbose_errors=False,
     )
 
 
 def error_text(error: str) -> str:
-    """Return what an error of the library says, on one line, without the grammar that it quotes."""
+    """Return the message of the library's error on one line, without the grammar that it quotes."""
     error = re.split(r"\n<|<backtrace>", error)[0].strip()
-    # A parser of expressions quotes the expression, then says on a line of its own what is wrong with it.
+    # The parser of expressions quotes the expression, then reports on a separate line what is wrong with it.
     reason = re.search(r"^error: (.*)", error, re.MULTILINE)
     place = re.match(r"(?:at )?(\d+)\((\d+)\): ", error)
     text = reason[1] if reason else error[place.end() if place else 0 :].split("\n")[0]

@@ -1,4 +1,4 @@
-"""Words as the ids that would write them."""
+"""Bad words as sequences of ids."""
 
 from collections.abc import Iterable
 
@@ -8,10 +8,10 @@ __all__ = ["spellings"]
 
 
 def spellings(tokenizer: TextTokenizer, words: Iterable[str]) -> tuple[tuple[int, ...], ...]:
-    """Return every sequence of ids to forbid so that the words are not written, without repetitions.
+    """Return the sequences of ids to forbid so that the words are not generated, without duplicates.
 
-    A word is spelled in one way at the start of a text and in another after a space, so each has two sequences: with
-    a leading space and without, whatever spaces it came with. Other cuts of the same letters into tokens stay possible.
+    A word has one tokenization at the start of a text and another one after a space, so each word gives two sequences:
+    with a leading space and without, whatever spaces it was given with. Other tokenizations of it remain possible.
     """
     bare = [word.lstrip(" ") for word in words]
     ids = (tuple(tokenizer.encode(prefix + word, add_special_tokens=False)) for word in bare for prefix in ("", " "))

@@ -1,4 +1,4 @@
-"""Conversations to prompts."""
+"""Conversations to prompts, by a model's chat template."""
 
 import secrets
 from collections.abc import Sequence
@@ -23,8 +23,8 @@ _CHATML = """\
 {%- endif -%}
 """
 
-# The instruct models know one instruction and one response. Earlier turns repeat that pair, so that nothing of the
-# conversation is lost; system messages come before the sentence that the models expect first.
+# The instruct models were trained on one instruction and one response. Earlier turns repeat that pair, so that no part
+# of the conversation is lost; system messages come before the sentence that the models expect first.
 _DOLLY = """\
 {%- for message in messages if message.role == 'system' -%}
 {{ message.content + '\\n\\n' }}
@@ -46,11 +46,11 @@ BUILT_IN_TEMPLATES = {"chatml": _CHATML, "dolly": _DOLLY}
 
 
 class ChatTemplateError(ValueError):
-    """A conversation cannot be rendered, or a template cannot be used; the message says what to change."""
+    """A conversation cannot be rendered, or a template is not usable; the message says what to change."""
 
 
 class MissingChatTemplateError(ChatTemplateError):
-    """The model has no chat template: completions work, conversations do not."""
+    """The model has no chat template: it can complete text, but not continue conversations."""
 
 
 class Message(TypedDict):
@@ -61,11 +61,11 @@ class Message(TypedDict):
 
 
 class ChatTemplate:
-    """A model's chat format.
+    """A model's chat format. Thread-safe.
 
-    Templates come with checkpoints, so they count as hostile: Jinja's immutable sandbox runs them in a process of
-    their own under limits of time, memory and output (see `template_process`). `render` blocks until that answers, at
-    most `TIME_LIMIT_S`: call it from a worker thread, not from an event loop. Threads may share one template.
+    Templates come with checkpoints, so they are treated as hostile: Jinja's immutable sandbox runs them in a separate
+    process under limits of time, memory and output (see `template_process`). `render` blocks until that process
+    replies, for `TIME_LIMIT_S` of CPU time at most: call it from a worker thread, not from an event loop.
     """
 
     def __init__(self, source: str, bos_token: str = "", eos_token: str = "") -> None:
@@ -78,12 +78,12 @@ class ChatTemplate:
     def from_folder(
         cls, path: str | Path, setting: str | None = None, tokenizer: TextTokenizer | None = None
     ) -> "ChatTemplate":
-        """Choose the chat template of a checkpoint folder.
+        """Return the chat template of a checkpoint folder.
 
-        `setting` is a built-in name (`chatml`, `dolly`), the path of a .jinja file or the text of a template; None
-        takes the folder's chat_template.jinja, then tokenizer_config.json's chat_template; `none` takes nothing.
-        Raises MissingChatTemplateError where there is none, and ChatTemplateError where the template cannot render a
-        plain question or the tokenizer lacks the ChatML tokens that the template writes.
+        setting: a built-in name (`chatml`, `dolly`), the path of a .jinja file or the text of a template. None takes
+            the folder's chat_template.jinja, or else the chat_template in tokenizer_config.json; `none` takes nothing.
+        Raises MissingChatTemplateError if there is none, and ChatTemplateError if the template cannot render a plain
+        question or the tokenizer lacks the ChatML tokens that the template writes.
         """
         folder = Path(path)
         config = read_json_object(folder / "tokenizer_config.json")
@@ -91,7 +91,7 @@ class ChatTemplate:
         if any(marker in source for marker in CHATML_MARKERS):
             _require_chatml_tokens(source, tokenizer or TextTokenizer.from_folder(folder))
         template = cls(source, token_text(config.get("bos_token")), token_text(config.get("eos_token")))
-        template.render([Message(role="user", content="Hi")])  # a broken template shows now, not with the first request
+        template.render([Message(role="user", content="Hi")])  # fail now, not at the first request
         return template
 
     def render(
@@ -99,12 +99,12 @@ class ChatTemplate:
     ) -> str:
         """Return the conversation as a prompt; with `continue_final_message` it ends inside the last message.
 
-        Raises ChatTemplateError: the template's own refusal, or a limit that it broke.
+        Raises ChatTemplateError if the template refuses the conversation, fails, or exceeds a limit.
         """
         if continue_final_message and add_generation_prompt:
-            raise ChatTemplateError("continue_final_message and add_generation_prompt exclude each other")
+            raise ChatTemplateError("continue_final_message and add_generation_prompt are mutually exclusive")
         mark = ""
-        if continue_final_message:  # its text may also stand in what the template writes after it, so the end is marked
+        if continue_final_message:  # the template may repeat the message's text after it, so its end is marked
             mark = str(secrets.randbits(64))
             last = messages[-1]
             messages = [*messages[:-1], Message(role=last["role"], content=last["content"] + mark)]
@@ -117,13 +117,13 @@ class ChatTemplate:
         return prompt.rpartition(mark)[0] if mark else prompt
 
     def close(self) -> None:
-        """End the process that renders; the next `render` starts another."""
+        """End the rendering process; the next `render` starts another one."""
         self._process.close()
 
 
 def _from_setting(setting: str) -> str:
     if setting == "none":
-        raise MissingChatTemplateError("conversations are switched off: chat_template is 'none'")
+        raise MissingChatTemplateError("chat is disabled: the setting chat_template is 'none'")
     if setting in BUILT_IN_TEMPLATES:
         return BUILT_IN_TEMPLATES[setting]
     if "{" in setting:  # no path has one, every template does
@@ -131,7 +131,8 @@ def _from_setting(setting: str) -> str:
     file = Path(setting)
     if not file.is_file():
         raise ChatTemplateError(
-            f"chat_template = {setting!r} is neither {' nor '.join(BUILT_IN_TEMPLATES)} nor the path of a template file"
+            f"chat_template ({setting!r}) must be {', '.join(BUILT_IN_TEMPLATES)}, none, the path of a template file or"
+            " the text of a template"
         )
     return file.read_text(encoding="utf-8")
 
@@ -146,8 +147,8 @@ def _from_checkpoint(folder: Path, config: dict[str, object]) -> str:
         source = named.get("default")
     if not isinstance(source, str):
         raise MissingChatTemplateError(
-            "this model has no chat template. Set chat_template to 'chatml' (the MPT chat models), 'dolly' (the MPT"
-            " instruct models) or the path of a .jinja file; a base model is better served by /v1/completions"
+            "this model has no chat template. Set chat_template to 'chatml' (for the MPT chat models), 'dolly' (for the"
+            " MPT instruct models) or the path of a .jinja file; for a base model use /v1/completions"
         )
     return source
 
@@ -156,7 +157,7 @@ def _require_chatml_tokens(source: str, tokenizer: TextTokenizer) -> None:
     missing = [marker for marker in CHATML_MARKERS if marker in source and tokenizer.token_id(marker) is None]
     if missing:
         raise ChatTemplateError(
-            f"the chat template writes {' and '.join(missing)}, but the tokenizer has no such token and would break it"
-            " into pieces the model has never seen. Use the chat model's own tokenizer.json (the plain GPT-NeoX one"
-            " lacks these tokens), or set chat_template to 'dolly' or to a template for this model"
+            f"the chat template writes {' and '.join(missing)}, but the tokenizer has no such token and would split it"
+            " into pieces that the model was not trained on. Use the chat model's own tokenizer.json (GPT-NeoX's lacks"
+            " these tokens), or set chat_template to 'dolly' or to a template for this model"
         )

@@ -1,4 +1,4 @@
-"""Ids to text while they come."""
+"""Incremental detokenization."""
 
 import codecs
 from collections.abc import Iterable
@@ -11,9 +11,11 @@ __all__ = ["IncrementalDetokenizer"]
 class IncrementalDetokenizer:
     """Turns ids into text that never has to be taken back.
 
-    Only whole UTF-8 characters leave; the bytes of an unfinished one wait for the next ids. All that `push` and
-    `flush` return, joined, is `TextTokenizer.decode` of all ids. With `continues_text` the ids follow a prompt, so a
-    leading space is text, not the tokenizer's mark of a beginning.
+    Only complete UTF-8 characters are emitted; the bytes of an unfinished one wait for the next ids. The concatenation
+    of all that `push` and `flush` return is `TextTokenizer.decode` of all ids.
+
+    continues_text: the ids follow a prompt, so a leading space is text and not the one that the tokenizer itself puts
+        before every text.
     """
 
     def __init__(
@@ -26,11 +28,11 @@ class IncrementalDetokenizer:
 
     @property
     def unfinished(self) -> bool:
-        """Bytes of a character wait for its last one."""
+        """Return whether some bytes of a character wait for the others."""
         return self._decoder.getstate()[0] != b""
 
     def push(self, ids: Iterable[int]) -> str:
-        """Return the text that these ids complete; may be empty."""
+        """Return the text that these ids complete, which may be empty."""
         data = b"".join(self._tokenizer.token_bytes(i) for i in ids if i not in self._skipped)
         if self._at_start and data:
             data = self._tokenizer.strip_leading_space(data)
@@ -38,5 +40,5 @@ class IncrementalDetokenizer:
         return self._decoder.decode(data)
 
     def flush(self) -> str:
-        """Return the replacement character for a character that stayed unfinished, if one did."""
+        """Return the replacement character if the last character stayed unfinished, otherwise nothing."""
         return self._decoder.decode(b"", final=True)

@@ -1,4 +1,4 @@
-"""Stop strings in text that comes in pieces."""
+"""Stop strings in text that arrives in pieces."""
 
 from collections.abc import Sequence
 
@@ -8,11 +8,11 @@ __all__ = ["StopMatcher"]
 class StopMatcher:
     """Finds the first of several stop strings, however the text is cut into pieces.
 
-    The first is the one that is complete first, as if characters came one at a time; of two that end together, the
-    longer. Text that may still become part of a stop string is held back, so nothing of a match is ever emitted,
-    unless `include_stop` asks for it. Raises ValueError for an empty stop string.
+    The first is the one that is complete first, as if characters arrived one at a time; of two that end together, the
+    longer. Text that may still become part of a stop string is held back, so no part of a match is ever emitted,
+    unless `include_stop` is set. Raises ValueError for an empty stop string.
 
-    unsearched: first pieces that are let through; with a piece for each token, these are tokens.
+    unsearched: number of pieces at the beginning that are not searched; with one piece per token, these are tokens.
     """
 
     def __init__(self, stop_strings: Sequence[str], include_stop: bool = False, unsearched: int = 0) -> None:
@@ -27,11 +27,11 @@ class StopMatcher:
 
     @property
     def idle(self) -> bool:
-        """There is nothing to find: text passes through as it comes."""
+        """Return whether there are no stop strings, so that text passes through unchanged."""
         return not self._stop_strings
 
     def push(self, text: str) -> tuple[str, str | None]:
-        """Return the text that can leave and the stop string that was found. After a match push nothing more."""
+        """Return the text that can be emitted and the stop string that was found. After a match push nothing more."""
         if self._unsearched > 0:
             self._unsearched -= 1
             return text, None
@@ -46,12 +46,12 @@ class StopMatcher:
         return text[: len(text) - held], None
 
     def finish(self, text: str = "") -> tuple[str, str | None]:
-        """Return the rest, when no more than this text comes, and the stop string that even that may complete."""
+        """Return the rest, when this text is the last, and the stop string that even that may complete."""
         self._unsearched = 0
         found, matched = self.push(text)
         return found + self._held, matched
 
     def _unfinished(self, text: str) -> int:
-        """Return the length of the longest end of the text that begins a stop string."""
+        """Return the length of the longest suffix of the text that begins a stop string."""
         longest = min(self._longest_prefix, len(text))
         return next((n for n in range(longest, 0, -1) if text[-n:] in self._prefixes), 0)

@@ -1,7 +1,7 @@
-"""A process that renders one chat template under limits.
+"""A child process that renders one chat template under limits.
 
-A template is a program: nested loops, doubling strings or recursion keep any in-process sandbox busy for ever. So it
-runs in a child, where a render that takes too long ends.
+A template is a program: nested loops, strings that double or recursion keep any in-process sandbox busy for ever. A
+child process can be ended when it takes too long.
 """
 
 from collections.abc import Mapping
@@ -12,15 +12,15 @@ from mpt_serve.child_process import ChildEndedError, ChildProcess
 
 __all__ = ["TIME_LIMIT_S", "TemplateProcess", "TemplateRenderError"]
 
-TIME_LIMIT_S = 2.0  # of processor time
+TIME_LIMIT_S = 2.0  # CPU time of one render
 MEMORY_LIMIT_BYTES = 512 * 1024 * 1024
 MAX_OUTPUT_CHARS = 8 * 1024 * 1024
 
-_CHILD = Path(__file__).with_name("template_child.py")
+_WORKER = Path(__file__).with_name("template_worker.py")
 
 
 class TemplateRenderError(ValueError):
-    """The template refused, failed or broke a limit."""
+    """The template refused the conversation, failed, or exceeded a limit."""
 
 
 class TemplateProcess:
@@ -28,12 +28,12 @@ class TemplateProcess:
 
     def __init__(self, source: str, variables: Mapping[str, Any]) -> None:
         limits = {"seconds": TIME_LIMIT_S, "memory": MEMORY_LIMIT_BYTES, "chars": MAX_OUTPUT_CHARS}
-        self._child = ChildProcess(_CHILD, {"source": source, "variables": dict(variables), "limits": limits})
+        self._child = ChildProcess(_WORKER, {"source": source, "variables": dict(variables), "limits": limits})
 
     def render(self, context: Mapping[str, Any]) -> str:
         """Return the rendered template. Raises TemplateRenderError.
 
-        Raises ChildStartError or ChildEndedError where the machine failed, not the template.
+        Raises ChildStartError if the process cannot be started, ChildEndedError if it was ended from outside.
         """
         try:
             reply = self._child.ask(dict(context))
@@ -47,5 +47,5 @@ class TemplateProcess:
         return str(reply["text"])
 
     def close(self) -> None:
-        """End the child, if there is one."""
+        """End the child process, if there is one."""
         self._child.close()

@@ -1,6 +1,6 @@
 """The bytes that each id of a tokenizer adds to a text.
 
-Decoding through bytes makes the text of a sequence the concatenation of its tokens, whatever chunks they come in. The
+Decoding through bytes makes the text of a sequence the concatenation of its tokens, whatever chunks they arrive in. The
 decoders of the `tokenizers` library agree with it on every text, and differ only in how some of them show bytes that
 are not UTF-8.
 """
@@ -19,11 +19,11 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class TokenizerError(ValueError):
-    """The folder holds no tokenizer that can be used; the message says what to add."""
+    """The folder has no usable tokenizer; the message says what to add."""
 
 
 class TokenBytes:
-    """A read-only table from id to bytes, total over all integers. Raises TokenizerError for an unknown decoder."""
+    """A read-only table from id to bytes, for any integer. Raises TokenizerError for an unknown decoder."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         steps = _decoder_steps(tokenizer)
@@ -44,12 +44,12 @@ class TokenBytes:
         return iter(self._table)
 
     def strip_leading_space(self, data: bytes) -> bytes:
-        """Drop one leading space where the tokenizer itself puts one before every text."""
+        """Remove one leading space if the tokenizer itself puts one before every text."""
         return data.removeprefix(b" ") if self._leading_space else data
 
 
 def _decoder_steps(tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
-    """Return the decoder's steps by type; no decoder at all joins tokens with spaces."""
+    """Return the decoder's steps by type; without a decoder, tokens are joined with spaces."""
     if tokenizer.decoder is None:
         return {"SpaceJoined": {}}
     decoder = json.loads(tokenizer.decoder.__getstate__())
@@ -66,7 +66,7 @@ def _decoder_steps(tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
 
 def _bytes_of(token: str, steps: dict[str, dict[str, Any]]) -> bytes:
     if "ByteLevel" in steps:
-        # Added tokens are spelled plainly; a character outside the byte alphabet tells them from the others.
+        # Added tokens are plain text; a character outside the byte alphabet distinguishes them from the others.
         if all(char in _BYTE_OF_CHAR for char in token):
             return bytes(_BYTE_OF_CHAR[char] for char in token)
         return token.encode()
@@ -90,7 +90,7 @@ def _drops_leading_space(steps: dict[str, dict[str, Any]]) -> bool:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """Return GPT-2's spelling of the 256 bytes: printable Latin-1 as itself, the rest from U+0100 on."""
+    """Return GPT-2's characters for the 256 bytes: printable Latin-1 as itself, the rest from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     alphabet = {chr(byte): byte for byte in printable}

@@ -1,4 +1,4 @@
-"""Text to ids and back, over the checkpoint folder's own tokenizer."""
+"""Text to ids and back, with the tokenizer of a checkpoint folder."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -16,7 +16,7 @@ _VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab
 
 
 class TextTokenizer:
-    """A checkpoint's tokenizer. Threads may share one: nothing in it changes after construction."""
+    """A checkpoint's tokenizer. Thread-safe: nothing in it changes after construction."""
 
     def __init__(self, tokenizer: Tokenizer, eos_token_ids: Sequence[int] = ()) -> None:
         tokenizer.no_truncation()  # a tokenizer.json may carry both from training, and either would change prompts
@@ -39,36 +39,36 @@ class TextTokenizer:
 
     @classmethod
     def find(cls, path: str | Path) -> "TextTokenizer | None":
-        """Load a checkpoint folder's tokenizer; None where it has none. Raises TokenizerError for a damaged one."""
+        """Load a checkpoint folder's tokenizer; return None if it has none. Raises TokenizerError for a damaged one."""
         if any((Path(path) / name).is_file() for name in _VOCABULARY_FILES):
             return cls.from_folder(path)
         return None
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Return the text's ids. `<|endoftext|>` and its like in the text become their special ids."""
+        """Return the text's ids. `<|endoftext|>` and other special tokens in the text become their special ids."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
-        """Return the text of any ids: bytes that are not UTF-8 show as U+FFFD, ids that mean nothing as nothing."""
+        """Return the text of any ids: bytes that are not UTF-8 become U+FFFD, ids without a token add nothing."""
         skipped = self.special_ids if skip_special_tokens else frozenset()
         data = b"".join(self._token_bytes[i] for i in ids if i not in skipped)
         return self._token_bytes.strip_leading_space(data).decode("utf-8", "replace")
 
     def token_bytes(self, token_id: int) -> bytes:
-        """Return what the token adds to a running text; nothing for an id without a token."""
+        """Return the bytes that the token adds to a text; none for an id without a token."""
         return self._token_bytes[token_id]
 
     def text_token_bytes(self) -> list[bytes | None]:
-        """Return what each id below vocab_len adds to a text; None for special ids and ids without a token."""
+        """Return the bytes that each id below vocab_len adds to a text; None for special ids and ids without bytes."""
         return [None if i in self.special_ids else data or None for i, data in enumerate(self._token_bytes)]
 
     def strip_leading_space(self, data: bytes) -> bytes:
-        """Return a text's bytes without the space that the tokenizer puts before every text, where it does so."""
+        """Return a text's bytes without the space that the tokenizer puts before every text, if it does."""
         return self._token_bytes.strip_leading_space(data)
 
     def token_id(self, token: str) -> int | None:
-        """Return the id of a token by its spelling, e.g. `<|im_end|>`; None where there is no such token."""
+        """Return the id of a token such as `<|im_end|>`; None if there is no such token."""
         token_id: int | None = self._tokenizer.token_to_id(token)
         return token_id
 
@@ -81,21 +81,21 @@ def _load(folder: Path) -> Tokenizer:
         except Exception as error:  # the library raises plain Exception
             raise TokenizerError(f"tokenizer.json in {folder} cannot be read: {error}") from error
     try:
-        # Seconds to import, so only for folders that leave no other way.
+        # Takes seconds to import, so only for folders that have no tokenizer.json.
         from transformers import AutoTokenizer
 
         tokenizer: Tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False).backend_tokenizer
         return tokenizer
     except Exception as error:
         raise TokenizerError(
-            f"{folder} has no tokenizer.json, and transformers cannot make one of its other files"
+            f"{folder} has no tokenizer.json, and transformers cannot make one from its other files"
             f" ({type(error).__name__}). Put the tokenizer.json of the model there; most MPT checkpoints use the one of"
             " EleutherAI/gpt-neox-20b."
         ) from error
 
 
 def _eos_token_ids(folder: Path, tokenizer: Tokenizer) -> list[int]:
-    """Collect every id that ends a text: the config files' and ChatML's end of turn. 0 is one of them in GPT-NeoX."""
+    """Return every id that ends a text: those of the config files, and ChatML's end of turn. GPT-NeoX's is 0."""
     named = [read_json_object(folder / name).get("eos_token_id") for name in ("generation_config.json", "config.json")]
     named.append(tokenizer.token_to_id(token_text(read_json_object(folder / "tokenizer_config.json").get("eos_token"))))
     named.append(tokenizer.token_to_id("<|im_end|>"))
@@ -104,9 +104,9 @@ def _eos_token_ids(folder: Path, tokenizer: Tokenizer) -> list[int]:
 
 
 def _max_chars_per_token(tokenizer: Tokenizer, token_bytes: TokenBytes) -> int | None:
-    """Bound the characters of input that one id stands for; None where there is no bound.
+    """Return the most characters of input that one id can stand for; None if there is no bound.
 
-    Without the byte-level alphabet one unknown-token id, or a normalizer, may swallow any number of characters.
+    Without the byte-level alphabet one unknown-token id, or a normalizer, may stand for any number of characters.
     """
     normalizer = tokenizer.normalizer
     if not token_bytes.byte_level or not (normalizer is None or type(normalizer).__name__ == "NFC"):
@@ -115,7 +115,7 @@ def _max_chars_per_token(tokenizer: Tokenizer, token_bytes: TokenBytes) -> int |
 
 
 def read_json_object(file: Path) -> dict[str, Any]:
-    """Return the object in a JSON file, or an empty one where there is no such file. Raises TokenizerError."""
+    """Return the object in a JSON file, or an empty one if there is no such file. Raises TokenizerError."""
     if not file.is_file():
         return {}
     try:
@@ -128,7 +128,7 @@ def read_json_object(file: Path) -> dict[str, Any]:
 
 
 def token_text(value: Any) -> str:
-    """Return a special token's spelling from tokenizer_config.json, where it is a string or an AddedToken's object."""
+    """Return the text of a special token in tokenizer_config.json: a string, or the object of an AddedToken."""
     if isinstance(value, dict):
         value = value.get("content")
     return value if isinstance(value, str) else ""

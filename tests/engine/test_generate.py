@@ -26,8 +26,7 @@ from mpt_serve.engine import (
     RequestError,
     SamplingParams,
 )
-from mpt_serve.structured_outputs.compiler import GrammarCompiler
-from mpt_serve.structured_outputs.lazy_compiler import LazyGrammarCompiler
+from mpt_serve.structured_outputs.compiler import GrammarCompiler, LazyGrammarCompiler
 from mpt_serve.structured_outputs.spec import GrammarSpec
 from mpt_serve.text.chat_template import MissingChatTemplateError
 from mpt_serve.text.tokenizer import TextTokenizer, TokenizerError
@@ -433,7 +432,7 @@ def test_the_guide_compiler_is_made_with_the_first_guide_and_closed_with_the_eng
 def test_a_vocabulary_without_an_end_refuses_guides(tiny_checkpoint: Path) -> None:
     with (
         Engine.from_pretrained(tiny_checkpoint, TEXT_SETTINGS, eos_token_ids=[300]) as engine,
-        pytest.raises(RequestError, match="guided output needs an end-of-sequence id below 257"),
+        pytest.raises(RequestError, match="structured outputs need an end-of-sequence id below 257"),
     ):
         engine.generate("Once", saying("yes"))
     LazyGrammarCompiler(lambda: pytest.fail("there was no guide")).close()

@@ -1,7 +1,7 @@
-"""A backend without a model: it echoes each prompt, byte by byte, and says how likely each byte is."""
+"""A backend without a model: it echoes each prompt, byte by byte, with made-up log probabilities."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import chain, cycle, islice, repeat, zip_longest
@@ -12,10 +12,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from mpt_serve.engine.request import Delta, TokenLogprobs
 from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.errors import RequestError
-from mpt_serve.openai.backend import ModelInfo, Readiness
-from mpt_serve.text.bad_words import spellings
+from mpt_serve.openai.backend import GenerationRequest, ModelInfo, OnDelta, Readiness
+from mpt_serve.structured_outputs.spec import GrammarSpec
 from mpt_serve.text.chat_template import Message
-from mpt_serve.text.detokenizer import IncrementalDetokenizer
 from mpt_serve.text.tokenizer import TextTokenizer
 
 
@@ -48,9 +47,9 @@ FAILURE = Delta((), "error", None, 0, message='File "/srv/engine.py" at 0x7f00')
 class FakeBackend:
     """`generate` echoes the prompt's ids, then ends the text. The fields below steer it.
 
-    outputs: ids of the choices, in order and over and over, in place of the echo; a choice still ends where it must.
-    reversed_choices: news of the last choice come first.
-    unwanted: the choices of the last request that nobody wanted any more; nothing more is said of them.
+    outputs: ids of the choices, in order and cyclically, in place of the echo; a choice still ends where it must.
+    reversed_choices: deltas of the last choice come first.
+    stopped_choices: of the last request; no more deltas of them are sent.
     """
 
     model: ModelInfo = MODEL
@@ -64,10 +63,11 @@ class FakeBackend:
     outputs: list[list[int]] = field(default_factory=list)
     reversed_choices: bool = False
     started: list[tuple[str, SamplingParams]] = field(default_factory=list)
+    grammars: list[GrammarSpec | None] = field(default_factory=list)  # of the requests in `started`
     admitted: list[tuple[int, int]] = field(default_factory=list)
     running: set[str] = field(default_factory=set)
     cancelled: list[str] = field(default_factory=list)
-    unwanted: Set[int] = frozenset()
+    stopped_choices: Set[int] = frozenset()
 
     def __post_init__(self) -> None:
         self.tokenizer = byte_tokenizer()
@@ -84,15 +84,6 @@ class FakeBackend:
     async def decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(ids)
 
-    async def spellings(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-        return spellings(self.tokenizer, words)
-
-    def token_bytes(self, token_id: int) -> bytes:
-        return self.tokenizer.token_bytes(token_id)
-
-    def detokenizer(self, skip_special_tokens: bool, continues_text: bool = True) -> IncrementalDetokenizer:
-        return IncrementalDetokenizer(self.tokenizer, skip_special_tokens, continues_text)
-
     async def readiness(self) -> Readiness:
         return self.state
 
@@ -100,34 +91,34 @@ class FakeBackend:
         self.admitted.append((len(prompts), choices))
         return nullcontext()
 
-    async def generate(
-        self, ids: Sequence[int], params: SamplingParams, request_id: str, unwanted: Set[int]
-    ) -> AsyncGenerator[Delta, None]:
-        self.unwanted = unwanted
+    async def generate(self, request: GenerationRequest, on_delta: OnDelta, stopped_choices: Set[int]) -> None:
+        self.stopped_choices = stopped_choices
         if self.refusal is not None:
             raise self.refusal
-        if max(ids) >= self.model.vocab_len:
+        if max(request.ids) >= self.model.vocab_len:
             raise RequestError("an id is out of range")
-        self.started.append((request_id, params))
-        self.running.add(request_id)
-        finished = False
+        self.started.append((request.request_id, request.params))
+        self.grammars.append(request.grammar)
+        self.running.add(request.request_id)
+        unfinished = set(range(request.params.n))
         try:
-            unfinished = params.n
-            for number, delta in enumerate(self._deltas(ids, params)):
+            for number, delta in enumerate(self._deltas(request.ids, request.params)):
                 await asyncio.sleep(self.pause_s)
                 if number == self.hang_after:
                     await asyncio.Event().wait()
                 if number == self.fail_after:
-                    yield self.failure
+                    on_delta(self.failure)
                     return
-                unfinished -= delta.finish_reason is not None
-                finished = unfinished == 0
-                if delta.index not in unwanted:
-                    yield delta
+                if delta.finish_reason is not None:
+                    unfinished.discard(delta.index)
+                if delta.index not in stopped_choices:
+                    on_delta(delta)
+                if unfinished <= stopped_choices:
+                    return
         finally:
-            self.running.discard(request_id)
-            if not finished:
-                self.cancelled.append(request_id)
+            self.running.discard(request.request_id)
+            if unfinished:
+                self.cancelled.append(request.request_id)
 
     def _deltas(self, ids: Sequence[int], params: SamplingParams) -> list[Delta]:
         """Return all choices' deltas, one of each choice in turn."""
@@ -163,7 +154,7 @@ def choice_deltas(ids: Sequence[int], params: SamplingParams, index: int, output
 
 
 def likelihood(token_id: int, count: int) -> TokenLogprobs:
-    """Return how likely an id is wherever it comes: 1st, 2nd or 3rd, and what its neighbours are."""
+    """Return the log probabilities of an id, a function of the id alone: of rank 1, 2 or 3, among its neighbours."""
     rank = token_id % 3 + 1
     others = iter((token_id + 37 * distance) % 257 for distance in range(1, 30))
     top = [(token_id if place == rank else next(others), -0.1 * place * place) for place in range(1, 21)]

@@ -19,7 +19,7 @@ class Server:
 
     def __init__(self, backend: FakeBackend, limits: Limits) -> None:
         self.backend = backend
-        # With the protocol left open, asyncio would not switch off Nagle's algorithm: 40 ms for each answer.
+        # With the protocol left open, asyncio would not switch off Nagle's algorithm: 40 ms for each response.
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         self._socket.bind(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
@@ -50,7 +50,7 @@ class Server:
 
 @contextmanager
 def serving(backend: FakeBackend | None = None, limits: Limits | None = None) -> Iterator[Server]:
-    """Serve a backend of one's own for the length of the context."""
+    """Serve a separate backend for the length of the context."""
     server = Server(backend or FakeBackend(), limits or Limits())
     server.start()
     try:

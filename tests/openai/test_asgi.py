@@ -111,9 +111,9 @@ def test_other_protocols_pass_through() -> None:
 def test_exception_after_the_status_is_left_to_the_server() -> None:
     async def inner(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
-        raise RuntimeError("half an answer")
+        raise RuntimeError("half a response")
 
-    with pytest.raises(RuntimeError, match="half an answer"):
+    with pytest.raises(RuntimeError, match="half a response"):
         asyncio.run(Call([]).run(Envelope(inner, Limits())))
 
 

@@ -22,7 +22,7 @@ def prompt_of(http: httpx.Client, messages: Any, **body: Any) -> str:
     return str(response.json()["choices"][0]["message"]["content"])
 
 
-def test_whole_answer_has_exactly_the_documented_shape(http: httpx.Client) -> None:
+def test_whole_response_has_exactly_the_documented_shape(http: httpx.Client) -> None:
     answer = chat(http).json()
     assert answer.pop("id").startswith("chatcmpl-")
     assert isinstance(answer.pop("created"), int)
@@ -104,7 +104,7 @@ def test_conversation_is_cut_only_on_request(http: httpx.Client) -> None:
     assert prompt_of(http, HI, truncate_prompt_tokens=11) == "[assistant]"
 
 
-def test_a_conversation_that_is_cut_to_what_fits_leaves_a_quarter_to_the_answer(
+def test_a_conversation_that_is_cut_to_what_fits_leaves_a_quarter_to_the_output(
     http: httpx.Client, backend: FakeBackend
 ) -> None:
     answer = chat(http, [{"role": "user", "content": "a" * 400}], truncate_prompt_tokens=-1).json()

@@ -1,4 +1,4 @@
-"""A choice says the same however the engine's ids were merged on their way."""
+"""The output of a choice does not depend on how the engine's deltas were merged."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,31 +6,29 @@ from typing import Any
 from fake_backend import byte_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
 
 from mpt_serve.engine.request import Delta
-from mpt_serve.openai.output_choice import ChoicePart, OutputChoice
-from mpt_serve.openai.token_alignment import Token, TokenAlignment
-from mpt_serve.text.detokenizer import IncrementalDetokenizer
-from mpt_serve.text.stop_strings import StopMatcher
+from mpt_serve.openai.output_choice import ChoicePart, OutputChoice, Token
+from mpt_serve.text.text_stream import TextStream
+from mpt_serve.text.tokenizer import TextTokenizer
 
 TOKENIZER = byte_tokenizer()
 
 
-class Letters:
+def letters() -> TextTokenizer:
     """Id n is the n-th letter."""
+    tokenizer = Tokenizer(models.WordLevel({letter: i for i, letter in enumerate("abcdefgh")}, unk_token="a"))
+    tokenizer.decoder = decoders.Fuse()
+    return TextTokenizer(tokenizer)
 
-    unfinished = False
 
-    def push(self, ids: Sequence[int]) -> str:
-        return "".join(chr(ord("a") + i) for i in ids)
-
-    def flush(self) -> str:
-        return ""
+LETTERS = letters()
 
 
 def answer(runs: Sequence[Sequence[int]], stop: Sequence[str]) -> tuple[str, str | None, int]:
     """The text, the reason and the completion tokens of ids that come in these runs; the last one ends the text."""
-    choice = OutputChoice(0, detokenizer=Letters(), matcher=StopMatcher(stop))
+    choice = OutputChoice(0, TextStream(LETTERS, stop))
     text, part = "", ChoicePart(0, "")
     for i, run in enumerate(runs):
         last = i == len(runs) - 1
@@ -59,7 +57,7 @@ def test_tokens_come_with_their_text_however_they_were_merged(
     ids: list[int], cuts: set[int], stop: list[str], ends: bool
 ) -> None:
     def tokens_of(sizes: list[int]) -> tuple[str, list[Token]]:
-        choice = OutputChoice(0, IncrementalDetokenizer(TOKENIZER), StopMatcher(stop), tokens=TokenAlignment())
+        choice = OutputChoice(0, TextStream(TOKENIZER, stop, track_tokens=True))
         text, tokens, start = "", [], 0
         for end in sizes:
             last = end == len(ids)

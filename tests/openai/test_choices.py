@@ -67,7 +67,7 @@ def test_the_engine_learns_which_choices_have_stopped(
 ) -> None:
     answer = complete(http, prompt="x", n=3, stop="w", max_tokens=9)
     assert [choice["text"] for choice in answer["choices"]] == ["one", "t", "three"]
-    assert backend.unwanted == {1}  # the others were ended by the engine itself
+    assert backend.stopped_choices == {1}  # the others were ended by the engine itself
 
 
 def test_all_stopped_ends_the_request_in_the_engine(http: httpx.Client, backend: FakeBackend) -> None:
@@ -77,7 +77,7 @@ def test_all_stopped_ends_the_request_in_the_engine(http: httpx.Client, backend:
     assert len(backend.cancelled) == 1
 
 
-def test_one_that_fails_fails_the_answer(http: httpx.Client, backend: FakeBackend) -> None:
+def test_one_that_fails_fails_the_response(http: httpx.Client, backend: FakeBackend) -> None:
     backend.fail_after = 3
     backend.failure = Delta((), "error", None, 1, index=1)
     response = http.post("/v1/completions", json={"prompt": "abcdef", "n": 2})
@@ -134,7 +134,7 @@ class TestBestOf:
     def test_equal_ones_keep_their_order(self) -> None:
         parts = [ChoicePart(index, f"{index}", "stop") for index in range(6)]
         scores = [-1.0, -1.0, -0.5, float("nan"), -2.0, -2.0]
-        assert [(part.index, part.text) for part in best(parts, scores, made=3, wanted=2)] == [
+        assert [(part.index, part.text) for part in best(parts, scores, best_of=3, n=2)] == [
             *((0, "2"), (1, "0")),
             *((2, "4"), (3, "5")),
         ]

@@ -32,7 +32,7 @@ def text_of(chunks: list[Any], index: int = 0) -> str:
     return "".join(c["text"] for chunk in chunks for c in chunk["choices"] if c["index"] == index)
 
 
-def test_whole_answer_has_exactly_the_documented_shape(http: httpx.Client) -> None:
+def test_whole_response_has_exactly_the_documented_shape(http: httpx.Client) -> None:
     answer = complete(http, model="mpt-echo", prompt="abcd")
     assert answer.pop("id").startswith("cmpl-")
     assert isinstance(answer.pop("created"), int)
@@ -220,7 +220,7 @@ def test_parameters_reach_the_engine(http: httpx.Client, backend: FakeBackend) -
         ("seed", 2**63 - 1, ("seed", 2**63 - 1)),
     ],
 )
-def test_values_with_a_meaning_of_their_own(
+def test_values_that_stand_for_others(
     http: httpx.Client, backend: FakeBackend, field: str, value: Any, meant: tuple[str, Any]
 ) -> None:
     complete(http, prompt="abc", **{field: value})
@@ -250,7 +250,9 @@ def test_prompt_is_cut_only_on_request(http: httpx.Client, fields: dict[str, Any
     assert answer["usage"]["prompt_tokens"] == len(kept)
 
 
-def test_a_prompt_that_is_cut_to_what_fits_leaves_room_for_the_answer(http: httpx.Client, backend: FakeBackend) -> None:
+def test_a_prompt_that_is_cut_to_what_fits_leaves_capacity_for_the_output(
+    http: httpx.Client, backend: FakeBackend
+) -> None:
     answer = complete(http, prompt="a" * 400, truncate_prompt_tokens=-1)
     assert (answer["usage"]["prompt_tokens"], backend.started[0][1].max_tokens) == (240, 16)
 

@@ -91,7 +91,7 @@ def test_every_choice_has_it(http: httpx.Client, backend: FakeBackend, reversed_
     assert [text_of(chunks, index) for index in range(6)] == [choice["text"] for choice in whole]
 
 
-def test_answers_about_many_tokens(http: httpx.Client) -> None:
+def test_responses_about_many_tokens(http: httpx.Client) -> None:
     prompts = [letter * 200 for letter in "abcd"]
     body = {"prompt": prompts, "echo": True, "logprobs": 2, "max_tokens": 3}
     whole = complete(http, **body)["choices"]

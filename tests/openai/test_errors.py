@@ -176,7 +176,7 @@ class TestSizes:
             check_error(post_raw(http, path, chunks), 413, "request_too_large")
 
     @pytest.mark.parametrize("size", [2_000, 20_000_000])
-    def test_client_that_is_still_sending_gets_the_answer(self, small: Server, size: int) -> None:
+    def test_client_that_is_still_sending_gets_the_response(self, small: Server, size: int) -> None:
         body = b'"' + b"a" * size
         with httpx.Client(base_url=small.url) as http:
             check_error(post_raw(http, "/tokenize", body), 413)
@@ -433,7 +433,7 @@ class TestPrompt:
         monkeypatch.setattr(FakeBackend, "encode", nothing)
         assert check_error(post(http, "/v1/completions", {"prompt": "\u200b"}), 400)["param"] == "prompt"
 
-    def test_many_odd_values_make_a_small_answer(self, http: httpx.Client) -> None:
+    def test_many_odd_values_make_a_small_response(self, http: httpx.Client) -> None:
         body = {"prompt": "a", "stop": ["\ud800" * 200] * 16, "x" * 5000: 1, **{f"f{i}": 1 for i in range(5000)}}
         check_error(post(http, "/v1/completions", body), 400)
         del body["stop"]
@@ -460,7 +460,7 @@ class TestReadiness:
         check_error(post(http, path, GOOD[path]), 503, "loading")
         assert http.get("/v1/models").json()["data"][0]["max_model_len"] is None
 
-    def test_health_and_models_answer_all_the_same(self, http: httpx.Client, backend: FakeBackend) -> None:
+    def test_health_and_models_respond_all_the_same(self, http: httpx.Client, backend: FakeBackend) -> None:
         backend.state = Readiness(ready=False)
         assert http.get("/health").status_code == 200
         assert http.get("/v1/models").status_code == 200
@@ -516,7 +516,7 @@ NAMES = st.sampled_from(
 @pytest.mark.parametrize("path", POSTS)
 @settings(max_examples=40)
 @given(fields=st.dictionaries(NAMES | st.text(max_size=5), JSON, max_size=6), good=st.booleans())
-def test_any_json_gets_an_answer_or_an_error_of_the_contract(
+def test_any_json_gets_a_response_or_an_error_of_the_contract(
     shared_http: httpx.Client, path: str, fields: dict[str, Any], good: bool
 ) -> None:
     response = post(shared_http, path, {**GOOD[path], **fields} if good else fields)

@@ -1,4 +1,4 @@
-"""Log probabilities in answers and streams: the shapes, exactness, and which tokens come with which text."""
+"""Log probabilities in responses and streams: the shapes, exactness, and which tokens come with which text."""
 
 from typing import Any
 
@@ -45,7 +45,7 @@ def test_completion_has_exactly_the_documented_shape(http: httpx.Client, backend
 
 
 def backend_name(backend: FakeBackend, token_id: int) -> str:
-    data = backend.token_bytes(token_id)
+    data = backend.tokenizer.token_bytes(token_id)
     return data.decode() if data.isascii() else f"bytes:\\x{data[0]:02x}"
 
 
@@ -85,7 +85,7 @@ def test_bytes_of_a_character_are_named_and_placed(http: httpx.Client) -> None:
     ],
     ids=str,
 )
-def test_a_stream_says_what_the_whole_answer_says(
+def test_a_stream_says_what_the_whole_response_says(
     http: httpx.Client, backend: FakeBackend, ids_per_delta: int, fields: dict[str, Any]
 ) -> None:
     backend.ids_per_delta = ids_per_delta
@@ -177,13 +177,13 @@ class TestPromptLogprobs:
         assert all(len(top) <= 2 for top in choice["logprobs"]["top_logprobs"][1:])
         assert all(len(entry) >= 4 for entry in choice["prompt_logprobs"][1:])
 
-    def test_each_choice_has_those_of_its_own_prompt(self, http: httpx.Client) -> None:
+    def test_each_choice_has_those_of_its_prompt(self, http: httpx.Client) -> None:
         choices = complete(http, prompt=["ab", "abc"], n=2, prompt_logprobs=0)["choices"]
         assert [len(choice["prompt_logprobs"]) for choice in choices] == [2, 2, 3, 3]
         assert choices[2]["prompt_logprobs"] == choices[3]["prompt_logprobs"]
 
     @pytest.mark.parametrize("field", ["logprobs", "prompt_logprobs"])
-    def test_an_answer_has_only_so_many(self, field: str) -> None:
+    def test_their_number_is_bounded(self, field: str) -> None:
         with serving(limits=Limits(max_prompt_logprobs=20)) as server:
             body = {"prompt": "abcdef", "echo": True, field: 1}  # 12 numbers for each choice
             assert httpx.post(f"{server.url}/v1/completions", json=body).status_code == 200
@@ -195,7 +195,7 @@ class TestChat:
     def ask(self, http: httpx.Client, **body: Any) -> httpx.Response:
         return http.post(CHAT, json={"messages": [{"role": "user", "content": "é"}], **body})
 
-    def test_whole_answer(self, http: httpx.Client, backend: FakeBackend) -> None:
+    def test_whole_response(self, http: httpx.Client, backend: FakeBackend) -> None:
         backend.outputs = [ids_of(backend, "é")]
         [choice] = self.ask(http, logprobs=True, top_logprobs=1).json()["choices"]
         assert choice["logprobs"]["refusal"] is None

@@ -102,7 +102,7 @@ class TestRequestId:
         assert request_id_from(request_id).startswith("req-")
         assert request_id_from("my-id_1.2") == "my-id_1.2"
 
-    def test_the_proxy_in_front_answers_with_it(self, http: httpx.Client) -> None:
+    def test_the_proxy_in_front_returns_it(self, http: httpx.Client) -> None:
         assert "x-request-id" not in http.get("/health", headers={"x-request-id": "mine"}).headers
 
     def test_engine_knows_the_request_by_it(self, http: httpx.Client, backend: FakeBackend) -> None:

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from mpt_serve.engine.request import TokenLogprobs
 from mpt_serve.openai.logprobs import completion_logprobs
-from mpt_serve.openai.token_alignment import Token
+from mpt_serve.openai.output_choice import Token
 from mpt_serve.openai.token_names import TokenNames
 
 TABLE = [b"a", "é".encode(), b"\xf0\x9f", b" \\\xff", b"", b"  ", b"  ", b"  ", b"<|endoftext|>", b"\n"]

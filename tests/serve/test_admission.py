@@ -1,4 +1,4 @@
-"""Admission: bounded, exact, and honest about when to come back."""
+"""Admission control: bounded, exact, with a Retry-After that follows the measured rate."""
 
 from contextlib import ExitStack
 
@@ -10,7 +10,7 @@ from mpt_serve.deployments.admission import Admission
 from mpt_serve.openai.errors import NotReadyError
 
 
-def test_requests_are_bounded_and_places_come_back() -> None:
+def test_requests_are_bounded_and_released() -> None:
     admission = Admission(max_requests=2, max_prompt_tokens=100)
     with admission.admit([1]), admission.admit([1]):
         with pytest.raises(NotReadyError) as error, admission.admit([1]):
@@ -22,7 +22,7 @@ def test_requests_are_bounded_and_places_come_back() -> None:
         assert admission.requests == 1
 
 
-def test_prompt_tokens_are_bounded_but_one_long_prompt_gets_in() -> None:
+def test_prompt_tokens_are_bounded_but_one_long_prompt_is_admitted() -> None:
     admission = Admission(max_requests=10, max_prompt_tokens=100)
     with admission.admit([1000]), pytest.raises(NotReadyError, match="1000 prompt tokens"), admission.admit([1]):
         pass
@@ -32,7 +32,7 @@ def test_prompt_tokens_are_bounded_but_one_long_prompt_gets_in() -> None:
         assert admission.prompt_tokens == 100
 
 
-def test_a_place_comes_back_from_a_failed_request() -> None:
+def test_a_failed_request_is_released() -> None:
     admission = Admission(max_requests=1, max_prompt_tokens=1)
     with pytest.raises(KeyError), admission.admit([1]):
         raise KeyError
@@ -42,10 +42,10 @@ def test_a_place_comes_back_from_a_failed_request() -> None:
 @given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 8), st.integers(1, 200))
 def test_the_bounds_hold_for_any_arrivals(prompts: list[int], max_requests: int, max_tokens: int) -> None:
     admission = Admission(max_requests, max_tokens)
-    with ExitStack() as house:
+    with ExitStack() as admitted:
         for tokens in prompts:
             try:
-                house.enter_context(admission.admit([tokens]))
+                admitted.enter_context(admission.admit([tokens]))
             except NotReadyError:
                 assert admission.requests == max_requests or admission.prompt_tokens + tokens > max_tokens
             assert admission.requests <= max_requests
@@ -53,7 +53,7 @@ def test_the_bounds_hold_for_any_arrivals(prompts: list[int], max_requests: int,
     assert (admission.requests, admission.prompt_tokens) == (0, 0)
 
 
-def test_one_request_of_many_prompts_is_let_in_alone_and_whole() -> None:
+def test_one_request_of_many_prompts_is_admitted_alone_and_as_a_whole() -> None:
     admission = Admission(max_requests=2, max_prompt_tokens=100)
     with admission.admit([50] * 5):
         assert (admission.requests, admission.prompt_tokens) == (5, 250)
@@ -64,7 +64,7 @@ def test_one_request_of_many_prompts_is_let_in_alone_and_whole() -> None:
     assert (admission.requests, admission.prompt_tokens) == (0, 0)
 
 
-def test_every_choice_takes_a_place_and_shares_the_prompt() -> None:
+def test_every_choice_counts_and_shares_the_prompt() -> None:
     admission = Admission(max_requests=7, max_prompt_tokens=100)
     with admission.admit([40, 10], choices=3):
         assert (admission.requests, admission.prompt_tokens) == (6, 50)
@@ -75,7 +75,7 @@ def test_every_choice_takes_a_place_and_shares_the_prompt() -> None:
     assert (admission.requests, admission.prompt_tokens) == (0, 0)
 
 
-def test_an_old_pace_does_not_count() -> None:
+def test_an_old_rate_does_not_count() -> None:
     now = 0.0
     admission = Admission(max_requests=1, max_prompt_tokens=100, clock=lambda: now)
     for _ in range(5):
@@ -87,7 +87,7 @@ def test_an_old_pace_does_not_count() -> None:
     assert error.value.headers["retry-after"] == "5"
 
 
-def test_retry_after_follows_the_pace_of_ends() -> None:
+def test_retry_after_follows_the_rate_of_ends() -> None:
     now = 0.0
     admission = Admission(max_requests=1, max_prompt_tokens=100, clock=lambda: now)
     for _ in range(5):

@@ -107,7 +107,7 @@ def reason(url: str) -> str:
 
 
 async def keep_asking(http: httpx.AsyncClient, until: asyncio.Event, answers: list[int]) -> None:
-    """Send one request after the other and note how many tokens each brought; anything but an answer raises."""
+    """Send one request after the other and record the tokens of each; anything but a completion raises."""
     body = {"prompt": "Hello", "max_tokens": 60, "ignore_eos": True, "temperature": 0}
     while not until.is_set():
         answer = await http.post("/v1/completions", json=body)

@@ -1,4 +1,4 @@
-"""Every sampling feature against a running server; MPT_SERVE_TEST_URL takes another server than our own."""
+"""Every sampling feature against a running server; MPT_SERVE_TEST_URL names another server."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ PROMPT = "A long time ago, in a place where nobody had ever been before, there w
 
 @pytest.fixture(scope="module")
 def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server of our own whose model knows an end of text, which guided answers need."""
+    """A server started for this module, whose model has an end-of-sequence id, as structured outputs need one."""
     folder = write_tiny_checkpoint(tmp_path_factory.mktemp("ending"))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": BYTES}))
     args = {
@@ -104,7 +104,7 @@ def test_metrics_count_what_the_engine_does(http: httpx.Client) -> None:
 
 class TestLogprobs:
     @pytest.mark.parametrize("temperature", [0, 1.5])
-    def test_what_was_said_while_generating_is_said_of_the_whole_text(
+    def test_logprobs_while_generating_are_those_of_the_whole_text_as_a_prompt(
         self, http: httpx.Client, temperature: float
     ) -> None:
         body = {"temperature": temperature, "seed": 3, "logprobs": 5, "return_token_ids": True, "ignore_eos": True}
@@ -141,7 +141,7 @@ class TestLogprobs:
             for token_id, known in before.items():
                 assert known["logprob"] == pytest.approx(after[token_id]["logprob"], abs=1e-4)
 
-    def test_a_stream_says_the_same(self, http: httpx.Client) -> None:
+    def test_a_stream_has_the_same(self, http: httpx.Client) -> None:
         body = {"echo": True, "logprobs": 3, "n": 2, "seed": 1, "stop": "e"}
         whole = complete(http, **body)["choices"]
         lines = http.post("/v1/completions", json={"prompt": PROMPT, "max_tokens": 12, "stream": True, **body}).text
@@ -154,7 +154,7 @@ class TestLogprobs:
 
 
 class TestChoices:
-    def test_they_differ_and_come_again_with_the_seed(self, http: httpx.Client) -> None:
+    def test_they_differ_and_are_reproduced_with_the_seed(self, http: httpx.Client) -> None:
         body = {"n": 4, "seed": 11, "temperature": 1.2}
         answer = complete(http, **body)
         assert len(set(texts(answer))) > 1
@@ -189,13 +189,13 @@ class TestChoices:
 
 
 class TestConstraints:
-    def test_only_allowed_tokens_come(self, http: httpx.Client) -> None:
+    def test_only_allowed_tokens_are_generated(self, http: httpx.Client) -> None:
         allowed = tokens_of(http, "ab")
         [choice] = complete(http, allowed_token_ids=allowed, return_token_ids=True, seed=1)["choices"]
         assert set(choice["token_ids"]) <= set(allowed)
         assert len(choice["token_ids"]) == 12
 
-    def test_bias_decides_and_penalties_answer(self, http: httpx.Client) -> None:
+    def test_bias_decides_and_penalties_counteract(self, http: httpx.Client) -> None:
         a, b = tokens_of(http, "ab")
         body = {"logit_bias": {str(a): 100, str(b): 80}, "temperature": 0, "max_tokens": 40, "return_token_ids": True}
         [plain] = complete(http, **body)["choices"]
@@ -205,24 +205,24 @@ class TestConstraints:
         [present] = complete(http, **body, prompt="zzz", repetition_penalty=2)["choices"]
         assert set(present["token_ids"]) == {a, b}
 
-    def test_bad_words_never_come(self, http: httpx.Client) -> None:
+    def test_bad_words_are_never_generated(self, http: httpx.Client) -> None:
         a, b = tokens_of(http, "ab")
         body = {"allowed_token_ids": [a, b], "max_tokens": 64, "seed": 2, "logit_bias": {str(b): 2}}
         [free] = texts(complete(http, **body))
         assert "ab" in free
         assert "ab" not in texts(complete(http, **body, bad_words=["ab"]))[0]
 
-    def test_the_shortest_answer(self, http: httpx.Client) -> None:
+    def test_the_shortest_output(self, http: httpx.Client) -> None:
         [stop] = tokens_of(http, "a")
         body = {"logit_bias": {str(stop): 100}, "stop_token_ids": [stop], "temperature": 0, "ignore_eos": True}
         assert complete(http, **body)["usage"]["completion_tokens"] == 1
         assert complete(http, **body, min_tokens=5)["usage"]["completion_tokens"] == 6
 
-    def test_priorities_are_taken(self, http: httpx.Client) -> None:
+    def test_priorities_are_accepted(self, http: httpx.Client) -> None:
         assert texts(complete(http, priority=-5, seed=1)) == texts(complete(http, priority=5, seed=1))
 
 
-class TestGuides:
+class TestStructuredOutputs:
     @pytest.mark.parametrize("n", [1, 3])
     @pytest.mark.parametrize(
         ("field", "value", "pattern"),
@@ -233,12 +233,12 @@ class TestGuides:
             ("guided_json", {"enum": ["red", 7]}, r'"red"|7'),
         ],
     )
-    def test_answers_match(self, http: httpx.Client, field: str, value: Any, pattern: str, n: int) -> None:
+    def test_outputs_match(self, http: httpx.Client, field: str, value: Any, pattern: str, n: int) -> None:
         answer = complete(http, **{field: value}, n=n, seed=4, temperature=1.5, max_tokens=200)
         for choice in answer["choices"]:
             assert choice["finish_reason"] == "length" or re.fullmatch(pattern, choice["text"].strip())
 
-    def test_chat_answers_json(self, http: httpx.Client) -> None:
+    def test_chat_generates_json(self, http: httpx.Client) -> None:
         schema = {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 2}
         body = {
             "messages": [{"role": "user", "content": "Two booleans."}],
@@ -286,7 +286,7 @@ class TestPrefixCache:
 
 
 @pytest.mark.skipif("MPT_SERVE_TEST_URL" in os.environ, reason="the processes of another server are not ours to kill")
-def test_choices_of_a_killed_generator_go_on_exactly(request: pytest.FixtureRequest) -> None:
+def test_choices_of_a_killed_generator_continue_exactly(request: pytest.FixtureRequest) -> None:
     server: ServerProcess = request.getfixturevalue("own_server")
     generator = server.replica_pid("Generator")
     body = {

@@ -19,7 +19,7 @@ from mpt_serve.structured_outputs.spec import GrammarSpec
 
 
 class FakeEngine:
-    """Takes requests; says what it is told to say."""
+    """Records requests; tests call their listeners."""
 
     def __init__(self) -> None:
         self.listeners: dict[str, Callable[[Delta], None]] = {}
@@ -129,13 +129,13 @@ def test_all_choices_end_before_a_stream_does() -> None:
     assert asyncio.run(scenario()) == [1, 0]
 
 
-def test_a_choice_that_is_ended_for_its_reader_has_stopped() -> None:
+def test_a_choice_that_its_reader_stops_ends_with_stop() -> None:
     engine = FakeEngine()
     asyncio.run(generator_over(engine).end_choice("a", 3))
     assert engine.cancelled == ["a 3 stop"]
 
 
-def test_a_request_goes_on_after_its_ids() -> None:
+def test_a_request_continues_after_its_ids() -> None:
     engine = FakeEngine()
 
     async def scenario() -> None:
@@ -149,17 +149,17 @@ def test_a_request_goes_on_after_its_ids() -> None:
     assert engine.generated == [7, 8]
 
 
-GUIDED = SamplingParams(guide=GrammarSpec("regex", "a+"))
+SPEC = GrammarSpec("regex", "a+")
 
 
-def test_a_guide_is_compiled_beside_the_event_loop() -> None:
+def test_a_grammar_is_compiled_off_the_event_loop() -> None:
     engine = FakeEngine()
     engine.compiling.clear()
 
     async def scenario() -> None:
-        stream = generator_over(engine).generate([1], GUIDED, "a")
+        stream = generator_over(engine).generate([1], SamplingParams(), "a", spec=SPEC)
         first = asyncio.ensure_future(anext(stream))
-        await asyncio.sleep(0.01)  # the loop goes on meanwhile
+        await asyncio.sleep(0.01)  # the loop runs meanwhile
         engine.compiling.set()
         while "a" not in engine.listeners:
             await asyncio.sleep(0.001)
@@ -170,12 +170,12 @@ def test_a_guide_is_compiled_beside_the_event_loop() -> None:
     assert engine.threads != [threading.current_thread()]
 
 
-def test_a_request_that_was_closed_while_its_guide_compiled_is_cancelled() -> None:
+def test_a_request_that_is_closed_while_its_grammar_compiles_is_cancelled() -> None:
     engine = FakeEngine()
     engine.compiling.clear()
 
     async def scenario() -> None:
-        waiting = asyncio.ensure_future(anext(generator_over(engine).generate([1], GUIDED, "a")))
+        waiting = asyncio.ensure_future(anext(generator_over(engine).generate([1], SamplingParams(), "a", spec=SPEC)))
         await asyncio.sleep(0.01)
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
@@ -188,10 +188,10 @@ def test_a_request_that_was_closed_while_its_guide_compiled_is_cancelled() -> No
     assert engine.cancelled == ["a"]
 
 
-@pytest.mark.parametrize("params", [SamplingParams(), GUIDED])
-def test_a_refused_request_raises(params: SamplingParams) -> None:
+@pytest.mark.parametrize("spec", [None, SPEC])
+def test_a_refused_request_raises(spec: GrammarSpec | None) -> None:
     async def scenario() -> None:
-        await anext(generator_over(FakeEngine()).generate([], params, "a"))
+        await anext(generator_over(FakeEngine()).generate([], SamplingParams(), "a", spec=spec))
 
     with pytest.raises(RequestError, match="the prompt is empty"):
         asyncio.run(scenario())
@@ -210,8 +210,8 @@ def test_a_stall_is_work_without_steps_for_too_long() -> None:
     watch = StallWatch(limit_s=10)
     watch.check(steps=5, busy=True, now=0)
     watch.check(steps=5, busy=True, now=10)
-    watch.check(steps=6, busy=True, now=21)  # it moved
-    watch.check(steps=6, busy=False, now=100)  # it rests
+    watch.check(steps=6, busy=True, now=21)  # it advanced
+    watch.check(steps=6, busy=False, now=100)  # it is idle
     watch.check(steps=6, busy=True, now=109)
     with pytest.raises(RuntimeError, match="took no step for 11 s"):
         watch.check(steps=6, busy=True, now=111)

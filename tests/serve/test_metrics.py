@@ -17,7 +17,7 @@ def replica(name: str, first: int) -> dict[str, object]:
     return {"replica": name, **dict.fromkeys(COUNTS, first), "finished": finished}
 
 
-def test_every_count_of_every_replica_is_told() -> None:
+def test_every_count_of_every_replica_is_reported() -> None:
     text = exposition([replica("a", 10), replica("b", 20)]).decode()
     families = {family.name: family for family in text_string_to_metric_families(text)}
     assert {metric.field for metric in METRICS} == COUNTS

@@ -1,4 +1,4 @@
-"""The official OpenAI client against a running server; MPT_SERVE_TEST_URL takes another server than our own."""
+"""The official OpenAI client against a running server; MPT_SERVE_TEST_URL names another server."""
 
 import asyncio
 import json
@@ -35,14 +35,14 @@ def test_the_model_is_listed_with_its_context(client: openai.OpenAI, model: str)
 
 
 @pytest.mark.parametrize("path", ["/health", "/nowhere", "/v1/models"])
-def test_every_answer_has_one_request_id(server_url: str, path: str) -> None:
+def test_every_response_has_one_request_id(server_url: str, path: str) -> None:
     own = httpx.get(server_url + path, headers={"x-request-id": "my-id_1.2"})
     assert own.headers.get_list("x-request-id") == ["my-id_1.2"]
     (new,) = httpx.get(server_url + path).headers.get_list("x-request-id")
     assert new
 
 
-def test_a_stream_says_what_the_whole_answer_says(client: openai.OpenAI, model: str) -> None:
+def test_a_stream_has_the_text_of_the_whole_response(client: openai.OpenAI, model: str) -> None:
     request = {"model": model, "prompt": "Once upon a time", "max_tokens": 24, "temperature": 0}
     whole = client.completions.create(**request)
     chunks = list(client.completions.create(**request, stream=True, stream_options={"include_usage": True}))
@@ -54,7 +54,7 @@ def test_a_stream_says_what_the_whole_answer_says(client: openai.OpenAI, model: 
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens  # type: ignore[union-attr]
 
 
-def test_chat_streams_the_whole_answer_too(client: openai.OpenAI, model: str) -> None:
+def test_a_chat_stream_has_the_text_of_the_whole_response(client: openai.OpenAI, model: str) -> None:
     messages = [{"role": "user", "content": "Say hello."}]
     request = {"model": model, "messages": messages, "max_tokens": 24, "temperature": 0}
     whole = client.chat.completions.create(**request)
@@ -75,7 +75,7 @@ def test_chat_streams_the_whole_answer_too(client: openai.OpenAI, model: str) ->
         ({"temperature": -1}, openai.BadRequestError, "invalid_value"),
     ],
 )
-def test_errors_are_the_clients_own_kinds(
+def test_errors_have_the_clients_own_types(
     client: openai.OpenAI, model: str, change: dict, error: type[openai.APIStatusError], code: str
 ) -> None:
     with pytest.raises(error) as caught:
@@ -126,14 +126,14 @@ def test_64_concurrent_streams_are_each_what_they_are_alone(server_url: str, mod
     together, alone = asyncio.run(scenario())
     # With the native kernels no row's numbers depend on another row. Through XLA a float32 tie may fall either way.
     assert sum(a != b for a, b in zip(together, alone, strict=True)) <= (0 if kernels_available() else 2)
-    assert len(set(alone)) > 32  # the answers do depend on the requests
+    assert len(set(alone)) > 32  # the texts do depend on the requests
 
 
 async def vanish(http: httpx.AsyncClient, model: str, number: int) -> None:
-    """Ask for a long stream and drop the connection: right after asking, at the stream's start or in its middle."""
+    """Request a long stream and drop the connection: after the request, at the stream's start or in its middle."""
     body = {"model": model, "prompt": f"client {number}", "max_tokens": 480, "stream": True, "ignore_eos": True}
     if number % 4 == 0:
-        await ask_and_leave(http.base_url, json.dumps(body).encode())
+        await request_and_disconnect(http.base_url, json.dumps(body).encode())
         return
     async with http.stream("POST", "/v1/completions", json=body) as response:
         lines: AsyncIterator[str] = response.aiter_lines()
@@ -141,7 +141,7 @@ async def vanish(http: httpx.AsyncClient, model: str, number: int) -> None:
             await anext(lines)
 
 
-async def ask_and_leave(url: httpx.URL, body: bytes) -> None:
+async def request_and_disconnect(url: httpx.URL, body: bytes) -> None:
     _, writer = await asyncio.open_connection(url.host, url.port)
     head = f"POST /v1/completions HTTP/1.1\r\nhost: {url.host}\r\ncontent-type: application/json\r\n"
     writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
@@ -150,7 +150,7 @@ async def ask_and_leave(url: httpx.URL, body: bytes) -> None:
     await writer.wait_closed()
 
 
-def test_200_clients_that_vanish_leave_every_block_free(client: openai.OpenAI, server_url: str, model: str) -> None:
+def test_200_clients_that_disconnect_leave_every_block_free(client: openai.OpenAI, server_url: str, model: str) -> None:
     before = wait_idle(server_url)
 
     async def scenario() -> None:
@@ -162,7 +162,7 @@ def test_200_clients_that_vanish_leave_every_block_free(client: openai.OpenAI, s
     after = wait_idle(server_url)
     assert after["free_blocks"] == before["free_blocks"]
     assert after["error"] is None
-    # On a slow machine this model may be faster than the news that a client left, for some of them.
+    # On a slow machine this model may finish some of them before the server knows that the client disconnected.
     assert after["finished"]["cancelled"] - before["finished"]["cancelled"] >= 100
     assert client.completions.create(model=model, prompt="still here", max_tokens=2).choices[0].finish_reason
 
@@ -211,5 +211,5 @@ def test_a_killed_generator_costs_a_pause_and_not_a_token(model: str, request: p
     texts, statuses = asyncio.run(scenario(kill=True))
     assert texts == undisturbed
     assert statuses == {200}
-    assert "tokens; moving on" in server.output()
+    assert "tokens; moving to another replica" in server.output()
     server.wait_ready()

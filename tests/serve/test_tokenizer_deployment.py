@@ -49,7 +49,7 @@ def test_a_model_is_a_folder_an_id_or_the_embedded_one(tiny_checkpoint: Path) ->
             tokenizer_folder(missing)
 
 
-def test_a_folder_without_a_checkpoint_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_a_checkpoint_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"has no config\.json"):
         tokenizer_folder(str(tmp_path))
 

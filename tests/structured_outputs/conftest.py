@@ -1,4 +1,4 @@
-"""Fixtures of the tests of guided output."""
+"""Fixtures of the tests of structured outputs."""
 
 from collections.abc import Iterator
 from pathlib import Path

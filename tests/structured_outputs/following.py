@@ -1,11 +1,11 @@
-"""How tests follow a guide: masks as sets, texts through a tokenizer, random answers."""
+"""Helpers to follow a grammar: masks as sets, texts through a tokenizer, random outputs."""
 
 import functools
 from collections.abc import Sequence
 
 import numpy as np
 
-from mpt_serve.structured_outputs.grammar_state import GrammarState
+from mpt_serve.structured_outputs.grammar import GrammarState
 from mpt_serve.text.tokenizer import TextTokenizer
 
 _CLOSING = {bytes([byte]) for byte in b'"}]:,019ab@.-TZ/'} | {b"true", b"null"}
@@ -29,7 +29,7 @@ def bits(row: np.ndarray) -> list[int]:
 
 
 def accepts(state: GrammarState, ids: Sequence[int], eos_id: int) -> bool:
-    """Whether the ids are a whole answer. Masks and `accept` must agree on each."""
+    """Return whether the ids are a complete output. Masks and `accept` must agree on each."""
     mask = np.zeros((1, WORDS), np.uint32)
     for token_id in [*ids, eos_id]:
         state.fill_masks([], mask)
@@ -48,8 +48,8 @@ def _closing_ids(tokenizer: TextTokenizer) -> frozenset[int]:
     return frozenset(i for i in range(tokenizer.vocab_len) if tokenizer.token_bytes(i) in _CLOSING)
 
 
-def random_answer(state: GrammarState, tokenizer: TextTokenizer, seed: int, max_tokens: int = 400) -> str:
-    """Return a text of ids drawn from the masks: any at first, then those that bring it to its end."""
+def random_output(state: GrammarState, tokenizer: TextTokenizer, seed: int, max_tokens: int = 400) -> str:
+    """Return a text of random ids that the masks allow: any at first, then those that lead to its end."""
     rng = np.random.default_rng(seed)
     closing = _closing_ids(tokenizer)
     patience = int(rng.integers(1, 60))

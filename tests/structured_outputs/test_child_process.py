@@ -1,4 +1,4 @@
-"""A child that answers, dies, or is left in the middle of its work."""
+"""A child process that replies, dies, or is interrupted."""
 
 import os
 import pickle
@@ -47,7 +47,7 @@ def asked(child: ChildProcess, text: str) -> str:
     return str(child.ask({"text": text})["asked"])
 
 
-def test_nobody_gets_the_answer_of_a_request_that_was_interrupted(child: ChildProcess) -> None:
+def test_no_request_gets_the_reply_to_an_interrupted_one(child: ChildProcess) -> None:
     pid = child.ask({"text": "first"})["pid"]
     with pytest.raises(KeyboardInterrupt):
         child.ask({"text": "secret", "interrupt": True})
@@ -56,7 +56,7 @@ def test_nobody_gets_the_answer_of_a_request_that_was_interrupted(child: ChildPr
     assert [asked(child, text) for text in ("second", "third")] == ["second", "third"]
 
 
-def test_what_is_no_request_leaves_the_child_as_it_is(child: ChildProcess) -> None:
+def test_an_invalid_request_does_not_affect_the_child(child: ChildProcess) -> None:
     pid = child.ask({"text": "first"})["pid"]
     with pytest.raises(TypeError):
         child.ask({"text": b"no JSON"})

@@ -1,11 +1,11 @@
-"""Answers of random ids are always valid, whatever the model says."""
+"""Outputs of random ids are always valid, whatever the model generates."""
 
 import json
 import re
 from typing import Any
 
 import pytest
-from following import random_answer
+from following import random_output
 from jsonschema import Draft202012Validator
 
 from mpt_serve.structured_outputs.compiler import GrammarCompiler
@@ -88,24 +88,24 @@ EXPRESSIONS = [
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_answers_match_their_schema(compiler: GrammarCompiler, neox: TextTokenizer, name: str, seed: int) -> None:
+def test_outputs_match_their_schema(compiler: GrammarCompiler, neox: TextTokenizer, name: str, seed: int) -> None:
     schema = SCHEMAS[name]
-    text = random_answer(compiler.compile(GrammarSpec("json_schema", json.dumps(schema))).start(), neox, seed)
+    text = random_output(compiler.compile(GrammarSpec("json_schema", json.dumps(schema))).start(), neox, seed)
     Draft202012Validator(schema).validate(json.loads(text))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_json_objects(compiler: GrammarCompiler, neox: TextTokenizer, seed: int) -> None:
-    text = random_answer(compiler.compile(GrammarSpec("json_object")).start(), neox, seed)
+    text = random_output(compiler.compile(GrammarSpec("json_object")).start(), neox, seed)
     assert isinstance(json.loads(text), dict)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("pattern", EXPRESSIONS)
-def test_answers_match_their_expression(
+def test_outputs_match_their_expression(
     compiler: GrammarCompiler, neox: TextTokenizer, pattern: str, seed: int
 ) -> None:
-    text = random_answer(compiler.compile(GrammarSpec("regex", pattern)).start(), neox, seed)
+    text = random_output(compiler.compile(GrammarSpec("regex", pattern)).start(), neox, seed)
     assert re.fullmatch(pattern, text)
 
 
@@ -117,15 +117,15 @@ def test_answers_match_their_expression(
         ("grammar", 'start: sum\nsum: N (OP N)*\nOP: "+" | "-"\nN: /[0-9]{1,3}/', r"\d{1,3}([+-]\d{1,3})*"),
     ],
 )
-def test_answers_match_their_choice_or_grammar(
+def test_outputs_match_their_choice_or_grammar(
     compiler: GrammarCompiler, neox: TextTokenizer, kind: GrammarKind, text: str, expected: str, seed: int
 ) -> None:
-    assert re.fullmatch(expected, random_answer(compiler.compile(GrammarSpec(kind, text)).start(), neox, seed))
+    assert re.fullmatch(expected, random_output(compiler.compile(GrammarSpec(kind, text)).start(), neox, seed))
 
 
-def test_every_choice_of_a_request_stands_for_itself(compiler: GrammarCompiler, neox: TextTokenizer) -> None:
+def test_the_choices_of_a_request_are_independent(compiler: GrammarCompiler, neox: TextTokenizer) -> None:
     compiled = compiler.compile(GrammarSpec("json_schema", json.dumps(TREE)))
     first, second = compiled.start(), compiled.start()
-    first_text = random_answer(first, neox, 1)
-    assert random_answer(second, neox, 1) == first_text
-    assert random_answer(compiled.start(), neox, 2) != first_text
+    first_text = random_output(first, neox, 1)
+    assert random_output(second, neox, 1) == first_text
+    assert random_output(compiled.start(), neox, 2) != first_text

@@ -32,9 +32,9 @@ REFUSED = {
     "uniqueItems",
 }
 
-# Instances that a schema allows and a guide does not write: other spellings of a number, control characters, formats as
-# mere notes, and rare spellings of addresses.
-NOT_WRITTEN = {
+# Instances that a schema allows and its grammar does not: other notations of a number, control characters, formats as
+# mere annotations, and rare notations of addresses.
+NOT_ALLOWED = {
     "float zero is valid",
     "float one is valid",
     "float -2.0 is valid",
@@ -55,9 +55,9 @@ NOT_WRITTEN = {
     "a long valid ipv6",
 }
 
-# Instances that a guide writes although the schema refuses them, all of optional parts of the suite: days and seconds
-# that only some years and times have, and one character that only ECMAScript takes for a space.
-WRITTEN_WRONGLY = {
+# Instances that a grammar allows although the schema refuses them, all of optional parts of the suite: days and seconds
+# that only some years and times have, and one character that is a space in ECMAScript only.
+WRONGLY_ALLOWED = {
     "zero-width whitespace does not match",
     "a invalid date string with 29 days in February (normal)",
     "2021 is not a leap year",
@@ -68,9 +68,9 @@ WRITTEN_WRONGLY = {
 def test_compiled_schemas_judge_as_the_suite_does(compiler: GrammarCompiler, neox: TextTokenizer, name: str) -> None:
     wrong = []
     for group, schema, cases in SUITE[name]:
-        guide = GrammarSpec("json_schema", json.dumps(schema))
+        spec = GrammarSpec("json_schema", json.dumps(schema))
         try:
-            compiled = compiler.compile(guide)
+            compiled = compiler.compile(spec)
         except RequestError:
             continue
         for case, instance, valid in cases:
@@ -94,12 +94,12 @@ def test_unsupported_keywords_are_refused_by_name(compiler: GrammarCompiler, nam
 
 def _excused(case: str, judged: bool) -> bool:
     if judged:
-        return case in WRITTEN_WRONGLY or "leap second" in case
-    return case in NOT_WRITTEN or "is only an annotation by default" in case or r"\u" in case
+        return case in WRONGLY_ALLOWED or "leap second" in case
+    return case in NOT_ALLOWED or "is only an annotation by default" in case or r"\u" in case
 
 
 def _orders(value: Any) -> Iterator[Any]:
-    """Yield a value with its keys in some other orders: a guide writes them in the schema's."""
+    """Yield a value with its keys in some other orders: a grammar has them in the schema's."""
     if isinstance(value, dict):
         orders = {key: list(itertools.islice(_orders(part), 6)) for key, part in value.items()}
         for keys in itertools.islice(itertools.permutations(value), 24):

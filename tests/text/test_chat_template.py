@@ -87,7 +87,7 @@ def test_continuing_needs_the_content_in_the_prompt() -> None:
 
 
 def test_continuing_excludes_a_new_turn(dolly: ChatTemplate) -> None:
-    with pytest.raises(ChatTemplateError, match="exclude"):
+    with pytest.raises(ChatTemplateError, match="mutually exclusive"):
         dolly.render([ASSISTANT], continue_final_message=True)
 
 
@@ -115,25 +115,25 @@ class TestSources:
         (folder / "tokenizer_config.json").write_text(json.dumps(config))
         assert ChatTemplate.from_folder(folder).render([USER]) == "<s>|e"
 
-    def test_base_model_is_told_the_setting(self, folder: Path) -> None:
+    def test_the_error_for_a_base_model_names_the_setting(self, folder: Path) -> None:
         with pytest.raises(MissingChatTemplateError, match="Set chat_template to 'chatml'"):
             ChatTemplate.from_folder(folder)
 
-    def test_none_switches_off(self, folder: Path) -> None:
+    def test_none_disables_chat(self, folder: Path) -> None:
         (folder / "chat_template.jinja").write_text("file")
-        with pytest.raises(MissingChatTemplateError, match="switched off"):
+        with pytest.raises(MissingChatTemplateError, match="chat is disabled"):
             ChatTemplate.from_folder(folder, "none")
 
     def test_unknown_setting_is_named(self, folder: Path) -> None:
-        with pytest.raises(ChatTemplateError, match=r"'chatlm' is neither chatml nor dolly nor the path"):
+        with pytest.raises(ChatTemplateError, match=r"'chatlm'\) must be chatml, dolly, none, the path"):
             ChatTemplate.from_folder(folder, "chatlm")
 
-    def test_broken_template_shows_at_load(self, folder: Path) -> None:
+    def test_broken_template_fails_at_load(self, folder: Path) -> None:
         with pytest.raises(ChatTemplateError, match="the chat template failed"):
             ChatTemplate.from_folder(folder, "{% if %}")
 
     def test_chatml_needs_its_tokens(self, folder: Path) -> None:
-        with pytest.raises(ChatTemplateError, match=r"<\|im_start\|> and <\|im_end\|>.*break it into pieces.*dolly"):
+        with pytest.raises(ChatTemplateError, match=r"<\|im_start\|> and <\|im_end\|>.*split it into pieces.*dolly"):
             ChatTemplate.from_folder(folder, "chatml")
 
     def test_chatml_tokens_are_single_ids(self, chatml: ChatTemplate, chatml_tokenizer: TextTokenizer) -> None:
@@ -186,7 +186,7 @@ class TestHostileTemplates:
             template.render([USER, ASSISTANT])
         assert template.render([USER]) == "fine"
 
-    def test_what_the_machine_ended_is_no_fault_of_the_template(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_process_ended_from_outside_is_no_fault_of_the_template(self, monkeypatch: pytest.MonkeyPatch) -> None:
         template = ChatTemplate("fine")
         with monkeypatch.context() as patch:
             patch.setattr(template._process._child, "ask", raising(ChildEndedError(-signal.SIGKILL)))

@@ -34,7 +34,7 @@ def test_toys_stream_what_decode_gives(make: type, ids: list[int], sizes: list[i
 
 
 @given(text=st.text(max_size=40))
-def test_only_whole_characters_leave(neox: TextTokenizer, text: str) -> None:
+def test_only_complete_characters_are_emitted(neox: TextTokenizer, text: str) -> None:
     ids = neox.encode(text)
     if neox.decode(ids) != text:  # NFC changed it
         text = neox.decode(ids)

@@ -41,7 +41,7 @@ def test_agrees_with_a_naive_search_however_the_text_is_cut(
 
 
 @given(text=TEXT, stops=STOPS.filter(bool))
-def test_nothing_that_may_become_a_match_leaves(text: str, stops: list[str]) -> None:
+def test_nothing_that_may_become_a_match_is_emitted(text: str, stops: list[str]) -> None:
     matcher = StopMatcher(stops)
     sent = ""
     for i, char in enumerate(text, 1):
@@ -53,12 +53,12 @@ def test_nothing_that_may_become_a_match_leaves(text: str, stops: list[str]) -> 
         assert all(not stop.startswith(sent[-n:] + held) for stop in stops for n in range(1, len(sent) + 1))
 
 
-def test_text_leaves_at_once_when_no_stop_string_can_begin_in_it() -> None:
+def test_text_is_emitted_at_once_when_no_stop_string_can_begin_in_it() -> None:
     assert StopMatcher(["###"]).push("Hello #1") == ("Hello #1", None)
     assert StopMatcher(["###"]).push("Hello ##") == ("Hello ", None)
 
 
-def test_no_stop_strings_hold_nothing() -> None:
+def test_nothing_is_held_back_without_stop_strings() -> None:
     matcher = StopMatcher([])
     assert matcher.push("any") == ("any", None)
     assert matcher.finish() == ("", None)

@@ -15,9 +15,9 @@ def delta(*ids: int, end: bool = False) -> Delta:
     return Delta(ids, "length" if end else None, None, 3)
 
 
-def test_the_first_leaves_at_once_and_the_rest_is_merged_while_the_reader_is_away() -> None:
+def test_the_first_comes_at_once_and_the_rest_is_merged_while_the_reader_is_busy() -> None:
     async def scenario() -> None:
-        stream = DeltaMailbox(asyncio.get_running_loop()).stream()
+        stream = DeltaMailbox(asyncio.get_running_loop()).subscribe()
         stream.post(delta(1))
         assert (await anext(stream)).token_ids == (1,)
         for item in (delta(2), delta(3), delta(4, end=True)):
@@ -29,28 +29,34 @@ def test_the_first_leaves_at_once_and_the_rest_is_merged_while_the_reader_is_awa
     asyncio.run(scenario())
 
 
-def test_choices_are_merged_each_for_itself() -> None:
-    def news(index: int, token_id: int, end: bool = False, prompt: bool = False) -> Delta:
-        told = TokenLogprobs(-float(token_id), 1, ((token_id, -float(token_id)),))
+def test_choices_are_merged_separately() -> None:
+    def part(index: int, token_id: int, end: bool = False, prompt: bool = False) -> Delta:
+        entry = TokenLogprobs(-float(token_id), 1, ((token_id, -float(token_id)),))
         reason: Any = "length" if end else None
         return Delta(
-            (token_id,), reason, None, 3, index=index, logprobs=(told,), prompt_logprobs=(None,) * prompt or None
+            (token_id,), reason, None, 3, index=index, logprobs=(entry,), prompt_logprobs=(None,) * prompt or None
         )
 
     async def scenario() -> None:
-        stream = DeltaMailbox(asyncio.get_running_loop()).stream(choices=2)
-        for item in (news(4, 1, prompt=True), news(5, 2), news(4, 3), news(5, 4, end=True), news(4, 5, end=True)):
+        stream = DeltaMailbox(asyncio.get_running_loop()).subscribe(choices=2)
+        for item in (
+            part(4, 1, prompt=True),
+            part(5, 2),
+            part(4, 3),
+            part(5, 4, end=True),
+            part(4, 5, end=True),
+        ):
             stream.post(item)
         first, second = [item async for item in stream]
         assert (first.index, first.token_ids, first.finish_reason) == (4, (1, 3, 5), "length")
         assert (second.index, second.token_ids, second.finish_reason) == (5, (2, 4), "length")
-        assert [told.logprob for told in first.logprobs or ()] == [-1.0, -3.0, -5.0]
+        assert [entry.logprob for entry in first.logprobs or ()] == [-1.0, -3.0, -5.0]
         assert (first.prompt_logprobs, second.prompt_logprobs) == ((None,), None)
 
     asyncio.run(scenario())
 
 
-def test_one_wake_up_takes_a_whole_step() -> None:
+def test_one_wake_up_delivers_a_whole_step() -> None:
     async def scenario() -> int:
         loop = asyncio.get_running_loop()
         wake_ups = 0
@@ -63,7 +69,7 @@ def test_one_wake_up_takes_a_whole_step() -> None:
 
         loop.call_soon_threadsafe = counting  # type: ignore[method-assign, assignment]
         mailbox = DeltaMailbox(loop)
-        streams = [mailbox.stream() for _ in range(32)]
+        streams = [mailbox.subscribe() for _ in range(32)]
         for stream in streams:
             stream.post(delta(7, end=True))
         assert [(await anext(stream)).token_ids for stream in streams] == [(7,)] * 32
@@ -77,7 +83,7 @@ def test_one_wake_up_takes_a_whole_step() -> None:
 def test_nothing_is_lost_or_reordered_between_threads(requests: list[tuple[int, int]]) -> None:
     async def scenario() -> list[dict[int, list[int]]]:
         mailbox = DeltaMailbox(asyncio.get_running_loop())
-        streams = [mailbox.stream(choices) for _, choices in requests]
+        streams = [mailbox.subscribe(choices) for _, choices in requests]
 
         def engine() -> None:
             for position in range(max(length for length, _ in requests)):
@@ -87,16 +93,16 @@ def test_nothing_is_lost_or_reordered_between_threads(requests: list[tuple[int, 
                         stream.post(Delta((position,), reason, None, 3, index=index))
 
         async def read(number: int) -> dict[int, list[int]]:
-            answers: dict[int, list[int]] = {}
+            outputs: dict[int, list[int]] = {}
             async for item in streams[number]:
-                answers.setdefault(item.index, []).extend(item.token_ids)
-            return answers
+                outputs.setdefault(item.index, []).extend(item.token_ids)
+            return outputs
 
         thread = threading.Thread(target=engine)
         thread.start()
-        answers = await asyncio.gather(*(read(number) for number in range(len(streams))))
+        outputs = await asyncio.gather(*(read(number) for number in range(len(streams))))
         thread.join()
-        return answers
+        return outputs
 
     expected = [{index: list(range(length)) for index in range(choices)} for length, choices in requests]
     assert asyncio.run(scenario()) == expected

@@ -1,4 +1,4 @@
-"""What an answer must match, from the wire to the engine."""
+"""What the output must match, from the wire to the engine."""
 
 import json
 from typing import Any
@@ -18,7 +18,7 @@ PATHS = ["/v1/completions", "/v1/chat/completions"]
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(
-    ("body", "guide"),
+    ("body", "grammar"),
     [
         ({"response_format": {"type": "json_object"}}, GrammarSpec("json_object")),
         (
@@ -45,13 +45,12 @@ PATHS = ["/v1/completions", "/v1/chat/completions"]
         ({"response_format": None, "guided_json": None}, None),
     ],
 )
-def test_the_engine_gets_the_guide(
-    http: httpx.Client, backend: FakeBackend, path: str, body: dict[str, Any], guide: GrammarSpec | None
+def test_the_engine_gets_the_grammar(
+    http: httpx.Client, backend: FakeBackend, path: str, body: dict[str, Any], grammar: GrammarSpec | None
 ) -> None:
     response = post(http, path, {**GOOD[path], **body})
     assert response.status_code == 200, response.text
-    [(_, params)] = backend.started
-    assert params.guide == guide
+    assert backend.grammars == [grammar]
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -124,8 +123,8 @@ def test_what_the_engine_cannot_compile_is_an_error_of_the_field(
     assert (error["param"], error["message"]) == (field, "The expression takes too long.")
 
 
-def test_an_engine_that_is_busy_with_guides_is_asked_again(http: httpx.Client, backend: FakeBackend) -> None:
-    backend.refusal = BusyError("too many guides are being compiled; try again later")
+def test_an_engine_that_is_busy_with_grammars_may_be_retried(http: httpx.Client, backend: FakeBackend) -> None:
+    backend.refusal = BusyError("too many grammars are being compiled; try again later")
     response = post(http, PATHS[0], {"prompt": "a", "guided_regex": "a"})
     assert check_error(response, 503, "overloaded")["param"] is None
     assert int(response.headers["retry-after"]) > 0

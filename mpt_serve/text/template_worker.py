@@ -1,6 +1,6 @@
-"""The child of `template_process`: renders the template it is sent, once per line of input.
+"""The child process of `template_process`: renders its template once per line of input.
 
-Runs as a script and imports nothing of this package, so that it starts fast and holds little.
+Runs as a script and imports nothing of this package, so that it starts fast and needs little memory.
 """
 
 import functools
@@ -17,21 +17,21 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 
 def main() -> None:
-    """Read the setup and answer `{}`, then answer each context with `{"text": ...}` or `{"error": ...}`."""
+    """Read the setup and reply `{}`, then reply to each context with `{"text": ...}` or `{"error": ...}`."""
     setup = json.loads(sys.stdin.buffer.readline())
     limits = setup["limits"]
     resource.setrlimit(resource.RLIMIT_AS, (limits["memory"], limits["memory"]))
-    _answer({})
+    _send({})
     for line in sys.stdin.buffer:
-        # The kernel ends the process when its time is over: no template can hold this off. Processor time, because a
-        # busy machine is no fault of the template's.
+        # The kernel ends the process when its time is over, whatever the template does. CPU time rather than elapsed
+        # time: a busy machine is no fault of the template.
         signal.setitimer(signal.ITIMER_PROF, limits["seconds"])
         reply = _reply(setup, json.loads(line))
         signal.setitimer(signal.ITIMER_PROF, 0)
-        _answer(reply)
+        _send(reply)
 
 
-def _answer(reply: dict[str, str]) -> None:
+def _send(reply: dict[str, str]) -> None:
     sys.stdout.buffer.write(json.dumps(reply).encode() + b"\n")
     sys.stdout.buffer.flush()
 

@@ -11,12 +11,13 @@ from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from mpt_serve.deployments.admission import Admission
-from mpt_serve.deployments.replica_client import ServeBackend
+from mpt_serve.deployments.serve_backend import ServeBackend
 from mpt_serve.engine.request import Delta
 from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.errors import EngineClosedError, RequestError
-from mpt_serve.openai.backend import ModelInfo
+from mpt_serve.openai.backend import GenerationRequest, ModelInfo
 from mpt_serve.openai.errors import NotReadyError
+from mpt_serve.structured_outputs.spec import GrammarSpec
 
 Script = Callable[[Sequence[int], SamplingParams, Sequence[int]], AsyncIterator[Delta]]
 
@@ -42,6 +43,7 @@ class FakeGenerator:
         self._scripts = list(scripts)
         self.calls: list[tuple[list[int], SamplingParams, str, tuple[int, ...]]] = []
         self.responses: list[FakeResponse] = []
+        self.specs: list[object] = []
         self.generate = SimpleNamespace(remote=self._generate)
         self.broadcasts: list[tuple[object, ...]] = []
         self.answers: list[object] | Exception = [None]
@@ -59,8 +61,9 @@ class FakeGenerator:
         return SimpleNamespace(results_async=results)
 
     def _generate(
-        self, ids: list[int], params: SamplingParams, request_id: str, generated: tuple[int, ...]
+        self, ids: list[int], params: SamplingParams, request_id: str, generated: tuple[int, ...], spec: object
     ) -> FakeResponse:
+        self.specs.append(spec)
         self.calls.append((list(ids), params, request_id, generated))
         self.responses.append(FakeResponse(self._scripts.pop(0)(ids, params, generated)))
         return self.responses[-1]
@@ -71,21 +74,21 @@ def token_at(choice: int, position: int) -> int:
 
 
 def continuing(until: int | None = None) -> Script:
-    """An engine whose answers are a function of choice and position alone; it dies after `until` deltas.
+    """An engine whose outputs are a function of choice and position alone; it dies after `until` deltas.
 
-    Choice c ends after max_tokens - c ids. Choices speak in turn.
+    Choice c ends after max_tokens - c ids. Choices take turns.
     """
 
     async def script(ids: Sequence[int], params: SamplingParams, generated: Sequence[int]) -> AsyncIterator[Delta]:
-        told = 0
+        sent = 0
         for position in range(len(generated), params.max_tokens):
             for choice in range(params.choice_index, params.choice_index + params.n):
                 length = params.max_tokens - choice
                 if position >= length:
                     continue
-                if told == until:
+                if sent == until:
                     raise RayActorError
-                told += 1
+                sent += 1
                 first = position == len(generated) and choice == params.choice_index
                 yield Delta(
                     (token_at(choice, position),),
@@ -96,22 +99,24 @@ def continuing(until: int | None = None) -> Script:
                     index=choice,
                     prompt_logprobs=(None,) * len(ids) if first and params.prompt_logprobs is not None else None,
                 )
-        if told == until:
+        if sent == until:
             raise RayActorError
 
     return script
 
 
-def backend(generator: FakeGenerator, max_requests: int = 8, places: int = 8, tokenizer: Any = None) -> ServeBackend:
+def backend(generator: FakeGenerator, max_requests: int = 8, capacity: int = 8, tokenizer: Any = None) -> ServeBackend:
     info = ModelInfo(id="m", created=0, max_model_len=64, vocab_len=300)
     handles: Any = (None, tokenizer, generator)
     served = ServeBackend(info, *handles, Admission(max_requests, 1000))
-    served.queue.resize(places)
+    served.queue.resize(capacity)
     return served
 
 
 async def collect(served: ServeBackend, params: SamplingParams, prompt: Sequence[int] = (1, 2, 3)) -> list[Delta]:
-    return [delta async for delta in served.generate(prompt, params, "r")]
+    deltas: list[Delta] = []
+    await served.generate(GenerationRequest(prompt, params, None, "r"), deltas.append)
+    return deltas
 
 
 def tokens(deltas: list[Delta]) -> list[int]:
@@ -126,66 +131,104 @@ def test_a_finished_stream_is_not_cancelled() -> None:
     assert not generator.responses[0].cancelled
 
 
-def test_closing_a_stream_cancels_it_before_the_close_returns() -> None:
-    generator = FakeGenerator(continuing())
-    served = backend(generator)
-
-    async def scenario() -> bool:
-        stream = served.generate([1], SamplingParams(max_tokens=9), "r")
-        await anext(stream)
-        await stream.aclose()
-        return generator.responses[0].cancelled
-
-    assert asyncio.run(scenario())
-
-
-async def collect_wanted(served: ServeBackend, params: SamplingParams, last: dict[int, int]) -> list[Delta]:
-    """Return the deltas of a reader who wants nothing more of choice c after token last[c]."""
-    unwanted: set[int] = set()
-    deltas = []
-    async for delta in served.generate([1], params, "r", unwanted):
-        deltas.append(delta)
-        unwanted |= {choice for choice, token in last.items() if token in delta.token_ids}
+async def cancelled_after(served: ServeBackend, params: SamplingParams, count: int) -> None:
+    """Generate, cancel after that many deltas, and wait for the end of that."""
+    deltas: list[Delta] = []
+    task = asyncio.create_task(served.generate(GenerationRequest([1], params, None, "r"), deltas.append))
+    while len(deltas) < count:
         await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+def waiting_after(count: int) -> Script:
+    """An engine that sends that many deltas of its first choice, and then nothing."""
+
+    async def script(ids: Sequence[int], params: SamplingParams, *_: object) -> AsyncIterator[Delta]:
+        for _ in range(count):
+            yield Delta((1,), None, None, 3, index=params.choice_index)
+        await asyncio.Event().wait()
+
+    return script
+
+
+def test_cancelling_a_request_cancels_its_stream_before_it_returns() -> None:
+    generator = FakeGenerator(waiting_after(1))
+    asyncio.run(cancelled_after(backend(generator), SamplingParams(max_tokens=9), 1))
+    assert generator.responses[0].cancelled
+
+
+def test_an_exception_of_the_reader_ends_the_request() -> None:
+    generator = FakeGenerator(continuing())
+
+    def fail(delta: Delta) -> None:
+        raise KeyError("reader")
+
+    request = GenerationRequest([1], SamplingParams(max_tokens=9), None, "r")
+    with pytest.raises(KeyError, match="reader"):
+        asyncio.run(backend(generator).generate(request, fail))
+    assert generator.responses[0].cancelled
+
+
+def test_a_grammar_goes_to_every_replica(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = GrammarSpec("regex", "a+")
+    generator = FakeGenerator(continuing(until=1), continuing())
+    request = GenerationRequest([1], SamplingParams(max_tokens=3), spec, "r")
+    asyncio.run(backend(generator).generate(request, lambda delta: None))
+    assert generator.specs == [spec, spec]
+
+
+async def collect_until(served: ServeBackend, params: SamplingParams, last: dict[int, int]) -> list[Delta]:
+    """Return the deltas of a request whose choice c is stopped after token last[c]."""
+    stopped: set[int] = set()
+    deltas: list[Delta] = []
+
+    def on_delta(delta: Delta) -> None:
+        deltas.append(delta)
+        stopped.update(choice for choice, token in last.items() if token in delta.token_ids)
+
+    await served.generate(GenerationRequest([1], params, None, "r"), on_delta, stopped)
+    await asyncio.sleep(0.01)  # for the calls in the background
     return deltas
 
 
-def test_an_unwanted_choice_ends_and_the_others_go_on() -> None:
+def test_a_stopped_choice_ends_and_the_others_continue() -> None:
     generator = FakeGenerator(continuing())
     last = {1: token_at(1, 2)}
-    deltas = asyncio.run(collect_wanted(backend(generator), SamplingParams(max_tokens=6, n=3), last))
+    deltas = asyncio.run(collect_until(backend(generator), SamplingParams(max_tokens=6, n=3), last))
     own = {choice: tokens([delta for delta in deltas if delta.index == choice]) for choice in range(3)}
     assert own == {c: [token_at(c, i) for i in range(3 if c == 1 else 6 - c)] for c in range(3)}
     assert generator.broadcasts == [("end_choice", generator.calls[0][2], 1)]
     assert not generator.responses[0].cancelled
 
 
-def test_a_request_of_which_nothing_is_wanted_ends() -> None:
+def test_a_request_ends_when_all_its_choices_are_stopped() -> None:
     generator = FakeGenerator(continuing())
     last = {choice: token_at(choice, 2) for choice in range(2)}
-    deltas = asyncio.run(collect_wanted(backend(generator), SamplingParams(max_tokens=9, n=2), last))
+    deltas = asyncio.run(collect_until(backend(generator), SamplingParams(max_tokens=9, n=2), last))
     assert len(tokens(deltas)) == 6
     assert generator.responses[0].cancelled
 
 
-def test_an_unwanted_choice_is_not_taken_to_the_next_replica() -> None:
+def test_a_stopped_choice_is_not_moved_to_the_next_replica() -> None:
     generator = FakeGenerator(continuing(until=8), continuing())
     last = {0: token_at(0, 2)}
-    deltas = asyncio.run(collect_wanted(backend(generator), SamplingParams(max_tokens=9, n=2), last))
+    deltas = asyncio.run(collect_until(backend(generator), SamplingParams(max_tokens=9, n=2), last))
     assert tokens([delta for delta in deltas if delta.index == 1]) == [token_at(1, i) for i in range(8)]
     assert [params.choice_index for _, params, _, _ in generator.calls] == [0, 1]
 
 
-def test_a_choice_is_unwanted_wherever_it_has_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_choice_can_be_stopped_wherever_it_has_moved(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mpt_serve.deployments.failover._MOVE_PAUSE_S", 0.0)
     generator = FakeGenerator(continuing(until=2), continuing(), continuing())
     last = {0: token_at(0, 4)}
-    deltas = asyncio.run(collect_wanted(backend(generator), SamplingParams(max_tokens=9, n=2), last))
+    deltas = asyncio.run(collect_until(backend(generator), SamplingParams(max_tokens=9, n=2), last))
     assert tokens([delta for delta in deltas if delta.index == 1]) == [token_at(1, i) for i in range(8)]
     assert [response.cancelled for response in generator.responses[1:]] == [True, False]
 
 
-def test_a_full_house_refuses_all_prompts_of_a_request_together() -> None:
+def test_admission_refuses_all_prompts_of_a_request_together() -> None:
     served = backend(FakeGenerator(), max_requests=3)
     with served.admit([[1], [1, 2]], 1):
         for prompts, choices in (([[1], [1]], 1), ([[1]], 2)):
@@ -195,7 +238,7 @@ def test_a_full_house_refuses_all_prompts_of_a_request_together() -> None:
             pass
 
 
-def test_a_request_that_met_a_stopped_engine_goes_elsewhere() -> None:
+def test_a_request_is_moved_from_a_closed_engine() -> None:
     async def closed(ids: Sequence[int], *_: object) -> AsyncIterator[Delta]:
         raise RayTaskError("generate", "a long traceback", EngineClosedError("closed")).as_instanceof_cause()
         yield
@@ -210,7 +253,7 @@ def test_a_request_that_met_a_stopped_engine_goes_elsewhere() -> None:
         assert tokens(deltas) == [103, 104, 105]
 
 
-def test_a_request_whose_step_failed_is_not_taken_to_the_next_replica() -> None:
+def test_a_request_whose_step_failed_is_not_moved() -> None:
     async def failing(ids: Sequence[int], *_: object) -> AsyncIterator[Delta]:
         yield Delta((), "error", None, len(ids), message="a step failed")
 
@@ -221,7 +264,7 @@ def test_a_request_whose_step_failed_is_not_taken_to_the_next_replica() -> None:
 
 
 @pytest.mark.parametrize("died_after", [0, 1, 5])
-def test_a_request_outlives_its_replica(died_after: int) -> None:
+def test_a_request_survives_its_replica(died_after: int) -> None:
     generator = FakeGenerator(continuing(until=died_after), continuing())
     params = SamplingParams(max_tokens=6, min_tokens=4)
     deltas = asyncio.run(collect(backend(generator), params))
@@ -235,7 +278,7 @@ def test_a_request_outlives_its_replica(died_after: int) -> None:
 
 
 @pytest.mark.parametrize("died_after", range(10))
-def test_every_choice_outlives_its_replica(died_after: int) -> None:
+def test_every_choice_survives_its_replica(died_after: int) -> None:
     params = SamplingParams(max_tokens=4, n=3, prompt_logprobs=0, seed=5)
     generator = FakeGenerator(continuing(until=died_after), *[continuing()] * 3)
     deltas = asyncio.run(collect(backend(generator), params))
@@ -244,16 +287,16 @@ def test_every_choice_outlives_its_replica(died_after: int) -> None:
         assert tokens(own) == [token_at(choice, position) for position in range(4 - choice)]
         assert [delta.finish_reason for delta in own if delta.finish_reason] == ["length"]
         assert own[-1].finish_reason
-    assert [delta.index for delta in deltas if delta.prompt_logprobs is not None] == [0]  # told once
+    assert [delta.index for delta in deltas if delta.prompt_logprobs is not None] == [0]  # reported once
     assert {delta.num_cached_tokens for delta in deltas} == {0}  # by the replica that read the prompt
     for ids, own_params, _, generated in generator.calls[1:]:
         assert ids == [1, 2, 3]
         assert (own_params.n, own_params.seed) == (1, 5)
         assert list(generated) == [token_at(own_params.choice_index, i) for i in range(len(generated))]
-        assert len(generated) < 4 - own_params.choice_index  # the finished are not begun again
+        assert len(generated) < 4 - own_params.choice_index  # finished choices are not generated again
 
 
-def test_a_choice_moves_on_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_choice_is_moved_independently_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mpt_serve.deployments.failover._MOVE_PAUSE_S", 0.0)
     generator = FakeGenerator(continuing(until=3), continuing(), continuing(until=1), continuing())
     deltas = asyncio.run(collect(backend(generator), SamplingParams(max_tokens=6, n=2)))
@@ -263,21 +306,10 @@ def test_a_choice_moves_on_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(generator.calls) == 4
 
 
-def test_closing_a_moved_request_cancels_all_its_choices() -> None:
-    async def waiting(ids: Sequence[int], params: SamplingParams, *_: object) -> AsyncIterator[Delta]:
-        yield Delta((1,), None, None, 3, index=params.choice_index)
-        await asyncio.Event().wait()
-
-    generator = FakeGenerator(continuing(until=0), waiting, waiting)
-
-    async def scenario() -> list[bool]:
-        stream = backend(generator).generate([1], SamplingParams(n=2), "r")
-        await anext(stream)
-        await anext(stream)
-        await stream.aclose()
-        return [response.cancelled for response in generator.responses[1:]]
-
-    assert asyncio.run(scenario()) == [True, True]
+def test_cancelling_a_moved_request_cancels_all_its_choices() -> None:
+    generator = FakeGenerator(continuing(until=0), waiting_after(1), waiting_after(1))
+    asyncio.run(cancelled_after(backend(generator), SamplingParams(n=2), 2))
+    assert [response.cancelled for response in generator.responses[1:]] == [True, True]
 
 
 def test_a_prompt_that_was_only_read_is_read_again() -> None:
@@ -303,18 +335,18 @@ def test_a_replica_that_dies_after_the_last_token_ends_the_request() -> None:
 def test_a_request_is_not_moved_forever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mpt_serve.deployments.failover._MOVE_PAUSE_S", 0.0)
     generator = FakeGenerator(*[continuing(until=0)] * 10)
-    with pytest.raises(NotReadyError, match="lost with 4 replicas"):
+    with pytest.raises(NotReadyError, match="4 replicas were lost"):
         asyncio.run(collect(backend(generator), SamplingParams(max_tokens=2)))
     assert len(generator.calls) == 4
 
 
-def test_requests_that_wait_for_a_replica_go_by_priority() -> None:
+def test_waiting_requests_are_dispatched_by_priority() -> None:
     async def slow(ids: Sequence[int], *_: object) -> AsyncIterator[Delta]:
         await asyncio.sleep(0.01)
         yield Delta((7,), "length", None, len(ids))
 
     generator = FakeGenerator(*[slow] * 4)
-    served = backend(generator, places=1)
+    served = backend(generator, capacity=1)
 
     async def scenario() -> None:
         requests = [collect(served, SamplingParams(priority=p), [10 + p]) for p in (0, 3, -3, 0)]
@@ -333,7 +365,7 @@ def test_a_deployment_that_takes_nothing_is_a_503() -> None:
         asyncio.run(collect(backend(FakeGenerator(script)), SamplingParams()))
 
 
-def test_counters_of_the_replicas_that_live() -> None:
+def test_counters_of_the_replicas_that_reply() -> None:
     generator = FakeGenerator()
     generator.answers = [RayActorError(), {"running": 1}, RayTaskError("stats", "traceback", ValueError())]
     assert asyncio.run(backend(generator).stats()) == [{"running": 1}]
@@ -364,7 +396,7 @@ def test_a_text_is_encoded_by_another_tokenizer_when_the_first_dies() -> None:
         asyncio.run(served.encode("a b", True))
 
 
-def test_the_engines_refusal_arrives_as_itself() -> None:
+def test_the_engines_refusal_keeps_its_type_and_message() -> None:
     async def script(ids: Sequence[int], *_: object) -> AsyncIterator[Delta]:
         raise RayTaskError("generate", "a long traceback", RequestError("the prompt is empty")).as_instanceof_cause()
         yield
@@ -374,7 +406,7 @@ def test_the_engines_refusal_arrives_as_itself() -> None:
     assert str(error.value) == "the prompt is empty"
 
 
-def test_equal_request_ids_stay_apart_in_the_engine() -> None:
+def test_equal_request_ids_become_different_in_the_engine() -> None:
     generator = FakeGenerator(continuing(), continuing())
     served = backend(generator)
 

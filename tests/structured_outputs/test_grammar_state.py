@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mpt_serve.errors import RequestError
 from mpt_serve.structured_outputs.compiler import GrammarCompiler
-from mpt_serve.structured_outputs.grammar_state import GrammarState
+from mpt_serve.structured_outputs.grammar import GrammarState
 from mpt_serve.structured_outputs.spec import GrammarSpec
 from mpt_serve.text.tokenizer import TextTokenizer
 
@@ -51,13 +51,13 @@ def follow(state: GrammarState, tokenizer: TextTokenizer, text: str) -> GrammarS
 def test_texts_of_the_language_and_no_others(
     compiler: GrammarCompiler, neox: TextTokenizer, kind: str, text: object, good: list[str], bad: list[str]
 ) -> None:
-    for answer in good:
-        assert accepts(start(compiler, kind, text), neox.encode(answer), EOS), answer
-    for answer in bad:
-        assert not accepts(start(compiler, kind, text), neox.encode(answer), EOS), answer
+    for output in good:
+        assert accepts(start(compiler, kind, text), neox.encode(output), EOS), output
+    for output in bad:
+        assert not accepts(start(compiler, kind, text), neox.encode(output), EOS), output
 
 
-def test_only_the_end_may_follow_a_complete_answer(compiler: GrammarCompiler, neox: TextTokenizer) -> None:
+def test_only_the_end_may_follow_a_complete_output(compiler: GrammarCompiler, neox: TextTokenizer) -> None:
     state = start(compiler, "choice", ["yes", "no"])
     assert not state.finished
     follow(state, neox, "yes")
@@ -70,7 +70,7 @@ def test_only_the_end_may_follow_a_complete_answer(compiler: GrammarCompiler, ne
         state.accept(neox.encode("no")[0])
 
 
-def test_the_end_is_one_of_several_where_the_text_may_go_on(compiler: GrammarCompiler, neox: TextTokenizer) -> None:
+def test_the_end_is_allowed_if_the_text_may_continue(compiler: GrammarCompiler, neox: TextTokenizer) -> None:
     state = follow(start(compiler, "regex", "a+"), neox, "a")
     assert not state.finished
     assert {EOS, neox.encode("aa")[0]} <= allowed_ids(state)
@@ -117,7 +117,7 @@ def test_masks_after_drafts_are_those_of_the_accepted_ids(compiler: GrammarCompi
     assert mask_sets(start(compiler, "json_schema", PERSON), drafts) == expected
 
 
-def test_rows_after_a_draft_that_is_not_allowed_are_left(compiler: GrammarCompiler, neox: TextTokenizer) -> None:
+def test_rows_after_a_draft_that_is_not_allowed_are_unchanged(compiler: GrammarCompiler, neox: TextTokenizer) -> None:
     state = start(compiler, "regex", "[a-c]{5}")
     a, b, x = (neox.encode(char)[0] for char in "abx")
     out = np.full((5, WORDS), 7, np.uint32)
@@ -144,7 +144,7 @@ def test_drafts_never_move_the_state(compiler: GrammarCompiler, neox: TextTokeni
     assert accepts(state, ids[cut:-1], EOS)
 
 
-def test_a_clone_goes_its_own_way(compiler: GrammarCompiler, neox: TextTokenizer) -> None:
+def test_a_clone_is_independent(compiler: GrammarCompiler, neox: TextTokenizer) -> None:
     state = follow(start(compiler, "regex", "a(b|c)d*"), neox, "a")
     clone = state.clone()
     follow(clone, neox, "b")
@@ -183,7 +183,7 @@ AMBIGUOUS = 'start: x | "a"* "\\n"\nx: x x | "a" | x "a"? x "b"?'
 
 
 def near_the_limit(compiler: GrammarCompiler, token_id: int) -> GrammarState:
-    """A state where a few more of the ids break a limit."""
+    """Return a state in which a few more of the ids exceed a limit."""
     state, count = start(compiler, "grammar", AMBIGUOUS), 0
     while state.count_verifiable([token_id]):
         state.accept(token_id)
@@ -194,7 +194,7 @@ def near_the_limit(compiler: GrammarCompiler, token_id: int) -> GrammarState:
     return near
 
 
-def test_drafts_that_break_a_limit_are_left_out(compiler: GrammarCompiler, neox: TextTokenizer) -> None:
+def test_drafts_that_exceed_a_limit_are_left_out(compiler: GrammarCompiler, neox: TextTokenizer) -> None:
     a, line = neox.encode("a")[0], neox.encode("\n")[0]
     state = near_the_limit(compiler, a)
     drafts = [a] * 8
@@ -203,7 +203,7 @@ def test_drafts_that_break_a_limit_are_left_out(compiler: GrammarCompiler, neox:
     assert state.count_verifiable(drafts) == 3
     masks = mask_sets(state, drafts[:3])
     assert len(masks) == 4
-    for mask in masks:  # the answer may still go another way, and a mask there is what it is without drafts
+    for mask in masks:  # the output may still continue otherwise, and the mask is the same as without drafts
         assert mask == allowed_ids(state)
         assert line in mask
         state.clone().accept(line)
@@ -227,7 +227,7 @@ def test_drafts_that_are_not_allowed_can_be_verified(compiler: GrammarCompiler, 
     assert mask_sets(state, [a]) == mask_sets(follow(start(compiler, "regex", "[a-c]{5}"), neox, "a"), [a])
 
 
-def test_a_broken_guide_is_never_taken_for_an_ended_one(compiler: GrammarCompiler, neox: TextTokenizer) -> None:
+def test_a_failed_grammar_never_looks_finished(compiler: GrammarCompiler, neox: TextTokenizer) -> None:
     state = follow(start(compiler, "grammar", 'start: "c" b | "d"\nb: b "x"'), neox, "c")
     for _ in range(2):
         with pytest.raises(RequestError, match="matches nothing"):

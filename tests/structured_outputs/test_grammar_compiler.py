@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from mpt_serve.child_process import ChildEndedError
 from mpt_serve.errors import BusyError, RequestError
 from mpt_serve.structured_outputs import compiler as compiler_module
-from mpt_serve.structured_outputs import grammar
+from mpt_serve.structured_outputs import lark
 from mpt_serve.structured_outputs.compiler import GrammarCompiler
-from mpt_serve.structured_outputs.grammar_state import GrammarState
+from mpt_serve.structured_outputs.grammar import GrammarState
 from mpt_serve.structured_outputs.matcher import new_matcher
 from mpt_serve.structured_outputs.spec import GrammarKind, GrammarSpec
 from mpt_serve.text.tokenizer import TextTokenizer
@@ -89,7 +89,7 @@ def refusal(compiler: GrammarCompiler, kind: GrammarKind, text: str) -> str:
         ),
     ],
 )
-def test_refusals_say_what_is_wrong(compiler: GrammarCompiler, kind: GrammarKind, text: str, message: str) -> None:
+def test_refusals_name_what_is_wrong(compiler: GrammarCompiler, kind: GrammarKind, text: str, message: str) -> None:
     assert message in refusal(compiler, kind, text)
 
 
@@ -97,40 +97,40 @@ def test_refusals_say_what_is_wrong(compiler: GrammarCompiler, kind: GrammarKind
     ("kind", "text"),
     [("json_object", ""), ("json_schema", "{}"), ("regex", "a"), ("choice", '["a"]'), ("grammar", 'start: "a"')],
 )
-def test_only_the_child_reads_a_text(
+def test_only_the_worker_reads_a_text(
     compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch, kind: GrammarKind, text: str
 ) -> None:
     def read_here(*_: object) -> str:
         raise AssertionError("a client's text is read where nothing can end it")
 
-    monkeypatch.setattr(grammar, "_lark", read_here)
-    for _ in range(2):  # a new guide and a known one
+    monkeypatch.setattr(lark, "_lark", read_here)
+    for _ in range(2):  # a new spec and a known one
         assert allowed_ids(compiler.compile(GrammarSpec(kind, text + " " * (kind != "regex"))).start())
 
 
 @pytest.mark.parametrize("literal", ['"', '"' + r"\"" * 1_000, "/" + r"\/" * 1_000])
 def test_literals_without_an_end_are_read_once(literal: str) -> None:
     """Each character belongs to one match, so that the time is in proportion to the length."""
-    found = list(grammar._LARK.finditer(literal))
+    found = list(lark._LARK.finditer(literal))
     assert sum(len(match[0]) for match in found) == len(literal)
 
 
 @pytest.mark.parametrize(
     "text", ["(a+)+b", "((a{1,1000}){1,1000})", "foo**", "(x+x+)+y", "(.{1000}){1000}x", "(a?){300}a{300}"]
 )
-def test_expressions_that_blow_up_elsewhere(compiler: GrammarCompiler, text: str) -> None:
+def test_expressions_that_take_exponential_time_elsewhere(compiler: GrammarCompiler, text: str) -> None:
     assert allowed_ids(compiler.compile(GrammarSpec("regex", text)).start())
 
 
-def test_what_takes_too_long_ends(compiler: GrammarCompiler) -> None:
+def test_a_grammar_that_takes_too_long_is_refused(compiler: GrammarCompiler) -> None:
     quick = GrammarCompiler(BYTES, [EOS], time_limit_s=0.2)
-    guide = 'start: "a" | ' + '"a" | ' * 50_000 + '"b"'
-    assert "takes longer than 0.2 s" in refusal(quick, "grammar", guide)
+    text = 'start: "a" | ' + '"a" | ' * 50_000 + '"b"'
+    assert "takes longer than 0.2 s" in refusal(quick, "grammar", text)
     assert accepts(quick.compile(GrammarSpec("regex", "ok")).start(), list(b"ok"), EOS)
     quick.close()
 
 
-def test_what_takes_too_much_memory_ends() -> None:
+def test_a_grammar_that_takes_too_much_memory_is_refused() -> None:
     small = GrammarCompiler(BYTES, [EOS], memory_limit_bytes=4 * 1024 * 1024, time_limit_s=10)
     schema = {"enum": [f"{i:06}" for i in range(60_000)]}
     assert "memory" in refusal(small, "json_schema", json.dumps(schema))
@@ -138,11 +138,11 @@ def test_what_takes_too_much_memory_ends() -> None:
     small.close()
 
 
-def test_long_guides_are_refused_before_anything_else(compiler: GrammarCompiler) -> None:
+def test_long_specs_are_refused_before_anything_else(compiler: GrammarCompiler) -> None:
     assert "1048578 bytes; 1048576 are allowed" in refusal(compiler, "regex", "é" * (512 * 1024 + 1))
 
 
-def test_memory_of_guides_is_bounded() -> None:
+def test_the_memory_of_the_cache_is_bounded() -> None:
     compiler = GrammarCompiler(BYTES, [EOS], cache_entries=8, cache_bytes=1_000)
     for i in range(50):
         compiler.compile(GrammarSpec("regex", f"{i:05}"))
@@ -155,7 +155,7 @@ def test_memory_of_guides_is_bounded() -> None:
     compiler.close()
 
 
-def test_a_known_guide_needs_no_child() -> None:
+def test_a_known_spec_needs_no_worker() -> None:
     compiler = GrammarCompiler(BYTES, [EOS], max_workers=1)
     compiler.compile(GrammarSpec("regex", "a"))
     refusal(compiler, "regex", "[")
@@ -165,7 +165,7 @@ def test_a_known_guide_needs_no_child() -> None:
     assert compiler._workers.get().pid is None
 
 
-def test_only_so_many_compile_at_once() -> None:
+def test_only_max_workers_compile_at_once() -> None:
     compiler = GrammarCompiler(BYTES, [EOS], max_workers=1, wait_limit_s=0.05)
     worker = compiler._workers.get()
     with pytest.raises(BusyError, match="try again later"):
@@ -175,17 +175,17 @@ def test_only_so_many_compile_at_once() -> None:
     compiler.close()
 
 
-def test_a_known_guide_waits_for_no_new_one() -> None:
+def test_a_known_spec_waits_for_no_new_one() -> None:
     compiler = GrammarCompiler(BYTES, [EOS], max_workers=1, wait_limit_s=0.05)
     compiler.compile(GrammarSpec("regex", "a"))
-    worker = compiler._workers.get()  # a new guide takes all its time
+    worker = compiler._workers.get()  # an unknown spec takes all of its time
     assert accepts(compiler.compile(GrammarSpec("regex", "a")).start(), list(b"a"), EOS)
     compiler._workers.put(worker)
     compiler.close()
 
 
 class EndingWorker:
-    """A child that the signal ends at every request."""
+    """A worker that the signal ends at every request."""
 
     def __init__(self, number: signal.Signals) -> None:
         self.ended = ChildEndedError(-number)
@@ -194,7 +194,7 @@ class EndingWorker:
         raise self.ended
 
 
-def test_what_the_machine_ended_is_no_fault_of_the_guide() -> None:
+def test_a_worker_ended_from_outside_is_no_fault_of_the_spec() -> None:
     compiler = GrammarCompiler(BYTES, [EOS], max_workers=1)
     worker = compiler._workers.get()
     compiler._workers.put(EndingWorker(signal.SIGKILL))  # type: ignore[arg-type]
@@ -207,7 +207,7 @@ def test_what_the_machine_ended_is_no_fault_of_the_guide() -> None:
 
 
 @pytest.mark.parametrize(("number", "reason"), [(signal.SIGPROF, "takes longer"), (signal.SIGABRT, "too much memory")])
-def test_what_the_guide_ended_is_remembered(number: signal.Signals, reason: str) -> None:
+def test_a_spec_that_ends_its_worker_is_remembered(number: signal.Signals, reason: str) -> None:
     compiler = GrammarCompiler(BYTES, [EOS], max_workers=1, wait_limit_s=0)
     compiler._workers.get()
     compiler._workers.put(EndingWorker(number))  # type: ignore[arg-type]
@@ -231,17 +231,17 @@ def test_a_check_refuses_alike_and_builds_nothing(monkeypatch: pytest.MonkeyPatc
     compiler.close()
 
 
-def test_no_request_ends_another_with_an_equal_guide() -> None:
-    """The answers of one request fill its tables until it cannot go on; the other has tables of its own."""
+def test_no_request_ends_another_with_an_equal_grammar() -> None:
+    """The outputs of one request fill its tables until it fails; the other one has its own tables."""
     compiler = GrammarCompiler(BYTES, [EOS])
-    guide = GrammarSpec("regex", "(.*a.{60}){2}b")
-    full, other = compiler.compile(guide), compiler.compile(guide)
-    draw = random.Random(0)
+    spec = GrammarSpec("regex", "(.*a.{60}){2}b")
+    full, other = compiler.compile(spec), compiler.compile(spec)
+    rng = random.Random(0)
 
     def follow(states: list[GrammarState], count: int) -> None:
         for state, _ in itertools.product(states, range(count)):
             assert {ord("a"), ord("b")} <= allowed_ids(state)
-            state.accept(draw.choice(b"ab"))
+            state.accept(rng.choice(b"ab"))
 
     with pytest.raises(RequestError, match="too complex"):
         follow([full.start() for _ in range(10)], 1_000)
@@ -261,7 +261,7 @@ def test_threads_share_a_compiler(compiler: GrammarCompiler, neox: TextTokenizer
         assert all(pool.map(one, range(8)))
 
 
-def test_several_ids_may_end_an_answer() -> None:
+def test_several_ids_may_end_an_output() -> None:
     compiler = GrammarCompiler(BYTES, [OTHER_EOS, EOS, 4_000])
     state = compiler.compile(GrammarSpec("regex", "a")).start()
     assert allowed_ids(state) == {ord("a")}
@@ -272,8 +272,8 @@ def test_several_ids_may_end_an_answer() -> None:
     compiler.close()
 
 
-def test_without_an_end_there_is_no_guide() -> None:
-    with pytest.raises(ValueError, match="needs an end-of-sequence id below 258"):
+def test_without_an_end_of_sequence_id_there_are_no_grammars() -> None:
+    with pytest.raises(ValueError, match="need an end-of-sequence id below 258"):
         GrammarCompiler(BYTES, [300])
 
 

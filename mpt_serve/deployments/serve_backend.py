@@ -1,0 +1,103 @@
+"""The backend of the HTTP endpoints, over handles to the other deployments."""
+
+from collections.abc import Callable, Sequence, Set
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
+
+from ray.exceptions import RayActorError, RayTaskError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle, DeploymentResponse
+
+from mpt_serve.deployments.admission import Admission
+from mpt_serve.deployments.dispatch_queue import DispatchQueue
+from mpt_serve.deployments.failover import FailoverStream
+from mpt_serve.deployments.readiness import ReplicaWatch
+from mpt_serve.deployments.replica_client import ReplicaClient, translated
+from mpt_serve.openai.backend import GenerationRequest, ModelInfo, OnDelta, Readiness
+from mpt_serve.text.chat_template import Message
+from mpt_serve.text.tokenizer import TextTokenizer
+
+__all__ = ["ServeBackend"]
+
+
+class ServeBackend:
+    """Implements `mpt_serve.openai.backend.Backend`.
+
+    text: the same tokenizer that the Tokenizer deployment has, for the way back from ids.
+    tokenizer, generator: handles of these deployments.
+    """
+
+    def __init__(
+        self,
+        model: ModelInfo,
+        text: TextTokenizer,
+        tokenizer: DeploymentHandle,
+        generator: DeploymentHandle,
+        admission: Admission,
+    ) -> None:
+        self.model = model
+        self.tokenizer = text
+        self.queue = DispatchQueue(capacity=1)  # until the watch has seen the replicas
+        self.watch = ReplicaWatch(generator, self._update_model, self.queue.resize)
+        self._tokenizer_replicas = tokenizer
+        self._generator_replicas = ReplicaClient(generator)
+        self._admission = admission
+
+    async def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        """Return the text's ids."""
+        return await _ids(lambda: self._tokenizer_replicas.encode.remote(text, add_special_tokens))
+
+    async def encode_chat(
+        self, messages: Sequence[Message], add_generation_prompt: bool, continue_final_message: bool
+    ) -> list[int]:
+        """Return the ids of the rendered conversation. Raises ChatTemplateError."""
+        chat = (list(messages), add_generation_prompt, continue_final_message)
+        return await _ids(lambda: self._tokenizer_replicas.encode_chat.remote(*chat))
+
+    async def decode(self, ids: Sequence[int]) -> str:
+        """Return the ids' text, special tokens included."""
+        return self.tokenizer.decode(ids)
+
+    def admit(self, prompts: Sequence[Sequence[int]], choices: int) -> AbstractContextManager[None]:
+        """Count one HTTP request with n `choices` of each prompt towards the capacity while entered.
+
+        Raises NotReadyError if the capacity is exhausted.
+        """
+        return self._admission.admit([len(ids) for ids in prompts], choices)
+
+    async def generate(
+        self, request: GenerationRequest, on_delta: OnDelta, stopped_choices: Set[int] = frozenset()
+    ) -> None:
+        """Generate on the replicas, moving to others when one is lost. See `Backend.generate`."""
+
+        async def run_segment(own: GenerationRequest, generated: tuple[int, ...], take: OnDelta) -> None:
+            async with self.queue.slot(own.params.priority, begun=bool(generated)):
+                await self._generator_replicas.generate(own, generated, take, stopped_choices)
+
+        await FailoverStream(run_segment, request, on_delta, stopped_choices).run()
+
+    async def readiness(self) -> Readiness:
+        """Return whether a request would be served now."""
+        return self.watch.readiness
+
+    async def stats(self) -> list[dict[str, Any]]:
+        """Return the engine's counters of every Generator replica that replies in time."""
+        return await self._generator_replicas.stats()
+
+    def _update_model(self, stats: dict[str, object]) -> None:
+        max_model_len = stats["max_model_len"]
+        assert isinstance(max_model_len, int)
+        self.model = replace(self.model, max_model_len=max_model_len)
+
+
+async def _ids(call: Callable[[], DeploymentResponse]) -> list[int]:
+    """Return a Tokenizer's result; if its replica dies, another one is called, as nothing is lost with it."""
+    try:
+        try:
+            ids: list[int] = await call()
+        except RayActorError:
+            ids = await call()
+    except (RayTaskError, RayActorError, RayServeException) as error:
+        raise translated(error) from error
+    return ids

@@ -1,0 +1,42 @@
+"""Types that fields of several requests have."""
+
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+from pydantic.config import JsonDict
+
+from mpt_serve.openai.protocol.validation_errors import invalid
+
+__all__ = ["MAX_INT32", "POSITIVE_ZERO", "ModelId", "Text", "TokenId", "encodable", "shown_default"]
+
+MAX_INT32 = 2**31 - 1
+
+POSITIVE_ZERO = AfterValidator(lambda number: number + 0.0)  # -0.0 becomes 0.0
+
+
+def encodable(text: str, place: str = "") -> str:
+    """Return the text. Raises an error of the value, or of its part at `place`, if UTF-8 cannot encode it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise invalid("contains half of a surrogate pair, which is not text", place) from None
+    return text
+
+
+def shown_default(words: str) -> JsonDict:
+    """Return the extra of a field's schema that says in words what the omitted field means."""
+    return {"x-default": words}
+
+
+Text = Annotated[str, AfterValidator(encodable)]  # for strings without a bound: those that have one are checked anyway
+
+TokenId = Annotated[int, Field(ge=0, le=MAX_INT32)]
+
+ModelId = Annotated[
+    str | None,
+    Field(
+        max_length=256,
+        description="The model's id, as `/v1/models` lists it.",
+        json_schema_extra=shown_default("the served model"),
+    ),
+]

@@ -1,0 +1,219 @@
+"""The bodies of responses and the chunks of streams, as typed dictionaries: they cost nothing where they are made."""
+
+from typing import Literal, NotRequired
+
+# pydantic makes JSON Schemas of these only, before Python 3.12.
+from typing_extensions import TypedDict
+
+__all__ = [
+    "ChatCompletion",
+    "ChatCompletionChunk",
+    "Completion",
+    "CompletionChunk",
+    "DetokenizeResponse",
+    "ErrorBody",
+    "ModelBody",
+    "ModelList",
+    "Status",
+    "TokenizeResponse",
+    "UsageBody",
+    "Version",
+]
+
+FinishReason = Literal["stop", "length"]
+
+
+class PromptTokensDetails(TypedDict):
+    cached_tokens: int
+
+
+class UsageBody(TypedDict):
+    """Each prompt counts once; the tokens of every choice that was generated count."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class PromptLogprob(TypedDict):
+    """One alternative for a prompt's token."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]  # by id, for each token of a prompt; null for the first
+
+
+class CompletionLogprobs(TypedDict):
+    """Four lists with an entry for each token."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class CompletionChoice(TypedDict):
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: FinishReason
+    stop_reason: str | int | None  # the stop string, or the id among `stop_token_ids`
+    prompt_logprobs: PromptLogprobs | None
+    prompt_token_ids: NotRequired[list[int]]
+    token_ids: NotRequired[list[int]]
+
+
+class Completion(TypedDict):
+    """The body of a whole completion."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: UsageBody
+
+
+class CompletionChunkChoice(TypedDict):
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: FinishReason | None
+    stop_reason: NotRequired[str | int | None]  # in the last chunk of a choice
+    prompt_token_ids: NotRequired[list[int]]  # in its first
+    token_ids: NotRequired[list[int]]
+
+
+class CompletionChunk(TypedDict):
+    """A chunk of a streamed completion."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionChunkChoice]
+    usage: NotRequired[UsageBody | None]
+
+
+class TokenLogprob(TypedDict):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChatTokenLogprob(TokenLogprob):
+    top_logprobs: list[TokenLogprob]
+
+
+class ChatLogprobs(TypedDict):
+    content: list[ChatTokenLogprob]
+    refusal: None
+
+
+class AssistantMessage(TypedDict):
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class ChatChoice(TypedDict):
+    index: int
+    message: AssistantMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason
+    stop_reason: str | int | None
+    token_ids: NotRequired[list[int]]
+
+
+class ChatCompletion(TypedDict):
+    """The body of a whole chat completion."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: UsageBody
+    prompt_logprobs: PromptLogprobs | None
+    prompt_token_ids: NotRequired[list[int]]
+
+
+class ChatDelta(TypedDict):
+    role: NotRequired[Literal["assistant"]]  # in the first chunk of a choice
+    content: NotRequired[str]
+
+
+class ChatChunkChoice(TypedDict):
+    index: int
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason | None
+    stop_reason: NotRequired[str | int | None]
+    token_ids: NotRequired[list[int]]
+
+
+class ChatCompletionChunk(TypedDict):
+    """A chunk of a streamed chat completion."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]
+    usage: NotRequired[UsageBody | None]
+    prompt_token_ids: NotRequired[list[int]]  # in the first chunk
+
+
+class ModelBody(TypedDict):
+    """OpenAI's model object, with the context length and the checkpoint that clients look for."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    root: str
+    parent: None
+    max_model_len: int | None  # null while the model loads
+
+
+class ModelList(TypedDict):
+    object: Literal["list"]
+    data: list[ModelBody]
+
+
+class TokenizeResponse(TypedDict):
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: None
+
+
+class DetokenizeResponse(TypedDict):
+    prompt: str
+
+
+class Status(TypedDict):
+    """The body of /health and /ready."""
+
+    status: Literal["ok", "ready"]
+
+
+class Version(TypedDict):
+    version: str
+
+
+class ErrorDetails(TypedDict):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(TypedDict):
+    """The body of every error, and the event that ends a stream with one."""
+
+    error: ErrorDetails
