@@ -17,6 +17,7 @@ from mpt_serve.deployments.delta_mailbox import DeltaMailbox
 from mpt_serve.deployments.logs import log_through_serve
 from mpt_serve.engine.request import Delta
 from mpt_serve.engine.sampling_params import SamplingParams
+from mpt_serve.structured_outputs.compiler import GrammarCompiler, LazyGrammarCompiler
 from mpt_serve.structured_outputs.spec import GrammarSpec
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Generator:
     def __init__(self, settings: Settings) -> None:
         log_through_serve()
         self._replica = _replica_name()
-        self._engine = _load_engine(settings)
+        self._engine, self._grammars = _load(settings)
         self._stall_watch = StallWatch(settings.engine.stall_timeout_s)
         self._mailbox: DeltaMailbox | None = None
 
@@ -72,11 +73,11 @@ class Generator:
         if self._mailbox is None:
             self._mailbox = DeltaMailbox(asyncio.get_running_loop())
         deltas = self._mailbox.subscribe(params.n)
-        submit = partial(self._submit, prompt_ids, params, deltas.post, request_id, generated, spec)
+        submit = partial(self._engine.submit, prompt_ids, params, deltas.post, request_id, generated)
         if spec is None:
             submit()
         else:
-            await self._in_thread(submit, request_id)
+            await self._in_thread(partial(self._submit_with_grammar, submit, prompt_ids, params, spec), request_id)
         try:
             async for delta in deltas:
                 yield delta
@@ -87,19 +88,12 @@ class Generator:
         """End a choice that reached a stop string, if this replica has it; the request's other choices continue."""
         self._engine.cancel(request_id, index, "stop")
 
-    def _submit(
-        self,
-        prompt_ids: Sequence[int],
-        params: SamplingParams,
-        on_delta: Callable[[Delta], None],
-        request_id: str,
-        generated: Sequence[int],
-        spec: GrammarSpec | None,
+    def _submit_with_grammar(
+        self, submit: Callable[..., str], prompt_ids: Sequence[int], params: SamplingParams, spec: GrammarSpec
     ) -> str:
-        """Compile the grammar, if there is one, and submit the request."""
-        if spec is not None:
-            params = dataclasses.replace(params, guide=spec)
-        return self._engine.submit(prompt_ids, params, on_delta, request_id, generated)
+        """Compile the grammar and submit the request with it. What the engine refuses is not compiled."""
+        self._engine.check(prompt_ids, params, with_grammar=True)
+        return submit(grammar=self._grammars.compile(spec))
 
     async def _in_thread(self, submit: Callable[[], str], request_id: str) -> None:
         """Submit on another thread, since compiling a grammar takes time that the event loop does not have."""
@@ -134,7 +128,8 @@ def _replica_name() -> str:
         return "local"
 
 
-def _load_engine(settings: Settings) -> "Engine":
+def _load(settings: Settings) -> "tuple[Engine, LazyGrammarCompiler]":
+    """Return the engine, and the compiler of grammars over its vocabulary."""
     from mpt_serve.engine import Engine
     from mpt_serve.text.tokenizer import TextTokenizer
 
@@ -142,16 +137,23 @@ def _load_engine(settings: Settings) -> "Engine":
     tokenizer = TextTokenizer.from_folder(tokenizer_folder(settings.model))
     mesh = _mesh(settings)
     draft_model = settings.engine.draft_model
-    return Engine.from_pretrained(
+    engine = Engine.from_pretrained(
         model_path(settings.model),
         settings.engine_config,
         dtype=_dtype(settings, mesh),
         mesh=mesh,
+        vocab_limit=tokenizer.vocab_len,
+        eos_token_ids=tokenizer.eos_token_ids,
         quantization=settings.quantization,
         quantization_cache_dir=settings.quantization_cache_dir,
         draft_model=None if draft_model is None else model_path(draft_model),
-        tokenizer=tokenizer,
     )
+
+    def make_compiler() -> GrammarCompiler:
+        token_bytes = tokenizer.text_token_bytes()[: engine.vocab_limit]
+        return GrammarCompiler(token_bytes, sorted(engine.eos_token_ids))
+
+    return engine, LazyGrammarCompiler(make_compiler)
 
 
 def _check_accelerator() -> None:

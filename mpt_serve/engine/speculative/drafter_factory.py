@@ -1,9 +1,10 @@
-"""Which drafter an engine gets."""
+"""The drafter that an engine's settings name."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
+from jax.typing import DTypeLike
 
 from model.checkpoint.pack import pack_weights
 from model.config.mpt_config import MptConfig
@@ -24,10 +25,11 @@ class DraftModel(NamedTuple):
 
 
 def check_draft(settings: EngineConfig, draft: DraftModel | None, vocab_size: int) -> None:
-    """ValueError unless there is a draft model where speculation is 'draft', and nowhere else, with this vocabulary."""
+    """Raise ValueError unless a draft model is there exactly where speculation is 'draft', with this vocabulary."""
     if (settings.speculation == "draft") != (draft is not None):
         raise ValueError(
-            f"speculation={settings.speculation!r} {'takes a' if draft is None else 'takes no'} draft model"
+            f"speculation={settings.speculation!r} {'takes a' if draft is None else 'takes no'} draft model: set"
+            " speculation to 'draft' and give a draft model, or neither"
         )
     if draft is not None and draft.config.vocab_size != vocab_size:
         raise ValueError(
@@ -41,11 +43,11 @@ def make_drafter(
     draft: DraftModel | None,
     weights: Weights,
     cache_plan: CachePlan,
-    cache_dtype: Any,
+    cache_dtype: DTypeLike,
     vocab_limit: int,
     step_sizes: Sequence[int],
 ) -> Drafter | None:
-    """What `settings.speculation` names, ready to draft for the model of these weights; None for 'none'."""
+    """Return the drafter that `settings.speculation` names, ready for the model of these weights; None for 'none'."""
     if not settings.speculates:
         return None
     if draft is None:
@@ -62,7 +64,7 @@ def make_drafter(
         vocab_limit=vocab_limit,
         step_sizes=step_sizes,
         max_draft_tokens=settings.num_draft_tokens,
-        cost_share=_nbytes(packed) / _nbytes(weights),  # reading the weights is what takes the time
+        cost_share=_nbytes(packed) / _nbytes(weights),  # most of the time goes into reading the weights
         kernels=settings.kernels,
     )
     if settings.pre_compile:
