@@ -211,7 +211,7 @@ inline void soften(const Queries& queries, int64_t i, const KeyBlock& block, Key
   for (int64_t d = 0; d < queries.width; d += VL) store(values + d, load<vf>(values + d) * keep);
 }
 
-// R queries from i on see a block of keys; scores is room for [R, kKeys].
+// R queries from i on see a block of keys; scores is scratch memory, [R, kKeys].
 template <class From, int R>
 void attend_block(const Queries& queries, int64_t i, const KeyBlock& block, const ScoreRule& rule, float* scores) {
   KeyRange seen[R], any = {kKeys, 0}, all = {0, kKeys};  // by one query, by any of them, by all

@@ -79,7 +79,7 @@ struct AttentionArgs {
   void* k_pool;  // [N, Hkv, block, hd], updated in place
   void* v_pool;
   DType cache_dtype;
-  float* key_scales = nullptr;  // [N, Hkv, block] of int8 pools: a key is its scale times whole numbers
+  float* key_scales = nullptr;  // [N, Hkv, block] of int8 pools: a key is its scale times its integers
   float* value_scales = nullptr;
   float* key_norms = nullptr;  // [N, Hkv, block] bounds of the keys' lengths, or null
   bool alibi_horizon = false;  // whether keys that those bounds prove weightless are left out

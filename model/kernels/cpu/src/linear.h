@@ -1,8 +1,8 @@
 // Linear layers over packed weights: y = combine(activation(norm(x) W^T + b), other).
 //
-// Every output is one running sum along K in a lane of its own, so a row's result does not depend on the rows beside
+// Every output is one running sum along K in its own lane, so a row's result does not depend on the rows beside
 // it. bfloat16 weights meet inputs rounded to bfloat16. Quantised weights meet inputs quantised per row and group:
-// sums within a group are exact whole numbers, and are added up as float32 in the order of the groups.
+// sums within a group are exact integers, and are added up as float32 in the order of the groups.
 #pragma once
 
 #include <algorithm>
@@ -115,7 +115,7 @@ class Linear {
   void quantise(float* row, int64_t at, int64_t stride) {
     typedef int8_t vb __attribute__((vector_size(VL)));
     constexpr float kTiny = 1e-30f;      // groups below it become zero: 127 / most would overflow
-    const vf shift = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to the nearest whole number
+    const vf shift = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to the nearest integer
     char* to = reinterpret_cast<char*>(row);
     for (int64_t g = 0; g < groups_; ++g) {
       const int64_t begin = g * group_, count = std::min(group_, steps_ * 4 - begin);

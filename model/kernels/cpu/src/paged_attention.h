@@ -20,7 +20,7 @@ class PagedAttention {
   // Queries of a tile, over its heads; more where the heads that share one head of keys are more by themselves.
   static constexpr int64_t kTileQueries = 64 / kQueries * kQueries;
   static constexpr int64_t kTokensPerWrite = 8;
-  static constexpr int64_t kAloneProducts = 100'000;  // below so many a second thread costs more than it brings
+  static constexpr int64_t kAloneProducts = 100'000;  // below this, a second thread costs more than it brings
 
  public:
   explicit PagedAttention(const AttentionArgs& args)
@@ -58,8 +58,8 @@ class PagedAttention {
     int64_t products;  // of queries and keys, for one head
   };
 
-  // A thread's memory for one tile.
-  struct Room {
+  // Buffers of a thread for one tile.
+  struct TileBuffers {
     Queries queries;
     float* k;       // [kKeys, width]
     float* v;       // [kKeys, width]
@@ -166,8 +166,8 @@ class PagedAttention {
 
   void attend_tile(const Tile& tile, int64_t kv_head) const {
     const bool widen = a.hd % VL != 0 || tile.tokens * group > kQueries;
-    const Room room = make_room(tile.tokens * group);
-    take_queries(tile, kv_head, room.queries);
+    const TileBuffers buffers = tile_buffers(tile.tokens * group);
+    take_queries(tile, kv_head, buffers.queries);
     const int64_t end = tile.position + tile.tokens, first = first_key(tile);
     int64_t start = (end - 1) / kKeys * kKeys, left_out = 0;
     KeyBlock blocks[2], *block = blocks, *next = blocks + 1;
@@ -176,7 +176,7 @@ class PagedAttention {
     for (; start >= first; start -= kKeys) {
       const float own = longest;  // of the keys from `start` on
       if (alibi_horizon && start > first) longest = longest_key(tile.row, kv_head, start - kKeys);
-      if (alibi_horizon && !mark_readers(room.queries, start, own, rule)) {
+      if (alibi_horizon && !mark_readers(buffers.queries, start, own, rule)) {
         left_out += kKeys;
         continue;
       }
@@ -185,19 +185,19 @@ class PagedAttention {
         locate(tile.row, kv_head, start, end, block);
         fetch(*block);
       }
-      if (start > first && (!alibi_horizon || may_need(room.queries, start - kKeys, longest, rule))) {
+      if (start > first && (!alibi_horizon || may_need(buffers.queries, start - kKeys, longest, rule))) {
         locate(tile.row, kv_head, start - kKeys, end, next);
         look_ahead(block, *next);
       }
-      take_scales(tile.row, kv_head, block, room.scales);
+      take_scales(tile.row, kv_head, block, buffers.scales);
       if (widen) {
-        widen_keys(block, room);
-        attend_block<Source<DType::kFloat32, false>>(room.queries, *block, rule, room.scores);
+        widen_keys(block, buffers);
+        attend_block<Source<DType::kFloat32, false>>(buffers.queries, *block, rule, buffers.scores);
       } else {
-        attend_block<Source<D, true>>(room.queries, *block, rule, room.scores);
+        attend_block<Source<D, true>>(buffers.queries, *block, rule, buffers.scores);
       }
     }
-    give_outputs(tile, kv_head, room.queries);
+    give_outputs(tile, kv_head, buffers.queries);
     if (a.counts && left_out) a.counts->left_out.fetch_add(left_out, std::memory_order_relaxed);
   }
 
@@ -263,14 +263,14 @@ class PagedAttention {
     for (int n = 0; n < std::min(block->runs, next.runs); ++n) block->run[n].ahead = next.run[n].k;
   }
 
-  // Copies keys and values to the room as float32, rows padded with zeros to whole vectors.
-  void widen_keys(KeyBlock* block, const Room& room) const {
+  // Copies keys and values to the buffers as float32, rows padded with zeros to whole vectors.
+  void widen_keys(KeyBlock* block, const TileBuffers& buffers) const {
     for (int n = 0; n < block->runs; ++n) {
       const KeyRun& run = block->run[n];
-      widen(run.k, run.v, run.end - run.begin, room.k + run.begin * width);
-      widen(run.v, run.ahead, run.end - run.begin, room.v + run.begin * width);
+      widen(run.k, run.v, run.end - run.begin, buffers.k + run.begin * width);
+      widen(run.v, run.ahead, run.end - run.begin, buffers.v + run.begin * width);
     }
-    block->run[0] = {room.k, room.v, room.k, 0, block->run[block->runs - 1].end, width};
+    block->run[0] = {buffers.k, buffers.v, buffers.k, 0, block->run[block->runs - 1].end, width};
     block->runs = 1;
   }
 
@@ -284,21 +284,21 @@ class PagedAttention {
     }
   }
 
-  Room make_room(int64_t count) const {
+  TileBuffers tile_buffers(int64_t count) const {
     thread_local Scratch scratch;
     const int64_t per_query = 2 * width + 8, padded = (count + 15) / 16 * 16;  // each part begins at 64 bytes
     float* next = scratch.get<float>(padded * per_query + 2 * kKeys * width + kQueries * kKeys + 2 * kKeys);
     const auto take = [&](int64_t size) { return next += size, next - size; };
-    Room room;
-    room.k = take(kKeys * width), room.v = take(kKeys * width), room.scores = take(kQueries * kKeys);
-    room.scales = take(2 * kKeys);
-    Queries& q = room.queries;
+    TileBuffers buffers;
+    buffers.k = take(kKeys * width), buffers.v = take(kKeys * width), buffers.scores = take(kQueries * kKeys);
+    buffers.scales = take(2 * kKeys);
+    Queries& q = buffers.queries;
     q.count = count, q.width = width;
     q.q = take(padded * width), q.values = take(padded * width);
     q.top = take(padded), q.total = take(padded), q.slope = take(padded);
     q.reach = take(padded), q.allowance = take(padded);
     for (int32_t** whole : {&q.position, &q.skipped, &q.reads}) *whole = reinterpret_cast<int32_t*>(take(padded));
-    return room;
+    return buffers;
   }
 
   // The tile's queries token by token, of each its heads.

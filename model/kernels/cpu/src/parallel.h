@@ -4,7 +4,7 @@
 // for ever. Here the caller works too, and takes every chunk that nobody has claimed; at a phase's end it waits only
 // for chunks that other threads are working on at that moment. A task that starts late finds nothing to do.
 //
-// This header is part of every instruction set's object: nothing in it may become a function of its own there, or the
+// This header is part of every instruction set's object: nothing in it may become a separate function there, or the
 // linker could keep one that not every machine can run.
 #pragma once
 

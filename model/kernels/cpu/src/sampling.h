@@ -108,7 +108,7 @@ class RowSampler {
     n_ = n;
   }
 
-  // Weights of the candidates, up to a whole number of blocks; returns their sum.
+  // Weights of the candidates, padded to complete blocks; returns their sum.
   float weigh() {
     vf total = {};
     const int64_t padded = (n_ + kBlock - 1) / kBlock * kBlock;
