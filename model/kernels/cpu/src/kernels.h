@@ -39,20 +39,20 @@ constexpr int64_t kInt8InputGroup = 256;  // inputs of a row that share a scale 
 // y = combine(activation(norm(x) W^T + bias), other), row by row.
 //
 // W [N, K] is packed: panels of 32 features, then steps along K, then features; four bytes each, all zero weights where
-// N or K does not fill them. float32: [N/32, K, 32]; bfloat16: [N/32, K/2, 32, 2]; int8, as w + 128: [N/32, K/4, 32, 4];
-// int4, as w + 8: [N/32, K/4, 16, 4] bytes, features 0 to 15 of a panel in the low nibbles, 16 to 31 in the high ones.
-// Quantised weights have a scale per feature; int4 also one per `group` inputs, relative to it: float16
-// [N/32, K/group, 32].
+// N or K does not fill them. float32: [N/32, K, 32]; bfloat16: [N/32, K/2, 32, 2]; int8, as w + 128: [N/32, K/4, 32,
+// 4]; int4, as w + 8: [N/32, K/4, 16, 4] bytes, features 0 to 15 of a panel in the low nibbles, 16 to 31 in the high
+// ones. Quantised weights have a scale per feature; int4 also one per `group` inputs, relative to it: float16 [N/32,
+// K/group, 32].
 struct LinearArgs {
   const float* x;  // [M, K]
   int64_t M, K, N;
   Norm norm;
   WeightFormat format;
   const void* weight;
-  const float* row_scale = nullptr;         // [N], quantised weights
-  const uint16_t* group_scale = nullptr;    // int4
-  int64_t group = 0;                        // int4: inputs that share a scale, a multiple of 4
-  Vector bias;                              // [N] or nothing
+  const float* row_scale = nullptr;       // [N], quantised weights
+  const uint16_t* group_scale = nullptr;  // int4
+  int64_t group = 0;                      // int4: inputs that share a scale, a multiple of 4
+  Vector bias;                            // [N] or nothing
   Activation activation = Activation::kNone;
   Combine combine = Combine::kNone;
   const float* other = nullptr;  // [M, N]; may be y itself
@@ -100,11 +100,11 @@ struct AttentionArgs {
 
 // One id per row of logits, and what it is chosen by.
 struct SampleArgs {
-  const float* logits;       // [S, V]
-  int64_t S, V, limit;       // ids below `limit` only
-  const uint32_t* masks;     // [S, ceil(V / 32)], bit i of word w allows id 32 w + i
-  const int32_t* counts;     // [slots, V], times generated, + 2^30 where the prompt has the id
-  const float* bias;         // [slots, V]
+  const float* logits;    // [S, V]
+  int64_t S, V, limit;    // ids below `limit` only
+  const uint32_t* masks;  // [S, ceil(V / 32)], bit i of word w allows id 32 w + i
+  const int32_t* counts;  // [slots, V], times generated, + 2^30 where the prompt has the id
+  const float* bias;      // [slots, V]
   int64_t slots;
   const int32_t* slot;       // [S], clamped
   const float* temperature;  // [S], 0 for the largest logit
@@ -122,7 +122,7 @@ struct SampleArgs {
 
 // Log probabilities of ids and of the most likely ones below `limit`; zeros where not asked for.
 struct LogprobsArgs {
-  const float* logits;          // [S, V]
+  const float* logits;  // [S, V]
   int64_t S, V, limit, most;
   const int32_t* ids;           // [S]
   const int32_t* num_logprobs;  // [S], most likely ids to list, up to `most`; negative for nothing
