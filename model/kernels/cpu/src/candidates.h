@@ -1,5 +1,5 @@
-// Finding the largest of many numbers without sorting them: bounds from the maxima of small groups, and the ids that
-// are left packed next to each other.
+// Finds the largest of many numbers without sorting them: bounds from the maxima of small groups, and compaction of the
+// remaining ids.
 #pragma once
 
 #include <algorithm>

@@ -1,5 +1,5 @@
-// The kernels as XLA custom calls: buffers and attributes in, records of kernels.h out. Each handler checks what it is
-// given, since a wrong shape here would be a wrong read there.
+// The kernels as XLA custom calls: buffers and attributes in, records of kernels.h out. Each handler checks its
+// arguments, because a wrong shape would be a read out of bounds.
 #include <algorithm>
 #include <cstdint>
 #include <optional>
@@ -32,7 +32,7 @@ ffi::Error wrong(const std::string& what) { return ffi::Error::InvalidArgument("
 int64_t last(const ffi::AnyBuffer& b) { return b.dimensions().size() ? b.dimensions().back() : 1; }
 int64_t count(const ffi::AnyBuffer& b) { return static_cast<int64_t>(b.element_count()); }
 
-// Takes the optional arguments one after the other, remembering the first that did not fit.
+// Reads the optional arguments one after the other, and remembers the first that does not fit.
 class Rest {
  public:
   explicit Rest(ffi::RemainingArgs args) : args_(args) {}
@@ -67,7 +67,7 @@ class Rest {
   }
 
   const std::string& error() {
-    if (error_.empty() && index_ != args_.size()) error_ = "more arguments than the attributes speak of";
+    if (error_.empty() && index_ != args_.size()) error_ = "more arguments than the attributes describe";
     return error_;
   }
 
