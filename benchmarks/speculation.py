@@ -45,7 +45,7 @@ UNEVEN_IDS = 100
 
 
 class Task(NamedTuple):
-    """A request; expected: the answer, where the weights are made to give one."""
+    """A request; expected: the output, where the weights are made to give one."""
 
     prompt: list[int]
     params: dict[str, Any]

@@ -43,7 +43,7 @@ class Model:
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """Tokens that end an answer."""
+        """Tokens that end a reply."""
         return frozenset(token_id(self.tokenizer, token) for token in (ENDOFTEXT, IM_END))
 
 

@@ -58,7 +58,7 @@ class DeviceState:
 class Programs:
     """Compiles programs, ahead or on first use.
 
-    fused: steps have a program of their own, beside those for their two halves.
+    fused: steps have one program, in addition to those for their two halves.
     replicated: sharding of small arrays.
     """
 

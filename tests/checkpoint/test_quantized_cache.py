@@ -77,7 +77,7 @@ def test_pytorch_files_are_packed_too(tmp_path: Path, dtype: Any) -> None:
     assert load_weights(tmp_path, CONFIG, format=WeightFormat(packed=True)).wte.dtype == np.float32
 
 
-def test_a_weight_that_is_not_finite_is_told_by_name(tmp_path: Path) -> None:
+def test_a_weight_that_is_not_finite_is_reported_by_name(tmp_path: Path) -> None:
     arrays = checkpoint_arrays(TINY)
     arrays["transformer.blocks.1.ffn.up_proj.weight"][3, 3] = np.nan
     write_arrays(tmp_path / "pytorch_model.bin", arrays)
@@ -99,7 +99,7 @@ def test_the_second_load_reads_the_cache(
     assert_same(first, load_weights(folder, config, format=format))
 
 
-def test_other_formats_types_and_checkpoints_have_entries_of_their_own(
+def test_other_formats_types_and_checkpoints_have_separate_entries(
     save: Callable[..., Path], tmp_path: Path, loads: list[WeightFormat]
 ) -> None:
     folder, cache = save(), tmp_path / "cache"

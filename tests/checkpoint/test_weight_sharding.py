@@ -156,7 +156,7 @@ HEADS = st.sampled_from([(4, 4), (8, 4), (8, 8), (12, 4), (24, 8)])
 
 
 @given(heads=HEADS, shards=st.sampled_from([1, 2, 4]), bias=st.booleans(), alibi=st.booleans())
-def test_deal_gives_each_shard_its_heads(heads: tuple[int, int], shards: int, bias: bool, alibi: bool) -> None:
+def test_the_layout_gives_each_shard_its_heads(heads: tuple[int, int], shards: int, bias: bool, alibi: bool) -> None:
     n_heads, kv_heads = heads
     config = attention_config(n_heads, kv_heads, alibi)
     labels = [

@@ -1,4 +1,4 @@
-"""The shipped weights still do what their model card says: accuracy on held-out prompts, a little below the card."""
+"""The shipped weights still reach the accuracy in their model card, or slightly less, on held-out prompts."""
 
 from pathlib import Path
 
