@@ -12,7 +12,7 @@ from typing import Any
 
 
 class WorkerError(RuntimeError):
-    """The process ended, or did not reply in time and was stopped."""
+    """The process ended, or sent no result in time; it no longer runs."""
 
 
 class Worker:
@@ -46,7 +46,7 @@ class Worker:
         task = json.dumps({"shape": str(shape), "repetition": repetition}) + "\n"
         assert self._process.stdin is not None
         self._signal(signal.SIGCONT)
-        with contextlib.suppress(BrokenPipeError):  # it has ended, which the missing reply shows
+        with contextlib.suppress(BrokenPipeError):  # it has ended, which the missing result will show
             self._process.stdin.write(task.encode())
         return self._answer(seconds)
 
@@ -67,8 +67,7 @@ class Worker:
                     with contextlib.suppress(subprocess.TimeoutExpired):
                         self._process.wait(timeout=10)
                 self.close()
-                status = self._process.returncode
-                how = f"ended with status {status}" if readable else f"did not reply within {seconds} s"
+                how = f"ended with status {self._process.returncode}" if readable else f"sent no result in {seconds} s"
                 raise WorkerError(f"it {how}; {self._log} has what it wrote")
             self._rest += chunk
         self._signal(signal.SIGSTOP)

@@ -35,7 +35,7 @@ _WIDTH = 256  # rows are padded to a multiple of this many tokens, so that few s
 
 @dataclass(frozen=True)
 class Model:
-    """What answers a prompt: weights, config and tokenizer."""
+    """All that completing a prompt needs: weights, config and tokenizer."""
 
     weights: Weights
     config: MptConfig
@@ -43,7 +43,7 @@ class Model:
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """Tokens that end a reply."""
+        """Tokens that end a completion."""
         return frozenset(token_id(self.tokenizer, token) for token in (ENDOFTEXT, IM_END))
 
 

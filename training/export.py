@@ -51,7 +51,7 @@ def tokenizer_config(max_seq_len: int) -> dict[str, object]:
 
 
 def generation_config() -> dict[str, object]:
-    """Return the object of generation_config.json: the output ends with either end mark."""
+    """Return the object of generation_config.json: either end mark ends a completion."""
     eos = [SPECIAL_TOKENS.index(ENDOFTEXT), SPECIAL_TOKENS.index(IM_END)]
     return {"bos_token_id": eos[0], "eos_token_id": eos, "pad_token_id": SPECIAL_TOKENS.index(PADDING)}
 

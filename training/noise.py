@@ -1,6 +1,6 @@
 """Prompt noise: people type in lower case, without punctuation, with typos and with polite words around the request.
 
-Noise is applied to a prompt *template*, outside its `{fields}`, so the values that a reply has to copy stay intact.
+Noise is applied to a prompt *template*, outside its `{fields}`, so the values to be copied stay intact.
 """
 
 # ruff: noqa: SIM905 -- word lists read better as text

@@ -57,7 +57,7 @@ def write_bin(folder: Path) -> None:
 
 
 def peak_and_weights(folder: Path, dtype: str, quantization: str) -> tuple[int, int]:
-    """Bytes of memory that loading takes at its peak, and that the weights take."""
+    """Return the bytes of memory that loading takes at its peak, and that the weights take."""
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[2])}
     (folder / "config.json").write_text(json.dumps(BIG))
     command = [sys.executable, "-c", MEASURE, str(folder), dtype, quantization]

@@ -77,7 +77,7 @@ def test_pytorch_files_are_packed_too(tmp_path: Path, dtype: Any) -> None:
     assert load_weights(tmp_path, CONFIG, format=WeightFormat(packed=True)).wte.dtype == np.float32
 
 
-def test_a_weight_that_is_not_finite_is_reported_by_name(tmp_path: Path) -> None:
+def test_a_weight_that_is_not_finite_is_named(tmp_path: Path) -> None:
     arrays = checkpoint_arrays(TINY)
     arrays["transformer.blocks.1.ffn.up_proj.weight"][3, 3] = np.nan
     write_arrays(tmp_path / "pytorch_model.bin", arrays)
@@ -120,7 +120,7 @@ def test_other_formats_types_and_checkpoints_have_separate_entries(
 
 
 def change(file: Path, offset: int) -> None:
-    """Another number, in a file of the same name and size."""
+    """Change one number in a file without changing its name or size."""
     raw = bytearray(file.read_bytes())
     raw[offset] ^= 1
     file.write_bytes(raw)

@@ -79,7 +79,7 @@ def test_shards_and_index(tmp_path: Path) -> None:
     assert all(file.stat().st_size < 5000 + 2000 for file in files)
 
 
-def test_existing_weights_are_kept_unless_overwritten_on_request(tmp_path: Path) -> None:
+def test_existing_weights_are_kept_without_overwrite(tmp_path: Path) -> None:
     first, second = random_weights(TINY, seed=1), random_weights(TINY, seed=2)
     save_checkpoint(first, TINY, tmp_path)
     with pytest.raises(FileExistsError, match=r"model\.safetensors"):

@@ -284,7 +284,7 @@ VALID = {legacy: valid_bytes(legacy) for legacy in (False, True)}
 
 @st.composite
 def mangled(draw: st.DrawFn) -> bytes:
-    """A valid file with a few bytes changed, cut off or added."""
+    """Return a valid file with a few bytes changed, removed or added."""
     data = bytearray(VALID[draw(st.booleans())])
     for _ in range(draw(st.integers(0, 4))):
         data[draw(st.integers(0, len(data) - 1))] = draw(st.integers(0, 255))

@@ -156,7 +156,7 @@ HEADS = st.sampled_from([(4, 4), (8, 4), (8, 8), (12, 4), (24, 8)])
 
 
 @given(heads=HEADS, shards=st.sampled_from([1, 2, 4]), bias=st.booleans(), alibi=st.booleans())
-def test_the_layout_gives_each_shard_its_heads(heads: tuple[int, int], shards: int, bias: bool, alibi: bool) -> None:
+def test_each_shard_gets_its_heads(heads: tuple[int, int], shards: int, bias: bool, alibi: bool) -> None:
     n_heads, kv_heads = heads
     config = attention_config(n_heads, kv_heads, alibi)
     labels = [
@@ -176,7 +176,7 @@ def test_the_layout_gives_each_shard_its_heads(heads: tuple[int, int], shards: i
 
 
 @given(heads=HEADS, shards=st.sampled_from([1, 2, 4]))
-def test_what_follows_the_heads_is_arranged_with_them(heads: tuple[int, int], shards: int) -> None:
+def test_parameters_of_heads_are_arranged_with_them(heads: tuple[int, int], shards: int) -> None:
     config = attention_config(*heads)
     order, keys = head_order(config, shards), kv_head_order(config, shards)
     columns = np.repeat(np.arange(config.n_heads), 2)[None]  # out_proj's, named by their heads
@@ -196,7 +196,7 @@ def test_what_follows_the_heads_is_arranged_with_them(heads: tuple[int, int], sh
 
 @pytest.mark.parametrize(("heads", "shards"), [((32, 32), 2), ((32, 32), 8), ((64, 64), 4), ((24, 8), 2)])
 def test_every_shard_sees_as_far_as_the_others(heads: tuple[int, int], shards: int) -> None:
-    """A head reads keys in the measure of 1 / slope, up to the context's length. In order, one shard has most of it."""
+    """A head reads keys in proportion to 1 / slope, up to the context length; in plain order one shard reads most."""
     config = attention_config(*heads)
     slopes = alibi_slopes(config.n_heads)
 

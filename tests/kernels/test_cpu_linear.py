@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from fast_compile import FAST_COMPILE
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
@@ -38,6 +39,18 @@ def few(test):
     return seed(0)(settings(max_examples=30, database=None)(test))
 
 
+def fast(function, *static):
+    return jax.jit(function, static_argnames=static, compiler_options=FAST_COMPILE)
+
+
+linear = fast(cpu.linear, "activation")
+norm_of = fast(cpu.norm)
+normalised = fast(normalise)
+rounded = fast(round_inputs)
+unpacked = fast(unpack)
+activated = fast(lambda x, activation: activation(x), "activation")
+
+
 def make_matrix(source, N, K, format, group=8):
     weight = source.normal(0, 0.1, (N, K)).astype(np.float32)
     return pack_matrix(weight.astype(ml_dtypes.bfloat16) if format == "bfloat16" else weight, format, group)
@@ -48,7 +61,7 @@ def array(source, *shape, dtype=jnp.float32):
 
 
 def close(actual, expected, K):
-    """Sums of K products of numbers about 1 and 0.1, in another order."""
+    """Compare sums of K products of numbers about 1 and 0.1, added in another order."""
     np.testing.assert_allclose(actual, expected, rtol=2e-5, atol=2e-6 * np.sqrt(K) + 1e-6)
 
 
@@ -57,8 +70,8 @@ def close(actual, expected, K):
 def test_products_are_those_of_the_definition(library, M, K, N, format, seed):
     source = np.random.default_rng(seed)
     matrix, x = make_matrix(source, N, K, format), array(source, M, K)
-    expected = np.asarray(round_inputs(x, matrix), np.float64) @ np.asarray(unpack(matrix), np.float64).T
-    close(cpu.linear(x, matrix), expected, K)
+    expected = np.asarray(rounded(x, matrix), np.float64) @ np.asarray(unpacked(matrix), np.float64).T
+    close(linear(x, matrix), expected, K)
 
 
 @few
@@ -79,13 +92,13 @@ def test_what_surrounds_the_product(library, norm, bias, activation, combine, fo
     rule = None if norm == "none" else Norm(weight, offset if norm == "layer" else None, rms=norm == "rms")
     b = array(source, N, dtype=vectors) if bias else None
     other = array(source, M, N)
-    y = cpu.linear(
+    y = linear(
         x, matrix, b, rule, activation, other if combine == "times" else None, other if combine == "plus" else None
     )
-    prepared = x if rule is None else cpu.norm(x, rule)  # the same norm, so that rounding hides no difference
-    expected = round_inputs(prepared, matrix) @ unpack(matrix).T
-    expected = expected if b is None else expected + b.astype(jnp.float32)
-    expected = expected if activation is None else activation(expected)
+    prepared = x if rule is None else norm_of(x, rule)  # the very same norm: rounding hides no difference then
+    expected = np.asarray(rounded(prepared, matrix)) @ np.asarray(unpacked(matrix)).T
+    expected = expected if b is None else expected + np.asarray(b, np.float32)
+    expected = expected if activation is None else activated(expected, activation)
     expected = {"none": expected, "times": expected * other, "plus": expected + other}[combine]
     close(y, expected, 10 * K)
 
@@ -96,9 +109,9 @@ def test_what_surrounds_the_product(library, norm, bias, activation, combine, fo
 def test_a_row_does_not_depend_on_its_batch(library, format, M, K, N, seed):
     source = np.random.default_rng(seed)
     matrix, x, norm = make_matrix(source, N, K, format), array(source, M, K), Norm(jnp.ones(K), jnp.zeros(K))
-    together = cpu.linear(x, matrix, norm=norm, activation=Activation("gelu"))
+    together = linear(x, matrix, norm=norm, activation=Activation("gelu"))
     row = int(source.integers(M))
-    alone = cpu.linear(x[row : row + 1], matrix, norm=norm, activation=Activation("gelu"))
+    alone = linear(x[row : row + 1], matrix, norm=norm, activation=Activation("gelu"))
     np.testing.assert_array_equal(together[row], alone[0])
 
 
@@ -117,7 +130,7 @@ def test_large_products_and_many_threads(library, format):
 def test_norms_are_those_of_the_definition(library, M, K, rms, bias, seed):
     source = np.random.default_rng(seed)
     x, norm = 3 * array(source, M, K) + 1, Norm(array(source, K), array(source, K) if bias else None, rms)
-    np.testing.assert_allclose(cpu.norm(x, norm), normalise(x, norm), rtol=1e-4, atol=2e-5)
+    np.testing.assert_allclose(norm_of(x, norm), normalised(x, norm), rtol=1e-4, atol=2e-5)
 
 
 def test_a_residual_is_added_in_place_where_it_is_donated(library):

@@ -87,7 +87,7 @@ def test_paged_cache(name: str, kernels: str) -> None:
 
 
 def _greedy_beside_others(run: PagedRun, prompt: list[int], other: list[int], new: int) -> list[int]:
-    """Greedy ids of row 1, prefilled in two parts and decoded while row 2 prefills in chunks and row 0 decodes."""
+    """Return greedy ids of row 1: prefilled in parts and decoded while row 2 prefills in chunks and row 0 decodes."""
     half = max(1, len(prompt) // 2)
     run.step([(1, 0, prompt[:half]), (0, 0, other[:5])])
     out = [int(run.step([(1, half, prompt[half:]), (0, 5, other[5:6])])[1].argmax())]

@@ -27,7 +27,7 @@ QUERIES, KEYS = 512, 1024  # of one tile of the reference
 
 @jax.jit
 def attend_tile(q: jax.Array, positions: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Every key up to each query's own, none left out: q [H, n, hd], positions [n], k, v [H, T, hd] -> [H, n, hd]."""
+    """Attend to every key up to each query's own: q [H, n, hd], positions [n], k, v [H, T, hd] -> [H, n, hd]."""
     slopes = 2.0 ** -(16 / CONFIG.n_heads * jnp.arange(1, CONFIG.n_heads + 1))
 
     def body(i: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
@@ -47,7 +47,7 @@ def attend_tile(q: jax.Array, positions: jax.Array, k: jax.Array, v: jax.Array) 
 
 
 def blockwise_attention(qkv: Qkv, positions: np.ndarray) -> jax.Array:
-    """The queries at `positions` of a sequence [T, H, hd]; zeros elsewhere."""
+    """Attend from the queries at `positions` of a sequence [T, H, hd]; zeros elsewhere."""
     q, k, v = (jnp.swapaxes(x, 0, 1) for x in qkv[:3])
     k, v = (jnp.pad(x, ((0, 0), (0, -x.shape[1] % KEYS), (0, 0))) for x in (k, v))
     out = np.zeros(qkv.q.shape, np.float32)
@@ -58,7 +58,7 @@ def blockwise_attention(qkv: Qkv, positions: np.ndarray) -> jax.Array:
 
 
 def reference_logits(weights: Weights, ids: np.ndarray, at: list[int]) -> np.ndarray:
-    """Logits [len(at), V] of whole-sequence attention; of the last layer, the queries `at` alone."""
+    """Return logits [len(at), V] of whole-sequence attention, in the last layer of the queries `at` alone."""
     everywhere, wanted = np.arange(len(ids)), np.array(at)
     x = embed(weights, CONFIG, jnp.asarray(ids), jnp.asarray(everywhere))
     for i, b in enumerate(weights.blocks):

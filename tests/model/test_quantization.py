@@ -49,7 +49,7 @@ def formats_in(weights: Weights) -> dict[str, str | None]:
 
 
 def group_scales(matrix: PackedMatrix) -> np.ndarray:
-    """The scale of every weight of an int4 matrix, [N, K]."""
+    """Return the scale of every weight of an int4 matrix, [N, K]."""
     N, K = matrix.shape
     relative = np.asarray(matrix.group_scale, np.float32).swapaxes(1, 2).reshape(-1, matrix.group_scale.shape[1])[:N]
     return np.repeat(relative * np.asarray(matrix.row_scale)[:, None], matrix.group, axis=1)[:, :K]

@@ -1,4 +1,4 @@
-"""The shipped weights still reach the accuracy in their model card, or slightly less, on held-out prompts."""
+"""The shipped weights keep the documented accuracy on held-out prompts, within a small margin."""
 
 from pathlib import Path
 
