@@ -17,7 +17,7 @@ from model.checkpoint.pack import pack_weights
 from model.config.mpt_config import MptConfig
 from model.kernel_selection import weight_format
 from model.params.weight_format import WeightFormat
-from model.params.weights import Weights
+from model.params.weights import Weights, weight_bytes
 from model.pretrained import find_device, mpt_from_pretrained
 from mpt_serve.configuration.engine_config import EngineConfig
 from mpt_serve.configuration.model_folder import model_path
@@ -55,6 +55,7 @@ class Engine:
         the model's.
     eos_token_ids: ids that end a request unless it ignores them; None takes the config's.
     draft: the smaller model that drafts, where settings.speculation is 'draft'.
+    weight_bytes: the memory that the model's weights take.
     Raises `ValueError` when the settings do not fit the model.
     """
 
@@ -75,6 +76,7 @@ class Engine:
             use_compilation_cache(settings.compilation_cache_dir)
         format = weight_format(weights.norm_f.weight.devices(), "none", settings.kernels)
         weights = pack_weights(weights, config, format)
+        self.weight_bytes = weight_bytes(weights)
         cache_dtype = cache_dtype_for(weights, settings)
         plan = self._cache_plan = cache_plan_for(
             weights, config, settings, cache_dtype, draft.config if draft else None

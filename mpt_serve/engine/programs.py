@@ -58,7 +58,7 @@ class DeviceState:
 class Programs:
     """Compiles programs, ahead or on first use.
 
-    fused: steps have one program, in addition to those for their two halves.
+    fused: each step shape also has one program for the whole step, beside those for its two halves.
     replicated: sharding of small arrays.
     """
 

@@ -30,7 +30,7 @@ class Scheduler:
     gets a copy of the one that is not full, and computes the prompt's last token alone. While they wait for that, and
     for nothing else, requests behind them may be admitted before them. That ends soon, as the choice that computes is
     not preempted before requests that overtake; and a request that overtakes leaves a slot and blocks for each choice
-    that it passes, and no more of its own prompt than the next step computes beside them.
+    that it passes, and no more of its prompt than the next step computes beside them.
 
     Invariants, checked by `check_integrity`:
     - running and waiting requests are each in order; the first of all is never preempted, and no request is admitted

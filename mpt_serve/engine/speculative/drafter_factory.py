@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 from jax.typing import DTypeLike
 
 from model.checkpoint.pack import pack_weights
 from model.config.mpt_config import MptConfig
 from model.kernel_selection import weight_format
-from model.params.weights import Weights
+from model.params.weights import Weights, weight_bytes
 from mpt_serve.configuration.engine_config import EngineConfig
 from mpt_serve.engine.memory import CachePlan
 from mpt_serve.engine.speculative.drafter import Drafter
@@ -64,13 +63,9 @@ def make_drafter(
         vocab_limit=vocab_limit,
         step_sizes=step_sizes,
         max_draft_tokens=settings.num_draft_tokens,
-        cost_share=_nbytes(packed) / _nbytes(weights),  # most of the time goes into reading the weights
+        cost_share=weight_bytes(packed) / weight_bytes(weights),  # most of the time goes into reading the weights
         kernels=settings.kernels,
     )
     if settings.pre_compile:
         drafter.compile_all()
     return drafter
-
-
-def _nbytes(weights: Weights) -> int:
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(weights))

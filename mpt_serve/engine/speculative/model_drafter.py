@@ -79,8 +79,8 @@ class ModelDrafter(Drafter):
     beyond a request's blocks. It reads a prompt when the request first decodes, `max_num_batched_tokens` ids at a time,
     and reads again what other requests have left in shared blocks.
 
-    `draft_lengths` decides whether it drafts, from each request's acceptance rate and the measured cost of its own
-    steps. Where that is no, it tries again after some hundred ids.
+    `draft_lengths` decides whether it drafts, from each request's acceptance rate and the measured cost of the draft
+    model's steps. Where that is no, it tries again after some hundred ids.
 
     cache_plan, max_num_seqs, max_num_batched_tokens, vocab_limit: the large model's. cost_share: time of a step of the
     draft model, as a share of one of the large model, until it is measured.
