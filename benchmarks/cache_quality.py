@@ -1,9 +1,9 @@
-"""What the dtype of the KV cache costs: divergence of the logits from those over a float32 cache.
+"""Measure the quality of a dtype of the KV cache: divergence of the logits from those over a float32 cache.
 
     python benchmarks/cache_quality.py CHECKPOINT [CHECKPOINT ...] [--text FILE] [--tokens 512]
 
-A line per checkpoint and dtype: mean and largest KL(float32 || dtype) in nats over the places of one text, share of
-places with the same most likely token, and the error of the logits relative to them (both less their mean, which no
+A line per checkpoint and dtype: mean and largest KL(float32 || dtype) in nats over the positions of one text, share of
+positions with the same most likely token, and the error of the logits relative to them (both less their mean, which no
 probability depends on). The text is random ids, or FILE by the checkpoint's tokenizer.json. Every key and value goes
 through the cache: the whole text is one chunk.
 """
@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from model.config.mpt_config import MptConfig
-from model.kernel_selection import attention_for, weight_format
-from model.layers.paged_forward import CacheAttention, StepBatch, forward_step, lm_logits
+from model.kernel_selection import select_kernels, weight_format
+from model.layers.paged_forward import CacheAttention, forward_step, lm_logits
 from model.params.kv_cache import init_kv_cache
+from model.params.step_batch import StepBatch
 from model.params.weights import Weights
 from model.pretrained import mpt_from_pretrained
 
@@ -43,7 +44,7 @@ def text_ids(folder: Path, text: Path | None, config: MptConfig, count: int) -> 
 
 @partial(jax.jit, static_argnums=(1, 3, 4))
 def text_logits(weights: Weights, config: MptConfig, ids: Array, dtype: str, attention: CacheAttention) -> Array:
-    """ids [T] -> logits [T, V] float32, through a cache of dtype."""
+    """Compute ids [T] -> logits [T, V] float32 through a cache of dtype."""
     T = len(ids)
     blocks = -(-T // BLOCK)
     places = jnp.arange(T, dtype=jnp.int32)
@@ -56,7 +57,7 @@ def text_logits(weights: Weights, config: MptConfig, ids: Array, dtype: str, att
 
 @jax.jit
 def divergence(expected: Array, found: Array) -> tuple[Array, Array, Array, Array]:
-    """Mean and largest KL in nats, share of equal choices, relative error; of logits [T, V]."""
+    """Return mean and largest KL in nats, share of equal argmax ids, and relative error of logits [T, V]."""
     p, q = jax.nn.log_softmax(expected), jax.nn.log_softmax(found)
     kl = jnp.sum(jnp.exp(p) * (p - q), axis=-1)
     same = jnp.mean(expected.argmax(-1) == found.argmax(-1))
@@ -79,9 +80,9 @@ def main() -> None:
         weights, config = mpt_from_pretrained(folder, dtype="float32", format=format)
         ids = text_ids(folder, options.text, config, min(options.tokens, config.max_seq_len))
         run = partial(text_logits, weights, config, jnp.asarray(ids))
-        expected = run("float32", attention_for(devices, config, "float32", options.kernels))
+        expected = run("float32", select_kernels(devices, config, "float32", options.kernels).attention)
         for dtype in options.dtypes:
-            found = run(dtype, attention_for(devices, config, dtype, options.kernels))
+            found = run(dtype, select_kernels(devices, config, dtype, options.kernels).attention)
             mean, largest, same, error = (float(x) for x in divergence(expected, found))
             figures = {"kl_mean": mean, "kl_max": largest, "same_choice": same, "logit_error": error}
             rounded = {name: float(f"{figure:.3g}") for name, figure in figures.items()}

@@ -1,12 +1,12 @@
-"""Compares the engine with others on this machine, in turns: every figure has its opponent's, taken beside it.
+"""Compare the engine with others on this machine, interleaved: each figure is measured next to the other engines'.
 
     python benchmarks/compare.py CHECKPOINT [CHECKPOINT ...] --match bf16 int8 int4 --out FOLDER
 
-For each checkpoint and each match, every contender is loaded once. Then, round by round and shape by shape, each has
-its turn while the others are stopped. Before and after, the machine's own limits are measured (roofline.py). FOLDER
-gets results.jsonl (one line per turn, appended as they come), table.md and, where matplotlib is installed, ratios.svg.
+For each checkpoint and each match, every contender is loaded once. Then, round by round and shape by shape, each
+runs while the others are stopped. Before and after, the machine's limits are measured (roofline.py). FOLDER
+gets results.jsonl (one line per run, appended at once), table.md and, where matplotlib is installed, ratios.svg.
 
-The opponents' environments and converted checkpoints are those of peers/environments.py.
+The other engines' environments and converted checkpoints are those of peers/environments.py.
 """
 
 import argparse
@@ -41,7 +41,7 @@ EMBEDDING, HEAD = "transformer.wte.weight", "lm_head.weight"
 
 
 def command_of(contender: str, checkpoint: Path, options: argparse.Namespace) -> list[str | Path]:
-    """The script of `name:dtype` for all shapes of this comparison."""
+    """Return the command of `name:dtype` for all shapes of this comparison."""
     name, dtype = contender.split(":")
     shapes = [str(shape) for shape in options.shapes]
     common: list[str | Path] = [checkpoint, *shapes, "--threads", str(options.threads)]
@@ -55,7 +55,7 @@ def command_of(contender: str, checkpoint: Path, options: argparse.Namespace) ->
 
 
 def share_of_limit(result: dict[str, Any], weights: dict[str, int], limits: roofline.Limits) -> dict[str, Any]:
-    """The least time this machine allows for what was timed, over the time it took; and which limit that is.
+    """Return the least time that this machine allows over the time taken, and which limit that is.
 
     Decoding steps read the weights once and multiply all rows with them. A prefill multiplies every token with the
     blocks' weights, but only the last of each row with the head. Keys, values and attention are not counted.
@@ -130,7 +130,7 @@ class Comparison:
             self._write(result | {"limits": limits})
 
     def _limits(self) -> dict[str, float]:
-        """What the machine can do, the better of now and the time before: the turns were between the two."""
+        """Measure the machine's limits, the better of now and the previous time: the runs were between the two."""
         before, self._latest = self._latest, roofline.measure(self._options.threads, repetitions=3)
         return {name: max(rate, before.get(name, rate)) for name, rate in self._latest.items()}
 

@@ -1,4 +1,4 @@
-"""Speed of the engine alone: a whole batch at once, without HTTP.
+"""Measure the speed of the engine alone: one batch, without HTTP.
 
 python benchmarks/engine.py CHECKPOINT B:P:N [B:P:N ...] --dtype bf16 --quantization int8
 """
@@ -45,7 +45,7 @@ class Stopwatch:
         return listen
 
     def wait(self) -> Timing:
-        """RuntimeError where a request ended before its length."""
+        """Raise RuntimeError where a request ended before its length."""
         self._done.wait()
         if self._failure:
             raise RuntimeError(self._failure)

@@ -1,4 +1,4 @@
-"""What every measured engine shares: command line, prompts, timing, and one JSON schema. Standard library only.
+"""Shared by every measured engine: command line, prompts, timing, and one JSON schema. Standard library only.
 
 Each engine's script turns its engine into a `Contender` and hands it to `Session.measure`. Then
 
@@ -6,20 +6,20 @@ Each engine's script turns its engine into a `Contender` and hands it to `Sessio
 
 prints one JSON line per B:P:N (batch : prompt tokens : new tokens), medians over --reps repetitions after one warm-up
 of the same batch and prompt. Decoding is greedy and never ends early. Prompts are distinct random ids from a fixed
-seed, others at each repetition, so that no prefix is met twice.
+seed, new ones at each repetition, so that no prefix occurs twice.
 
  ttft_s         submission to the first token of every row (prefill of the whole batch)
  prefill_tok_s  B * P / ttft_s
  decode_tok_s   B * (N - 1) / (total - ttft_s), all rows together; absent (null) where N is 1
  agg_tok_s      B * N / total
- cpu_share      CPU time / (wall time * threads): well below 1 means that something else had the cores
+ cpu_share      CPU time / (wall time * threads): well below 1 means that other processes used the cores
  rss_mb         peak resident memory of the process
- weight_bytes   the weights as they are held for decoding
+ weight_bytes   the weights as kept for decoding
  load_s         from imports done to the engine ready, compilation included; import_s apart
  warm_s         the warm-up
  spread         shortest and longest total
 
-With --worker the script loads once for the shapes named and prints a line with "ready". Then it answers each line
+With --worker the script loads once for the shapes named and prints a line with "ready". Then it replies to each line
 {"shape": "B:P:N", "repetition": R} on its input with one result of that repetition, until its input ends.
 """
 
@@ -50,7 +50,7 @@ class Shape(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Reads B:P:N; ValueError for anything else."""
+        """Parse B:P:N. Raises ValueError for anything else."""
         shape = cls(*map(int, text.split(":")))
         if min(shape) < 1:
             raise ValueError(f"{text!r} is not B:P:N with three numbers from 1 on")
@@ -99,7 +99,7 @@ class Session:
         self._imported = STARTED
 
     def imported(self) -> None:
-        """The library's imports are done; what follows is counted as loading."""
+        """Mark the end of the library's imports; what follows is counted as loading."""
         self._imported = time.perf_counter()
 
     @property
@@ -112,7 +112,7 @@ class Session:
         return max(shape.prompt + shape.new for shape in self.shapes)
 
     def measure(self, contender: Contender) -> None:
-        """Measures every shape of the command line, or, as a worker, what the input asks for."""
+        """Measure every shape of the command line or, as a worker, the shapes that the input requests."""
         loaded = time.perf_counter()
         common = {
             "peer": self.peer,
@@ -142,7 +142,7 @@ class Session:
 
 
 def argument_parser(description: str | None, dtypes: Sequence[str], default: str) -> argparse.ArgumentParser:
-    """The options that all scripts have; a script adds its own."""
+    """Return a parser of the options that all scripts have; a script adds its own."""
     parser = argparse.ArgumentParser(
         description=description, epilog=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -163,7 +163,7 @@ def make_prompts(shape: Shape, repetition: int, vocab_size: int, warm_up: bool =
 
 
 def checkpoint_weights(folder: str | Path) -> dict[str, int]:
-    """Number of elements of every tensor in a folder's safetensors files, read from the headers."""
+    """Return the number of elements of all tensors in a folder's safetensors files, read from the headers."""
     sizes: dict[str, int] = {}
     for path in sorted(Path(folder).glob("*.safetensors")):
         with path.open("rb") as file:

@@ -1,10 +1,10 @@
-"""Writes MPT checkpoints of random weights, for measurements of speed: every engine of the comparison reads them.
+"""Write MPT checkpoints of random weights, for measurements of speed: every engine of the comparison reads them.
 
     python benchmarks/make_checkpoints.py FOLDER [M L] [--tokenizer FOLDER]
 
-makes FOLDER/M (253 million parameters) and FOLDER/L (1.3 thousand million): bfloat16 safetensors in the Hugging Face
+makes FOLDER/M (253 million parameters) and FOLDER/L (1.3 billion): bfloat16 safetensors in the Hugging Face
 layout, weights normal with standard deviation 0.02, norms 1. Speed does not depend on the values of the weights, and
-decoding is told not to stop.
+decoding ignores end-of-sequence ids.
 """
 
 import argparse

@@ -1,23 +1,23 @@
-"""Writes an MPT checkpoint that copies: weights made by hand, for measurements of speculative decoding.
+"""Write an MPT checkpoint that copies: hand-made weights, for measurements of speculative decoding.
 
     python benchmarks/make_copying_checkpoint.py FOLDER [--size L] [--seed 0]
 
-Random weights do not repeat what they read, and speculation by prompt lookup pays for those who do. These weights are
-a model of the same size and shape as `make_checkpoints.py` makes, in which five layers are an induction circuit
-(Olsson et al. 2022): at every place it looks for an earlier occurrence of the last three tokens and goes on as the text
-went on there. Every matrix is full and every product is computed, so that a step takes the time of a step; the other
-layers are random and so quiet that they decide nothing.
+Random weights do not repeat what they read, and speculation by prompt lookup gains only where models do. These weights
+are a model of the same size and shape as `make_checkpoints.py` makes, in which five layers are an induction circuit
+(Olsson et al. 2022): at every position it looks for an earlier occurrence of the last three tokens and continues as the
+text continued there. Every matrix is full and every product is computed, so that a step takes the time of a step; the
+other layers are random and too small to affect the output.
 
-A copy is not always a copy: each id that is a multiple of 8 is rewritten, as names are in an edited program or words in
+Copies are not always exact: each id that is a multiple of 8 is rewritten, as names are in an edited program or words in
 a summary; what follows it is copied again. The share of such ids in a prompt is the share of wrong drafts.
 
-How it works. A token's row of the embedding holds its code (random signs) and the code of what it is rewritten to.
-With ALiBi alone there are no positions, so layer 0 first makes one: two heads that compare nothing weigh the codes
-before a place by distance, w r^d, into a bag of tokens. A place knows the bag of the place before it,
-(bag - w code) / r, so that layers 1 to 3 find exactly that place by its bag, and bring from it the second code of the
-token 1, then 2, then 3 places before. Layer 4 compares these codes of the last three tokens with those before every
-place, and writes that of what stands there over the token's first code, where the output head, tied to the embedding,
-reads it. As an id and what it is rewritten to have the same second code, a copy keeps its place where it differs.
+How it works. A token's row of the embedding holds its code (random signs) and the code of what it is rewritten to. With
+ALiBi alone there are no positions, so layer 0 first makes one: two heads that compare nothing weight the codes before a
+position by distance, w r^d, into a bag of tokens. A position knows the bag of the previous position, (bag - w code) /
+r, so that layers 1 to 3 find exactly that position by its bag, and fetch from it the second code of the token 1, then
+2, then 3 positions before. Layer 4 compares these codes of the last three tokens with those before every position, and
+writes that of the token there over the token's first code, where the output head, tied to the embedding, reads it. As
+an id and what it is rewritten to have the same second code, a copy stays aligned where it differs.
 """
 
 import argparse
@@ -59,7 +59,7 @@ class Circuit:
         self._bag_square = (1 - self._decay) / (1 + self._decay)  # mean square of a bag's elements, by half
 
     def wte(self) -> Matrix:
-        """[V, d]"""
+        """Return the embedding [V, d]."""
         codes = self._source.choice(np.array([-1, 1], np.float32), (self._vocab, 2 * self.hd))
         ids = np.arange(self._vocab)
         rows = np.zeros((self._vocab, self.d), np.float32)
@@ -80,13 +80,13 @@ class Circuit:
                 self._continue_match(wqkv, out_proj)
 
     def _gather_bag(self, wqkv: Matrix, out_proj: Matrix, half: int) -> None:
-        """The mean of the codes so far, weighed by ALiBi alone."""
+        """Compute the mean of the codes so far, weighted by ALiBi alone."""
         q, k, _ = self._rows(half)
         wqkv[q], wqkv[k] = 0, 0
         self._carry(wqkv, out_proj, half, half, "code", "bag", self._deviation(0))
 
     def _fetch_from_place_before(self, wqkv: Matrix, out_proj: Matrix, half: int, layer: int) -> None:
-        """At the place whose bag is that of the place before: its token, or the one that it has fetched before."""
+        """Fetch, from the position whose bag is that of the previous position, its token or the one it has fetched."""
         hd, r, deviation = self.hd, self._decay[half], self._deviation(layer)
         gain = np.sqrt(PLACE_SCORE * deviation**2 / (np.sqrt(hd) * self._bag_square[half]))
         q, k, _ = self._rows(half)
@@ -98,10 +98,10 @@ class Circuit:
         self._carry(wqkv, out_proj, half, half, source, f"before_{layer}", deviation)
 
     def _continue_match(self, wqkv: Matrix, out_proj: Matrix) -> None:
-        """Two heads with flat slopes attend to what followed the last tokens before, and bring its rewritten code."""
+        """Attend with two heads of flat slopes to what followed the last tokens before; fetch its rewritten code."""
         hd, deviation = self.hd, self._deviation(1 + COMPARED)
         gain = np.sqrt(TOKEN_SCORE * deviation**2 / np.sqrt(hd))
-        # Each token's code in an order and with signs of its own, so that one head can compare all at once.
+        # Each token's code in its own order and with its own signs, so that one head can compare all at once.
         mixers = [self._signed_permutation() for _ in range(COMPARED)]
         for half in range(2):
             head = self.n_heads - 2 + half
@@ -113,14 +113,14 @@ class Circuit:
             self._carry(wqkv, out_proj, head, half, "rewritten", "code", STRENGTH * deviation)
 
     def _signed_permutation(self) -> Matrix:
-        """[hd, hd]"""
+        """Return the rotation [hd, hd]."""
         signs = self._source.choice(np.array([-1, 1], np.float32), self.hd)
         return np.eye(self.hd, dtype=np.float32)[self._source.permutation(self.hd)] * signs
 
     def _carry(
         self, wqkv: Matrix, out_proj: Matrix, head: int, half: int, source: str, target: str, gain: float
     ) -> None:
-        """A head brings one half of a part of the stream to the same half of another."""
+        """Copy one half of a part of the stream to the same half of another with one head."""
         _, _, v = self._rows(head)
         own = slice(head * self.hd, (head + 1) * self.hd)
         wqkv[v], out_proj[:, own] = 0, 0
@@ -128,7 +128,7 @@ class Circuit:
         out_proj[self._columns(target, half), own] = gain * np.eye(self.hd)
 
     def _deviation(self, layer: int) -> float:
-        """Standard deviation of the stream before a layer, by which its norm divides: nearly the same everywhere."""
+        """Return the standard deviation of the stream before a layer, by which its norm divides: nearly constant."""
         squares = 4 + (self._bag_square.sum() if layer else 0) + 2 * max(0, layer - 1)
         return float(np.sqrt(squares * self.hd / self.d))
 
@@ -137,14 +137,14 @@ class Circuit:
         return slice(begin, begin + (2 if half is None else 1) * self.hd)
 
     def _rows(self, head: int) -> tuple[slice, slice, slice]:
-        """Rows of the fused projection that make a head's query, key and value."""
+        """Return the rows of the fused projection for a head's query, key and value."""
         begins = (head * self.hd + part * self.d for part in range(3))
         q, k, v = (slice(begin, begin + self.hd) for begin in begins)
         return q, k, v
 
 
 def copying_leaves(config: dict[str, Any], seed: int) -> dict[str, Matrix]:
-    """Every parameter by its path in `model.params.weights.Weights`, float32."""
+    """Return every parameter by its path in `model.params.weights.Weights`, float32."""
     from model.config.mpt_config import MptConfig
     from model.params.weights import weight_specs
 

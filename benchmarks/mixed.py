@@ -1,8 +1,8 @@
-"""Throughput of a batch whose requests ask for all kinds of sampling, beside the same batch decoded greedily.
+"""Measure the throughput of a batch with all kinds of sampling, compared with the same batch decoded greedily.
 
 python benchmarks/mixed.py CHECKPOINT [--batch 32] [--quantization int8]
 
-Both in turns in one engine, without speculation and prefix cache; timed are steps in which every row decodes. Prints
+Both alternate in one engine, without speculation and prefix cache; steps in which every row decodes are timed. Prints
 ids per second of each, medians over the repetitions, and the median, smallest and largest of the repetitions' ratios.
 """
 
@@ -35,25 +35,25 @@ KINDS: tuple[dict[str, Any], ...] = (
 
 
 def measure(engine: Any, prompts: list[list[int]], kinds: tuple[dict[str, Any], ...], steps: int) -> float:
-    """Ids per second over so many steps of all rows."""
+    """Measure ids per second over a number of steps of all rows."""
     from mpt_serve.engine import SamplingParams
 
-    room = engine.stats().max_model_len - PROMPT
-    told = [0] * len(prompts)
+    max_tokens = engine.stats().max_model_len - PROMPT
+    received = [0] * len(prompts)
 
     def listener(row: int) -> Callable[[Any], None]:
         def listen(delta: Any) -> None:
-            told[row] += len(delta.token_ids)
+            received[row] += len(delta.token_ids)
 
         return listen
 
     requests = []
     for row, prompt in enumerate(prompts):
-        params = SamplingParams(max_tokens=room, seed=row, ignore_eos=True, **kinds[row % len(kinds)])
+        params = SamplingParams(max_tokens=max_tokens, seed=row, ignore_eos=True, **kinds[row % len(kinds)])
         if params.stop_token_ids:
-            params = replace(params, min_tokens=room)  # no row is to end
+            params = replace(params, min_tokens=max_tokens)  # no row may end
         requests.append(engine.submit(prompt, params, listener(row)))
-    while min(told) < WARM_STEPS:
+    while min(received) < WARM_STEPS:
         time.sleep(0.001)
     first, start = engine.stats().steps, time.perf_counter()
     while (last := engine.stats().steps) < first + steps:

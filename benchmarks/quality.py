@@ -1,11 +1,11 @@
-"""What a weight format costs in quality, computed as the engine does: perplexity and divergence from float32.
+"""Measure the quality of a weight format, computed as in the engine: perplexity and divergence from float32.
 
     python benchmarks/quality.py mpt_serve/embedded --text held-out
     python benchmarks/quality.py CHECKPOINT --text FILE      # any UTF-8 text, by the checkpoint's tokenizer.json
-    python benchmarks/quality.py CHECKPOINT                  # random ids: divergence alone tells
+    python benchmarks/quality.py CHECKPOINT                  # random ids: divergence only
 
 A line per format: MB of weights, perplexity and its change in percent, mean of KL(float32 || format) in nats, share of
-places with the same most likely token, and the error of the logits relative to them (both less their mean, which no
+positions with the same most likely token, and the error of the logits relative to them (both less their mean, which no
 probability depends on). "held-out" is what the embedded model was never trained on: documents of its corpus
 (`training`) drawn with held-out values.
 """
@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from model.checkpoint.quantize import WeightFormat
 from model.config.mpt_config import MptConfig
 from model.layers.forward import forward
+from model.params.weight_format import WeightFormat
 from model.params.weights import Weights, weight_bytes
 from model.pretrained import mpt_from_pretrained
 
@@ -53,7 +53,7 @@ class Score(NamedTuple):
 
 
 def formats_of(names: list[str], group: int) -> dict[str, tuple[str | None, WeightFormat]]:
-    """Type and format of the weights by a contender's name; quantised ones start from what the checkpoint holds."""
+    """Return dtype and format of the weights by a contender's name; quantised ones start from the stored dtype."""
     known = {
         "float32": ("float32", WeightFormat(packed=True)),
         "bfloat16": ("bfloat16", WeightFormat(packed=True)),
@@ -103,14 +103,14 @@ def _held_out(folder: Path, rows: int, length: int) -> Text:
 
 @partial(jax.jit, static_argnums=1)
 def logits_of(weights: Weights, config: MptConfig, tokens: Array) -> Array:
-    """[B, T] -> [B, T, V], each place's mean taken off."""
+    """Compute logits of [B, T] -> [B, T, V], less the mean of each position."""
     logits = forward(weights, config, tokens)
     return logits - jnp.mean(logits, axis=-1, keepdims=True)
 
 
 @jax.jit
 def score(reference: Array, logits: Array, targets: Array, counted: Array) -> Score:
-    """Logits [B, T, V], targets and counted [B, T]."""
+    """Score logits [B, T, V] on targets [B, T] where counted [B, T]."""
     expected, actual = jax.nn.log_softmax(reference), jax.nn.log_softmax(logits)
     same = jnp.argmax(reference, axis=-1) == jnp.argmax(logits, axis=-1)
     return Score(

@@ -1,8 +1,8 @@
-"""Table and plot of a comparison's results.jsonl.
+"""Write a table and a plot of a comparison's results.jsonl.
 
     python benchmarks/report.py FOLDER
 
-A cell's ratio is the median over the rounds of the baseline's speed over the opponent's in the same round.
+A cell's ratio is the median over the rounds of the baseline's speed over the other engine's in the same round.
 """
 
 import argparse
@@ -19,7 +19,7 @@ Result = dict[str, Any]
 
 
 def speed(result: Result) -> float:
-    """Tokens per second: generated, all rows together; where one token is asked for, of the prompts."""
+    """Return tokens per second: generated ones of all rows together; of the prompts where one token is generated."""
     return float(result["decode_tok_s"] if result["new"] > 1 else result["prefill_tok_s"])
 
 
@@ -43,7 +43,7 @@ Matches = dict[tuple[str, str], dict[tuple[int, int, int], Cell]]  # (checkpoint
 
 
 def gather(results: Iterable[Result]) -> Matches:
-    """A later result of the same turn replaces an earlier one."""
+    """Index the results; a later result of the same run replaces an earlier one."""
     matches: Matches = defaultdict(dict)
     for result in results:
         if "batch" not in result:
@@ -58,7 +58,7 @@ def gather(results: Iterable[Result]) -> Matches:
 
 
 def table(results: list[Result]) -> str:
-    """Markdown: a section per checkpoint and match, then the machine's limits and the contenders."""
+    """Return Markdown: a section per checkpoint and match, then the machine's limits and the contenders."""
     lines: list[str] = []
     for (checkpoint, match), cells in gather(results).items():
         baseline, *opponents = next(iter(cells.values())).contenders
@@ -90,14 +90,14 @@ def _ratio_text(ratios: list[float]) -> str:
 def _legend() -> list[str]:
     return [
         "Speeds are medians over the rounds, in tokens per second over all rows: generated tokens, or where one new",
-        "token is asked for, prompt tokens. In brackets: the share of what the machine allowed at that moment, bound",
+        "token is requested, prompt tokens. In brackets: the share of the machine's limit at that moment, bound",
         "by reading memory (mem) or by arithmetic (alu). A ratio is the first column's speed over the opponent's:",
         "median over the rounds of the ratio within a round (smallest to largest).",
     ]
 
 
 def _limits(results: list[Result]) -> list[str]:
-    """The median over all measurements of each one's best."""
+    """Return the median over all measurements of the best value of each."""
     rates: dict[str, list[float]] = defaultdict(list)
     for result in results:
         for name, rate in result.get("limits", {}).items():
@@ -134,7 +134,7 @@ def _processor() -> str:
 
 
 def plot(results: list[Result], path: Path) -> None:
-    """Ratios with their rounds as points, one panel per checkpoint; needs matplotlib."""
+    """Plot ratios with their rounds as points, one panel per checkpoint; needs matplotlib."""
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -179,7 +179,7 @@ def plot(results: list[Result], path: Path) -> None:
 
 
 def write(folder: Path) -> None:
-    """Writes table.md and ratios.svg beside results.jsonl."""
+    """Write table.md and ratios.svg beside results.jsonl."""
     results = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
     (folder / "table.md").write_text(table(results))
     try:

@@ -1,4 +1,4 @@
-"""What this machine's memory and arithmetic units deliver: roofline.cc, compiled at first use.
+"""Measure what this machine's memory and arithmetic units deliver: roofline.cc, compiled at first use.
 
     python benchmarks/roofline.py [--threads 2]
 
@@ -31,7 +31,7 @@ class Limits:
 
     @classmethod
     def of(cls, rates: dict[str, float]) -> Self:
-        """From what `measure` returns; a precision without instructions of its own is computed in the next wider."""
+        """Return the limits from the result of `measure`; a precision without instructions uses the next wider one."""
 
         def best(kind: str) -> float:
             return max((1e9 * rate for name, rate in rates.items() if name.startswith(kind)), default=0.0)
@@ -41,18 +41,18 @@ class Limits:
         return cls(best("read_gb_s"), float32, bfloat16, max(bfloat16, best("int8_dot")))
 
     def shortest(self, nbytes: float, operations: float, precision: str) -> tuple[float, str]:
-        """Seconds that a step reading `nbytes` and doing `operations` takes at least; what bounds it."""
+        """Return the least seconds of a step that reads `nbytes` and does `operations`, and which one bounds it."""
         reading, computing = nbytes / self.read, operations / getattr(self, precision)
         return (reading, "memory") if reading >= computing else (computing, "arithmetic")
 
 
 def measure(threads: int, mebibytes: int = 1024, repetitions: int = 7) -> dict[str, float]:
-    """Runs the loops now, on the first `threads` cores this process may use; the best rates, by the loops' names."""
+    """Run the loops on the first `threads` cores that this process may use; return the best rates by loop name."""
     return {name: rate["best"] for name, rate in run(threads, mebibytes, repetitions).items()}
 
 
 def run(threads: int, mebibytes: int, repetitions: int) -> dict[str, dict[str, float]]:
-    """As `measure`, with the median and the best of each."""
+    """Return the median and the best of several runs of `measure`."""
     command = [str(_binary()), str(threads), str(mebibytes), str(repetitions)]
     result = subprocess.run(command, check=True, capture_output=True, text=True, preexec_fn=lambda: _bind(threads))
     figures: dict[str, dict[str, float]] = json.loads(result.stdout)
@@ -66,7 +66,7 @@ def _bind(threads: int) -> None:
 
 
 def _binary() -> Path:
-    """The compiled loops, in the user's cache folder under the hash of their source and of the machine's features."""
+    """Return the compiled loops, cached in the user's cache folder by hash of source and machine features."""
     compiler = os.environ.get("CXX", "c++")
     target = subprocess.run(
         [compiler, *COMPILE, "-E", "-dM", "-x", "c++", os.devnull], check=True, capture_output=True

@@ -1,4 +1,4 @@
-"""What sampling costs a step: every kind of parameters beside greedy rows, in turns.
+"""Measure what sampling costs a step, for every kind of parameters, interleaved with greedy rows.
 
     python benchmarks/sampling.py [--rows 32] [--vocab 50432] [--spread 3] [--kernels auto] [--rounds 50]
 
@@ -23,8 +23,11 @@ from jax import Array
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from model.kernel_selection import sampling_kernels_for
-from model.sampling.sampler import PROMPT, SamplerState, SamplingBatch, sample
+from model.kernel_selection import sampling_kernels
+from model.params.sampling_batch import SamplingBatch
+from model.sampling.batch import PROMPT, SamplerState
+from model.sampling.sampler import sample
+from mpt_serve.engine.sampling_params import MAX_LOGPROBS
 
 GREEDY: dict[str, Any] = {
     "temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition": 1.0, "presence": 0.0, "frequency": 0.0,
@@ -50,7 +53,7 @@ _DTYPES = {float: jnp.float32, int: jnp.int32, bool: jnp.bool_}
 
 
 def batch_of(kinds: list[dict[str, Any]]) -> SamplingBatch:
-    """One row of each kind; row r reads and writes slot r."""
+    """Return one row of each kind; row r reads and writes slot r."""
     rows = [{**GREEDY, **kind} for kind in kinds]
     indices = jnp.arange(len(rows), dtype=jnp.int32)
     fields = {name: jnp.array([row[name] for row in rows], _DTYPES[type(value)]) for name, value in GREEDY.items()}
@@ -65,7 +68,7 @@ def batch_of(kinds: list[dict[str, Any]]) -> SamplingBatch:
 
 
 def inputs_of(rows: int, vocab: int, spread: float) -> tuple[Array, Array, SamplerState]:
-    """Logits, masks that allow a quarter of the ids, and a state with some ids seen and a few biased."""
+    """Return logits, masks that allow a quarter of the ids, and a state with some ids seen and a few biased."""
     rng = np.random.default_rng(2026)
     logits = rng.normal(scale=spread, size=(rows, vocab)).astype(np.float32)
     words = (rows, -(-vocab // 32))
@@ -91,8 +94,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=50)
     options = parser.parse_args()
     logits, masks, state = inputs_of(options.rows, options.vocab, options.spread)
-    kernel = sampling_kernels_for(logits.devices(), options.kernels)
-    step = jax.jit(partial(sample, vocab_limit=options.vocab, kernel=kernel), donate_argnums=3)
+    kernel = sampling_kernels(logits.devices(), options.kernels)
+    step = jax.jit(
+        partial(sample, vocab_limit=options.vocab, max_logprobs=MAX_LOGPROBS, kernel=kernel), donate_argnums=3
+    )
 
     def measured(batch: SamplingBatch) -> float:
         nonlocal state

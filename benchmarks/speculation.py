@@ -1,23 +1,23 @@
-"""What speculation brings: decode tokens/s with and without it, in turns, on the same requests.
+"""Measure the gain of speculation: decode tokens/s with and without it, interleaved, on the same requests.
 
     python benchmarks/make_copying_checkpoint.py ~/mpt/L-copying && python benchmarks/make_checkpoints.py ~/mpt L
     python benchmarks/speculation.py --copying ~/mpt/L-copying --random ~/mpt/L [--quantization int8]
 
 Work that copies, greedy, on weights that copy (make_copying_checkpoint.py); a prompt is a passage of 384 of 800
-ids, and the first ids of the answer, which say what to copy:
+ids, and the first ids of the output, which determine what is copied:
 
- quote    an answer out of the passage: 128 tokens from its middle, word for word
+ quote    a quotation from the passage: 128 tokens from its middle, word for word
  edit     the passage again, one id in 16 rewritten
  summary  the passage again, one id in 6 rewritten
 
 Text that does not repeat, sampled at temperature 1 from random weights:
 
- fresh    any id of the vocabulary is about as likely as any other: no two ids ever come again together
- uneven   100 ids as uneven as words (by logit_bias): pairs of them come again all the time, and never go on alike
+ fresh    any id of the vocabulary is about as likely as any other: no pair of ids ever repeats
+ uneven   100 ids as uneven as words (by logit_bias): pairs of them repeat all the time, and continue differently
 
-Prints a table: ids per second, medians over the repetitions; the ratio of each repetition's two turns, its median,
+Prints a table: ids per second, medians over the repetitions; the ratio of each repetition's two runs, its median,
 smallest and largest; the share of drafts that were accepted; ids drafted for a request; ids per step; whether both
-turns gave the same ids, which they must; and the share of ids that are those which the weights are made to give.
+runs gave the same ids, which they must; and the share of ids that the weights are made to give.
 """
 
 import argparse
@@ -45,7 +45,7 @@ UNEVEN_IDS = 100
 
 
 class Task(NamedTuple):
-    """A request; expected: the answer, where the weights are made to give one."""
+    """A request; expected: the output, where the weights are made to give one."""
 
     prompt: list[int]
     params: dict[str, Any]
@@ -63,7 +63,7 @@ class Workload:
 
 
 def passage(source: random.Random, rewritten: float) -> list[int]:
-    """Ids that come again, though not soon; a share of them such that the copying weights rewrite them."""
+    """Return ids that repeat at a distance; the copying weights rewrite a share of them."""
     ids: list[int] = []
     while len(ids) < PASSAGE:
         place = 0 if source.random() < rewritten else source.randrange(2, REWRITTEN)  # 1 is what 0 is rewritten to
@@ -148,7 +148,7 @@ def take_turn(engine: Any, workload: Workload, repetition: int) -> Turn:
 
 
 def measure(engines: dict[str, Any], workload: Workload, repetitions: int) -> str:
-    """One line of the table; the engines take turns, and the first to go changes."""
+    """Measure one line of the table; the engines alternate, and so does which of them is first."""
     turns: dict[str, list[Turn]] = {name: [] for name in engines}
     for repetition in range(repetitions + 1):  # the first warms up
         for name in list(engines)[:: 1 if repetition % 2 else -1]:
@@ -173,7 +173,7 @@ def measure(engines: dict[str, Any], workload: Workload, repetitions: int) -> st
 
 
 def load(checkpoint: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """An engine with speculation and one without, over the same weights."""
+    """Return an engine with speculation and one without, over the same weights."""
     from model.kernel_selection import weight_format
     from model.pretrained import find_device, mpt_from_pretrained
     from mpt_serve.engine import Engine, EngineConfig

@@ -1,4 +1,4 @@
-"""An engine's script as a long-lived process that loads once and stands still between its turns."""
+"""An engine's script as a long-lived process that loads once and is stopped between its runs."""
 
 import contextlib
 import json
@@ -12,7 +12,7 @@ from typing import Any
 
 
 class WorkerError(RuntimeError):
-    """The process ended, or gave no answer in time; it is gone."""
+    """The process ended, or sent no result in time; it no longer runs."""
 
 
 class Worker:
@@ -42,21 +42,21 @@ class Worker:
             raise
 
     def ask(self, shape: object, repetition: int, seconds: float) -> dict[str, Any]:
-        """One repetition of a shape while nobody else runs."""
+        """Run one repetition of a shape while nothing else runs."""
         task = json.dumps({"shape": str(shape), "repetition": repetition}) + "\n"
         assert self._process.stdin is not None
         self._signal(signal.SIGCONT)
-        with contextlib.suppress(BrokenPipeError):  # it has ended, which the answer's absence will tell
+        with contextlib.suppress(BrokenPipeError):  # it has ended, which the missing result will show
             self._process.stdin.write(task.encode())
         return self._answer(seconds)
 
     def close(self) -> None:
-        """Ends the process and its children. Idempotent."""
+        """End the process and its children. Idempotent."""
         self._signal(signal.SIGKILL)
         self._process.wait()
 
     def _answer(self, seconds: float) -> dict[str, Any]:
-        """Reads one line, then stops the process."""
+        """Read one line, then stop the process."""
         output = self._process.stdout
         assert output is not None
         while b"\n" not in self._rest:
@@ -67,7 +67,7 @@ class Worker:
                     with contextlib.suppress(subprocess.TimeoutExpired):
                         self._process.wait(timeout=10)
                 self.close()
-                how = f"ended with status {self._process.returncode}" if readable else f"gave no answer in {seconds} s"
+                how = f"ended with status {self._process.returncode}" if readable else f"sent no result in {seconds} s"
                 raise WorkerError(f"it {how}; {self._log} has what it wrote")
             self._rest += chunk
         self._signal(signal.SIGSTOP)

@@ -1,6 +1,6 @@
-"""The Flax face of the model: `FlaxMptForCausalLM` over the same leaves that the pure functions read."""
+"""The model as Flax classes: `FlaxMptForCausalLM` over the same arrays that the pure functions read."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -10,17 +10,13 @@ from jax.typing import DTypeLike
 
 from model.config.mpt_config import MptConfig
 from model.layers.forward import forward
+from model.ops.pytree import dataclass
 from model.params.weights import Weights, init_weights
-
-if TYPE_CHECKING:
-    from dataclasses import dataclass
-else:
-    from flax.struct import dataclass
 
 
 @dataclass
 class CausalLMOutput:
-    """logits [B, T, V] float32."""
+    """The output of the model: logits [B, T, V] float32."""
 
     logits: Array
 
@@ -33,24 +29,24 @@ class MptModule(nn.Module):  # type: ignore[misc]  # flax has no type informatio
 
     @nn.compact  # type: ignore[untyped-decorator]
     def __call__(self, input_ids: Array) -> CausalLMOutput:
-        """input_ids [B, T] int32."""
+        """Return the logits of input_ids [B, T] int32."""
         weights = self.param("weights", lambda key: init_weights(self.config, key, self.param_dtype))
         return CausalLMOutput(forward(weights, self.config, input_ids))
 
 
 class FlaxMptForCausalLM:
-    """An MPT that is called with token ids and parameters: `model(input_ids, params=params).logits`.
+    """An MPT to call with token ids and parameters: `model(input_ids, params=params).logits`.
 
     Args:
         config: what the model computes.
         dtype: type of the products' operands; parameters of another type are cast to it. None keeps theirs. Products
-            accumulate in float32, and the residual stream, norms and softmax are float32 whatever this says.
-        param_dtype: type of parameters made here, by `init_weights` or `_do_init`.
+            accumulate in float32, and the residual stream, norms and softmax are float32 regardless.
+        param_dtype: type of the parameters that `init_weights` or `_do_init` makes.
         precision: precision of float32 products on accelerators, as `jax.default_matmul_precision` names it; None is
             exact float32.
-        seed: of the parameters made with `_do_init`.
-        _do_init: True makes random parameters at once and keeps them in `params`.
-        input_shape: (B, T) of the trace that makes parameters.
+        seed: seed of the parameters that `_do_init` makes.
+        _do_init: whether to make random parameters at once and keep them in `params`.
+        input_shape: (B, T) of the trace that makes the parameters.
     """
 
     def __init__(
@@ -71,21 +67,21 @@ class FlaxMptForCausalLM:
         self.params = self.init_weights(jax.random.key(seed), input_shape) if _do_init else None
 
     def init_weights(self, key: Array, input_shape: tuple[int, int] = (1, 1024)) -> Weights:
-        """Random parameters of `param_dtype`."""
+        """Return random parameters of `param_dtype`."""
         T = min(input_shape[1], self.config.max_seq_len)
         variables = jax.jit(self.module.init)(key, jnp.zeros((input_shape[0], T), jnp.int32))
         weights: Weights = variables["params"]["weights"]
         return weights
 
     def __call__(self, input_ids: Any, params: Weights | None = None) -> CausalLMOutput:
-        """input_ids [B, T] integers -> logits [B, T, V] float32.
+        """Return the logits [B, T, V] float32 of input_ids [B, T], integers.
 
-        Raises ValueError for ids that are no integers of two dimensions, and without parameters.
+        Raises ValueError for ids that are not integers of two dimensions, and without parameters.
         """
         ids = jnp.asarray(input_ids)
         if ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
             raise ValueError(
-                f"input_ids is {ids.dtype} of shape {ids.shape}; integers of shape [batch, length] are meant"
+                f"input_ids is {ids.dtype} of shape {ids.shape}; it must be integers of shape [batch, length]"
             )
         params = self.params if params is None else params
         if params is None:

@@ -1,81 +1,115 @@
 """Which kernels the devices of a model have.
 
-`kernels` is 'auto' for the fastest that a platform has here, or 'xla' for what XLA makes of the readable definitions
-(but for quantised products).
+The setting `kernels` is 'auto' for the fastest that a platform has here, or 'xla' for what XLA makes of the readable
+definitions (quantised products excepted).
 """
 
 from collections.abc import Callable, Set
+from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from model.checkpoint.quantize import WeightFormat
 from model.config.mpt_config import MptConfig
-from model.kernels.cpu import calls
-from model.layers.paged_forward import CacheAttention, StepBatch, write_then, xla_attention
-from model.params.kv_cache import LayerCache
+from model.kernels.cpu.attention import CACHE_DTYPES
+from model.kernels.cpu.attention import paged_attention as cpu_attention
+from model.kernels.cpu.huge_pages import use_huge_pages
+from model.kernels.cpu.library import kernel_library, kernels_available
+from model.kernels.cpu.sampling import choose_ids, log_probabilities
+from model.layers.paged_forward import CacheAttention, write_then, xla_attention
+from model.params.kv_cache import KvCache, LayerCache
+from model.params.step_batch import StepBatch
+from model.params.weight_format import WeightFormat
+from model.sampling.batch import SamplingKernels
 
 
-class SamplingKernels(NamedTuple):
-    """Kernels for the two halves of sampling, which `mpt_serve.engine` defines."""
+@dataclass(frozen=True)
+class SelectedKernels:
+    """What was selected for the devices, the model and its cache, and what follows from it for their user."""
 
-    # (logits [S, V], batch, masks [S, W], counts [slots, V], bias [slots, V], uniform [S], vocab_limit) -> ids [S]
-    choose_ids: Callable[[Array, Any, Array, Array, Array, Array, int], Array]
-    # (logits [S, V], ids [S], num_logprobs [S], vocab_limit, most) -> log probability and rank [S], and of the most
-    # likely ids themselves and their log probabilities [S, most]
-    log_probabilities: Callable[[Array, Array, Array, int, int], tuple[Array, Array, Array, Array]]
+    attention: CacheAttention
+    sampling: SamplingKernels | None
+    """None where XLA compiles the definitions."""
+    ragged_decode: bool
+    """Whether attention takes rows of one token and longer ones at the same speed, so that one program serves both."""
+    row_tile: int | None
+    """Rows that the products handle together, so that a step of that many costs little more than a smaller one; None
+    where no number of rows is special."""
+    huge_pages: bool
+    """Whether the cache is read in scattered blocks of host memory, which huge pages make faster."""
+
+    def prepare_cache(self, cache: KvCache) -> None:
+        """Place a new cache in memory as the kernels read it best."""
+        if self.huge_pages:
+            jax.tree.map(use_huge_pages, cache)
+
+
+def select_kernels(
+    devices: Set[jax.Device], config: MptConfig, cache_dtype: DTypeLike, kernels: str = "auto"
+) -> SelectedKernels:
+    """Return the fastest kernels that these devices have for the model and a cache of `cache_dtype`."""
+    dtype = jnp.dtype(cache_dtype)
+    library = kernel_library() if _has_cpu_kernels(devices, kernels) else None
+    if library is None:
+        attention = xla_attention if kernels == "xla" else _accelerator_attention(devices, config, dtype)
+        return SelectedKernels(attention, None, ragged_decode=False, row_tile=None, huge_pages=False)
+    native = dtype in CACHE_DTYPES
+    return SelectedKernels(
+        attention=cpu_attention if native else xla_attention,
+        sampling=sampling_kernels(devices, kernels),
+        ragged_decode=native,
+        row_tile=library.row_tile,
+        huge_pages=native,
+    )
+
+
+def sampling_kernels(devices: Set[jax.Device], kernels: str = "auto") -> SamplingKernels | None:
+    """Return the kernels that sample, or None where XLA compiles the definitions."""
+    return SamplingKernels(choose_ids, log_probabilities) if _has_cpu_kernels(devices, kernels) else None
 
 
 def weight_format(devices: Set[jax.Device], quantization: str = "none", kernels: str = "auto") -> WeightFormat:
-    """How weights should lie for the kernels of the devices that will hold them."""
+    """Return how weights are to be kept for the kernels of the devices that will hold them.
+
+    Separate from `select_kernels`, because weights are loaded before the cache and its dtype are known.
+    """
     return WeightFormat(quantization, packed=_has_cpu_kernels(devices, kernels))
 
 
-def attention_for(
-    devices: Set[jax.Device], config: MptConfig, cache_dtype: DTypeLike, kernels: str = "auto"
-) -> CacheAttention:
-    """The fastest attention over the cache that these devices have.
+def _accelerator_attention(devices: Set[jax.Device], config: MptConfig, dtype: jnp.dtype) -> CacheAttention:
+    """Return the fastest attention over the cache of a GPU or TPU; XLA's where no kernel serves.
 
-    Over several devices it is XLA's, which partitions it, and where no kernel reads the dtype. On a TPU too, where
-    heads are not whole rows of 128 lanes: XLA would copy the cache for the kernel at each step.
+    That is over several devices, which XLA partitions, for a dtype that no kernel reads, and on a TPU where heads are
+    not whole rows of 128 lanes: XLA would copy the cache for the kernel at each step.
     """
-    platform, dtype = _single_platform(devices), jnp.dtype(cache_dtype)
-    if _has_cpu_kernels(devices, kernels) and dtype in (jnp.float32, jnp.bfloat16, jnp.int8):
-        return calls.paged_attention
-    if kernels == "auto" and platform == "gpu" and dtype != jnp.int8:
-        from model.kernels.pallas import gpu_attention  # Triton is not for other platforms to load
+    platform = _single_platform(devices)
+    if platform == "gpu" and dtype != jnp.int8:
+        from model.kernels.pallas import gpu_attention  # only a GPU's process loads Triton
 
         return write_then(_over_pools(gpu_attention.paged_attention))
-    if kernels == "auto" and platform == "tpu" and config.head_dim % 128 == 0 and dtype in (jnp.float32, jnp.bfloat16):
-        from model.kernels.pallas import tpu_attention  # Mosaic is not for other platforms to load
+    if platform == "tpu" and config.head_dim % 128 == 0 and dtype in (jnp.float32, jnp.bfloat16):
+        from model.kernels.pallas import tpu_attention  # only a TPU's process loads Mosaic
 
         return write_then(_over_pools(tpu_attention.paged_attention))
     return xla_attention
 
 
-def sampling_kernels_for(devices: Set[jax.Device], kernels: str = "auto") -> SamplingKernels | None:
-    """Kernels that sample, or None where XLA compiles the definition."""
-    if not _has_cpu_kernels(devices, kernels):
-        return None
-    return SamplingKernels(calls.choose_ids, calls.log_probabilities)
-
-
-@cache  # the same function each time, as `write_then` wants it
+@cache  # the same function each time, as `write_then` needs it
 def _over_pools(attend: Callable[..., Array]) -> Callable[..., Array]:
-    """A kernel that reads keys and values alone."""
+    """Adapt a kernel that reads keys and values alone to a `LayerCache`."""
 
-    def attention(q: Array, layer: LayerCache, batch: StepBatch, config: MptConfig, **keys: Any) -> Array:
-        return attend(q, layer.keys, layer.values, batch, config, **keys)
+    def attention(q: Array, layer: LayerCache, batch: StepBatch, config: MptConfig, **options: Any) -> Array:
+        return attend(q, layer.keys, layer.values, batch, config, **options)
 
     return attention
 
 
 def _has_cpu_kernels(devices: Set[jax.Device], kernels: str) -> bool:
-    return kernels == "auto" and _single_platform(devices) == "cpu" and calls.available()
+    return kernels == "auto" and _single_platform(devices) == "cpu" and kernels_available()
 
 
 def _single_platform(devices: Set[jax.Device]) -> str | None:

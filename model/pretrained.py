@@ -12,11 +12,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, SingleDeviceSharding
 from jax.typing import DTypeLike
 
-from model.checkpoint.load import WEIGHT_FILES, CheckpointError, load_weights
-from model.checkpoint.quantize import AS_STORED, WeightFormat
+from model.checkpoint.folder import WEIGHT_FILES
+from model.checkpoint.load import load_weights
 from model.checkpoint.quantized_cache import load_through_cache
+from model.checkpoint.stored_tensor import CheckpointError
 from model.config.mpt_config import MptConfig
 from model.params.sharding import weight_shardings
+from model.params.weight_format import AS_STORED, WeightFormat
 from model.params.weights import Weights
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -51,28 +53,28 @@ def mpt_from_pretrained(
     format: WeightFormat = AS_STORED,
     cache_dir: str | Path | None = None,
 ) -> tuple[Weights, MptConfig]:
-    """Loads a model: `path_or_id` is a checkpoint folder or a hub id such as "owner/name".
+    """Load a model: `path_or_id` is a checkpoint folder or a hub id such as "owner/name".
 
-    device: a JAX device, "cpu", "gpu" or "tpu"; None is JAX's default. Not together with `mesh`.
+    device: a JAX device, "cpu", "gpu" or "tpu"; None is JAX's default. Excludes `mesh`.
     dtype: bfloat16, float16 or float32 for every parameter; None keeps the checkpoint's.
-    mesh: lays the weights over several devices (`sharding.make_mesh`), with `fsdp` over both of its axes.
+    mesh: lays the weights over several devices (`sharding.make_mesh`); with `fsdp`, over both of its axes.
     revision: a branch, tag or commit of the hub repository.
-    progress: a bar on stderr; None shows it on a terminal only.
+    progress: whether to show a bar on stderr; None shows it on a terminal only.
     format: how matrices are kept: as arrays in the checkpoint's order, in that of the CPU kernels, or quantised.
-    cache_dir: a folder that keeps quantised weights between loads (`packed_cache`); None keeps none.
+    cache_dir: a folder that keeps quantised weights between loads (`checkpoint.quantized_cache`); None keeps none.
 
-    Raises CheckpointError (no such checkpoint, or a damaged or unfit one), ConfigError (a config.json that this
-    package does not run), ValueError (device or mesh).
+    Raises CheckpointError (no such checkpoint, or one that is damaged or does not fit), ConfigError (a config.json that
+    this package does not run), ValueError (device or mesh).
     """
     if device is not None and mesh is not None:
-        raise ValueError("give a device or a mesh, not both: a mesh says itself which devices it uses")
+        raise ValueError("give a device or a mesh, not both: a mesh names its devices itself")
     folder = resolve_checkpoint(path_or_id, revision)
     config = MptConfig.from_file(folder)
     if mesh is not None:
         if format.quantization != "none":
             raise ValueError(f"quantization '{format.quantization}' takes one device; with a mesh it must be 'none'")
         if format.packed:
-            raise ValueError("packed weights take one device; with a mesh the format must be that of the checkpoint")
+            raise ValueError("packed weights take one device; with a mesh the format must not be packed")
         return load_weights(folder, config, dtype, weight_shardings(config, mesh, fsdp), progress), config
     placement = None if device is None else SingleDeviceSharding(find_device(device))
     if cache_dir is not None and format.quantization != "none":
@@ -81,10 +83,10 @@ def mpt_from_pretrained(
 
 
 def resolve_checkpoint(path_or_id: str | Path, revision: str | None = None) -> Path:
-    """The local folder of a checkpoint: the path itself, or where the hub's cache keeps the repository's files.
+    """Return the local folder of a checkpoint: the path itself, or where the hub's cache keeps the repository's files.
 
-    From the hub come config, tokenizer and safetensors; pickled weights only where there are no safetensors; never
-    code. Raises CheckpointError saying which folder would do.
+    Downloads config, tokenizer and safetensors; pickled weights only where there are no safetensors; never code.
+    Raises CheckpointError saying what the folder must hold.
     """
     folder = Path(path_or_id).expanduser()
     if folder.is_dir():
@@ -107,7 +109,7 @@ def _check_folder(folder: Path) -> Path:
 
 
 def _download(hub_id: str, revision: str | None) -> Path:
-    import huggingface_hub  # a second to import, and needed for hub ids only
+    import huggingface_hub  # slow to import, and needed for hub ids only
 
     def fetch(*patterns: str) -> Path:
         return Path(huggingface_hub.snapshot_download(hub_id, revision=revision, allow_patterns=list(patterns)))
@@ -123,14 +125,14 @@ def _download(hub_id: str, revision: str | None) -> Path:
 
 def _no_download(hub_id: str, error: Exception) -> str:
     reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-    message = f"'{hub_id}' is neither a local folder nor to be had from the hub ({type(error).__name__}: {reason})."
+    message = f"'{hub_id}' is neither a local folder nor available from the hub ({type(error).__name__}: {reason})."
     if hub_id.lower().startswith("mosaicml/"):
         message += " The mosaicml/* repositories were removed from the hub; any local copy or mirror of one works."
     return f"{message} Give the path of {LAYOUT}."
 
 
 def find_device(device: jax.Device | str | None) -> jax.Device:
-    """A device, the first of a platform, or JAX's default. Raises ValueError where there is none."""
+    """Return a device, the first of a platform, or JAX's default. Raises ValueError where there is none."""
     if device is None:
         return jnp.zeros(()).devices().pop()
     if not isinstance(device, str):

@@ -14,7 +14,7 @@ IM_END = "<|im_end|>"
 
 Role = Literal["system", "user", "assistant"]
 Check = Callable[[str, str], bool]
-"""`check(answer, reference)` says whether a generated answer is right."""
+"""`check(answer, reference)` returns whether a generated answer is right."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class Turn:
 
 
 def exact(answer: str, reference: str) -> bool:
-    """The answer is the reference, up to surrounding white space."""
+    """Return whether the answer is the reference, up to surrounding white space."""
     return answer.strip() == reference.strip()
 
 
 def same_json(answer: str, reference: str) -> bool:
-    """Both parse to the same JSON value (key order and spacing are free)."""
+    """Return whether both parse to the same JSON value (in any key order and spacing)."""
     try:
         return bool(json.loads(answer) == json.loads(reference))
     except json.JSONDecodeError:
@@ -70,7 +70,7 @@ Document = Dialogue | PlainText
 
 @dataclass(frozen=True)
 class Piece:
-    """A run of text; `answer` says whether the model is to learn it at full weight."""
+    """A run of text; `answer` marks text that the model learns at full weight."""
 
     text: str
     answer: bool
@@ -96,10 +96,10 @@ def pieces(document: Document) -> list[Piece]:
 
 
 def text_of(document: Document) -> str:
-    """The whole text of a document, without the closing end-of-text mark."""
+    """Return the whole text of a document, without the closing end-of-text mark."""
     return "".join(piece.text for piece in pieces(document))
 
 
 def ask(task: str, question: str, answer: str, check: Check = exact) -> Dialogue:
-    """A dialogue of one question and one answer."""
+    """Return a dialogue of one question and one answer."""
     return Dialogue(task, (Turn("user", question), Turn("assistant", answer)), check)

@@ -22,12 +22,12 @@ _MAX_DRAWS = 1000
 
 
 def is_held_out(value: str) -> bool:
-    """Whether a value (a name, a sum, a sentence) is kept for evaluation only."""
+    """Return whether a value (a name, a sum, a sentence) is kept for evaluation only."""
     return crc32(value.lower().encode()) % _HELD_OUT_MODULUS == 0
 
 
 def with_article(noun: str) -> str:
-    """The noun with "a" or "an" before it."""
+    """Return the noun with "a" or "an" before it."""
     return f"{'an' if noun[0].lower() in 'aeiou' else 'a'} {noun}"
 
 
@@ -40,45 +40,45 @@ class Draw:
     noise: bool = True
 
     def choice(self, options: Sequence[T]) -> T:
-        """One of the options, all equally likely."""
+        """Return one of the options, all equally likely."""
         return self.rng.choice(options)
 
     def sample(self, options: Sequence[T], count: int) -> list[T]:
-        """Several different options in random order."""
+        """Return several different options in random order."""
         return self.rng.sample(options, count)
 
     def chance(self, probability: float) -> bool:
-        """True with the given probability."""
+        """Return True with the given probability."""
         return self.rng.random() < probability
 
     def number(self, low: int, high: int) -> int:
-        """A whole number between low and high, both included."""
+        """Return an integer between low and high, both included."""
         return self.rng.randint(low, high)
 
     def split(self, make: Callable[[], T], key: Callable[[T], str] = str) -> T:
-        """Draw with `make` until the value lies on this source's side of the held-out split.
+        """Draw with `make` until the value belongs to this source's part of the held-out split.
 
-        Raises ValueError where a task has so few values that none of them lies there.
+        Raises ValueError where a task has so few values that none belongs to it.
         """
         for _ in range(_MAX_DRAWS):
             value = make()
             if is_held_out(key(value)) == self.held_out:
                 return value
-        raise ValueError(f"no value on this side of the held-out split in {_MAX_DRAWS} draws, e.g. not {value!r}")
+        raise ValueError(f"no value in this part of the held-out split in {_MAX_DRAWS} draws, e.g. not {value!r}")
 
     def phrase(self, templates: Sequence[str], **fields: object) -> str:
-        """One of the templates, with prompt noise around (never inside) its fields."""
+        """Return one of the templates, with prompt noise around (never inside) its fields."""
         template = self.choice(templates)
         if self.noise:
             template = noisy(template, self.rng)
         return template.format(**fields)
 
     def say(self, templates: Sequence[str], **fields: object) -> str:
-        """One of the templates, without noise: for answers and passages."""
+        """Return one of the templates, without noise: for answers and passages."""
         return self.choice(templates).format(**fields)
 
     def word(self) -> str:
-        """A made-up lower-case word of one to three syllables."""
+        """Return a made-up lower-case word of one to three syllables."""
         return self.split(self._blend if self.chance(0.3) else self._syllables)
 
     def _syllables(self) -> str:
@@ -88,33 +88,33 @@ class Draw:
         return syllables[0] + middle + "".join(syllables[1:]) + self.choice(vocabulary.CODAS)
 
     def _blend(self) -> str:
-        # The beginning of one name and the end of another: closer to the names people really have.
+        # The beginning of one name and the end of another: closer to real names.
         first, second = self.sample(vocabulary.PEOPLE, 2)
         return (first[: self.number(2, 4)] + second[-self.number(2, 4) :]).lower()
 
     def _name(self, known: Sequence[str]) -> str:
-        # Held-out draws are always made up; of the known names training sees all.
+        # Held-out names are always made up; training sees all known names.
         made_up = self.held_out or self.chance(0.5)
         return self.word().capitalize() if made_up else self.choice(known)
 
     def person(self) -> str:
-        """A given name, made up or common."""
+        """Return a given name, made up or common."""
         return self._name(vocabulary.PEOPLE)
 
     def place(self) -> str:
-        """A town, made up or real."""
+        """Return a town, made up or real."""
         return self._name(vocabulary.TOWNS)
 
     def typed(self, name: str) -> str:
-        """A name as a user types it: now and then in lower case. Answers copy it as typed."""
+        """Return a name as a user types it: now and then in lower case. Answers copy it as typed."""
         return name.lower() if self.noise and self.chance(0.15) else name
 
     def people(self, count: int) -> list[str]:
-        """Several different given names."""
+        """Return several different given names."""
         return self._distinct(self.person, count)
 
     def places(self, count: int) -> list[str]:
-        """Several different towns."""
+        """Return several different towns."""
         return self._distinct(self.place, count)
 
     def _distinct(self, make: Callable[[], str], count: int) -> list[str]:

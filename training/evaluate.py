@@ -2,7 +2,7 @@
 
 A task with one right answer is scored exactly as greedy decoding would be, in one forward pass: greedy decoding gives
 the reference if and only if every reference token is the most likely one after the reference tokens before it. Free
-text (stories, poems) is decoded and checked for what the prompt asked for.
+text (stories, poems) is decoded and checked for what the prompt requires.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _WIDTH = 256  # rows are padded to a multiple of this many tokens, so that few s
 
 @dataclass(frozen=True)
 class Model:
-    """What it takes to answer a prompt."""
+    """All that completing a prompt needs: weights, config and tokenizer."""
 
     weights: Weights
     config: MptConfig
@@ -43,13 +43,13 @@ class Model:
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """Tokens that end an answer."""
+        """Tokens that end a completion."""
         return frozenset(token_id(self.tokenizer, token) for token in (ENDOFTEXT, IM_END))
 
 
 @partial(jax.jit, static_argnums=1)
 def _best_tokens(weights: Weights, config: MptConfig, tokens: Array) -> Array:
-    """tokens [B, T] -> the most likely next token at every place, [B, T] int32."""
+    """Return the most likely next token at every position: tokens [B, T] -> [B, T] int32."""
     return jnp.argmax(forward(weights, config, tokens), axis=-1)
 
 
@@ -62,13 +62,13 @@ def _padded(rows: Sequence[Sequence[int]], padding: int) -> np.ndarray[tuple[int
 
 
 def _groups(items: Sequence[Dialogue]) -> Iterator[Sequence[Dialogue]]:
-    """Groups of at most `_ROWS` dialogues of similar length."""
+    """Return groups of at most `_ROWS` dialogues of similar length."""
     ordered = sorted(items, key=lambda item: len(item.prompt))
     return (ordered[i : i + _ROWS] for i in range(0, len(ordered), _ROWS))
 
 
 def greedy_matches(model: Model, dialogues: Sequence[Dialogue]) -> int:
-    """For how many dialogues greedy decoding gives the reference answer and then stops."""
+    """Count the dialogues for which greedy decoding gives the reference answer and then stops."""
     padding, right = token_id(model.tokenizer, PADDING), 0
     for group in _groups(dialogues):
         prompts = [model.tokenizer.encode(d.prompt).ids for d in group]
@@ -82,7 +82,7 @@ def greedy_matches(model: Model, dialogues: Sequence[Dialogue]) -> int:
 
 
 def decode(model: Model, texts: Sequence[str], max_tokens: int = 200) -> list[str]:
-    """Greedy continuations of at most `_ROWS` texts, without a cache: simple, and slow."""
+    """Return greedy continuations of at most `_ROWS` texts, without a cache: simple, and slow."""
     padding = token_id(model.tokenizer, PADDING)
     rows = [model.tokenizer.encode(text).ids for text in texts]
     starts = [len(row) for row in rows]
@@ -101,7 +101,7 @@ def decode(model: Model, texts: Sequence[str], max_tokens: int = 200) -> list[st
 
 
 def checked(model: Model, dialogues: Sequence[Dialogue]) -> int:
-    """How many decoded answers pass the dialogue's own check."""
+    """Count the decoded answers that pass the dialogue's check."""
     right = 0
     for group in _groups(dialogues):
         answers = decode(model, [d.prompt for d in group])
@@ -110,19 +110,19 @@ def checked(model: Model, dialogues: Sequence[Dialogue]) -> int:
 
 
 def accuracy(model: Model, task: str, count: int, seed: int = SEED, noise: bool = True) -> float:
-    """Share of right answers to `count` held-out prompts of a task."""
+    """Return the share of right answers to `count` held-out prompts of a task."""
     dialogues = [draw_example(seed, i, task, noise=noise) for i in range(count)]
     return (checked if task in FREE_TASKS else greedy_matches)(model, dialogues) / count
 
 
 def main() -> None:
-    """Command line entry point: one line per task, then answers to any `--ask`."""
+    """Print one line per task, then answers to any `--ask`: the command line entry point."""
     parser = argparse.ArgumentParser(description="Score a model on held-out prompts.")
     parser.add_argument("folder", type=Path, help="a run folder or an exported model folder")
     parser.add_argument("--count", type=int, default=100, help="prompts per task")
     parser.add_argument("--tasks", nargs="*", default=list(DIALOGUES))
     parser.add_argument("--no-noise", action="store_true", help="prompts without typing noise")
-    parser.add_argument("--ask", nargs="*", default=[], help="questions to answer in a chat of their own")
+    parser.add_argument("--ask", nargs="*", default=[], help="questions to answer, each in a separate chat")
     arguments = parser.parse_args()
     model = Model(*read_model(arguments.folder))
     for task in arguments.tasks:

@@ -31,13 +31,13 @@ CHAT_TEMPLATE = (
 
 
 def _leaves(weights: Weights) -> dict[str, np.ndarray]:
-    """Arrays by `WeightSpec.path`."""
+    """Return arrays by `WeightSpec.path`."""
     flat, _ = jax.tree_util.tree_flatten_with_path(weights)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in flat}
 
 
 def tokenizer_config(max_seq_len: int) -> dict[str, object]:
-    """The object of tokenizer_config.json."""
+    """Return the object of tokenizer_config.json."""
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": max_seq_len,
@@ -51,7 +51,7 @@ def tokenizer_config(max_seq_len: int) -> dict[str, object]:
 
 
 def generation_config() -> dict[str, object]:
-    """The object of generation_config.json: an answer ends with either end mark."""
+    """Return the object of generation_config.json: either end mark ends a completion."""
     eos = [SPECIAL_TOKENS.index(ENDOFTEXT), SPECIAL_TOKENS.index(IM_END)]
     return {"bos_token_id": eos[0], "eos_token_id": eos, "pad_token_id": SPECIAL_TOKENS.index(PADDING)}
 
@@ -63,7 +63,9 @@ def export(run: Path, out: Path) -> None:
     tensors = {spec.name: arrays[spec.path].astype(ml_dtypes.bfloat16) for spec in weight_specs(config)}
     out.mkdir(parents=True, exist_ok=True)
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
-    (out / "model.safetensors").chmod(0o644)  # safetensors writes it for the owner alone; a package is for everyone
+    (out / "model.safetensors").chmod(
+        0o644
+    )  # safetensors makes it readable by its owner only; a package needs everyone
     shutil.copyfile(run / "config.json", out / "config.json")
     shutil.copyfile(run / "tokenizer.json", out / "tokenizer.json")
     _write_json(out / "tokenizer_config.json", tokenizer_config(config.max_seq_len))
@@ -75,7 +77,7 @@ def _write_json(path: Path, value: Mapping[str, object]) -> None:
 
 
 def read_model(folder: Path) -> tuple[Weights, MptConfig, Tokenizer]:
-    """Weights (float32), config and tokenizer of a run folder or of an exported folder."""
+    """Return weights (float32), config and tokenizer of a run folder or of an exported folder."""
     config = MptConfig.from_file(folder / "config.json")
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     exported = folder / "model.safetensors"
@@ -89,7 +91,7 @@ def read_model(folder: Path) -> tuple[Weights, MptConfig, Tokenizer]:
 
 
 def main() -> None:
-    """Command line entry point."""
+    """Run the command line entry point."""
     parser = argparse.ArgumentParser(description="Export a trained run as a model folder.")
     parser.add_argument("run", type=Path)
     parser.add_argument("out", type=Path)

@@ -22,11 +22,11 @@ _A, _B, _C = 3.4445, -4.7750, 2.0315
 _ITERATIONS = 5
 
 Place = Callable[[Array], Array]
-"""Puts a stack [n, rows, columns] where its parts are to be computed, e.g. one half on each of two devices."""
+"""Places a stack [n, rows, columns] where its parts are computed, e.g. one half on each of two devices."""
 
 
 class OptimizerState(NamedTuple):
-    """step [] int32; `first` is the momentum of both, `second` Adam's second moment (a scalar zero under Muon)."""
+    """State of both: step [] int32, `first` the momentum, `second` Adam's second moment (a scalar zero under Muon)."""
 
     step: Array
     first: Weights
@@ -45,12 +45,12 @@ def orthogonalize(stack: Array) -> Array:
 
 
 def is_block_matrix(path: tuple[Any, ...], leaf: Array) -> bool:
-    """Whether Muon updates this parameter: a matrix, but not an embedding or a head."""
+    """Return whether Muon updates this parameter: a matrix, but not an embedding or a head."""
     return leaf.ndim == 2 and "blocks" in jax.tree_util.keystr(path)
 
 
 def init_state(weights: Weights) -> OptimizerState:
-    """All-zero state."""
+    """Return a state of zeros."""
     second = jax.tree_util.tree_map_with_path(
         lambda path, leaf: jnp.zeros(()) if is_block_matrix(path, leaf) else jnp.zeros_like(leaf), weights
     )
@@ -58,12 +58,12 @@ def init_state(weights: Weights) -> OptimizerState:
 
 
 def _parts(path: tuple[Any, ...], matrix: Array) -> list[Array]:
-    """The matrices inside a parameter: Q, K and V are three."""
+    """Return the matrices inside a parameter: Q, K and V are three."""
     return jnp.split(matrix, 3) if "qkv" in jax.tree_util.keystr(path) else [matrix]
 
 
 def _directions(momenta: dict[int, list[Array]], place: Place) -> dict[int, Array]:
-    """Orthogonalise all parts, stacked by shape; returns each parameter put together again."""
+    """Orthogonalise all parts, stacked by shape; return each parameter reassembled."""
     by_shape: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for index, parts in momenta.items():
         for i, part in enumerate(parts):
@@ -90,7 +90,7 @@ def update(
     adam_rate: Array,
     place: Place = lambda stack: stack,
 ) -> tuple[Weights, OptimizerState]:
-    """One step of both optimisers; rates are learning rates, [] float32."""
+    """Take one step of both optimisers; rates are learning rates, [] float32."""
     step = state.step + 1
     paths, tree = jax.tree_util.tree_flatten_with_path(weights)
     grads, firsts, seconds = (jax.tree.leaves(t) for t in (gradients, state.first, state.second))

@@ -1,6 +1,6 @@
-"""Prompt noise: people type in lower case, without punctuation, with typos and with polite words around the ask.
+"""Prompt noise: people type in lower case, without punctuation, with typos and with polite words around the request.
 
-Noise is applied to a prompt *template*, outside its `{fields}`, so the values an answer has to copy stay intact.
+Noise is applied to a prompt *template*, outside its `{fields}`, so the values to be copied stay intact.
 """
 
 # ruff: noqa: SIM905 -- word lists read better as text
@@ -55,7 +55,7 @@ _BEFORE_QUESTION = (
 
 
 def _polite(text: str, rng: Random) -> str:
-    """Wrap an ask in polite words that fit its first word."""
+    """Wrap a request in polite words that fit its first word."""
     first = text.split(" ", 1)[0].strip(",:").lower()
     pattern = rng.choice(_BEFORE_IMPERATIVE if first in _IMPERATIVES else _BEFORE_QUESTION)
     starts_with_field = text.startswith("{")
@@ -66,7 +66,7 @@ def _polite(text: str, rng: Random) -> str:
 
 
 def _typo(word: str, rng: Random) -> str:
-    """One slip of the finger in a word of at least four letters; the first letter stays."""
+    """Make one typing mistake in a word of at least four letters; the first letter stays."""
     at = rng.randrange(1, len(word) - 1)
     kind = rng.randrange(4)
     if kind == 0:
@@ -79,7 +79,7 @@ def _typo(word: str, rng: Random) -> str:
 
 
 def noisy(template: str, rng: Random) -> str:
-    """Return the template as a hurried person would type it. About two in five come back unchanged."""
+    """Return the template as a hurried person would type it. About two in five are unchanged."""
     if rng.random() < 0.25:
         template = _polite(template, rng)
     if rng.random() < 0.4:

@@ -39,10 +39,10 @@ Encoded = list[tuple[int, float]]  # (token id, loss weight as a target)
 
 
 def encode(document: Document, tokenizer: Tokenizer) -> Encoded:
-    """Tokens of a document and its closing end-of-text mark; answers weigh 1, everything else `PROMPT_WEIGHT`.
+    """Return a document's tokens and the closing end-of-text mark; answers weigh 1, all else `PROMPT_WEIGHT`.
 
-    Pieces are encoded one by one. They meet at special tokens and line breaks, where the tokenizer splits anyway, so
-    the ids are those of the whole text.
+    Pieces are encoded one by one. They are separated by special tokens and line breaks, where the tokenizer splits
+    anyway, so the ids are those of the whole text.
     """
     encoded = [
         (token, 1.0 if piece.answer else PROMPT_WEIGHT)
@@ -53,9 +53,9 @@ def encode(document: Document, tokenizer: Tokenizer) -> Encoded:
 
 
 def pack(documents: Iterator[Encoded], rows: int, length: int, padding: int, patience: int = 8) -> Batch:
-    """Fill `rows` rows of `length` + 1 tokens, each document into the first row with room for it.
+    """Fill `rows` rows of `length` + 1 tokens, each document into the first row with enough space for it.
 
-    A document that fits nowhere is dropped, and the batch is full after `patience` of these.
+    A document that fits in no row is dropped, and the batch is full after `patience` of these.
     """
     packed: list[Encoded] = [[] for _ in range(rows)]
     misses = 0
@@ -79,7 +79,7 @@ def _batch(rows: list[Encoded], width: int, padding: int) -> Batch:
 
 
 def batch_at(step: int, seed: int, tokenizer: Tokenizer, rows: int, length: int, copy_phase: bool) -> Batch:
-    """The batch of a step. It depends on its arguments alone, so a resumed run sees the same batches."""
+    """Return the batch of a step. It depends on its arguments alone, so a resumed run sees the same batches."""
     rng = Random(f"{seed}/train/{step}")
     mix = COPY_PHASE if copy_phase else FULL_PHASE
 

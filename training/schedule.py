@@ -1,4 +1,4 @@
-"""What changes over a run, as functions of its progress from 0 to 1."""
+"""The settings that change over a run, as functions of its progress from 0 to 1."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ WARMUP_STEPS = 50
 DECAY_FROM = 0.55
 COPY_UNTIL = 0.4
 
-# Tokens of a step: small ones, because on a small budget more updates are worth more than larger ones.
+# Tokens of a step: few, because on a small budget more updates are worth more than larger ones.
 ROWS, LENGTH = 8, 256
 
 
@@ -23,7 +23,7 @@ class Stage:
 
 
 def stage_at(progress: float, step: int) -> Stage:
-    """Constant rate after a short warm-up, then linear decay to zero over the last 45 %."""
+    """Return a constant rate after a short warm-up, then linear decay to zero over the last 45 %."""
     decay = min(1.0, (1.0 - progress) / (1.0 - DECAY_FROM))
     warmup = min(1.0, (step + 1) / WARMUP_STEPS)
     return Stage(max(0.0, decay) * warmup, progress < COPY_UNTIL)

@@ -18,7 +18,7 @@ VOCAB_SIZE = 4096
 SPECIAL_TOKENS = (ENDOFTEXT, PADDING, IM_START, IM_END)  # ids 0 to 3
 
 # Contractions; one digit; lower-case words with their space; other words without; symbols with their space; line
-# breaks one by one, so that indentation stays a token of its own; other white space.
+# breaks one by one, so that indentation stays a separate token; other white space.
 _WORD = (
     r"'(?:s|t|re|ve|m|ll|d)(?!\p{L})|\p{N}| ?\p{Ll}[\p{L}\p{M}]*|\p{L}[\p{L}\p{M}]*"
     r"| ?[^\s\p{L}\p{N}]+|\n|\s+(?!\S)|\s+"
@@ -49,7 +49,7 @@ def train_tokenizer(seed: int, documents: int, vocab_size: int = VOCAB_SIZE) -> 
 
 
 def token_id(tokenizer: Tokenizer, token: str) -> int:
-    """The id of a special token. Raises ValueError where the tokenizer lacks it."""
+    """Return the id of a special token. Raises ValueError where the tokenizer lacks it."""
     found = tokenizer.token_to_id(token)
     if found is None:
         raise ValueError(f"the tokenizer has no token {token!r}; train it with training.tokenizer")

@@ -1,8 +1,8 @@
 """Train the embedded model: `python -m training.train --out run --minutes 80` (or `--steps 3000`).
 
-A run folder holds tokenizer.json, config.json and checkpoint.npz; started again, the run continues from them. With
-`--steps` the result is a function of the seed; with `--minutes` the schedule follows the time spent, whatever the
-speed of the machine, so that the decay ends in time.
+A run folder holds tokenizer.json, config.json and checkpoint.npz; a restarted run continues from them. With `--steps`
+the result is a function of the seed; with `--minutes` the schedule follows the time spent, at any speed of the machine,
+so that the decay ends in time.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _LOG_EVERY = 10
 
 @dataclass(frozen=True)
 class Options:
-    """`minutes` or `steps` bounds the run; `stop_after` interrupts it early, as a crash would."""
+    """Options of a run: `minutes` or `steps` bounds it; `stop_after` interrupts it early, as a crash would."""
 
     out: Path
     seed: int = 0
@@ -46,14 +46,14 @@ class Options:
     stop_after: int | None = None
 
     def fraction(self, progress: Progress) -> float:
-        """Progress from 0 to 1."""
+        """Return progress from 0 to 1."""
         if self.steps is not None:
             return progress.step / self.steps
         return progress.seconds / (60 * (self.minutes or 1))
 
 
 def load_tokenizer(out: Path, seed: int) -> Tokenizer:
-    """The run's tokenizer; trained and saved when there is none yet."""
+    """Return the run's tokenizer; trained and saved when there is none yet."""
     path = out / "tokenizer.json"
     if not path.exists():
         train_tokenizer(seed, _TOKENIZER_DOCUMENTS).save(str(path))
@@ -61,7 +61,7 @@ def load_tokenizer(out: Path, seed: int) -> Tokenizer:
 
 
 def load_config(out: Path) -> MptConfig:
-    """The run's config.json; the default architecture when there is none yet."""
+    """Return the run's config.json; the default architecture when there is none yet."""
     path = out / "config.json"
     if not path.exists():
         path.write_text(json.dumps(config_dict(), indent=2) + "\n")
@@ -69,7 +69,7 @@ def load_config(out: Path) -> MptConfig:
 
 
 def train(options: Options) -> Weights:
-    """Run to the end (or to `stop_after`), saving checkpoints on the way; returns the weights, float32."""
+    """Run to the end (or to `stop_after`), saving checkpoints on the way; return the weights, float32."""
     options.out.mkdir(parents=True, exist_ok=True)
     tokenizer, config = load_tokenizer(options.out, options.seed), load_config(options.out)
     mesh = data_mesh()
@@ -109,13 +109,13 @@ def _log(line: str) -> None:
 
 
 def main() -> None:
-    """Command line entry point."""
+    """Run the command line entry point."""
     parser = argparse.ArgumentParser(description="Train the embedded demonstration model.")
     parser.add_argument("--out", type=Path, required=True, help="run folder; an interrupted run in it is continued")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=float, default=600.0, help="seconds between checkpoints")
     bound = parser.add_mutually_exclusive_group(required=True)
-    bound.add_argument("--minutes", type=float, help="wall-clock budget that the schedule is stretched to")
+    bound.add_argument("--minutes", type=float, help="wall-clock budget that the schedule is scaled to")
     bound.add_argument("--steps", type=int, help="number of optimiser steps")
     arguments = parser.parse_args()
     # Read when JAX starts its CPU client: one device per core trains faster than one device with two threads.

@@ -26,7 +26,7 @@ Step = Callable[
 
 
 def weighted_loss(weights: Weights, config: MptConfig, tokens: Array, target_weights: Array) -> tuple[Array, Array]:
-    """Sum of weighted cross entropies (nats) and sum of weights.
+    """Return the sum of weighted cross entropies (nats) and the sum of weights.
 
     tokens [B, T+1] int32, target_weights [B, T] float32 -> [] and [] float32.
     """
@@ -37,15 +37,15 @@ def weighted_loss(weights: Weights, config: MptConfig, tokens: Array, target_wei
 
 
 def data_mesh() -> Mesh:
-    """All local devices along one axis."""
+    """Return all local devices along one axis."""
     return Mesh(np.array(jax.devices()), (AXIS,))
 
 
 @cache
 def make_step(config: MptConfig, mesh: Mesh) -> Step:
-    """The jitted step (weights, state, tokens [B, T+1], target_weights [B, T], rate []) -> (weights, state, loss).
+    """Return the jitted (weights, state, tokens [B, T+1], target_weights [B, T], rate []) -> (weights, state, loss).
 
-    B has to be a multiple of the number of devices.
+    B must be a multiple of the number of devices.
     """
 
     @partial(jax.shard_map, mesh=mesh, in_specs=(P(), P(AXIS), P(AXIS)), out_specs=(P(), P()), check_vma=False)

@@ -1,7 +1,7 @@
-"""MPT to CTranslate2: CHECKPOINT TARGET TYPE. Runs in CTranslate2's own environment.
+"""Convert MPT to CTranslate2: CHECKPOINT TARGET TYPE. Runs in CTranslate2's environment.
 
-The stock converter registers MPT under the name of its remote-code configuration class alone, so that transformers'
-own class is refused; both describe the same weights.
+The stock converter registers MPT under the name of its remote-code configuration class only, so that transformers'
+class is refused; both describe the same weights.
 """
 
 import sys

@@ -1,11 +1,11 @@
-"""Environments and checkpoint formats of the engines that ours is compared with; nothing of them enters our own.
+"""Make environments and checkpoint formats of the engines of the comparison, apart from this project's environment.
 
     python benchmarks/peers/environments.py create [PEER ...]
     python benchmarks/peers/environments.py convert CHECKPOINT [PEER ...]
 
 `create` makes a virtual environment per peer, at the versions below (llama.cpp is compiled for this machine, which
-takes minutes). `convert` writes what llama.cpp and CTranslate2 read; the others read the checkpoint itself. Both leave
-alone what exists, and keep everything below --work, which may be deleted at any time.
+takes minutes). `convert` writes what llama.cpp and CTranslate2 read; the others read the checkpoint itself. Both keep
+what exists, and write only below --work, which may be deleted at any time.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def ct2_path(work: Path, checkpoint: str | Path, dtype: str) -> Path:
 
 
 def create(work: Path, peer: str) -> None:
-    """Makes the peer's environment; one without its mark was interrupted and is made anew."""
+    """Create the peer's environment; one without its marker file was interrupted and is created again."""
     python = python_of(work, peer)
     mark = python.parents[1] / "complete"
     if mark.exists():
@@ -94,7 +94,7 @@ def _pip(python: Path, *arguments: str | Path, environment: dict[str, str] | Non
 
 
 def convert(work: Path, checkpoint: Path, peer: str) -> None:
-    """Writes the checkpoint in the peer's own formats, where it has any; needs the peer's environment."""
+    """Write the checkpoint in the peer's own formats, where it has any; needs the peer's environment."""
     if peer == "llama_cpp":
         _convert_gguf(work, checkpoint)
     elif peer == "ctranslate2":
@@ -107,7 +107,7 @@ def convert(work: Path, checkpoint: Path, peer: str) -> None:
 
 
 def _convert_gguf(work: Path, checkpoint: Path) -> None:
-    """bfloat16 by llama.cpp's converter, which needs transformers and torch; the rest from that by its quantizer."""
+    """Convert to bfloat16 with llama.cpp's converter, which needs transformers and torch, and quantise from that."""
     full = gguf_path(work, checkpoint, "bf16")
     full.parent.mkdir(parents=True, exist_ok=True)
     converter = _llama_cpp_source(work) / "vendor" / "llama.cpp" / "convert_hf_to_gguf.py"

@@ -1,4 +1,4 @@
-"""Quantizes a GGUF file: SOURCE TARGET q8_0|q4_0. Runs in llama.cpp's own environment."""
+"""Quantize a GGUF file: SOURCE TARGET q8_0|q4_0. Runs in llama.cpp's environment."""
 
 import ctypes
 import os

@@ -1,4 +1,4 @@
-"""Speed of CTranslate2's Generator on a converted checkpoint. Runs in its own environment (environments.py)."""
+"""Measure the speed of CTranslate2's Generator on a converted checkpoint. Runs in its environment (environments.py)."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Speed of llama.cpp on a converted checkpoint. Runs in its own environment (environments.py).
+"""Measure the speed of llama.cpp on a converted checkpoint. Runs in its own environment (environments.py).
 
 Through the low-level API: one sequence per row, all rows of a step in one `llama_decode`, a greedy sampler. That is
 what llama.cpp's server does with as many slots as rows, without its HTTP.
@@ -61,7 +61,7 @@ class Rows:
         self._library.llama_free(self._context)
 
     def decode(self, entries: list[Entry]) -> dict[int, int]:
-        """Computes one step; the token sampled for each row whose logits were wanted."""
+        """Compute one step; return the token sampled for each row whose logits were requested."""
         step = self._step
         step.n_tokens = len(entries)
         for index, entry in enumerate(entries):

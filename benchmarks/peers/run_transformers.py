@@ -1,4 +1,4 @@
-"""Speed of transformers' `generate` on this checkpoint. Runs in its own environment (environments.py)."""
+"""Measure the speed of transformers' `generate` on this checkpoint. Runs in its own environment (environments.py)."""
 
 import sys
 import time
@@ -25,7 +25,7 @@ def contender(session: Session) -> Contender:
 
         def note_step(
             input_ids: torch.Tensor, scores: Any, **_: Any
-        ) -> torch.Tensor:  # called after each step; says of no row that it is done
+        ) -> torch.Tensor:  # called after each step; ends no row
             moments.append(time.perf_counter())
             return torch.zeros(len(prompts), dtype=torch.bool)
 
@@ -43,7 +43,7 @@ def contender(session: Session) -> Contender:
         )
         total = time.perf_counter() - started
         if output.shape[1] != ids.shape[1] + new:
-            raise RuntimeError(f"{output.shape[1] - ids.shape[1]} tokens came out, {new} were asked for")
+            raise RuntimeError(f"{output.shape[1] - ids.shape[1]} tokens were generated instead of {new}")
         return Timing(moments[0] - started, total)
 
     return Contender(

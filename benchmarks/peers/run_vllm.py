@@ -1,4 +1,4 @@
-"""Speed of vLLM's CPU engine, in this process. Runs in its own environment (environments.py)."""
+"""Measure the speed of vLLM's CPU engine, in this process. Runs in its own environment (environments.py)."""
 
 import itertools
 import os
@@ -19,7 +19,7 @@ PRELOADED = ("libiomp5", "libtcmalloc_minimal")
 
 
 def preload() -> None:
-    """Starts this script anew with the libraries that vLLM asks to have loaded before all others, if there are such.
+    """Restart this script with the libraries that vLLM needs loaded before all others, if there are any.
 
     They are OpenMP's runtime, which comes with it, and tcmalloc, looked for beside that and in the system.
     """
@@ -33,7 +33,7 @@ def preload() -> None:
 
 
 def environment(session: Session) -> dict[str, str]:
-    """The engine in this process, on the session's cores, off the network, its compiled programs below --work."""
+    """Create the engine in this process, on the given cores, without network, its compiled programs below --work."""
     return {
         "VLLM_CACHE_ROOT": str(session.options.work / "vllm"),
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -90,7 +90,7 @@ def contender(session: Session) -> Contender:
                 counts[output.request_id] = counts.get(output.request_id, 0) + len(output.outputs[0].token_ids)
         total = time.perf_counter() - started
         if sorted(counts.values()) != [new] * len(prompts):
-            raise RuntimeError(f"{min(counts.values(), default=0)} tokens came out, {new} were asked for")
+            raise RuntimeError(f"{min(counts.values(), default=0)} tokens were generated instead of {new}")
         return Timing(first, total)
 
     return Contender(

@@ -1,4 +1,4 @@
-"""Files that others find whole, or not at all."""
+"""Writes files atomically: readers find a complete file, or none."""
 
 import os
 import secrets
@@ -6,17 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["whole_file"]
-
 
 @contextmanager
-def whole_file(path: Path, shared: bool = False) -> Iterator[Path]:
-    """A name beside `path` to write to, moved to `path` at the end, so that a file of its name is always whole.
+def atomic_write(path: Path, shared: bool = False) -> Iterator[Path]:
+    """Yield a name beside `path` to write to, which replaces `path` at the end; on an error nothing changes.
 
-    shared: others may write the same file at this moment, so the name is nobody else's; and all users may read it.
+    shared: other processes may write the same file at this moment, so the name is unique; and all users may read it.
     """
-    own = f".{secrets.token_hex(8)}" if shared else ""
-    temporary = path.with_name(f".{path.name}{own}.partial")
+    unique = f".{secrets.token_hex(8)}" if shared else ""
+    temporary = path.with_name(f".{path.name}{unique}.partial")
     try:
         yield temporary
         if shared:

@@ -1,7 +1,7 @@
-"""What a checkpoint is, in a few hex digits: a digest of every byte, read once and remembered.
+"""The identity of a checkpoint in a few hex digits: a digest of every byte, computed once and remembered.
 
-Samples of the bytes alone would not do: fine-tuning may change one row of one matrix. Nor do times of change, which a
-copy of the same bytes does not share. So samples and times only find the digest of files that were read before.
+Samples of the bytes would not suffice: fine-tuning may change one row of one matrix. Nor do modification times, which a
+copy of the same bytes does not share. So samples and times only look up the digest of files that were read before.
 """
 
 import contextlib
@@ -12,9 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from model.checkpoint.atomic_write import whole_file
-
-__all__ = ["MEMO_SUFFIX", "content_digest", "fingerprint"]
+from model.checkpoint.atomic_write import atomic_write
 
 MEMO_SUFFIX = ".sha256"
 _SAMPLES, _SAMPLE_BYTES = 64, 2**15
@@ -22,14 +20,14 @@ _READERS = 4  # files read at once
 
 
 def fingerprint(files: Sequence[Path]) -> str:
-    """Hex digits from names, sizes, times of change and samples: the same only where nobody has changed the files."""
-    return hashlib.sha256(json.dumps([_look_of(path) for path in files]).encode()).hexdigest()
+    """Return hex digits from names, sizes, modification times and samples: equal only where the files are unchanged."""
+    return hashlib.sha256(json.dumps([_sample(path) for path in files]).encode()).hexdigest()
 
 
 def content_digest(files: Sequence[Path], mark: str, folder: Path) -> str:
-    """Hex digits from the names and all bytes of the files, whose `fingerprint` is `mark`.
+    """Return hex digits from the names and all bytes of the files, whose `fingerprint` is `mark`.
 
-    folder: where the digest is remembered, or left alone if that is not possible.
+    folder: where the digest is stored, where that is possible.
     """
     memo = folder / f"{mark}{MEMO_SUFFIX}"
     with contextlib.suppress(OSError, UnicodeDecodeError):
@@ -38,16 +36,16 @@ def content_digest(files: Sequence[Path], mark: str, folder: Path) -> str:
             return digest
     with ThreadPoolExecutor(_READERS) as pool:
         digests = list(pool.map(_digest_of, files))
-    made_of = [[path.name, digest] for path, digest in zip(files, digests, strict=True)]
-    digest = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
+    parts = [[path.name, digest] for path, digest in zip(files, digests, strict=True)]
+    digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-        with whole_file(memo, shared=True) as path:
+        with atomic_write(memo, shared=True) as path:
             path.write_text(digest, "ascii")
     return digest
 
 
-def _look_of(path: Path) -> list[str | int]:
+def _sample(path: Path) -> list[str | int]:
     status = path.stat()
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:

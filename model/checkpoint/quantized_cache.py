@@ -1,9 +1,9 @@
-"""Quantised weights kept on disk: the first load of a checkpoint writes them, later ones read them as they are.
+"""The quantised-weights cache: the first load of a checkpoint writes them to disk, later loads read them as they are.
 
-An entry is one safetensors file, named by a digest of all that its numbers follow from, so that it is never out of
-date: a changed checkpoint, another format or another layout is another entry. Files appear under their names whole;
-processes that write the same entry at once write the same bytes. Who writes an entry removes those of what the same
-folder held before, unless somebody used them lately and so may be reading.
+An entry is one safetensors file, named by a digest of everything that its numbers depend on, so that it is never out of
+date: a changed checkpoint, another format or another layout is another entry. Entries are written atomically; processes
+that write the same entry at once write the same bytes. The writer of an entry removes those of the folder's earlier
+contents, unless they were used recently and may still be read.
 """
 
 import contextlib
@@ -25,21 +25,21 @@ from jax.typing import DTypeLike
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from model.checkpoint.atomic_write import whole_file
+from model.checkpoint.atomic_write import atomic_write
 from model.checkpoint.digest import MEMO_SUFFIX, content_digest, fingerprint
-from model.checkpoint.load import find_tensors, load_weights, place, progress_bar
-from model.checkpoint.quantize import WeightFormat, packed_arrays
+from model.checkpoint.folder import find_tensors
+from model.checkpoint.load import load_weights, place, progress_bar
 from model.checkpoint.safetensors_file import DTYPES, read_safetensors
 from model.checkpoint.stored_tensor import CheckpointError, StoredTensor, aligned_empty, read_tensor
 from model.config.mpt_config import MptConfig
-from model.params.packed_matrix import PackedMatrix
-from model.params.sharding import leaf_paths
-from model.params.weights import Weights, WeightSpec, assemble_weights, weight_specs
+from model.params.packed_matrix import PackedMatrix, packed_arrays
+from model.params.weight_format import WeightFormat
+from model.params.weights import Weights, WeightSpec, assemble_weights, leaf_paths, weight_specs
 
 logger = logging.getLogger(__name__)
 
-LAYOUT = 1  # of an entry and of `PackedMatrix`, and how numbers are quantised: raised when one of them changes
-_ABANDONED_S = 3600.0  # after which nobody reads an entry any more, and a half-written file is a dead process's
+LAYOUT = 1  # version of an entry, of `PackedMatrix` and of the quantisation: raised when one of them changes
+_ABANDONED_S = 3600.0  # after which an entry counts as unused, and a half-written file as left by a dead process
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -52,9 +52,9 @@ def load_through_cache(
     progress: bool | None,
     format: WeightFormat,
 ) -> Weights:
-    """As `checkpoint.load_weights` with a quantised `format`, from `cache_dir` (made if need be) where they lie there.
+    """Load as `load_weights` with a quantised `format`, from `cache_dir` (created where missing) if it has the entry.
 
-    An entry that is damaged is replaced, one that cannot be written is done without; both with a warning.
+    A damaged entry is replaced, and a failure to write one is ignored; both log a warning.
     Raises CheckpointError as `load_weights` does.
     """
     cache_dir, folder = Path(cache_dir).expanduser(), Path(folder)
@@ -71,16 +71,18 @@ def load_through_cache(
         try:
             return _read(path, config, format, sharding, progress)
         except (CheckpointError, OSError) as error:
-            logger.warning("The cache of quantised weights has a damaged entry, which is made again: %s", error)
+            logger.warning("The quantised-weights cache has a damaged entry, which will be replaced: %s", error)
     weights = load_weights(folder, config, dtype, sharding, progress, format)
     if fingerprint(_files(folder)) != mark:
-        logger.warning("%s changed while it was read: its quantised weights are not kept", folder)
+        logger.warning("%s changed while it was read: its quantised weights are not cached", folder)
         return weights
     try:
         _write(path, weights, about)
         _remove_outdated(cache_dir, about)
     except OSError as error:
-        logger.warning("Quantised weights cannot be kept in %s, so every start quantises again: %s", cache_dir, error)
+        logger.warning(
+            "Quantised weights cannot be cached in %s, every start will quantise again: %s", cache_dir, error
+        )
     return weights
 
 
@@ -89,8 +91,8 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _key(about: Mapping[str, str], config: MptConfig, dtype: DTypeLike | None, format: WeightFormat) -> str:
-    """Hex digits that stand for a checkpoint and what is made of it."""
-    made_of = {
+    """Return hex digits that identify a checkpoint and the format it is loaded in."""
+    identity = {
         "layout": about["layout"],
         "quantization": format.quantization,
         "group": format.group,
@@ -99,14 +101,14 @@ def _key(about: Mapping[str, str], config: MptConfig, dtype: DTypeLike | None, f
         "config": repr(config),
         "content": about["content"],
     }
-    return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class _Parameter:
-    """How a parameter lies in an entry: its format (None: plain), and shape and dtype by the name of each array.
+    """A parameter in an entry: its format (None: plain), and shape and dtype of each array by name.
 
-    The dtype of a plain one is None: whichever it was kept in.
+    The dtype of a plain one is None: any float.
     """
 
     spec: WeightSpec
@@ -127,8 +129,8 @@ def _parameters(config: MptConfig, format: WeightFormat) -> Iterator[_Parameter]
 def _read(
     path: Path, config: MptConfig, format: WeightFormat, sharding: Sharding | None, progress: bool | None
 ) -> Weights:
-    with contextlib.suppress(OSError):  # a folder that cannot be written
-        os.utime(path)  # somebody uses it
+    with contextlib.suppress(OSError):  # a read-only folder
+        os.utime(path)  # marks it as used
     tensors = read_safetensors(path)
     parameters = list(_parameters(config, format))
     _check(path, tensors, {name: kind for p in parameters for name, kind in p.arrays.items()})
@@ -153,7 +155,7 @@ def _check(
 ) -> None:
     for name in sorted(tensors.keys() | expected.keys()):
         if name not in expected or name not in tensors:
-            raise CheckpointError(f"{path}: {name!r} is {'missing' if name in expected else 'not known'}")
+            raise CheckpointError(f"{path}: {name!r} is {'missing' if name in expected else 'unknown'}")
         (shape, dtype), tensor = expected[name], tensors[name]
         fits = tensor.is_float if dtype is None else tensor.dtype == dtype
         if not fits or tensor.shape != shape:
@@ -167,18 +169,18 @@ def _read_array(tensor: StoredTensor) -> NDArray[Any]:
 
 
 def _write(path: Path, weights: Weights, about: Mapping[str, str]) -> None:
-    """Raises OSError."""
+    """Write an entry atomically. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for partial in path.parent.glob(f".{path.stem}.*.partial"):
         _remove_abandoned(partial)
-    with whole_file(path, shared=True) as temporary, temporary.open("wb") as file:
+    with atomic_write(path, shared=True) as temporary, temporary.open("wb") as file:
         _write_safetensors(file, dict(_named_arrays(weights)), about)
         file.flush()
-        os.fsync(file.fileno())  # or a crash of the machine could leave a name with no contents
+        os.fsync(file.fileno())  # otherwise a crash of the machine could leave an empty file of that name
 
 
 def _remove_abandoned(path: Path) -> bool:
-    """Remove a file that nobody has used for long; whether it was."""
+    """Remove a file that was not used recently; return whether it was removed."""
     with contextlib.suppress(OSError):  # another process was faster
         if time.time() - path.stat().st_mtime > _ABANDONED_S:
             path.unlink()
@@ -187,7 +189,7 @@ def _remove_abandoned(path: Path) -> bool:
 
 
 def _remove_outdated(cache_dir: Path, about: Mapping[str, str]) -> None:
-    """Remove what was made of the checkpoint's folder when it held other weights, or by another layout."""
+    """Remove entries made of the checkpoint's folder when it held other weights, or in another layout."""
     outdated = set()
     for path in cache_dir.glob("*.safetensors"):
         other = _about(path)
@@ -201,7 +203,7 @@ def _remove_outdated(cache_dir: Path, about: Mapping[str, str]) -> None:
 
 
 def _about(path: Path) -> dict[str, str]:
-    """What an entry says of itself; nothing where it is damaged, or gone."""
+    """Return the metadata of an entry; nothing where it is damaged or gone."""
     try:
         with safe_open(path, "numpy") as file:
             return file.metadata() or {}
@@ -219,7 +221,7 @@ def _named_arrays(weights: Weights) -> Iterator[tuple[str, Array]]:
 
 
 def _write_safetensors(file: BinaryIO, arrays: Mapping[str, Array], about: Mapping[str, str]) -> None:
-    """The safetensors library would hold a copy of everything; here it is one array at a time, on the CPU none."""
+    """Write the arrays one at a time, on the CPU without a copy; the safetensors library would copy everything."""
     header: dict[str, Any] = {"__metadata__": dict(about)}
     end = 0
     for name, array in arrays.items():

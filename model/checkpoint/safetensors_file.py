@@ -1,8 +1,8 @@
-"""Finds the tensors of a .safetensors file, checking every claim of its header against the file first.
+"""Finds the tensors of a .safetensors file, after checking its header against the file.
 
 The file: 8 bytes of little-endian header length, that many bytes of JSON {name: {dtype, shape, data_offsets}}, then
-the data. The safetensors library reads it too, but its refusals name neither the tensor nor the sizes, and it returns
-copies that JAX has to copy again; so the header is read here, and the library writes the files
+the data. The safetensors library reads it too, but its errors name neither the tensor nor the sizes, and it returns
+copies that JAX has to copy again. So the header is read here, and the library writes the files
 (model/checkpoint/save.py).
 """
 
@@ -44,10 +44,10 @@ DTYPES: dict[str, np.dtype[Any]] = {
 
 
 def read_safetensors(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of a .safetensors file in the order in which their data lies; reads the header only.
+    """Return the tensors of a .safetensors file in the order of their data; reads the header only.
 
-    Raises CheckpointError, naming the file, the tensor and both sizes, for a truncated file, a header that is not
-    what the format says, an unknown dtype, and offsets that overlap, leave gaps, or do not fit shape, dtype or file.
+    Raises CheckpointError, naming the file, the tensor and both sizes, for a truncated file, a header that does
+    not follow the format, an unknown dtype, and offsets that overlap, leave gaps, or do not fit shape, dtype or file.
     """
     header, data_start, data_bytes = _read_header(path)
     tensors = [_stored_tensor(path, name, entry, data_start, data_bytes) for name, entry in header.items()]
@@ -69,7 +69,7 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
-    """The header without its metadata, where the data starts, and how many bytes of data the file has."""
+    """Return the header without its metadata, where the data starts, and how many bytes of data the file has."""
     with path.open("rb") as file:
         file_bytes = file.seek(0, 2)
         file.seek(0)
@@ -77,7 +77,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
         length = int.from_bytes(prefix, "little")
         if len(prefix) < 8 or length > min(MAX_HEADER_BYTES, file_bytes - 8):
             raise CheckpointError(
-                f"{path}: not a complete safetensors file: it has {file_bytes} bytes and says that its header takes "
+                f"{path}: not a complete safetensors file: it has {file_bytes} bytes and declares a header of "
                 f"{length} bytes; download it again (a Git LFS pointer is a small text file of this name)"
             )
         raw = file.read(length)
@@ -122,7 +122,7 @@ def _stored_tensor(path: Path, name: str, entry: Any, data_start: int, data_byte
     if end > data_bytes:
         raise CheckpointError(
             f"{path}: {name!r} ends at byte {end} of the data, but the file holds {data_bytes}: "
-            f"it was cut short; download it again"
+            f"the file is truncated; download it again"
         )
     return StoredTensor(path, name, data_start + begin, DTYPES[dtype], tuple(shape))
 

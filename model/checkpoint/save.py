@@ -12,13 +12,12 @@ from jax.typing import DTypeLike
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from model.checkpoint.atomic_write import whole_file
-from model.checkpoint.load import WEIGHT_FILES
+from model.checkpoint.atomic_write import atomic_write
+from model.checkpoint.folder import WEIGHT_FILES
 from model.checkpoint.weight_names import separate_qkv_names
 from model.config.mpt_config import MptConfig
-from model.params.head_layout import gather_heads
-from model.params.sharding import leaf_paths
-from model.params.weights import Weights, WeightSpec, weight_specs
+from model.params.head_layout import restore_heads
+from model.params.weights import Weights, WeightSpec, leaf_paths, weight_specs
 
 
 def save_checkpoint(
@@ -29,14 +28,14 @@ def save_checkpoint(
     max_shard_bytes: int = 5 * 10**9,
     overwrite: bool = False,
 ) -> Path:
-    """Writes config.json and safetensors to `folder` (made if need be) and returns it; holds one shard in memory.
+    """Write config.json and safetensors to `folder` (created where missing) and return it; holds one shard in memory.
 
-    config: the object of a config.json that describes `weights`; written with `torch_dtype` set to what is saved.
+    config: the object of a config.json that describes `weights`; written with `torch_dtype` set to the saved dtype.
     dtype: bfloat16, float16 or float32; None keeps each parameter's own.
-    max_shard_bytes: beyond it the weights go to several files and an index.
+    max_shard_bytes: larger weights go to several files and an index.
 
     Raises ConfigError for a config that the model cannot read, ValueError where `weights` do not fit it, and
-    FileExistsError where `folder` holds weights already and `overwrite` is False.
+    FileExistsError where `folder` already holds weights and `overwrite` is False.
     """
     folder = Path(folder)
     parsed = MptConfig.from_dict(config)
@@ -45,7 +44,7 @@ def save_checkpoint(
     _check_fit(specs, leaves)
     old = {name for name in WEIGHT_FILES if (folder / name).exists()}
     if old and not overwrite:
-        raise FileExistsError(f"{folder} holds {min(old)} already; choose another folder or set overwrite")
+        raise FileExistsError(f"{folder} already holds {min(old)}; choose another folder or set overwrite")
     folder.mkdir(parents=True, exist_ok=True)
     target = None if dtype is None else jnp.dtype(dtype)
     nbytes = {s.path: math.prod(s.shape) * (target or leaves[s.path].dtype).itemsize for s in specs}
@@ -53,9 +52,9 @@ def save_checkpoint(
     weight_map: dict[str, str] = {}
     for name, group in zip(_file_names(len(groups)), groups, strict=True):
         tensors = dict(_named_arrays(group, leaves, target, parsed, weights.blocks[0].attn.shards))
-        with whole_file(folder / name) as path:
+        with atomic_write(folder / name) as path:
             save_file(tensors, path, metadata={"format": "pt"})
-            path.chmod(0o644)  # the library makes files that their owner alone can read
+            path.chmod(0o644)  # the library makes files that only their owner can read
         weight_map |= dict.fromkeys(tensors, name)
     for name in old - set(weight_map.values()):
         (folder / name).unlink()  # a loader might prefer it to the new files
@@ -81,7 +80,7 @@ def _check_fit(specs: tuple[WeightSpec, ...], leaves: Mapping[str, Any]) -> None
 
 
 def _group(specs: tuple[WeightSpec, ...], nbytes: Mapping[str, int], limit: int) -> list[list[WeightSpec]]:
-    """Cuts the parameters into runs of at most `limit` bytes, or of one parameter."""
+    """Cut the parameters into runs of at most `limit` bytes, or of one parameter."""
     groups: list[list[WeightSpec]] = [[]]
     filled = 0
     for spec in specs:
@@ -102,12 +101,12 @@ def _file_names(count: int) -> list[str]:
 def _named_arrays(
     specs: list[WeightSpec], leaves: Mapping[str, Any], target: Any, config: MptConfig, shards: int
 ) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Checkpoint names and host arrays of `specs`, heads in the checkpoint's order, Wqkv fused or not as it says."""
+    """Yield checkpoint names and host arrays of `specs`, heads in the checkpoint's order, Wqkv as the config says."""
     for spec in specs:
         array = np.asarray(leaves[spec.path])
         if target is not None:
             array = array.astype(target, copy=False)
-        array = gather_heads(spec.path, array, config, shards)
+        array = restore_heads(spec.path, array, config, shards)
         separate = separate_qkv_names(spec.name)
         if separate is None or config.fused_qkv:
             yield spec.name, np.ascontiguousarray(array)
@@ -117,5 +116,5 @@ def _named_arrays(
 
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")

@@ -1,8 +1,8 @@
-"""A tensor where it lies in a checkpoint file, and the one way to read its numbers.
+"""A tensor's location in a checkpoint file, and the one way to read its numbers.
 
-The safetensors and torch readers only find tensors: each returns `StoredTensor` records. Numbers are read here, with
-plain reads into the caller's buffer. Reads rather than a memory map: a map counts the file's pages as the process's
-memory while it is copied, and turns a file cut short by another process into a fatal SIGBUS instead of an error.
+The safetensors and torch readers only locate tensors: each returns `StoredTensor` records. Numbers are read here, with
+plain reads into the caller's buffer. Reads rather than a memory map: a map counts the file's pages as memory of the
+process while it is copied, and turns a file truncated by another process into a fatal SIGBUS instead of an error.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-CHUNK_BYTES = 8 * 2**20  # what a conversion between dtypes may hold beside its source and its target
+CHUNK_BYTES = 8 * 2**20  # memory of a conversion between dtypes beside its source and its target
 
 FLOAT_DTYPES = tuple(np.dtype(d) for d in (ml_dtypes.bfloat16, np.float16, np.float32, np.float64))
 
@@ -29,7 +29,7 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where one tensor lies. `strides` (in elements) is None for the usual dense row-major layout."""
+    """The location of one tensor. `strides` (in elements) is None for the usual dense row-major layout."""
 
     path: Path
     name: str
@@ -55,7 +55,7 @@ class StoredTensor:
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """An uninitialised dense array whose data starts on a 64-byte boundary, which JAX on the CPU adopts without a copy.
+    """Return an uninitialised dense array, 64-byte aligned so that JAX on the CPU adopts it without a copy.
 
     Raises MemoryError as numpy does.
     """
@@ -66,7 +66,7 @@ def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
 
 
 def read_tensor(tensor: StoredTensor, out: NDArray[Any]) -> None:
-    """Fills `out` (dense, same number of elements, any float dtype) with the tensor's numbers, converted if need be.
+    """Fill `out` (dense, same number of elements, any float dtype) with the tensor's numbers, converted where needed.
 
     Needs at most CHUNK_BYTES beside `out`; a tensor stored with strides needs its own size once more.
     Raises CheckpointError where the file is shorter than its header said, or a number does not fit `out`'s dtype.
@@ -86,9 +86,9 @@ def read_tensor(tensor: StoredTensor, out: NDArray[Any]) -> None:
 
 
 def read_chunks(tensor: StoredTensor) -> Iterator[NDArray[Any]]:
-    """Yields the tensor's elements in row-major order, in pieces of at most CHUNK_BYTES, in the file's dtype.
+    """Yield the tensor's elements in row-major order, in pieces of at most CHUNK_BYTES, in the file's dtype.
 
-    A piece is valid until the next one is asked for. A strided tensor comes whole.
+    A piece is valid until the next one is requested. A strided tensor comes whole.
     """
     with tensor.path.open("rb", buffering=0) as file:
         file.seek(tensor.offset)
@@ -104,7 +104,7 @@ def read_chunks(tensor: StoredTensor) -> Iterator[NDArray[Any]]:
 
 
 def same_numbers(left: StoredTensor, right: StoredTensor) -> bool:
-    """True if both tensors have the same shape, dtype and bytes."""
+    """Return whether both tensors have the same shape, dtype and bytes."""
     if (left.shape, left.dtype) != (right.shape, right.dtype):
         return False
     if (left.strides is None) == (right.strides is None):
@@ -123,7 +123,7 @@ def _whole(tensor: StoredTensor) -> NDArray[Any]:
 def _read_exactly(tensor: StoredTensor, file: io.FileIO, out: NDArray[Any]) -> None:
     view = out.view(np.uint8).data
     done = 0
-    while done < len(view):  # a raw read may return less than asked for, and at most 2 GiB
+    while done < len(view):  # a raw read may return less than requested, and at most 2 GiB
         count = file.readinto(view[done:])
         if not count:
             raise CheckpointError(
@@ -146,7 +146,7 @@ def _read_strided(tensor: StoredTensor, file: io.FileIO, strides: tuple[int, ...
 def _convert(tensor: StoredTensor, chunk: NDArray[Any], out: NDArray[Any]) -> None:
     with np.errstate(over="ignore"):
         np.copyto(out, chunk, casting="unsafe")
-    # Everywhere else the target reaches as far as the source, but for a last sliver of float32 that no weight enters.
+    # Other targets have the range of the source, but for the last few float32 numbers, which no weight reaches.
     if (out.dtype == np.float16 and chunk.dtype != np.float16) or chunk.dtype == np.float64:
         overflow = np.isinf(out) & ~np.isinf(chunk)
         if overflow.any():

@@ -1,8 +1,8 @@
-"""Finds the tensors of a PyTorch .bin file, in today's zip format or the older one, without unpickling objects.
+"""Finds the tensors of a PyTorch .bin file, in the current zip format or the older one, without unpickling objects.
 
 Zip: `<top>/data.pkl` describes the tensors, `<top>/data/<key>` holds each storage uncompressed, `<top>/byteorder` the
-byte order. Older (before PyTorch 1.6): a magic number, a protocol number, facts about the machine, the description and
-the list of storage keys, each a pickle, then every storage as its number of elements (int64) and its elements.
+byte order. Older (before PyTorch 1.6): a magic number, a protocol number, properties of the machine, the description
+and the list of storage keys, each a pickle, then every storage as its number of elements (int64) and its elements.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ _MAX_ZIP_ENTRIES = 100_000
 
 @dataclass(frozen=True)
 class _Extent:
-    """Where a storage's bytes lie in the file."""
+    """The location of a storage's bytes in the file."""
 
     offset: int
     nbytes: int
 
 
 def read_torch(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of a .bin file's state dict, in its order; reads descriptions only.
+    """Return the tensors of a .bin file's state dict, in its order; reads descriptions only.
 
-    Raises CheckpointError for a file that is cut short, big-endian or compressed, that asks for anything but tensors
+    Raises CheckpointError for a file that is truncated, big-endian or compressed, that contains anything but tensors
     (named in the message), or whose tensors reach beyond their storages.
     """
     with path.open("rb") as file:
@@ -51,7 +51,7 @@ def _read_zip(path: Path, file: BinaryIO) -> tuple[dict[str, TensorView], Mappin
             entries = archive.infolist()
     except (zipfile.BadZipFile, struct.error, NotImplementedError, ValueError, OSError, EOFError) as error:
         raise CheckpointError(
-            f"{path}: not a complete zip file ({error}): it was cut short; download it again"
+            f"{path}: not a complete zip file ({error}): the file is truncated; download it again"
         ) from None
     if len(entries) > _MAX_ZIP_ENTRIES:
         raise CheckpointError(f"{path}: holds {len(entries)} zip entries, more than any checkpoint")
@@ -74,10 +74,10 @@ def _read_zip(path: Path, file: BinaryIO) -> tuple[dict[str, TensorView], Mappin
 
 
 def _zip_extent(path: Path, file: BinaryIO, entry: zipfile.ZipInfo) -> _Extent:
-    """Where a stored entry's bytes lie. Its local header is read because torch pads only that one, to align data."""
+    """Return where a stored entry's bytes lie, from its local header: torch pads only that one, to align data."""
     name = entry.filename[:200]
     if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
-        raise CheckpointError(f"{path}: {name!r} is compressed or encrypted; torch.save stores tensors as they are")
+        raise CheckpointError(f"{path}: {name!r} is compressed or encrypted; torch.save stores tensors uncompressed")
     if entry.header_offset < 0:
         raise CheckpointError(f"{path}: {name!r} starts before the file does: the zip directory is damaged")
     file.seek(entry.header_offset)
@@ -89,7 +89,7 @@ def _zip_extent(path: Path, file: BinaryIO, entry: zipfile.ZipInfo) -> _Extent:
     file_bytes = file.seek(0, 2)
     if offset + entry.file_size > file_bytes:
         raise CheckpointError(
-            f"{path}: {name!r} ends at byte {offset + entry.file_size}, the file at {file_bytes}: it was cut short"
+            f"{path}: {name!r} ends at byte {offset + entry.file_size}, the file at {file_bytes}: the file is truncated"
         )
     return _Extent(offset, entry.file_size)
 
@@ -113,7 +113,7 @@ def _read_legacy(path: Path, file: BinaryIO) -> tuple[dict[str, TensorView], Map
 
 
 def _legacy_extents(path: Path, file: BinaryIO, keys: list[str], storages: Mapping[str, Storage]) -> dict[str, _Extent]:
-    """Walks over the storages, which lie one after the other in the order of `keys`."""
+    """Return where the storages lie: one after the other, in the order of `keys`."""
     offset = file.tell()
     file_bytes = file.seek(0, 2)
     extents: dict[str, _Extent] = {}
@@ -126,7 +126,7 @@ def _legacy_extents(path: Path, file: BinaryIO, keys: list[str], storages: Mappi
         if count < 0 or offset + 8 + nbytes > file_bytes:
             raise CheckpointError(
                 f"{path}: storage {key[:100]!r} takes {nbytes} bytes from byte {offset + 8}, "
-                f"the file ends at {file_bytes}: it was cut short"
+                f"the file ends at {file_bytes}: the file is truncated"
             )
         extents[key] = _Extent(offset + 8, nbytes)
         offset += 8 + nbytes
@@ -135,7 +135,7 @@ def _legacy_extents(path: Path, file: BinaryIO, keys: list[str], storages: Mappi
 
 def _views(path: Path, state: Any) -> dict[str, TensorView]:
     if not isinstance(state, dict):
-        raise CheckpointError(f"{path}: holds a {type(state).__name__}, not a state dict of tensors")
+        raise CheckpointError(f"{path}: contains a {type(state).__name__}, not a state dict of tensors")
     for name, value in state.items():
         if not isinstance(value, TensorView):
             raise CheckpointError(
@@ -156,7 +156,7 @@ def _stored_tensor(path: Path, name: str, view: TensorView, extents: Mapping[str
         )
     size = math.prod(view.shape)
     last = view.offset + sum((n - 1) * stride for n, stride in zip(view.shape, view.strides, strict=True))
-    # A view with more elements than its storage repeats some (torch.expand); no weight is stored so.
+    # A view with more elements than its storage repeats some (torch.expand); no weight is stored that way.
     if (size and (last >= storage.size or size > storage.size)) or view.offset > storage.size:
         raise CheckpointError(
             f"{path}: {name[:200]!r} with shape {view.shape}, strides {view.strides} and offset {view.offset} "

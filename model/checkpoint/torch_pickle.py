@@ -2,8 +2,8 @@
 
 A pickle is a program for a small stack machine. The state dict of a model needs about thirty of its instructions and
 four of its callables, which `_Machine` interprets itself. That is stricter than pickle.Unpickler with find_class
-overridden: its instructions that allocate what the file asks for, or hash and call what the file has built, do not
-exist here, so a hostile file can at worst be refused.
+overridden: the instructions that allocate sizes given by the file, or hash and call objects that it has built, do not
+exist here, so the worst outcome of a hostile file is a refusal.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 
 from model.checkpoint.stored_tensor import CheckpointError
 
-MAX_PICKLE_BYTES = 2**20  # some 5,000 tensors; the largest MPT has fewer than 1,000
+MAX_PICKLE_BYTES = 2**20  # about 5,000 tensors; the largest MPT has fewer than 1,000
 _MAX_STRING = 64 * 2**10
 _NAME_LINE = re.compile(rb"[\w.]+\n")
 
@@ -61,17 +61,17 @@ class TensorView:
 
 @dataclass(frozen=True)
 class _Global:
-    """A name that the file asks for, `module.attribute`; never looked up."""
+    """A name `module.attribute` in the file; never looked up."""
 
     name: str
 
 
 def read_pickle(file: BinaryIO, where: str) -> Any:
-    """Interprets the pickle at the file's position and leaves the position behind it.
+    """Interpret the pickle at the file's position and leave the position behind it.
 
     Returns plain dicts with str keys, lists, tuples, numbers, strings, None, and TensorView for each tensor.
     Raises CheckpointError, starting with `where`, for anything that a state dict of tensors does not need: it names
-    the callable that the file asks for, or the pickle instruction.
+    the callable in the file, or the pickle instruction.
     """
     machine = _Machine(where)
     try:
@@ -85,20 +85,20 @@ def read_pickle(file: BinaryIO, where: str) -> Any:
 
 
 class _Bounded:
-    """What genops reads from: refuses a pickle or a string in it that is longer than any checkpoint's."""
+    """The file that genops reads, with limits: a pickle or string longer than any checkpoint's is refused."""
 
     def __init__(self, file: BinaryIO, where: str) -> None:
         self._file, self._where, self._left = file, where, MAX_PICKLE_BYTES
 
     def read(self, count: int) -> bytes:
         if count > _MAX_STRING:
-            raise CheckpointError(f"{self._where}: the pickle holds a value of {count} bytes; only tensors are read")
+            raise CheckpointError(f"{self._where}: the pickle contains a value of {count} bytes; only tensors are read")
         return self._spend(self._file.read(count))
 
     def readline(self) -> bytes:
         line = self._spend(self._file.readline(_MAX_STRING))
         if not _NAME_LINE.fullmatch(line):  # genops would decode any text of the oldest protocol
-            raise CheckpointError(f"{self._where}: the file asks for text of pickle protocol 0; only tensors are read")
+            raise CheckpointError(f"{self._where}: the file contains text of pickle protocol 0; only tensors are read")
         return line
 
     def tell(self) -> int:
@@ -131,7 +131,7 @@ _NOTHING = {"PROTO", "FRAME"}
 
 
 class _Machine:
-    """The pickle stack machine, as far as a state dict needs it."""
+    """The pickle stack machine, reduced to what a state dict needs."""
 
     def __init__(self, where: str) -> None:
         self.result: Any = None
@@ -140,7 +140,7 @@ class _Machine:
         self._memo: dict[int, Any] = {}
 
     def step(self, name: str, argument: Any) -> None:
-        """Executes one instruction."""
+        """Execute one instruction."""
         stack = self._stack
         if name in _NOTHING:
             return
@@ -238,7 +238,7 @@ class _Machine:
 
     def _refuse(self, what: str) -> NoReturn:
         raise CheckpointError(
-            f"{self._where}: the file asks for {what[:200]}; only tensors are read, nothing else is created or called. "
+            f"{self._where}: the file contains {what[:200]}; only tensors are read, nothing else is created or called. "
             f"Save a plain state dict of tensors, best as safetensors"
         )
 

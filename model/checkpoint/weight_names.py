@@ -1,4 +1,4 @@
-"""Names of the family's parameters across its formats, brought to llm-foundry's (those of `weight_specs`).
+"""Maps the names of the family's parameters in all formats to llm-foundry's (those of `weight_specs`).
 
 | here | mosaic_gpt, early 2023 |
 |---|---|
@@ -19,7 +19,7 @@ _RENAMED = {
 }
 _BARE_MODEL = re.compile(r"(wte|wpe|blocks|norm_f|ln_f)\.")
 
-# Constants that some releases saved beside the parameters: the forward pass computes them.
+# Constants that some releases saved beside the parameters, and that the forward pass computes.
 _BUFFERS = re.compile(
     r"""(transformer\.)?attn_bias                                  # the ALiBi bias of a whole context
       | transformer\.blocks\.\d+\.attn\.(bias|masked_bias|mask)   # causal masks
@@ -32,7 +32,7 @@ _QUANTISED = re.compile(
 
 
 def canonical_name(name: str) -> str:
-    """The name in llm-foundry's form of a parameter of any release; unknown names come back as they are."""
+    """Return llm-foundry's name of a parameter of any release; unknown names are returned unchanged."""
     name = name.removeprefix("model.")
     if _BARE_MODEL.match(name):
         name = f"transformer.{name}"
@@ -42,17 +42,17 @@ def canonical_name(name: str) -> str:
 
 
 def is_buffer(name: str) -> bool:
-    """True for a canonical name of a saved constant that is no parameter."""
+    """Return whether a canonical name is that of a saved constant rather than a parameter."""
     return _BUFFERS.fullmatch(name) is not None
 
 
 def is_quantised(name: str) -> bool:
-    """True for names that only quantised checkpoints (AWQ, GPTQ, bitsandbytes) have."""
+    """Return whether only quantised checkpoints (AWQ, GPTQ, bitsandbytes) have such a name."""
     return _QUANTISED.search(name) is not None
 
 
 def separate_qkv_names(name: str) -> tuple[str, str, str] | None:
-    """For a fused Wqkv's name, the three names under which llm-foundry stores it with `fused_qkv: false`."""
+    """Return the three names of a fused Wqkv that llm-foundry stores with `fused_qkv: false`; None for others."""
     before, fused, after = name.partition(".Wqkv.")
     if not fused:
         return None

@@ -1,9 +1,9 @@
-"""Keys of published configs that do not change inference, listed by name so that nothing is ignored by default."""
+"""Keys of published configs that do not change inference, listed by name so that no key is ignored by default."""
 
 from typing import Final
 
 # Bookkeeping, initialisation and training; dropout is the identity at inference. `auto_map` names Python files of a
-# checkpoint: they are never executed, because everything they would do is decided by the keys that are read.
+# checkpoint, which are never executed: the keys that are read decide everything that they would do.
 MODEL_KEYS: Final = frozenset(
     {
         "_name_or_path", "architectures", "auto_map", "transformers_version", "tokenizer_name", "name", "verbose",
@@ -24,8 +24,8 @@ MODEL_KEYS: Final = frozenset(
     }
 )  # fmt: skip
 
-# `attn_impl` chooses among equal kernels; `attn_uses_sequence_id` concerns packed training batches alone. The rest is
-# what transformers writes into every section, beside `MODEL_KEYS`.
+# `attn_impl` chooses among equivalent kernels; `attn_uses_sequence_id` concerns packed training batches alone. The
+# others are what transformers writes into every section, beside `MODEL_KEYS`.
 ATTENTION_KEYS: Final = frozenset(
     {
         "attn_pdrop", "attn_impl", "attn_uses_sequence_id", "fc_type",
@@ -33,5 +33,5 @@ ATTENTION_KEYS: Final = frozenset(
     }
 )  # fmt: skip
 
-# How the layer is built for training, not what it computes.
+# How the layer is made for training, not what it computes.
 FFN_KEYS: Final = frozenset({"fc_type", "device"})

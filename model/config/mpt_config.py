@@ -1,7 +1,8 @@
 """`MptConfig`: what one MPT computes, read from any config.json of the family.
 
-Understood are llm-foundry's `mpt` (all releases up to 0.22), transformers' `mpt` (4 and 5) and the `mosaic_gpt` of
-2023. Every key that changes the mathematics is honoured or refused by name; the rest is listed in `config_keys.py`.
+Three dialects are read: llm-foundry's `mpt` (all releases up to 0.22), transformers' `mpt` (4 and 5) and the
+`mosaic_gpt` of 2023. Every key that changes the mathematics is honoured or refused by name; the others are listed in
+`known_keys`.
 """
 
 import json
@@ -9,20 +10,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from model.config.known_keys import ATTENTION_KEYS, FFN_KEYS, MODEL_KEYS
+from model.config.known_keys import MODEL_KEYS
+from model.config.partition_rules import PartitionRules, get_partition_rules
+from model.config.sections import is_rms_norm, read_attention, read_ffn, refuse_other_architectures
 from model.config.strict_reader import ConfigError, ConfigReader
-from model.ops.activations import ACTIVATIONS, GELU, Activation
+from model.ops.activations import GELU, Activation
 from model.ops.rope import RopeConfig
-
-if TYPE_CHECKING:
-    from jax.sharding import PartitionSpec
-
-__all__ = ["ConfigError", "MptConfig"]
-
-_LAYER_NORMS = frozenset({"layernorm", "low_precision_layernorm"})  # they differ only under torch's autocast
-_RMS_NORMS = frozenset({"rmsnorm", "low_precision_rmsnorm", "triton_rmsnorm"})
 
 
 @dataclass(frozen=True)
@@ -43,14 +38,14 @@ class MptConfig:
     bias: bool = False  # on every linear layer and LayerNorm (llm-foundry's `not no_bias`)
     qkv_bias: bool | None = None  # None stands for `bias`
     qk_norm: str | None = None  # "ln" over all heads of q (and of k) together, "gn" per head with one shared weight
-    qk_rms_norm: bool = False  # q and k are normed by LayerNorm of eps 1e-5 whatever the blocks' norms are:
+    qk_rms_norm: bool = False  # q and k have a LayerNorm of eps 1e-5 whatever the blocks' norms are:
     qk_norm_eps: float = 1e-5  # llm-foundry's block does not pass its norm_type and norm_eps to its attention
     temperature: tuple[float, float] | None = None  # (floor_scale, attn_scale) of attention temperature tuning
-    fused_qkv: bool = True  # how the checkpoint stores it; the computation is the same
+    fused_qkv: bool = True  # how the checkpoint stores Wqkv; the computation is the same
     clip_qkv: float | None = None
     softmax_scale: float = 0.0  # 0 stands for 1 / sqrt(head_dim)
     attn_logit_softcap: float | None = None
-    sliding_window: int | None = None  # a query sees that many keys before its own
+    sliding_window: int | None = None  # keys before its own that a query sees
     alibi: bool = True
     alibi_bias_max: float = 8.0
     learned_positions: bool = False
@@ -58,7 +53,7 @@ class MptConfig:
     tied_head: bool = True
     logit_scale: float = 1.0
     final_logit_softcap: float | None = None
-    torch_dtype: str | None = None  # what the checkpoint says of itself, e.g. "bfloat16"
+    torch_dtype: str | None = None  # what the checkpoint declares, e.g. "bfloat16"
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
@@ -69,21 +64,16 @@ class MptConfig:
         fill(self, "ffn_hidden_size", self.ffn_hidden_size or 4 * self.d_model)
         fill(self, "qkv_bias", self.bias if self.qkv_bias is None else self.qkv_bias)
         if self.d_model % self.n_heads:
-            raise ConfigError(
-                f"config key 'd_model' is {self.d_model}; a multiple of n_heads ({self.n_heads}) is meant"
-            )
+            raise ConfigError(f"d_model ({self.d_model}) must be a multiple of n_heads ({self.n_heads})")
         if self.n_heads % self.kv_n_heads:
-            raise ConfigError(
-                f"config key 'kv_n_heads' is {self.kv_n_heads}; a divisor of n_heads ({self.n_heads}) is meant"
-            )
+            raise ConfigError(f"kv_n_heads ({self.kv_n_heads}) must divide n_heads ({self.n_heads})")
         if self.rope is not None and self.head_dim % 2:
-            raise ConfigError(
-                f"config key 'attn_config.rope' needs an even head size; d_model/n_heads is {self.head_dim}"
-            )
+            raise ConfigError(f"attn_config.rope needs an even head size, but d_model / n_heads is {self.head_dim}")
         fill(self, "softmax_scale", self.softmax_scale or 1.0 / math.sqrt(self.head_dim))
 
     @property
     def head_dim(self) -> int:
+        """The width of a head."""
         return self.d_model // self.n_heads
 
     @property
@@ -98,7 +88,7 @@ class MptConfig:
 
     @classmethod
     def from_file(cls, path: str | Path) -> "MptConfig":
-        """Reads `path`, a config.json or the folder that holds it. Raises ConfigError."""
+        """Read `path`, a config.json or the folder that holds it. Raises ConfigError."""
         path = Path(path)
         path = path / "config.json" if path.is_dir() else path
         try:
@@ -111,9 +101,9 @@ class MptConfig:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "MptConfig":
-        """Reads the object of a config.json. Raises ConfigError naming the key, its value and the way out."""
+        """Read the object of a config.json. Raises ConfigError naming the key, its value and the fix."""
         if not isinstance(data, Mapping):
-            raise ConfigError(f"a config is a JSON object; this one is of type {type(data).__name__}")
+            raise ConfigError(f"a config must be a JSON object; this one is of type {type(data).__name__}")
         model_type = data.get("model_type", "mpt")
         if model_type == "mosaic_gpt":
             data = _from_mosaic_gpt(data)
@@ -121,17 +111,15 @@ class MptConfig:
             raise ConfigError(f"config key 'model_type' is {model_type!r}; this package runs 'mpt' and 'mosaic_gpt'")
         return _read_model(ConfigReader(data))
 
-    def get_partition_rules(self, fsdp: bool = True) -> "tuple[tuple[str, PartitionSpec], ...]":
-        """Rules (regular expression on a parameter's path, PartitionSpec) for a mesh of axes `fsdp` and `tensor`."""
-        from model.params.sharding import get_partition_rules
-
+    def get_partition_rules(self, fsdp: bool = True) -> PartitionRules:
+        """Return rules (regular expression on a parameter's path, PartitionSpec) for axes `fsdp` and `tensor`."""
         return get_partition_rules(fsdp)
 
 
 def _from_mosaic_gpt(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Moves the flat keys of the 2023 `mosaic_gpt` to their places in `mpt`."""
+    """Return the flat keys of the 2023 `mosaic_gpt` in the sections of `mpt`."""
     out = {k: v for k, v in data.items() if k != "model_type"}
-    attention = {}
+    attention: dict[str, Any] = {}
     renamed = {"attn_qk_ln": "qk_ln", "attn_clip_qkv": "clip_qkv"}
     same = ("attn_type", "attn_impl", "attn_pdrop", "softmax_scale", "prefix_lm", "attn_uses_sequence_id")
     for old in (*renamed, *same, "alibi", "alibi_bias_max"):
@@ -155,17 +143,17 @@ def _read_model(r: ConfigReader) -> MptConfig:
     # transformers leaves out what equals its own defaults, which are not llm-foundry's.
     bias = not r.boolean("no_bias", by_transformers)
     learned = r.boolean("learned_pos_emb", True)
-    r.refuse("head_dim", (d_model // n_heads,), "heads of another width than d_model / n_heads are not built")
-    r.refuse("block_overrides", ({},), "blocks that differ from each other are not built")
-    _refuse_other_architectures(r)
-    attention = _read_attention(r.section("attn_config"), n_heads, d_model, max_seq_len, by_transformers)
+    r.refuse("head_dim", (d_model // n_heads,), "heads of another width than d_model / n_heads are not supported")
+    r.refuse("block_overrides", ({},), "blocks that differ from each other are not supported")
+    refuse_other_architectures(r)
+    attention = read_attention(r.section("attn_config"), n_heads, d_model, max_seq_len, by_transformers)
     config = MptConfig(
         d_model=d_model,
         n_heads=n_heads,
         n_layers=r.integer("n_layers"),
         vocab_size=r.integer("vocab_size"),
         max_seq_len=max_seq_len,
-        rms_norm=_is_rms_norm(r),
+        rms_norm=is_rms_norm(r),
         norm_eps=_norm_eps(r),
         bias=bias,
         qkv_bias=r.boolean("attention_bias", bias),
@@ -179,139 +167,20 @@ def _read_model(r: ConfigReader) -> MptConfig:
         eos_token_ids=_token_ids(r, "eos_token_id"),
         pad_token_id=r.optional_integer("pad_token_id"),
         **attention,
-        **_read_ffn(r.section("ffn_config"), d_model * r.positive("expansion_ratio", 4)),
+        **read_ffn(r.section("ffn_config"), d_model * r.positive("expansion_ratio", 4)),
     )
     r.ignore(MODEL_KEYS)
     r.finish()
     return config
 
 
-def _refuse_other_architectures(r: ConfigReader) -> None:
-    """General keys of transformers that are inert only as they stand in every MPT config."""
-    r.refuse("is_encoder_decoder", (False,), "encoder-decoder models are not built")
-    r.refuse("add_cross_attention", (False,), "cross attention is not built")
-    r.refuse("pruned_heads", ({},), "pruned heads are not built")
-
-
-def _read_attention(
-    r: ConfigReader, n_heads: int, d_model: int, max_seq_len: int, alibi_default: bool
-) -> dict[str, Any]:
-    kinds = ("multihead_attention", "multiquery_attention", "grouped_query_attention")
-    kind = r.choice("attn_type", kinds[0], kinds)
-    kv_n_heads = r.optional_integer("kv_n_heads", minimum=1)
-    implied = {"multihead_attention": n_heads, "multiquery_attention": 1}.get(kind)
-    if implied is None and kv_n_heads is None:
-        raise ConfigError(f"config key '{r.name('kv_n_heads')}' is missing; {kind} needs it")
-    if implied is not None and kv_n_heads not in (None, implied):
-        raise r.error(
-            "kv_n_heads", kv_n_heads, f"{kind} has {implied}; a number of groups needs grouped_query_attention"
-        )
-    r.refuse("prefix_lm", (False,), "prefix language models are not built")
-    r.refuse("kv_dim", (d_model,), "keys from another width (cross attention) are not built")
-    r.refuse("reuse_kv_layer_idx", (), "keys and values reused from another layer are not built")
-    r.refuse("nope", (False,), "layers without positions are not built")
-    _refuse_other_architectures(r)
-    ln, gn = r.boolean("qk_ln", False), r.boolean("qk_gn", False)
-    if ln and gn:
-        raise r.error("qk_gn", True, "qk_ln is true as well; one of the two is meant")
-    window = r.take("sliding_window_size")
-    alibi = r.boolean("alibi", alibi_default)
-    read = {
-        "kv_n_heads": kv_n_heads or implied,
-        "qk_norm": "ln" if ln else "gn" if gn else None,
-        "qk_rms_norm": _is_rms_norm(r),
-        "qk_norm_eps": r.positive("norm_eps", 1e-5),
-        "temperature": _read_temperature(r.section("attn_temperature_tuning")),
-        "fused_qkv": r.boolean("fused_qkv", True),
-        "clip_qkv": r.optional_positive("clip_qkv") if r.take("clip_qkv") != 0 else None,
-        "softmax_scale": r.positive("softmax_scale", 1.0 / math.sqrt(d_model / n_heads)),
-        "attn_logit_softcap": r.optional_positive("attn_logit_softcapping"),
-        "sliding_window": None if window in (None, -1) else r.integer("sliding_window_size", minimum=0),
-        "alibi": alibi,
-        "alibi_bias_max": r.positive("alibi_bias_max", 8),
-        "rope": _read_rope(r, max_seq_len),
-    }
-    r.ignore(ATTENTION_KEYS | MODEL_KEYS)  # transformers 4 wrote its general keys into this section too
-    r.finish()
-    return read
-
-
-def _read_temperature(r: ConfigReader) -> tuple[float, float] | None:
-    floor_scale, attn_scale = r.positive("floor_scale", 8192), r.number("attn_scale", 0)
-    r.finish()
-    return (floor_scale, attn_scale) if attn_scale else None
-
-
-def _read_rope(r: ConfigReader, max_seq_len: int) -> RopeConfig | None:
-    """RoPE's keys are read, and refused where wrong, even when `rope` is false and they stay unused."""
-    enabled = r.boolean("rope", False)
-    theta = r.positive("rope_theta", 10_000)
-    kind = r.choice("rope_impl", "dail", ("dail", "hf"))
-    dail, hf = r.section("rope_dail_config"), r.section("rope_hf_config")
-    if not enabled:
-        return None
-    if kind == "dail":
-        dail.choice("type", "original", ("original",))
-        dail.ignore({"pos_idx_in_fp32", "xpos_scale_base"})  # positions are exact here; the base belongs to xpos
-        dail.finish()
-        return RopeConfig(theta, train_length=max_seq_len)
-    scaling = hf.choice("type", "no_scaling", ("no_scaling", "linear", "dynamic", "llama3"))
-    rope = RopeConfig(
-        theta,
-        scaling="none" if scaling == "no_scaling" else scaling,
-        factor=hf.positive("factor", 1),
-        train_length=max_seq_len,
-        low_freq_factor=hf.positive("low_freq_factor", 1),
-        high_freq_factor=hf.positive("high_freq_factor", 4),
-        original_length=hf.integer("original_max_position_embeddings", 8192),
-    )
-    hf.finish()
-    return rope
-
-
-def _read_ffn(r: ConfigReader, expanded: float) -> dict[str, Any]:
-    kind = r.choice("ffn_type", "mptmlp", ("mptmlp", "mptglu"))
-    size = r.optional_integer("ffn_hidden_size", minimum=1)
-    if size is None and (expanded < 1 or expanded != int(expanded)):
-        raise ConfigError(
-            f"config key 'expansion_ratio' gives {expanded} feed-forward features; a whole number is meant"
-        )
-    spec = r.take("ffn_act_fn") or {"name": "gelu"}
-    r.ignore(FFN_KEYS)
-    r.finish()
-    return {"ffn_gated": kind == "mptglu", "ffn_hidden_size": size or int(expanded), "activation": _activation(r, spec)}
-
-
-def _activation(r: ConfigReader, spec: Any) -> Activation:
-    if isinstance(spec, str):
-        spec = {"name": spec}
-    if not isinstance(spec, Mapping) or not isinstance(spec.get("name"), str) or spec["name"] not in ACTIVATIONS:
-        raise r.error("ffn_act_fn", spec, f"this package runs {{'name': ...}} with {', '.join(sorted(ACTIVATIONS))}")
-    defaults = ACTIVATIONS[spec["name"]][1]
-    arguments = {k: v for k, v in spec.items() if k not in ("name", "inplace")}
-    for key, value in arguments.items():
-        kinds = str if isinstance(defaults.get(key), str) else (int, float)
-        if key not in defaults or not isinstance(value, kinds):
-            raise r.error(f"ffn_act_fn.{key}", value, f"{spec['name']} takes {dict(defaults) or 'no argument'}")
-    if arguments.get("approximate", "none") not in ("none", "tanh"):
-        raise r.error("ffn_act_fn.approximate", arguments["approximate"], "'none' or 'tanh' is meant")
-    return Activation(spec["name"], tuple(sorted(arguments.items())))
-
-
-def _is_rms_norm(r: ConfigReader) -> bool:
-    value = r.take("norm_type")
-    if isinstance(value, str) and value.lower() in _RMS_NORMS:
-        return True
-    if value is None or (isinstance(value, str) and value.lower() in _LAYER_NORMS):
-        return False
-    raise r.error("norm_type", value, f"this package runs {', '.join(sorted(_LAYER_NORMS | _RMS_NORMS))}")
-
-
 def _norm_eps(r: ConfigReader) -> float:
-    """llm-foundry calls it norm_eps, transformers layer_norm_epsilon."""
+    """Return the epsilon, which llm-foundry calls norm_eps and transformers layer_norm_epsilon."""
     ours, theirs = r.optional_positive("norm_eps"), r.optional_positive("layer_norm_epsilon")
     if ours is not None and theirs is not None and ours != theirs:
-        raise r.error("layer_norm_epsilon", theirs, f"norm_eps is {ours}; keep the one the weights were trained with")
+        raise r.error(
+            "layer_norm_epsilon", theirs, f"norm_eps is {ours}; keep the one that the weights had in training"
+        )
     return ours or theirs or 1e-5
 
 
@@ -319,7 +188,7 @@ def _logit_scale(r: ConfigReader, d_model: int) -> float:
     if r.take("logit_scale") == "inv_sqrt_d_model":
         return 1.0 / math.sqrt(d_model)
     if isinstance(r.take("logit_scale"), str):
-        raise r.error("logit_scale", r.take("logit_scale"), "a number or 'inv_sqrt_d_model' is meant")
+        raise r.error("logit_scale", r.take("logit_scale"), "it must be a number or 'inv_sqrt_d_model'")
     return r.number("logit_scale", 1.0)
 
 
@@ -333,5 +202,5 @@ def _token_ids(r: ConfigReader, key: str) -> tuple[int, ...]:
     value = r.take(key)
     values = value if isinstance(value, list) else [] if value is None else [value]
     if any(isinstance(v, bool) or not isinstance(v, int) or v < 0 for v in values):
-        raise r.error(key, value, "a token id or a list of them is meant")
+        raise r.error(key, value, "it must be a token id or a list of token ids")
     return tuple(values)

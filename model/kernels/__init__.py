@@ -1,1 +1,1 @@
-"""Kernels for the operations that XLA alone runs below what a platform can do."""
+"""Kernels for the operations that XLA runs slower than the platform could."""

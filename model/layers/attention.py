@@ -1,14 +1,14 @@
-"""MPT's attention: what one query and one key score, and two ways to run over keys.
+"""MPT's attention: the score of a query and a key, and two ways to run over the keys.
 
 `score` is the single definition (llm-foundry `models/layers/attention.py`): scale, soft cap, ALiBi, causal and window
 mask, all in float32. `dense_attention` reads whole sequences; `paged_attention` reads a ragged batch out of the paged
-cache, block by block with a running softmax (Milakov and Gimelshein 2018), so that cost grows with the real lengths.
+cache, block by block with a running softmax (Milakov and Gimelshein 2018), so that the cost grows with the real
+lengths.
 """
 
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +17,11 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from model.config.mpt_config import MptConfig
-from model.layers.linear import product_precision
 from model.ops.alibi import alibi_slopes
+from model.ops.precision import product_precision
 from model.params.alibi_horizon import first_pages
 from model.params.kv_cache import LayerCache, read_blocks
-
-if TYPE_CHECKING:
-    from model.layers.paged_forward import StepBatch
+from model.params.step_batch import StepBatch
 
 _QUERY_TILE = 32  # prefill queries that share one pass over the keys
 _DECODE_GROUP = 8  # decode rows that walk their pages together; a pass is as long as the longest of them
@@ -32,7 +30,7 @@ _NEVER = float(np.finfo(np.float32).min)  # finite, so that a row with no key ye
 
 
 def head_slopes(config: MptConfig, slopes: ArrayLike | None = None) -> Array:
-    """ALiBi slopes [H]: the config's, unless heads are in another order and bring their own."""
+    """Return the ALiBi slopes [H]: `slopes` where heads are in another order, else the config's."""
     return jnp.asarray(alibi_slopes(config.n_heads, config.alibi_bias_max) if slopes is None else slopes)
 
 
@@ -44,7 +42,7 @@ def score(
     config: MptConfig,
     slopes: ArrayLike | None = None,
 ) -> Array:
-    """Scores of queries against keys, masked.
+    """Return the masked scores of queries against keys.
 
     q [..., Tq, Hkv, G, hd] and k [..., S, Hkv, hd] float32 or bfloat16, positions [..., Tq] and [..., S] int32
     -> [..., Hkv, G, Tq, S] float32. Query head h = kv * G + g reads key head kv. Bias and mask come from positions
@@ -64,7 +62,7 @@ def score(
 
 
 def _scaled(products: Array, config: MptConfig) -> Array:
-    """Scores of dot products, but for bias and mask."""
+    """Return the scores of dot products, before bias and mask."""
     s = products * config.softmax_scale
     cap = config.attn_logit_softcap
     return s if cap is None else cap * jnp.tanh(s / cap)
@@ -73,7 +71,7 @@ def _scaled(products: Array, config: MptConfig) -> Array:
 def dense_attention(
     q: Array, k: Array, v: Array, positions: Array, config: MptConfig, slopes: ArrayLike | None = None
 ) -> Array:
-    """Causal attention over whole sequences: q [B, T, H, hd], k, v [B, T, Hkv, hd], positions [T] -> [B, T, H, hd]."""
+    """Attend causally over whole sequences: q [B, T, H, hd], k, v [B, T, Hkv, hd], positions [T] -> [B, T, H, hd]."""
     B, T, H, hd = q.shape
     q = q.reshape(B, T, config.kv_n_heads, -1, hd)
 
@@ -94,26 +92,26 @@ def dense_attention(
 def paged_attention(
     q: Array,
     layer: LayerCache,
-    batch: "StepBatch",
+    batch: StepBatch,
     config: MptConfig,
     *,
     slopes: ArrayLike | None = None,
-    horizons: bool = True,
+    alibi_horizon: bool = True,
 ) -> Array:
-    """Attention of a ragged step over the paged cache, into which the step's own keys are already written.
+    """Attend from a ragged step over the paged cache, into which the step's own keys are already written.
 
     q [T, H, hd] float32 -> [T, H, hd] float32. Rows of `batch` are decode rows (one query) first, then prefill chunks;
-    positions beyond the last row's tokens come out as garbage. `slopes` as of `head_slopes`. Keys that provably weigh
-    nothing are left out (`model.params.alibi_horizon`), unless `horizons` is False.
+    results beyond the last row's tokens are undefined. `slopes` as of `head_slopes`. Keys of provably
+    negligible weight are skipped (`model.params.alibi_horizon`), unless `alibi_horizon` is False.
     """
-    if not horizons:
+    if not alibi_horizon:
         layer = replace(layer, key_norms=None)
     attend = partial(_attend_pages, layer=layer, config=config, slopes=head_slopes(config, slopes))
     T, H, hd = q.shape
     grouped = q.reshape(T, config.kv_n_heads, -1, hd)  # [T, Hkv, G, hd]
     R = batch.query_start.shape[0]
     group = min(_DECODE_GROUP, R)
-    # A tile is written whole and may run over into the next row's place, which is written after it.
+    # A tile is written whole and may run over into the next row's part, which is written after it.
     spare = max(group, 0 if batch.decode_only else _QUERY_TILE)
     padded = jnp.pad(grouped, ((0, spare), (0, 0), (0, 0), (0, 0)))
     out = _decode_rows(jnp.zeros_like(padded), padded, batch, attend, group)
@@ -122,8 +120,8 @@ def paged_attention(
     return out[:T].reshape(T, H, hd)
 
 
-def _decode_rows(out: Array, q: Array, batch: "StepBatch", attend: Callable[..., Array], group: int) -> Array:
-    """Fills out [T + spare, Hkv, G, hd] for the decode rows, `group` of them at a time; row r's query is token r."""
+def _decode_rows(out: Array, q: Array, batch: StepBatch, attend: Callable[..., Array], group: int) -> Array:
+    """Fill out [T + spare, Hkv, G, hd] for the decode rows, `group` of them at a time; row r's query is token r."""
 
     def body(i: Array, out: Array) -> Array:
         start = jnp.minimum(i * group, batch.query_start.shape[0] - group)
@@ -137,8 +135,8 @@ def _decode_rows(out: Array, q: Array, batch: "StepBatch", attend: Callable[...,
     return lax.fori_loop(0, (batch.num_decode + group - 1) // group, body, out)
 
 
-def _prefill_rows(out: Array, q: Array, batch: "StepBatch", attend: Callable[..., Array]) -> Array:
-    """Fills out [T + spare, Hkv, G, hd] for the rows after the decode rows, tile by tile of each row's queries."""
+def _prefill_rows(out: Array, q: Array, batch: StepBatch, attend: Callable[..., Array]) -> Array:
+    """Fill out [T + spare, Hkv, G, hd] for the rows after the decode rows, tile by tile of each row's queries."""
 
     def row(r: Array, out: Array) -> Array:
         first = batch.context_len[r] - batch.query_len[r]  # position of the row's first query
@@ -166,7 +164,7 @@ def _attend_pages(
     config: MptConfig,
     slopes: Array,
 ) -> Array:
-    """Running softmax over the pages of n sequences at once.
+    """Run the softmax over the pages of n sequences at once.
 
     q [n, t, Hkv, G, hd], positions [n, t], tables [n, W], lengths [n] keys each -> [n, t, Hkv, G, hd] float32.
     """
@@ -194,7 +192,7 @@ def _attend_pages(
         p = jnp.exp(s - new_top[..., None])
         p = jnp.where(s == _NEVER, 0.0, p)
         keep = jnp.exp(top - new_top)
-        # A weight of 0 does not silence a value that is inf or nan, which a block may hold of its last owner.
+        # A weight of 0 does not cancel a value that is inf or nan, which a block's last owner may have left.
         owned = (key_positions < lengths[:, None])[:, None, :, None]
         v = read_blocks(layer.values, layer.value_scales, blocks)  # [n, Hkv, block, hd]
         precision = product_precision(v.dtype)
@@ -211,11 +209,11 @@ def _attend_pages(
 
 
 def _own_scores(q: Array, positions: Array, tables: Array, layer: LayerCache, config: MptConfig) -> Array:
-    """Scores [n, Hkv, G, t] of queries and the keys at their own positions; arguments as of `_attend_pages`."""
+    """Return the scores [n, Hkv, G, t] of queries and the keys at their own positions; see `_attend_pages`."""
     block = layer.keys.shape[2]
-    places = jnp.maximum(positions, 0)
-    blocks = jnp.take_along_axis(tables, places // block, axis=1, mode="clip")  # [n, t]
-    k = layer.keys[blocks, :, places % block].astype(jnp.float32)  # [n, t, Hkv, hd]
+    indices = jnp.maximum(positions, 0)
+    blocks = jnp.take_along_axis(tables, indices // block, axis=1, mode="clip")  # [n, t]
+    k = layer.keys[blocks, :, indices % block].astype(jnp.float32)  # [n, t, Hkv, hd]
     if layer.key_scales is not None:
-        k = k * layer.key_scales[blocks, :, places % block][..., None]
+        k = k * layer.key_scales[blocks, :, indices % block][..., None]
     return jnp.moveaxis(_scaled(jnp.sum(q * k[:, :, :, None], axis=-1), config), 1, 3)

@@ -1,46 +1,30 @@
 """The MPT forward pass, top to bottom (llm-foundry 0.22 `models/mpt/modeling_mpt.py`, `models/layers/`).
 
-Pure functions over the records of `weights.py`. `forward` runs whole sequences without a cache; `step.py` runs the
-same `block` over a ragged batch and the paged cache. The residual stream, norms and softmax are float32.
+Pure functions over the records of `params.weights`. `forward` runs whole sequences without a cache; `paged_forward`
+runs the same `block` over a ragged batch and the paged cache. The residual stream, norms and softmax are float32.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from numpy.typing import NDArray
 
 from model.config.mpt_config import MptConfig
 from model.layers.attention import dense_attention
-from model.layers.linear import Linear, apply_norm, project, take
+from model.layers.linear import apply_norm, project, take
 from model.ops.norm import Norm
 from model.ops.rope import apply_rope, rope_frequencies
-from model.params.head_layout import dealt_slopes
-from model.params.weights import Attention, Block, Ffn, Weights
+from model.params.head_layout import slopes_in_layout
+from model.params.qkv import Qkv, split_qkv
+from model.params.weights import Attention, Block, Ffn, Linear, Weights
 
-
-class Qkv(NamedTuple):
-    """Queries [..., T, H, hd], keys and values [..., T, Hkv, hd] float32.
-
-    fused: [..., T, (H + 2 Hkv) hd], where they are nothing but its parts: a kernel that reads it spares the splitting.
-    slopes: [H] of ALiBi, where heads are in another order than the config's.
-    """
-
-    q: Array
-    k: Array
-    v: Array
-    fused: Array | None = None
-    slopes: NDArray[np.float32] | None = None
-
-
-# -> [..., T, H, hd]; where keys come from is the caller's business
 Attend = Callable[[Qkv], Array]
+"""Attention of one layer -> [..., T, H, hd]; the caller decides which keys there are beside the given ones."""
 
 
 def forward(weights: Weights, config: MptConfig, input_ids: Array) -> Array:
-    """Logits of whole sequences: input_ids [B, T] int32 -> [B, T, V] float32. Causal; nothing is padded.
+    """Return the logits of whole sequences: input_ids [B, T] int32 -> [B, T, V] float32. Causal; nothing is padded.
 
     Raises ValueError where learned positions end before T.
     """
@@ -60,7 +44,7 @@ def forward(weights: Weights, config: MptConfig, input_ids: Array) -> Array:
 
 
 def embed(weights: Weights, config: MptConfig, tokens: Array, positions: Array) -> Array:
-    """Token embedding, and the learned position's where the model has them: tokens [..., T] -> [..., T, d] float32."""
+    """Embed tokens, and positions where the model has learned ones: tokens [..., T] -> [..., T, d] float32."""
     x = take(weights.wte, tokens)
     if config.learned_positions and weights.wpe is not None:
         x = x + weights.wpe[positions].astype(jnp.float32)
@@ -70,7 +54,7 @@ def embed(weights: Weights, config: MptConfig, tokens: Array, positions: Array) 
 def block(
     x: Array, b: Block, config: MptConfig, positions: Array, frequencies: np.ndarray | None, attend: Attend
 ) -> Array:
-    """One pre-norm block: x [..., T, d] float32 -> the same."""
+    """Apply one pre-norm block: x [..., T, d] float32 -> the same."""
     x = attention(x, b.norm_1, b.attn, config, positions, frequencies, attend)
     return ffn(x, b.norm_2, b.ffn, config)
 
@@ -84,7 +68,7 @@ def attention(
     frequencies: np.ndarray | None,
     attend: Attend,
 ) -> Array:
-    """x + attention(norm(x)): Wqkv, clamp, split, q/k norm, RoPE, attention, out_proj, in llm-foundry's order."""
+    """Return x + attention(norm(x)): Wqkv, clamp, split, q/k norm, RoPE, attention, out_proj, as in llm-foundry."""
     qkv = project(x, w.wqkv, norm)  # [..., T, (H + 2 Hkv) hd]
     if config.clip_qkv is not None:
         qkv = jnp.clip(qkv, -config.clip_qkv, config.clip_qkv)
@@ -95,22 +79,13 @@ def attention(
         q = q * _temperature(positions, *config.temperature)[..., None, None]
     if frequencies is not None:
         q, k = apply_rope(q, positions, frequencies), apply_rope(k, positions, frequencies)
-    untouched = w.q_norm is None and config.temperature is None and frequencies is None and w.shards == 1
-    y = attend(Qkv(q, k, v, qkv if untouched else None, dealt_slopes(config, w.shards)))  # [..., T, H, hd]
+    unchanged = w.q_norm is None and config.temperature is None and frequencies is None and w.shards == 1
+    y = attend(Qkv(q, k, v, qkv if unchanged else None, slopes_in_layout(config, w.shards)))  # [..., T, H, hd]
     return project(y.reshape(*y.shape[:-2], -1), w.out_proj, plus=x)
 
 
-def split_qkv(qkv: Array, config: MptConfig, shards: int) -> tuple[Array, Array, Array]:
-    """[..., (H + 2 Hkv) hd] -> q [..., H, hd], k and v [..., Hkv, hd], from `shards` runs of [Q | K | V]."""
-    lead, hd = qkv.shape[:-1], config.head_dim
-    q_size, kv_size = config.n_heads * hd // shards, config.kv_n_heads * hd // shards
-    runs = qkv.reshape(*lead, shards, q_size + 2 * kv_size)
-    q, k, v = jnp.split(runs, (q_size, q_size + kv_size), axis=-1)
-    return q.reshape(*lead, -1, hd), k.reshape(*lead, -1, hd), v.reshape(*lead, -1, hd)
-
-
 def ffn(x: Array, norm: Norm, w: Ffn, config: MptConfig) -> Array:
-    """x + mlp(norm(x)): mptmlp is down(act(up(x))), mptglu is down(act(gate(x)) * up(x))."""
+    """Return x + mlp(norm(x)): mptmlp is down(act(up(x))), mptglu is down(act(gate(x)) * up(x))."""
     if w.gate_proj is None:
         hidden = project(x, w.up_proj, norm, config.activation)
     else:
@@ -119,7 +94,7 @@ def ffn(x: Array, norm: Norm, w: Ffn, config: MptConfig) -> Array:
 
 
 def logits(weights: Weights, config: MptConfig, x: Array) -> Array:
-    """Last norm and output head: x [..., d] -> [..., V] float32; scaled first, soft-capped last."""
+    """Apply the last norm and the output head: x [..., d] -> [..., V] float32; scaled first, soft-capped last."""
     head = weights.wte if weights.lm_head is None else weights.lm_head
     y = project(x, Linear(head), weights.norm_f) * config.logit_scale
     cap = config.final_logit_softcap
@@ -127,13 +102,13 @@ def logits(weights: Weights, config: MptConfig, x: Array) -> Array:
 
 
 def _qk_norm(x: Array, norm: Norm, w: Attention, config: MptConfig) -> Array:
-    """x [..., H, hd]: over all heads together ("ln") or within each head ("gn")."""
+    """Normalise x [..., H, hd] over all heads together ("ln") or within each head ("gn")."""
     runs = x if config.qk_norm == "gn" else x.reshape(*x.shape[:-2], -1)
     return apply_norm(runs, norm, w.wqkv.weight).reshape(x.shape)
 
 
 def _temperature(positions: Array, floor_scale: float, attn_scale: float) -> Array:
-    """Factor on the queries that grows with their position: [..., T] int32 -> [..., T] float32."""
+    """Return the factor on the queries, which grows with their position: [..., T] int32 -> [..., T] float32."""
     return 1.0 + attn_scale * jnp.log(jnp.floor((positions + 1.0) / floor_scale) + 1.0)
 
 

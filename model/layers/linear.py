@@ -1,31 +1,17 @@
-"""A linear layer's weights and its product: the one seam behind which formats and kernels of weights differ."""
-
-from typing import TYPE_CHECKING
+"""The product of a linear layer, for weights of any format: the one interface to its kernels."""
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.typing import DTypeLike
 
-from model.kernels.cpu import calls
+from model.kernels.cpu.library import kernels_available
+from model.kernels.cpu.linear import linear as cpu_linear
+from model.kernels.cpu.linear import norm as cpu_norm
 from model.ops.activations import Activation
 from model.ops.norm import Norm, normalise
+from model.ops.precision import product_precision
 from model.params.packed_matrix import PackedMatrix, round_inputs, take_rows, unpack
-
-if TYPE_CHECKING:
-    from dataclasses import dataclass
-else:
-    from flax.struct import dataclass
-
-Matrix = Array | PackedMatrix
-
-
-@dataclass
-class Linear:
-    """weight [out, in], an array in the checkpoint's order and dtype or a packed one; bias [out] or None."""
-
-    weight: Matrix
-    bias: Array | None = None
+from model.params.weights import Linear, Matrix
 
 
 def project(
@@ -36,15 +22,16 @@ def project(
     times: Array | None = None,
     plus: Array | None = None,
 ) -> Array:
-    """activation(norm(x) W^T + b) * times + plus: x [..., in] float32 -> [..., out] float32.
+    """Compute activation(norm(x) W^T + b) * times + plus: x [..., in] float32 -> [..., out] float32.
 
-    Summed in float32. What a layer does around its product belongs here because a kernel does it on the way.
+    Sums are float32; at most one of `times` and `plus` is given. The operations around the product are part of this
+    function because a kernel fuses them with it.
     """
     assert times is None or plus is None
     packed = linear.weight
-    if isinstance(packed, PackedMatrix) and calls.available():
+    if isinstance(packed, PackedMatrix) and kernels_available():
         return jax.lax.platform_dependent(
-            cpu=lambda: calls.linear(x, packed, linear.bias, norm, activation, times, plus),
+            cpu=lambda: cpu_linear(x, packed, linear.bias, norm, activation, times, plus),
             default=lambda: _project(x, linear, norm, activation, times, plus),
         )
     return _project(x, linear, norm, activation, times, plus)
@@ -61,7 +48,7 @@ def _project(
 
 
 def _product(x: Array, weight: Matrix) -> Array:
-    """x [..., in] float32 times weight [out, in] transposed -> [..., out] float32.
+    """Multiply x [..., in] float32 with weight [out, in] transposed -> [..., out] float32.
 
     The contraction lies on the minor axis of both, where XLA's CPU product is fastest. With 16-bit weights a CPU keeps
     x in float32 (the weights are then the only rounding); accelerators round x to the weights' type for their matrix
@@ -84,27 +71,17 @@ def _product(x: Array, weight: Matrix) -> Array:
 
 
 def apply_norm(x: Array, norm: Norm, weight: Matrix) -> Array:
-    """norm(x) [..., n] float32, computed where `project` computes with such a weight."""
-    if isinstance(weight, PackedMatrix) and calls.available():
-        return jax.lax.platform_dependent(cpu=lambda: calls.norm(x, norm), default=lambda: normalise(x, norm))
+    """Return norm(x) [..., n] float32, computed by the kernels that `project` uses with such a weight."""
+    if isinstance(weight, PackedMatrix) and kernels_available():
+        return jax.lax.platform_dependent(cpu=lambda: cpu_norm(x, norm), default=lambda: normalise(x, norm))
     return normalise(x, norm)
 
 
 def take(matrix: Matrix, ids: Array) -> Array:
-    """Rows `ids` [...] int32 of a matrix [n, d] -> [..., d] float32."""
+    """Return the rows `ids` [...] int32 of a matrix [n, d] -> [..., d] float32."""
     if isinstance(matrix, PackedMatrix):
         return take_rows(matrix, ids)
     return matrix[ids].astype(jnp.float32)
-
-
-def product_precision(operands: DTypeLike) -> jax.lax.Precision | None:
-    """float32 operands are multiplied as float32, unless `jax.default_matmul_precision` says otherwise.
-
-    JAX's own default would round them on accelerators: to TF32 on a GPU, to bfloat16 on a TPU.
-    """
-    asked = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
-    exact = jnp.dtype(operands) == jnp.float32 and asked is None
-    return jax.lax.Precision.HIGHEST if exact else None
 
 
 def _dot(x: Array, weight: Array) -> Array:

@@ -1,52 +1,27 @@
-"""One ragged step over the paged cache: any mix of decode rows and prefill chunks in one flat run of tokens."""
+"""The forward pass of one ragged step (`params.step_batch`) over the paged cache."""
 
 from collections.abc import Callable
 from functools import cache, partial
-from typing import TYPE_CHECKING
 
-import flax.struct
 import jax
-import jax.numpy as jnp
 from jax import Array
 
 from model.config.mpt_config import MptConfig
 from model.layers.attention import paged_attention
-from model.layers.forward import Qkv, block, embed, logits
+from model.layers.forward import block, embed, logits
 from model.ops.rope import rope_frequencies
 from model.params.kv_cache import KvCache, LayerCache, write_kv
+from model.params.qkv import Qkv
+from model.params.step_batch import StepBatch
 from model.params.weights import Block, Weights
 
-if TYPE_CHECKING:
-    from dataclasses import dataclass
-else:
-    from flax.struct import dataclass
-
-
-@dataclass
-class StepBatch:
-    """T tokens of R rows, decode rows first, then chunks; T, R and W are bucket sizes with padding at their ends.
-
-    A row's tokens follow each other; its keys lie in the blocks of its table, the step's own keys included.
-    """
-
-    tokens: Array  # [T] int32, padding 0
-    positions: Array  # [T] int32, place in the sequence, padding 0
-    slots: Array  # [T] int32, where the token's key and value go; beyond the pool for padding, which is dropped
-    block_tables: Array  # [R, W] int32, padding 0
-    query_start: Array  # [R] int32, the row's first token
-    query_len: Array  # [R] int32, the row's tokens in this step; 0 for padding
-    context_len: Array  # [R] int32, position of the row's last token + 1; 0 for padding
-    num_decode: Array  # [] int32, the first so many rows have one token each, row r's being token r
-    decode_only: bool = flax.struct.field(pytree_node=False, default=False)  # no chunk in it: a leaner program
-
-
-# (Qkv of T tokens, cache, batch, config) -> ([T, H, hd] float32, the cache with their keys and values in it)
 CacheAttention = Callable[[Qkv, LayerCache, StepBatch, MptConfig], tuple[Array, LayerCache]]
+"""(Qkv of T tokens, cache, batch, config) -> ([T, H, hd] float32, the cache with their keys and values in it)"""
 
 
 @cache  # the same function each time: it is a static argument of compiled programs
 def write_then(attend: Callable[..., Array]) -> CacheAttention:
-    """A `CacheAttention` that writes the step's keys and values, then calls `attend` as `paged_attention` is called."""
+    """Return a `CacheAttention` that writes the step's keys and values, then calls `attend` like `paged_attention`."""
 
     def attention(qkv: Qkv, layer: LayerCache, batch: StepBatch, config: MptConfig) -> tuple[Array, LayerCache]:
         layer = write_kv(layer, qkv.k, qkv.v, batch.slots)
@@ -62,7 +37,7 @@ xla_attention = write_then(paged_attention)
 def forward_step(
     weights: Weights, config: MptConfig, cache: KvCache, batch: StepBatch, attention: CacheAttention = xla_attention
 ) -> tuple[Array, KvCache]:
-    """-> states [T, d] float32 of all tokens (garbage for padding), and the cache with new keys.
+    """Return the hidden states [T, d] float32 of all tokens (undefined for padding), and the cache with the new keys.
 
     Donate the cache: its pools are then updated in place.
     """
@@ -74,14 +49,9 @@ def forward_step(
     return x, KvCache(tuple(layers))
 
 
-def row_ends(batch: StepBatch) -> Array:
-    """Indices [R] of each row's last token; 0 for padding rows at the start."""
-    return jnp.maximum(batch.query_start + batch.query_len - 1, 0)
-
-
-def lm_logits(weights: Weights, config: MptConfig, hidden: Array) -> Array:
-    """Logits [..., V] float32 of states [..., d] that `forward_step` returns."""
-    return logits(weights, config, hidden)
+def lm_logits(weights: Weights, config: MptConfig, hidden_states: Array) -> Array:
+    """Return the logits [..., V] float32 of hidden states [..., d] that `forward_step` returned."""
+    return logits(weights, config, hidden_states)
 
 
 @partial(jax.jit, static_argnames=("config", "attention"))  # traced once for all layers, inlined by the compiler

@@ -1,4 +1,4 @@
-"""Feed-forward activations under the names that llm-foundry resolves (`torch.nn.functional`, and `quick_gelu`)."""
+"""Feed-forward activations, by the names that llm-foundry resolves (`torch.nn.functional`, and `quick_gelu`)."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Activation:
     arguments: tuple[tuple[str, float | str], ...] = ()
 
     def __call__(self, x: Array) -> Array:
-        """Applies elementwise to x [...] float32."""
+        """Return the activation of each element of x [...] float32."""
         return ACTIVATIONS[self.name][0](x, **{**ACTIVATIONS[self.name][1], **dict(self.arguments)})
 
 
@@ -29,9 +29,9 @@ def _softplus(x: Array, beta: float, threshold: float) -> Array:
     return jnp.where(x * beta > threshold, x, jnp.logaddexp(x * beta, 0.0) / beta)
 
 
-GELU: Final = Activation()  # exact, by the error function
+GELU: Final = Activation()  # the exact one, through the error function
 
-# Name -> function and the defaults of its arguments, as torch.nn.functional has them.
+# Name -> function and default arguments, as in torch.nn.functional.
 ACTIVATIONS: Final[Mapping[str, tuple[Callable[..., Array], Mapping[str, float | str]]]] = {
     "gelu": (_gelu, {"approximate": "none"}),
     "quick_gelu": (lambda x: x * jax.nn.sigmoid(1.702 * x), {}),

@@ -1,12 +1,12 @@
-"""Attention with linear biases (Press et al. 2022): key j weighs -slope * (i - j) on query i, and nothing else."""
+"""Attention with linear biases (Press et al. 2022): the score of query i and key j is lowered by slope * (i - j)."""
 
 import numpy as np
 
 
 def alibi_slopes(n_heads: int, bias_max: float = 8.0) -> np.ndarray:
-    """Slopes [n_heads] float32 of llm-foundry's `gen_slopes` (models/layers/attention.py).
+    """Return the slopes [n_heads] float32 of llm-foundry's `gen_slopes` (models/layers/attention.py).
 
-    For a head count that is no power of two, the slopes of the next power are taken odd places first.
+    For a head count that is not a power of two, the slopes of the next power are taken, those at odd indices first.
     """
     rounded = 1 << (n_heads - 1).bit_length()
     exponents = np.arange(1, rounded + 1, dtype=np.float32) * np.float32(bias_max / rounded)

@@ -1,30 +1,24 @@
 """LayerNorm and RMSNorm over the last axis, in float32 (llm-foundry `models/layers/norm.py`)."""
 
-from typing import TYPE_CHECKING
-
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-if TYPE_CHECKING:
-    from dataclasses import dataclass
-else:
-    from flax.struct import dataclass
+from model.ops.pytree import dataclass, static
 
 
 @dataclass
 class Norm:
-    """weight [n], bias [n] or None; `rms` says which norm it is, eps what is added to the variance."""
+    """Parameters of a norm: weight [n], bias [n] or None; `rms` selects RMSNorm, `eps` is added to the variance."""
 
     weight: Array
     bias: Array | None = None
-    rms: bool = flax.struct.field(pytree_node=False, default=False)
-    eps: float = flax.struct.field(pytree_node=False, default=1e-5)
+    rms: bool = static(False)
+    eps: float = static(1e-5)
 
 
 def normalise(x: Array, norm: Norm) -> Array:
-    """x [..., n] -> [..., n] float32: LayerNorm (population variance) or RMSNorm."""
+    """Return LayerNorm (population variance) or RMSNorm of x: [..., n] -> [..., n] float32."""
     x = x.astype(jnp.float32)
     if not norm.rms:
         x = x - x.mean(axis=-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Rotary position embedding as llm-foundry offers it: `dail` (original) and `hf` with its scalings.
+"""Rotary position embedding as llm-foundry defines it: `dail` (original) and `hf` with its scalings.
 
 Sources: Su et al. 2021 (RoFormer); llm-foundry 0.22 `models/mpt/modeling_mpt.py:gen_rotary_embedding`; the scalings
 `linear`, `dynamic` and `llama3` are those of transformers' `modeling_rope_utils.py`.
@@ -15,10 +15,10 @@ from jax import Array
 
 @dataclass(frozen=True)
 class RopeConfig:
-    """The rotary embedding of a model. `scaling` is none, linear, dynamic or llama3.
+    """The rotary embedding of a model; `scaling` is none, linear, dynamic or llama3.
 
-    `train_length` is the length from which `dynamic` begins to stretch (the config's `max_seq_len`); the last three
-    fields belong to `llama3`.
+    `dynamic` stretches sequences longer than `train_length` (the config's `max_seq_len`); the last three fields belong
+    to `llama3`.
     """
 
     theta: float = 10_000.0
@@ -31,7 +31,7 @@ class RopeConfig:
 
 
 def rope_frequencies(rope: RopeConfig, head_dim: int, length: int) -> np.ndarray:
-    """Angular frequencies [head_dim / 2] float32 for a sequence of `length` tokens.
+    """Return the angular frequencies [head_dim / 2] float32 for a sequence of `length` tokens.
 
     Only `dynamic` depends on `length`, and only beyond `train_length`.
     """
@@ -49,7 +49,7 @@ def rope_frequencies(rope: RopeConfig, head_dim: int, length: int) -> np.ndarray
 
 
 def _llama3(frequencies: np.ndarray, rope: RopeConfig) -> np.ndarray:
-    """Long wavelengths are divided by `factor`, short ones kept, those between interpolated."""
+    """Divide the frequencies of long wavelengths by `factor`, keep those of short ones, interpolate between."""
     wavelengths = 2 * math.pi / frequencies
     longest = rope.original_length / rope.low_freq_factor
     shortest = rope.original_length / rope.high_freq_factor
@@ -61,7 +61,7 @@ def _llama3(frequencies: np.ndarray, rope: RopeConfig) -> np.ndarray:
 
 
 def apply_rope(x: Array, positions: Array, frequencies: np.ndarray) -> Array:
-    """Rotates x [..., T, H, hd] by positions [..., T]; halves are paired (x_i, x_{i + hd/2}). Computed in float32."""
+    """Rotate x [..., T, H, hd] by positions [..., T], pairing (x_i, x_{i + hd/2}); computed in float32."""
     angles = positions[..., None].astype(jnp.float32) * frequencies  # [..., T, hd/2]
     cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]  # [..., T, 1, hd/2]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)

@@ -1,15 +1,16 @@
-"""ALiBi horizons: which keys a query need not read, by proof.
+"""The ALiBi horizon: the keys that a query need not read, by proof.
 
 A key at distance d scores scale * q.k - slope * d, at most scale * |q| |k| - slope * d. The cache keeps a bound of each
-key's length, so that this is known of a page of keys before it is read, and far pages of steep heads are left out. Only
-what is proven to be light is: the weights of all keys left out for a query sum to at most NEGLIGIBLE of its weights.
-Lengths that are no finite numbers prove nothing, and heads without a slope read everything.
+key's length, so that this bound is known for a page of keys before it is read, and distant pages are skipped for heads
+with steep slopes. A page is skipped only where its weight is proven negligible: the weights of all keys skipped for a
+query sum to at most NEGLIGIBLE of its weights. Lengths that are not finite prove nothing, and heads without a slope
+read everything.
 
-What that does to a result: with the weights left out a share e <= NEGLIGIBLE < 2^-25 of those kept, each number of it
-is off by at most e * (|largest value left out| + |the number|), the second part because the kept weights are normalised
-to one. Where values are of a size, that is half of a float32's rounding; next to a value left out that is larger by
-many powers of two, it is that much more. Values must be finite: the cache holds no bound of theirs, and one left out
-that is infinite or no number, which would have spread to the result by a weight of zero, does not.
+The effect on a result: if the skipped weights are a share e <= NEGLIGIBLE < 2^-25 of those kept, each of its numbers is
+off by at most e * (|largest skipped value| + |the number|), the second part because the kept weights are normalised to
+one. Where values are of similar size, that is half of float32's rounding; where a skipped value is larger by many
+powers of two, the error is larger accordingly. Values must be finite: the cache keeps no bound of them, and a skipped
+value that is infinite or nan, which a weight of zero would have spread to the result, does not reach it.
 """
 
 import jax.numpy as jnp
@@ -18,13 +19,13 @@ from jax import Array, lax
 from model.config.mpt_config import MptConfig
 
 NEGLIGIBLE = 0.95 * 2.0**-25
-"""Of the kept weights: half of float32's rounding of their sum, less what the comparison with it rounds."""
+"""A share of the kept weights: half of float32's rounding of their sum, less the rounding of the comparison."""
 _LENGTH_MARGIN = 1.0001  # above the rounding of a sum of thousands of squares
-_LEAST_LENGTH = 1e-17  # above what squares too small for float32 may hide
+_LEAST_LENGTH = 1e-17  # above the length of a vector whose squares underflow float32
 
 
 def length_bound(x: Array) -> Array:
-    """What the length of x [..., hd] is not above: [...] float32; infinity where x is not a number."""
+    """Return an upper bound of the length of x [..., hd]: [...] float32, infinity where x has a nan."""
     squares = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=-1)
     bound = jnp.sqrt(squares) * _LENGTH_MARGIN + _LEAST_LENGTH
     return jnp.where(jnp.isnan(bound), jnp.inf, bound)
@@ -40,11 +41,11 @@ def first_pages(
     slopes: Array,
     config: MptConfig,
 ) -> Array:
-    """The first page that each query has to read of its sequence's, which none before `begin` is.
+    """Return the first page of its sequence that each query has to read; none lies before `begin`.
 
     q [n, t, Hkv, G, hd], own_scores [n, Hkv, G, t] of each query and the key at its own position, positions [n, t],
-    key_norms [N, Hkv, block], tables [n, W], slopes [H] of ALiBi -> [n, Hkv, G, t] int32. What a query certainly has is
-    the weight of its own key.
+    key_norms [N, Hkv, block], tables [n, W], slopes [H] of ALiBi -> [n, Hkv, G, t] int32. The weight of a
+    query's own key is what it is certain to have.
     """
     n, t, Hkv, G, _ = q.shape
     block = key_norms.shape[2]

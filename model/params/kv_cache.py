@@ -1,11 +1,9 @@
 """The paged key/value cache as a pytree: pools of blocks, addressed through each sequence's block table.
 
-A slot is a place for one token: `block * block_size + offset`. Who owns which block is the engine's business. All that
-the cache holds belongs to one token each, so that what a block held before, or holds behind a sequence's end, says
-nothing about the sequence.
+A slot holds one token: `block * block_size + offset`. The engine decides who owns which block. Everything that the
+cache holds belongs to one token, so that what a block held before, or holds behind a sequence's end, does not affect
+the sequence.
 """
-
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -15,31 +13,27 @@ from jax.sharding import Sharding
 from jax.typing import DTypeLike
 
 from model.config.mpt_config import MptConfig
+from model.ops.pytree import dataclass
 from model.params.alibi_horizon import length_bound
-
-if TYPE_CHECKING:
-    from dataclasses import dataclass
-else:
-    from flax.struct import dataclass
 
 
 @dataclass
 class LayerCache:
     """Pools [num_blocks, Hkv, block_size, hd] of one layer's keys and values, and float32 numbers of each token.
 
-    Numbers are [num_blocks, Hkv, block_size]. Int8 pools have scales: a key is its scale times whole numbers up to 127.
+    Numbers are [num_blocks, Hkv, block_size]. Int8 pools have scales: a key is its scale times integers up to 127.
     """
 
     keys: Array
     values: Array
-    key_norms: Array | None = None  # bounds of the keys' lengths as stored, where ALiBi makes them useful (horizons.py)
+    key_norms: Array | None = None  # bounds of the stored keys' lengths, for models with ALiBi (alibi_horizon.py)
     key_scales: Array | None = None
     value_scales: Array | None = None
 
 
 @dataclass
 class KvCache:
-    """The layers' pools, each an array of its own.
+    """The layers' pools, each a separate array.
 
     Separate arrays are donated and updated in place; one stacked array would be copied (measured on XLA's CPU).
     """
@@ -50,7 +44,7 @@ class KvCache:
 def init_kv_cache(
     config: MptConfig, num_blocks: int, block_size: int, dtype: DTypeLike, sharding: Sharding | None = None
 ) -> KvCache:
-    """Zeroed pools of float32, bfloat16, float16 or int8; `sharding` places each array (heads are axis 1)."""
+    """Return zeroed pools of float32, bfloat16, float16 or int8; `sharding` places each array (heads are axis 1)."""
     shape = (num_blocks, config.kv_n_heads, block_size)
 
     def numbers(needed: bool) -> Array | None:
@@ -65,14 +59,14 @@ def init_kv_cache(
 
 
 def kv_bytes_per_token(config: MptConfig, dtype: DTypeLike) -> int:
-    """Bytes that one token takes over all layers: keys, values, and the numbers kept beside them."""
+    """Return the bytes that one token takes over all layers: keys, values, and the numbers kept beside them."""
     numbers = int(config.alibi) + 2 * _is_int8(dtype)
     per_head = 2 * config.head_dim * jnp.dtype(dtype).itemsize + 4 * numbers
     return config.n_layers * config.kv_n_heads * per_head
 
 
 def write_kv(layer: LayerCache, k: Array, v: Array, slots: Array) -> LayerCache:
-    """Puts k and v [T, Hkv, hd] float32 at slots [T]; slots beyond the pool are dropped."""
+    """Write k and v [T, Hkv, hd] float32 to slots [T]; slots beyond the pool are dropped."""
     block_size = layer.keys.shape[2]
     block, offset = slots // block_size, slots % block_size
 
@@ -93,15 +87,15 @@ def write_kv(layer: LayerCache, k: Array, v: Array, slots: Array) -> LayerCache:
 
 
 def read_blocks(pool: Array, scales: Array | None, blocks: Array) -> Array:
-    """Keys or values [n, Hkv, block_size, hd] of blocks [n]: as the pool has them, or float32 out of an int8 pool."""
+    """Return the keys or values [n, Hkv, block_size, hd] of blocks [n]: as stored, or float32 out of an int8 pool."""
     found = pool[blocks]
     return found if scales is None else found.astype(jnp.float32) * scales[blocks][..., None]
 
 
 def copy_blocks(cache: KvCache, src: Array, dst: Array) -> KvCache:
-    """Block src[i] of every layer copied to block dst[i]: src and dst [K] int32; dst beyond the pool is dropped.
+    """Copy block src[i] of every layer to block dst[i]: src and dst [K] int32; dst beyond the pool is dropped.
 
-    All is read before any is written. In place where the cache is donated.
+    All blocks are read before any is written. In place where the cache is donated.
     """
 
     def copied(pool: Array) -> Array:  # [N, ...]
@@ -111,9 +105,9 @@ def copy_blocks(cache: KvCache, src: Array, dst: Array) -> KvCache:
 
 
 def _as_stored(x: Array, dtype: DTypeLike) -> tuple[Array, Array]:
-    """x [T, Hkv, hd] in the precision of dtype, float32 still, and what to multiply it with [T, Hkv]."""
+    """Return x [T, Hkv, hd] rounded to the precision of dtype, still float32, and its scales [T, Hkv]."""
     if not _is_int8(dtype):
-        info = jnp.finfo(dtype)  # a conversion there and back may be optimised away, this is not
+        info = jnp.finfo(dtype)  # a conversion and its inverse may be optimised away, this is not
         return lax.reduce_precision(x, info.nexp, info.nmant), jnp.ones(x.shape[:-1], jnp.float32)
     largest = jnp.max(jnp.abs(x), axis=-1)
     scales = jnp.where(largest == 0, 1.0, largest * np.float32(1 / 127))  # as XLA divides by constants

@@ -1,12 +1,12 @@
-"""Devices as a mesh of axes `fsdp` and `tensor`, and the rules that lay every parameter over it.
+"""Devices as a mesh of axes `fsdp` and `tensor`, and the placement of every parameter on it.
 
 `tensor` splits the work of a layer as Megatron-LM does: the first product of each pair by its outputs (heads, hidden
-units), the second by its inputs, so one sum per pair crosses devices. `fsdp` splits the other dimension of the same
-weights to save memory; XLA gathers them when they are used.
+units), the second by its inputs, so that one sum per pair crosses devices. `fsdp` splits the other dimension of the
+same weights to save memory; XLA gathers them when they are used.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -14,14 +14,14 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from model.config.mpt_config import MptConfig
-from model.params.weights import Weights, assemble_weights, weight_specs
+from model.config.partition_rules import PartitionRules, get_partition_rules
+from model.params.weights import Weights, assemble_weights, path_name, weight_specs
 
 Tree = TypeVar("Tree")
-PartitionRules = tuple[tuple[str, PartitionSpec], ...]
 
 
 def make_mesh(tensor: int | None = None, fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh [fsdp, tensor] over `devices` (default: all); `tensor` None takes all that `fsdp` leaves.
+    """Return a mesh [fsdp, tensor] over `devices` (default: all); `tensor` None takes all that `fsdp` leaves.
 
     Raises ValueError where the sizes do not use every device exactly once.
     """
@@ -37,32 +37,14 @@ def make_mesh(tensor: int | None = None, fsdp: int = 1, devices: Sequence[jax.De
     return jax.make_mesh((fsdp, tensor), ("fsdp", "tensor"), axis_types=auto, devices=devices)
 
 
-def get_partition_rules(fsdp: bool = True) -> PartitionRules:
-    """Rules (regular expression, PartitionSpec), the first match counts, on paths such as blocks/0/attn/wqkv/weight.
-
-    Weights are [out, in]. With `fsdp` False that axis stays unused and every replica of it holds whole weights.
-    """
-    shard = "fsdp" if fsdp else None
-    columns, rows = PartitionSpec("tensor", shard), PartitionSpec(shard, "tensor")
-    return (
-        (r"(^|/)(wte|lm_head)$", columns),  # [V, d]: vocabulary over tensor
-        (r"(^|/)wpe$", PartitionSpec(None, shard)),
-        (r"(wqkv|up_proj|gate_proj)/weight$", columns),
-        (r"(wqkv|up_proj|gate_proj)/bias$", PartitionSpec("tensor")),
-        (r"(out_proj|down_proj)/weight$", rows),
-        (r"(out_proj|down_proj)/bias$", PartitionSpec()),
-        (r"(norm_1|norm_2|norm_f|q_norm|k_norm)/(weight|bias)$", PartitionSpec()),
-    )
-
-
 def match_partition_rules(rules: PartitionRules, tree: Tree) -> Tree:
-    """A tree like `tree` (weights, their gradients, an optimizer's state) with each leaf's PartitionSpec.
+    """Return a tree like `tree` (weights, their gradients, an optimizer's state) with each leaf's PartitionSpec.
 
     Scalars are replicated. Raises ValueError naming a leaf that no rule matches, or whose rule has more axes than it.
     """
 
     def spec(path: tuple[Any, ...], leaf: Any) -> PartitionSpec:
-        name, shape = _path_name(path), np.shape(leaf)
+        name, shape = path_name(path), np.shape(leaf)
         if not shape:
             return PartitionSpec()
         found = next((spec for pattern, spec in rules if re.search(pattern, name)), None)
@@ -79,7 +61,7 @@ def match_partition_rules(rules: PartitionRules, tree: Tree) -> Tree:
 
 
 def named_shardings(mesh: Mesh, rules: PartitionRules, tree: Tree) -> Tree:
-    """A tree like `tree` with each leaf's NamedSharding on `mesh`.
+    """Return a tree like `tree` with each leaf's NamedSharding on `mesh`.
 
     A dimension that its axis does not divide (an odd vocabulary) is kept whole instead. Raises as
     `match_partition_rules`.
@@ -95,9 +77,9 @@ def named_shardings(mesh: Mesh, rules: PartitionRules, tree: Tree) -> Tree:
 
 
 def weight_shardings(config: MptConfig, mesh: Mesh, fsdp: bool = True) -> Weights:
-    """Where each parameter goes on `mesh`: what `load_weights` takes as `shardings`.
+    """Return where each parameter goes on `mesh`, as `load_weights` takes it.
 
-    Its `Attention.shards` is the mesh's tensor size. Raises ValueError where the heads cannot be dealt to it.
+    Its `Attention.shards` is the mesh's tensor size. Raises ValueError where that does not divide the heads.
     """
     tensor = check_mesh(config, mesh)
     leaves = {s.path: jax.ShapeDtypeStruct(s.shape, np.float32) for s in weight_specs(config)}
@@ -106,29 +88,26 @@ def weight_shardings(config: MptConfig, mesh: Mesh, fsdp: bool = True) -> Weight
 
 
 def cache_sharding(config: MptConfig, mesh: Mesh) -> NamedSharding:
-    """Where a pool [num_blocks, Hkv, block_size, hd] of the KV cache goes: each tensor shard holds its own heads."""
+    """Return where a pool [num_blocks, Hkv, block_size, hd] of the KV cache goes: each shard holds its own heads.
+
+    Raises ValueError as `check_mesh`.
+    """
     check_mesh(config, mesh)
     return NamedSharding(mesh, PartitionSpec(None, "tensor"))
 
 
 def check_mesh(config: MptConfig, mesh: Mesh) -> int:
-    """The mesh's tensor size. Raises ValueError where it has other axes or does not divide the key/value heads."""
+    """Return the mesh's tensor size.
+
+    Raises ValueError where the mesh has other axes, or its tensor size does not divide the key/value heads.
+    """
     if set(mesh.axis_names) != {"fsdp", "tensor"}:
         raise ValueError(f"the mesh has axes {mesh.axis_names}; 'fsdp' and 'tensor' are needed (see make_mesh)")
     tensor: int = mesh.shape["tensor"]
     if config.kv_n_heads % tensor:
         sizes = [n for n in range(1, config.kv_n_heads + 1) if config.kv_n_heads % n == 0]
         raise ValueError(
-            f"{config.kv_n_heads} key/value heads cannot be dealt to tensor = {tensor} devices; "
+            f"{config.kv_n_heads} key/value heads cannot be split over tensor = {tensor} devices; "
             f"use one of {sizes} for tensor and the other devices for fsdp or for replicas"
         )
     return tensor
-
-
-def leaf_paths(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
-    """The leaves of a tree by path, as in `WeightSpec.path`; `is_leaf` says where else to stop than at arrays."""
-    return {_path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree, is_leaf)[0]}
-
-
-def _path_name(path: tuple[Any, ...]) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")

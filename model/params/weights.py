@@ -1,48 +1,52 @@
-"""The weights of an MPT as records, and the one table that names, shapes and initialises every one of them.
+"""The weights of an MPT as records, and the one table that names, shapes and initialises each of them.
 
 Loading, sharding and initialisation all read `weight_specs`. The names are llm-foundry's (models/mpt and
 models/layers), which published checkpoints use.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
 from model.config.mpt_config import MptConfig
-from model.layers.linear import Linear, Matrix
 from model.ops.norm import Norm
-
-if TYPE_CHECKING:
-    from dataclasses import dataclass
-else:
-    from flax.struct import dataclass
+from model.ops.pytree import dataclass, static
+from model.params.packed_matrix import PackedMatrix
 
 Leaf = TypeVar("Leaf")
+Matrix = Array | PackedMatrix
+
+
+@dataclass
+class Linear:
+    """A linear layer: weight [out, in], an array in the checkpoint's order and dtype or a packed one; bias [out]."""
+
+    weight: Matrix
+    bias: Array | None = None
 
 
 @dataclass
 class Attention:
     """Projections of one block.
 
-    wqkv: [(H + 2 Hkv) hd, d], rows all of Q, then K, then V. Under tensor parallelism over n shards heads are dealt
-    out at load time (`head_deal`) so that each shard holds its own Q, K and V in that order; `shards` is that n.
+    wqkv: [(H + 2 Hkv) hd, d], all rows of Q, then K, then V. Under tensor parallelism over n shards, loading puts the
+        heads in another order (`head_layout`), so that each shard holds its own Q, K and V; `shards` is that n.
     """
 
     wqkv: Linear
     out_proj: Linear  # [d, H hd]
     q_norm: Norm | None = None  # [H hd], or [hd] where one weight serves every head
     k_norm: Norm | None = None  # [Hkv hd], or [hd]
-    shards: int = flax.struct.field(pytree_node=False, default=1)
+    shards: int = static(1)
 
 
 @dataclass
 class Ffn:
-    """up_proj and gate_proj: [ffn, d]; down_proj: [d, ffn]."""
+    """Projections of the feed-forward half of a block: up_proj and gate_proj [ffn, d], down_proj [d, ffn]."""
 
     up_proj: Linear
     down_proj: Linear
@@ -51,6 +55,8 @@ class Ffn:
 
 @dataclass
 class Block:
+    """One pre-norm block."""
+
     norm_1: Norm
     attn: Attention
     norm_2: Norm
@@ -59,7 +65,7 @@ class Block:
 
 @dataclass
 class Weights:
-    """wte [V, d]; wpe [max_seq_len, d] for learned positions; lm_head [V, d] where it is not tied to wte."""
+    """All parameters: wte [V, d]; wpe [max_seq_len, d], learned positions; lm_head [V, d] where not tied to wte."""
 
     wte: Matrix
     blocks: tuple[Block, ...]
@@ -78,7 +84,7 @@ class WeightSpec(NamedTuple):
 
 
 def weight_specs(config: MptConfig) -> tuple[WeightSpec, ...]:
-    """Every parameter of the model, in the order of the forward pass."""
+    """Return every parameter of the model, in the order of the forward pass."""
     return tuple(_specs(config))
 
 
@@ -123,7 +129,7 @@ def _linear(path: str, name: str, rows: int, columns: int, bias: bool) -> Iterat
 
 
 def assemble_weights(config: MptConfig, leaves: Mapping[str, Any], shards: int = 1) -> Weights:
-    """Builds the record from arrays keyed by `WeightSpec.path`; `shards` is the tensor-parallel deal of wqkv."""
+    """Build the record from arrays keyed by `WeightSpec.path`; `shards` as of `Attention`."""
 
     def norm(path: str) -> Norm:
         return Norm(leaves[f"{path}/weight"], leaves.get(f"{path}/bias"), config.rms_norm, config.norm_eps)
@@ -162,7 +168,7 @@ def assemble_weights(config: MptConfig, leaves: Mapping[str, Any], shards: int =
 
 
 def init_weights(config: MptConfig, key: Array, dtype: DTypeLike = jnp.float32, scale: float = 0.02) -> Weights:
-    """Random weights: normal with standard deviation `scale`, norms at one, biases at zero."""
+    """Return random weights: normal with standard deviation `scale`, norms at one, biases at zero."""
 
     def initial(spec: WeightSpec, key: Array) -> Array:
         if spec.initial == "normal":
@@ -175,5 +181,15 @@ def init_weights(config: MptConfig, key: Array, dtype: DTypeLike = jnp.float32, 
 
 
 def weight_bytes(weights: Weights) -> int:
-    """Memory of all leaves in bytes (over all devices once)."""
+    """Return the memory of all leaves in bytes, each counted once however many devices hold it."""
     return sum(leaf.nbytes for leaf in jax.tree.leaves(weights))
+
+
+def leaf_paths(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
+    """Return the leaves of a tree by path, as in `WeightSpec.path`; `is_leaf` marks nodes to take whole."""
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree, is_leaf)[0]}
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """Return a key path of JAX's in the form of `WeightSpec.path`, such as blocks/0/attn/wqkv/weight."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -1,4 +1,4 @@
-"""Greedy choice, filters and draws: pure functions over logits [S, V] float32, for the rows of a step at once.
+"""Greedy choice, filters and random sampling: pure functions over logits [S, V] float32 of a step's rows.
 
 Every filter keeps the ids whose logit is at least a threshold, so ids that tie at the threshold are kept together.
 Thresholds are found by halving the range of float32 bit patterns; there is no sort.
@@ -12,8 +12,8 @@ from jax import Array, lax
 _BLOCK = 256  # ids per block of the two-level argmax and inverse CDF
 
 
-def within(logits: Array, vocab_limit: int) -> Array:
-    """logits [S, V] with -inf from vocab_limit on, and for nan.
+def mask_impossible(logits: Array, vocab_limit: int) -> Array:
+    """Return logits [S, V] with -inf from vocab_limit on, and for nan.
 
     Cutting them off would leave V no multiple of a vector's length.
     """
@@ -22,7 +22,7 @@ def within(logits: Array, vocab_limit: int) -> Array:
 
 
 def first_largest(logits: Array) -> Array:
-    """Lowest id among the largest logits, [S, V] -> [S] int32."""
+    """Return the lowest id among the largest logits, [S, V] -> [S] int32."""
     # The maximum of each block vectorises on XLA's CPU; an argmax over the whole row does not.
     blocks = _blocks(logits, -jnp.inf)
     block = jnp.argmax(jnp.max(blocks, axis=2), axis=1)
@@ -31,19 +31,19 @@ def first_largest(logits: Array) -> Array:
 
 
 def row_sums(x: Array) -> Array:
-    """[S, V] -> [S], added up in an order that depends on V alone."""
+    """Return the sums [S, V] -> [S], added in an order that depends on V alone."""
     return _add_up(_add_up(_blocks(x, 0.0), axis=1), axis=1)
 
 
-def draw(
+def filter_and_sample(
     logits: Array, greedy: Array, temperature: Array, top_k: Array, top_p: Array, min_p: Array, uniform: Array
 ) -> Array:
-    """One id per row from what the filters leave, by `uniform` in [0, 1): logits [S, V], the rest [S] -> [S] int32.
+    """Sample one id per row from what the filters leave: logits [S, V], the rest [S] -> [S] int32.
 
-    greedy: the id of the largest logit; it is drawn where that is infinite.
+    greedy: the id of the largest logit; it is the result where that logit is infinite. uniform: in [0, 1).
     """
     top = jnp.take_along_axis(logits, greedy[:, None], axis=1)
-    # Subtracting first keeps tiny temperatures finite. Greedy rows go along; what they draw is not used.
+    # Subtracting first keeps tiny temperatures finite. Greedy rows are computed too; their result is not used.
     scaled = (logits - top) / jnp.maximum(temperature, jnp.finfo(jnp.float32).tiny)[:, None]  # [S, V], <= 0
     threshold = _filter(scaled, top_k, top_p, min_p)
     ids, total = _inverse_cdf(_weights(scaled, threshold), uniform)
@@ -52,22 +52,22 @@ def draw(
 
 
 def _filter(scaled: Array, top_k: Array, top_p: Array, min_p: Array) -> Array:
-    """The threshold [S] that min_p, top_k and top_p, in this order, set for scaled [S, V]; -inf keeps all.
+    """Return the threshold [S] of min_p, top_k and top_p, in this order, for scaled [S, V]; -inf keeps all.
 
     top_p sees the probabilities renormalised over what min_p and top_k left.
     """
 
     def raise_threshold(which: Array, threshold: Array) -> Array:
         by_count = which == 0  # top_k is a number of ids, top_p a share of the probability left so far
-        asked = jnp.where(by_count, top_k > 0, top_p < 1)
+        active = jnp.where(by_count, top_k > 0, top_p < 1)
 
         def search() -> Array:
             weights = jnp.where(by_count, 1.0, _weights(scaled, threshold))
             target = jnp.where(by_count, top_k.astype(jnp.float32), top_p * row_sums(weights))
             return _bisect(scaled, weights, target)
 
-        found = lax.cond(jnp.any(asked), search, lambda: threshold)
-        return jnp.where(asked, jnp.maximum(threshold, found), threshold)
+        found = lax.cond(jnp.any(active), search, lambda: threshold)
+        return jnp.where(active, jnp.maximum(threshold, found), threshold)
 
     # A loop, so that the search is compiled once.
     threshold: Array = lax.fori_loop(0, 2, raise_threshold, jnp.log(min_p))
@@ -75,12 +75,12 @@ def _filter(scaled: Array, top_k: Array, top_p: Array, min_p: Array) -> Array:
 
 
 def _weights(scaled: Array, threshold: Array) -> Array:
-    """Unnormalised probabilities [S, V] of the ids at or above threshold [S], 0 elsewhere."""
+    """Return the unnormalised probabilities [S, V] of the ids at or above threshold [S], 0 elsewhere."""
     return jnp.where(scaled >= threshold[:, None], jnp.exp(scaled), 0.0)
 
 
 def _bisect(scaled: Array, weights: Array, target: Array) -> Array:
-    """A threshold [S] that keeps what the highest one does at which the weights [S, V] kept reach target [S].
+    """Return a threshold [S] that keeps what the highest one does at which the kept weights [S, V] reach target [S].
 
     scaled [S, V] <= 0. Floats are compared through int32 keys of the same order, so that at most 31 halvings find the
     exact value; a row whose sum is the target already needs no more.
@@ -105,7 +105,7 @@ def _bisect(scaled: Array, weights: Array, target: Array) -> Array:
 
 
 def _ordered_bits(x: Array) -> Array:
-    """int32 keys in the order of the float32 numbers."""
+    """Return int32 keys in the order of the float32 numbers."""
     return _flip_negative(lax.bitcast_convert_type(x, jnp.int32))
 
 
@@ -119,7 +119,7 @@ def _flip_negative(bits: Array) -> Array:
 
 
 def _inverse_cdf(weights: Array, uniform: Array) -> tuple[Array, Array]:
-    """weights [S, V] >= 0, uniform [S] in [0, 1) -> ids [S] int32 of positive weight, total weights [S]."""
+    """Sample: weights [S, V] >= 0, uniform [S] in [0, 1) -> ids [S] int32 of positive weight, total weights [S]."""
     blocks = _blocks(weights, 0.0)
     sums = _add_up(blocks, axis=2)  # [S, blocks]
     total = _add_up(sums, axis=1)
@@ -130,7 +130,7 @@ def _inverse_cdf(weights: Array, uniform: Array) -> tuple[Array, Array]:
 
 
 def _first_above(weights: Array, target: Array) -> tuple[Array, Array]:
-    """The first positive weight [S, N] at which the running sum exceeds target [S], and what is left of the target.
+    """Return the first positive weight [S, N] at which the running sum exceeds target [S], and the rest of the target.
 
     Rounding may put the target above every running sum: then the last positive weight is the one.
     """
@@ -144,13 +144,13 @@ def _first_above(weights: Array, target: Array) -> tuple[Array, Array]:
 
 
 def _blocks(x: Array, padding: float) -> Array:
-    """[S, V] -> [S, ceil(V / _BLOCK), _BLOCK]"""
+    """Split rows into blocks: [S, V] -> [S, ceil(V / _BLOCK), _BLOCK]."""
     S, V = x.shape
     return jnp.pad(x, ((0, 0), (0, -V % _BLOCK)), constant_values=padding).reshape(S, -1, _BLOCK)
 
 
 def _add_up(x: Array, axis: int) -> Array:
-    """The sums along an axis, which is gone then: its halves are added until one element is left."""
+    """Return the sums along an axis, without that axis: its halves are added until one element is left."""
     while (length := x.shape[axis]) > 1:
         half = (length + 1) // 2
         low, high = lax.slice_in_dim(x, 0, half, axis=axis), lax.slice_in_dim(x, half, length, axis=axis)

@@ -55,10 +55,6 @@ class ServeBackend:
         chat = (list(messages), add_generation_prompt, continue_final_message)
         return await _ids(lambda: self._tokenizer_replicas.encode_chat.remote(*chat))
 
-    async def decode(self, ids: Sequence[int]) -> str:
-        """Return the ids' text, special tokens included."""
-        return self.tokenizer.decode(ids)
-
     def admit(self, prompts: Sequence[Sequence[int]], choices: int) -> AbstractContextManager[None]:
         """Count one HTTP request with n `choices` of each prompt towards the capacity while entered.
 

@@ -13,9 +13,10 @@ import jax
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from model.checkpoint.quantize import WeightFormat, pack_weights
+from model.checkpoint.pack import pack_weights
 from model.config.mpt_config import MptConfig
 from model.kernel_selection import weight_format
+from model.params.weight_format import WeightFormat
 from model.params.weights import Weights
 from model.pretrained import find_device, mpt_from_pretrained, resolve_checkpoint
 from mpt_serve.configuration.engine_config import EngineConfig

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from jax import Array
 
-from model.sampling.sampler import PROMPT
+from model.sampling.batch import PROMPT
 from mpt_serve.engine.request import Request, TokenLogprobs
 from mpt_serve.engine.runner import SCORED, PreparedStep, Runner
 from mpt_serve.engine.scheduler import Drafts, Row, Scheduler, StepRows

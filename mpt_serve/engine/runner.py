@@ -18,15 +18,16 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from model.config.mpt_config import MptConfig
-from model.kernel_selection import attention_for, sampling_kernels_for
-from model.kernels.cpu.calls import paged_attention as cpu_attention
-from model.kernels.cpu.huge_pages import use_huge_pages
+from model.kernel_selection import select_kernels
 from model.layers.paged_forward import forward_step, lm_logits
 from model.params.kv_cache import KvCache, copy_blocks, init_kv_cache
 from model.params.sharding import cache_sharding
 from model.params.weights import Weights
-from model.sampling.sampler import SamplerState, init_sampler_state, logprobs_of, sample, set_state_row
+from model.sampling.batch import SamplerState, init_sampler_state
+from model.sampling.logprobs import prompt_logprobs
+from model.sampling.sampler import sample, set_slot_state
 from mpt_serve.engine.memory import CachePlan
+from mpt_serve.engine.sampling_params import MAX_LOGPROBS
 from mpt_serve.engine.scheduler import StepRows
 from mpt_serve.engine.step_inputs import (
     Packed,
@@ -86,14 +87,11 @@ class Runner:
         self._vocab_limit = vocab_limit
         self._max_num_seqs = max_num_seqs
         devices = weights.norm_f.weight.devices()
-        self._attention = attention_for(devices, config, cache_dtype, kernels)
-        self._sampling_kernels = sampling_kernels_for(devices, kernels)
+        self._kernels = select_kernels(devices, config, cache_dtype, kernels)
         pool_sharding, self._replicated = _placements(weights, config)
         self._num_blocks = cache_plan.num_blocks
         self._cache = init_kv_cache(config, cache_plan.num_blocks, cache_plan.block_size, cache_dtype, pool_sharding)
-        native = self._attention is cpu_attention
-        if native:
-            jax.tree.map(use_huge_pages, self._cache)
+        self._kernels.prepare_cache(self._cache)
         self._state = init_sampler_state(max_num_seqs, config.vocab_size, self._replicated)
         self._shapes = {
             key: StepShape(
@@ -103,7 +101,9 @@ class Runner:
                 block_size=cache_plan.block_size,
                 max_num_seqs=max_num_seqs,
             )
-            for key in step_shapes(max_num_seqs, max_num_batched_tokens, max_samples, ragged_decode=native)
+            for key in step_shapes(
+                max_num_seqs, max_num_batched_tokens, max_samples, self._kernels.ragged_decode, self._kernels.row_tile
+            )
         }
         self._no_masks = {
             key.num_samples: jnp.zeros((key.num_samples, mask_words(config.vocab_size)), jnp.uint32)
@@ -211,12 +211,14 @@ class Runner:
     ) -> tuple[Array, Array, KvCache]:
         weights = jax.tree.unflatten(self._treedef, leaves)
         batch, sampled = unpack_forward(packed, last_tokens, shape)
-        states, cache = forward_step(weights, self._config, cache, batch, self._attention)
+        states, cache = forward_step(weights, self._config, cache, batch, self._kernels.attention)
         return states, lm_logits(weights, self._config, states[sampled]), cache
 
     def _sample(self, logits: Array, state: SamplerState, packed: Array, masks: Array) -> tuple[Array, SamplerState]:
         batch = unpack_sampling(packed)
-        ids, logprobs, state = sample(logits, batch, masks, state, self._vocab_limit, self._sampling_kernels)
+        ids, logprobs, state = sample(
+            logits, batch, masks, state, self._vocab_limit, MAX_LOGPROBS, self._kernels.sampling
+        )
         return pack_sampled(ids, logprobs), state
 
     # Output shardings are fixed: the next program expects cache and state where this one's expected them.
@@ -249,7 +251,8 @@ class Runner:
             weights = jax.tree.unflatten(self._treedef, leaves)
             places = jnp.minimum(begin + jnp.arange(SCORED), states.shape[0] - 1)
             logits = lm_logits(weights, self._config, states[places])
-            return pack_sampled(ids, logprobs_of(logits, ids, self._vocab_limit, self._sampling_kernels))
+            limits = self._vocab_limit, MAX_LOGPROBS
+            return pack_sampled(ids, prompt_logprobs(logits, ids, *limits, self._kernels.sampling))
 
         states = jax.ShapeDtypeStruct((tokens, self._config.d_model), jnp.float32, sharding=self._replicated)
         jitted = jax.jit(run, out_shardings=self._replicated)
@@ -264,7 +267,7 @@ class Runner:
 
     def _lower_state(self) -> jax.stages.Lowered:
         vocabulary = (self._config.vocab_size,)
-        jitted = jax.jit(set_state_row, donate_argnums=0, out_shardings=self._state_shardings)
+        jitted = jax.jit(set_slot_state, donate_argnums=0, out_shardings=self._state_shardings)
         bias = jax.ShapeDtypeStruct(vocabulary, jnp.float32)
         return jitted.lower(self._state, _words(), _words(*vocabulary), bias)
 

@@ -15,13 +15,11 @@ import numpy as np
 import numpy.typing as npt
 from jax import Array, lax
 
-from model.layers.paged_forward import StepBatch
-from model.sampling.sampler import SamplingBatch
+from model.params.sampling_batch import SamplingBatch
+from model.params.step_batch import StepBatch
 from mpt_serve.engine.scheduler import Row, StepRows
 
 Packed = npt.NDArray[np.int32]
-
-_KERNEL_ROWS = 12  # rows that share one reading of the weights in the native kernels
 
 # In the order in which they are packed.
 _TOKEN_FIELDS = ("tokens", "positions", "slots")  # each [T] int32
@@ -52,18 +50,18 @@ class StepKey(NamedTuple):
 
 
 def step_shapes(
-    max_num_seqs: int, max_num_batched_tokens: int, max_samples: int, ragged_decode: bool
+    max_num_seqs: int, max_num_batched_tokens: int, max_samples: int, ragged_decode: bool, row_tile: int | None = None
 ) -> tuple[StepKey, ...]:
     """The programs to compile, smallest first: about log2 of each limit of each kind.
 
     Small steps have as many tokens as rows and samples, in powers of two: for rows of one token each, and for drafts
     to be verified where max_samples is above max_num_seqs. With `ragged_decode` the kernels do both alike, and one
-    program does; they take 12 rows for little more than 8, so that there is one of 12 too. All others have powers of
-    two of tokens from 16 on, and up to half as many rows; the largest takes whatever the limits allow.
+    program does; a `row_tile` of 12 takes little more time than 8 rows, so that there is one of 12 too. All others have
+    powers of two of tokens from 16 on, and up to half as many rows; the largest takes whatever the limits allow.
     """
     small = [StepKey(n, n, n, not ragged_decode) for n in _powers_of_two(1, max_num_seqs)]
-    if ragged_decode and max_samples > _KERNEL_ROWS:
-        small.append(StepKey(_KERNEL_ROWS, min(_KERNEL_ROWS, max_num_seqs), _KERNEL_ROWS, False))
+    if ragged_decode and row_tile is not None and max_samples > row_tile:
+        small.append(StepKey(row_tile, min(row_tile, max_num_seqs), row_tile, False))
     if max_samples > max_num_seqs:
         tokens = min(max_samples, max_num_batched_tokens)
         small += [StepKey(n, min(n, max_num_seqs), n, False) for n in _powers_of_two(2, tokens)]

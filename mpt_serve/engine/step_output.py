@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from jax import Array, lax
 
-from model.sampling.sampler import Logprobs
+from model.sampling.logprobs import Logprobs
 from mpt_serve.engine.request import TokenLogprobs
 
 

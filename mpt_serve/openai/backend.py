@@ -77,9 +77,6 @@ class Backend(Protocol):
     ) -> list[int]:
         """Return the ids of the rendered conversation; raises `ChatTemplateError`."""
 
-    async def decode(self, ids: Sequence[int]) -> str:
-        """Return the ids' text, special tokens included."""
-
     def admit(self, prompts: Sequence[Sequence[int]], choices: int) -> AbstractContextManager[None]:
         """Count an HTTP request with n `choices` of each prompt towards the server's capacity while entered.
 

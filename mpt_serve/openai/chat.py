@@ -8,6 +8,14 @@ from mpt_serve.openai.endpoint import Prepared
 from mpt_serve.openai.logprobs import chat_logprobs
 from mpt_serve.openai.output_choice import ChoicePart
 from mpt_serve.openai.protocol.chat import ChatCompletionRequest
+from mpt_serve.openai.protocol.responses import (
+    ChatChoice,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatDelta,
+    ChatLogprobs,
+)
 from mpt_serve.openai.response_builder import ResponseBuilder
 from mpt_serve.openai.sampling import SamplingOptions
 from mpt_serve.openai.server_context import ServerContext
@@ -17,32 +25,76 @@ __all__ = ["ChatResponseBuilder", "prepare_chat"]
 
 
 class ChatResponseBuilder(ResponseBuilder):
+    """Builds the response of a chat completion."""
+
     id_prefix = "chatcmpl"
-    whole_object = "chat.completion"
-    chunk_object = "chat.completion.chunk"
 
-    def whole_choice(self, part: ChoicePart) -> dict[str, Any]:
-        message = {"role": "assistant", "content": part.text, "refusal": None}
-        choice = {"index": part.index, "message": message, "logprobs": self._logprobs(part)}
-        ending = {"finish_reason": part.finish_reason, "stop_reason": part.stop_reason}
-        return {**choice, **ending, **self._token_ids(part)}
+    def whole(self, parts: Sequence[ChoicePart], usage: Usage) -> ChatCompletion:
+        """Return the response without streaming."""
+        response: ChatCompletion = {
+            "id": self._id,
+            "object": "chat.completion",
+            "created": self._created,
+            "model": self._model_id,
+            "choices": [self._whole_choice(part) for part in parts],
+            "usage": usage.body(),
+            "prompt_logprobs": self._prompt_logprobs(parts[0]),
+        }
+        if self._output.token_ids:
+            response["prompt_token_ids"] = self._prompt_ids(0)
+        return response
 
-    def whole(self, parts: Sequence[ChoicePart], usage: Usage) -> dict[str, Any]:
-        return {**super().whole(parts, usage), **self._prompt_logprobs(parts[0]), **self._prompt_ids(0)}
+    def opening(self) -> Sequence[ChatCompletionChunk]:
+        """Return a chunk with the role for each choice, the first with the prompt's ids if they are requested."""
+        delta: ChatDelta = {"role": "assistant", "content": ""}
+        chunks = [
+            self._chunk([{"index": i, "delta": delta, "logprobs": None, "finish_reason": None}])
+            for i in range(self._choices)
+        ]
+        if self._output.token_ids:
+            chunks[0]["prompt_token_ids"] = self._prompt_ids(0)
+        return chunks
 
-    def opening(self) -> Sequence[dict[str, Any]]:
-        delta = {"role": "assistant", "content": ""}
-        choices = [{"index": i, "delta": delta, "logprobs": None, "finish_reason": None} for i in range(self._choices)]
-        first, *others = [self.chunk([choice]) for choice in choices]
-        return [{**first, **self._prompt_ids(0)}, *others]
+    def chunk(self, part: ChoicePart | None) -> ChatCompletionChunk:
+        """Return the chunk of a stream for a piece of a choice, or one without choices."""
+        return self._chunk([] if part is None else [self._chunk_choice(part)])
 
-    def chunk_choice(self, part: ChoicePart) -> dict[str, Any]:
-        delta = {"content": part.text} if part.text else {}
-        choice = {"index": part.index, "delta": delta, "logprobs": self._logprobs(part)}
-        choice |= {"finish_reason": part.finish_reason, **self._token_ids(part)}
-        return choice if part.finish_reason is None else {**choice, "stop_reason": part.stop_reason}
+    def _chunk(self, choices: list[ChatChunkChoice]) -> ChatCompletionChunk:
+        return {
+            "id": self._id,
+            "object": "chat.completion.chunk",
+            "created": self._created,
+            "model": self._model_id,
+            "choices": choices,
+        }
 
-    def _logprobs(self, part: ChoicePart) -> dict[str, Any] | None:
+    def _whole_choice(self, part: ChoicePart) -> ChatChoice:
+        assert part.finish_reason is not None
+        choice: ChatChoice = {
+            "index": part.index,
+            "message": {"role": "assistant", "content": part.text, "refusal": None},
+            "logprobs": self._logprobs(part),
+            "finish_reason": part.finish_reason,
+            "stop_reason": part.stop_reason,
+        }
+        if self._output.token_ids:
+            choice["token_ids"] = part.generated_ids
+        return choice
+
+    def _chunk_choice(self, part: ChoicePart) -> ChatChunkChoice:
+        choice: ChatChunkChoice = {
+            "index": part.index,
+            "delta": {"content": part.text} if part.text else {},
+            "logprobs": self._logprobs(part),
+            "finish_reason": part.finish_reason,
+        }
+        if self._output.token_ids:
+            choice["token_ids"] = part.generated_ids
+        if part.finish_reason is not None:
+            choice["stop_reason"] = part.stop_reason
+        return choice
+
+    def _logprobs(self, part: ChoicePart) -> ChatLogprobs | None:
         count = self._output.logprobs
         return None if count is None else chat_logprobs(part.tokens, count, self._names)
 

@@ -9,34 +9,81 @@ from mpt_serve.openai.errors import InvalidValueError
 from mpt_serve.openai.logprobs import completion_logprobs
 from mpt_serve.openai.output_choice import ChoicePart
 from mpt_serve.openai.protocol.completions import DEFAULT_MAX_TOKENS, CompletionRequest, Prompt
+from mpt_serve.openai.protocol.responses import (
+    Completion,
+    CompletionChoice,
+    CompletionChunk,
+    CompletionChunkChoice,
+    CompletionLogprobs,
+)
 from mpt_serve.openai.response_builder import ResponseBuilder
 from mpt_serve.openai.sampling import SamplingOptions
 from mpt_serve.openai.server_context import ServerContext
+from mpt_serve.openai.usage import Usage
 
 __all__ = ["CompletionResponseBuilder", "prepare_completion"]
 
 
 class CompletionResponseBuilder(ResponseBuilder):
+    """Builds the response of a completion."""
+
     id_prefix = "cmpl"
-    whole_object = chunk_object = "text_completion"
 
-    def whole_choice(self, part: ChoicePart) -> dict[str, Any]:
-        ending = {"stop_reason": part.stop_reason, **self._prompt_logprobs(part)}
-        return {**self._choice(part), **ending, **self._prompt_ids(part.index), **self._token_ids(part)}
+    def whole(self, parts: Sequence[ChoicePart], usage: Usage) -> Completion:
+        """Return the response without streaming."""
+        return {
+            "id": self._id,
+            "object": "text_completion",
+            "created": self._created,
+            "model": self._model_id,
+            "choices": [self._whole_choice(part) for part in parts],
+            "usage": usage.body(),
+        }
 
-    def chunk_choice(self, part: ChoicePart) -> dict[str, Any]:
-        choice = self._choice(part)
+    def chunk(self, part: ChoicePart | None) -> CompletionChunk:
+        """Return the chunk of a stream for a piece of a choice, or one without choices."""
+        return {
+            "id": self._id,
+            "object": "text_completion",
+            "created": self._created,
+            "model": self._model_id,
+            "choices": [] if part is None else [self._chunk_choice(part)],
+        }
+
+    def _whole_choice(self, part: ChoicePart) -> CompletionChoice:
+        assert part.finish_reason is not None
+        choice: CompletionChoice = {
+            "index": part.index,
+            "text": part.text,
+            "logprobs": self._logprobs(part),
+            "finish_reason": part.finish_reason,
+            "stop_reason": part.stop_reason,
+            "prompt_logprobs": self._prompt_logprobs(part),
+        }
+        if self._output.token_ids:
+            choice["prompt_token_ids"] = self._prompt_ids(part.index)
+            choice["token_ids"] = part.generated_ids
+        return choice
+
+    def _chunk_choice(self, part: ChoicePart) -> CompletionChunkChoice:
+        choice: CompletionChunkChoice = {
+            "index": part.index,
+            "text": part.text,
+            "logprobs": self._logprobs(part),
+            "finish_reason": part.finish_reason,
+        }
         if part.finish_reason is not None:
             choice["stop_reason"] = part.stop_reason
-        if part.index not in self._begun:
-            self._begun.add(part.index)
-            choice |= self._prompt_ids(part.index)
-        return choice | self._token_ids(part)
+        if self._output.token_ids:
+            if part.index not in self._begun:
+                self._begun.add(part.index)
+                choice["prompt_token_ids"] = self._prompt_ids(part.index)
+            choice["token_ids"] = part.generated_ids
+        return choice
 
-    def _choice(self, part: ChoicePart) -> dict[str, Any]:
+    def _logprobs(self, part: ChoicePart) -> CompletionLogprobs | None:
         count = self._output.logprobs
-        logprobs = None if count is None else completion_logprobs(part.tokens, count, self._names)
-        return {"index": part.index, "text": part.text, "logprobs": logprobs, "finish_reason": part.finish_reason}
+        return None if count is None else completion_logprobs(part.tokens, count, self._names)
 
 
 async def prepare_completion(context: ServerContext, body: Mapping[str, Any]) -> Prepared:

@@ -1,10 +1,17 @@
 """Log probabilities in the shapes of the API."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from mpt_serve.engine.request import TokenLogprobs
 from mpt_serve.openai.output_choice import Token
+from mpt_serve.openai.protocol.responses import (
+    ChatLogprobs,
+    ChatTokenLogprob,
+    CompletionLogprobs,
+    PromptLogprob,
+    PromptLogprobs,
+    TokenLogprob,
+)
 from mpt_serve.openai.token_names import TokenNames
 
 __all__ = ["chat_logprobs", "completion_logprobs", "prompt_logprobs"]
@@ -12,9 +19,9 @@ __all__ = ["chat_logprobs", "completion_logprobs", "prompt_logprobs"]
 LOWEST = -9999.0  # JSON has no minus infinity
 
 
-def completion_logprobs(tokens: Iterable[Token], count: int, names: TokenNames) -> dict[str, list[Any]]:
+def completion_logprobs(tokens: Iterable[Token], count: int, names: TokenNames) -> CompletionLogprobs:
     """Return the four lists of /v1/completions, with `count` alternatives in addition to the token itself."""
-    lists: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+    lists: CompletionLogprobs = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
     for token in tokens:
         known = token.logprobs
         lists["tokens"].append(names.name(token.token_id))
@@ -24,9 +31,9 @@ def completion_logprobs(tokens: Iterable[Token], count: int, names: TokenNames) 
     return lists
 
 
-def chat_logprobs(tokens: Iterable[Token], count: int, names: TokenNames) -> dict[str, Any]:
+def chat_logprobs(tokens: Iterable[Token], count: int, names: TokenNames) -> ChatLogprobs:
     """Return the object of /v1/chat/completions, with `count` alternatives and always the token itself."""
-    content = []
+    content: list[ChatTokenLogprob] = []
     for token in tokens:
         assert token.logprobs is not None  # only the first token of a prompt has none
         top = sorted(_with_itself(token.token_id, token.logprobs, count).items(), key=lambda pair: -pair[1])
@@ -37,7 +44,7 @@ def chat_logprobs(tokens: Iterable[Token], count: int, names: TokenNames) -> dic
 
 def prompt_logprobs(
     ids: Sequence[int], logprobs: Sequence[TokenLogprobs | None], count: int, names: TokenNames
-) -> list[dict[str, Any] | None]:
+) -> PromptLogprobs:
     """Return one object for each of the prompt's ids, with the alternatives by id; None for the first."""
     return [
         None if known is None else _by_id(token_id, known, count, names)
@@ -55,7 +62,7 @@ def _by_name(token_id: int, known: TokenLogprobs, count: int, names: TokenNames)
     return dict(zip(names.distinct(top), map(_finite, top.values()), strict=True))
 
 
-def _by_id(token_id: int, known: TokenLogprobs, count: int, names: TokenNames) -> dict[str, Any]:
+def _by_id(token_id: int, known: TokenLogprobs, count: int, names: TokenNames) -> dict[str, PromptLogprob]:
     ranks = {other: rank for rank, (other, _) in enumerate(known.top, 1)} | {token_id: known.rank}
     return {
         str(other): {"logprob": _finite(lp), "rank": ranks[other], "decoded_token": names.name(other)}
@@ -63,7 +70,7 @@ def _by_id(token_id: int, known: TokenLogprobs, count: int, names: TokenNames) -
     }
 
 
-def _entry(token_id: int, logprob: float, names: TokenNames) -> dict[str, Any]:
+def _entry(token_id: int, logprob: float, names: TokenNames) -> TokenLogprob:
     return {"token": names.name(token_id), "logprob": _finite(logprob), "bytes": names.utf8(token_id)}
 
 

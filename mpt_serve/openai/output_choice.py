@@ -4,6 +4,7 @@ import logging
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from mpt_serve.engine.request import Delta, TokenLogprobs
 from mpt_serve.openai.errors import InternalServerError, ShuttingDownError
@@ -34,10 +35,15 @@ class ChoicePart:
 
     index: int
     text: str
-    finish_reason: str | None = None
+    finish_reason: Literal["stop", "length"] | None = None
     stop_reason: str | int | None = None  # the stop string or the request's own stop id; None for the end of text
     tokens: tuple[Token, ...] = ()  # those whose text this piece completes, if the response reports tokens
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None  # in the first piece
+
+    @property
+    def generated_ids(self) -> list[int]:
+        """Return the ids of `tokens` that are not the prompt's."""
+        return [token.token_id for token in self.tokens if not token.of_prompt]
 
     @classmethod
     def joined(cls, parts: Sequence["ChoicePart"]) -> "ChoicePart":

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from starlette.types import Message, Send
 
@@ -27,7 +26,7 @@ _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",",
 _ESCAPED = str.maketrans({end: f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"})
 
 
-def event(data: Mapping[str, Any]) -> bytes:
+def event(data: Mapping[str, object]) -> bytes:
     """Return one event with a JSON object, without a line end of any kind in it."""
     text = _encode(data)
     return b"data: " + (text if text.isascii() else text.translate(_ESCAPED)).encode() + b"\n\n"

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from starlette.responses import JSONResponse
 
@@ -10,7 +10,7 @@ from mpt_serve.configuration.limits import Limits
 from mpt_serve.openai.best_of import best
 from mpt_serve.openai.output_choice import ChoicePart
 from mpt_serve.openai.request_stream import RequestStream
-from mpt_serve.openai.response_builder import ResponseBuilder
+from mpt_serve.openai.response_builder import Chunk, ResponseBuilder
 from mpt_serve.openai.sampling import SamplingOptions
 from mpt_serve.openai.sse import KEEP_ALIVE, EventStream, event
 
@@ -65,17 +65,16 @@ class StreamedResponse:
             parts = await self._output.next(self._limits.keep_alive_s)
             await self._stream.send(await self._events(parts) if parts else [KEEP_ALIVE])
         if self._options.request.include_usage:
-            await self._stream.send([event({**self._builder.chunk([]), "usage": self._output.usage.body()})])
+            last = self._builder.chunk(None)
+            last["usage"] = self._output.usage.body()
+            await self._stream.send([event(last)])
         await self._stream.end()
 
     async def _events(self, parts: Sequence[ChoicePart]) -> list[bytes]:
         visible = [part for part in parts if part.text or part.tokens or part.finish_reason]
-        return await _build(lambda: [self._chunk(part) for part in visible], visible)
+        return await _build(lambda: [self._event(self._builder.chunk(part)) for part in visible], visible)
 
-    def _chunk(self, part: ChoicePart) -> bytes:
-        return self._event(self._builder.chunk([self._builder.chunk_choice(part)]))
-
-    def _event(self, chunk: dict[str, Any]) -> bytes:
+    def _event(self, chunk: Chunk) -> bytes:
         if self._options.request.include_usage:
             chunk["usage"] = self._output.usage.body() if self._options.request.continuous_usage else None
         return event(chunk)

@@ -64,7 +64,7 @@ def detokenize(context: ServerContext) -> Endpoint:
             message = f"'tokens' must be ids of the tokenizer, from 0 to {vocab_len - 1}."
             raise InvalidValueError(message, param="tokens")
         await context.require_ready()
-        response: DetokenizeResponse = {"prompt": await context.backend.decode(tokens.tokens)}
+        response: DetokenizeResponse = {"prompt": context.backend.tokenizer.decode(tokens.tokens)}
         return JSONResponse(response, headers=context.ignored_fields_header(DetokenizeRequest.unknown_fields(body)))
 
     return endpoint

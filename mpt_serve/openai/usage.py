@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+
+from mpt_serve.openai.protocol.responses import UsageBody
 
 __all__ = ["Usage"]
 
@@ -29,7 +30,7 @@ class Usage:
             cached_tokens=sum(part.cached_tokens for part in all_parts),
         )
 
-    def body(self) -> dict[str, Any]:
+    def body(self) -> UsageBody:
         """Return the `usage` object of a response."""
         return {
             "prompt_tokens": self.prompt_tokens,

@@ -10,31 +10,33 @@ import jax
 import numpy as np
 
 from model.layers.forward import forward
-from model.layers.paged_forward import StepBatch, forward_step, lm_logits
+from model.layers.paged_forward import forward_step, lm_logits
 from model.params.kv_cache import init_kv_cache
-from model.params.sharding import cache_sharding, leaf_paths, make_mesh
+from model.params.sharding import cache_sharding, make_mesh
+from model.params.step_batch import StepBatch
+from model.params.weights import leaf_paths
 from model.pretrained import mpt_from_pretrained
 
 TOKENS = np.arange(1, 25, dtype=np.int32)
 
 
 def step_logits(weights, config, cache) -> np.ndarray:
-    """Logits of the last token after a prefill of all but it and one decode step, through the paged cache."""
+    """Return logits of the last token: a prefill of all others, then one decode step, through the paged cache."""
     step = jax.jit(forward_step, static_argnums=1)
     for begin, end in ((0, len(TOKENS) - 1), (len(TOKENS) - 1, len(TOKENS))):
-        places = np.arange(begin, end, dtype=np.int32)
+        positions = np.arange(begin, end, dtype=np.int32)
         batch = StepBatch(
             tokens=TOKENS[begin:end],
-            positions=places,
-            slots=places,
+            positions=positions,
+            slots=positions,
             block_tables=np.arange(4, dtype=np.int32)[None],
             query_start=np.zeros(1, np.int32),
             query_len=np.array([end - begin], np.int32),
             context_len=np.array([end], np.int32),
             num_decode=np.array(end - begin == 1, np.int32),
         )
-        hidden, cache = step(weights, config, cache, batch)
-    return np.asarray(lm_logits(weights, config, hidden[-1:]))[0]
+        hidden_states, cache = step(weights, config, cache, batch)
+    return np.asarray(lm_logits(weights, config, hidden_states[-1:]))[0]
 
 
 def main(folder: str, fsdp: int, tensor: int) -> None:

@@ -1,4 +1,4 @@
-"""Loading needs the memory of the weights and little more: measured in a process of its own."""
+"""Loading needs the memory of the weights and little more: measured in a separate process."""
 
 import json
 import os
@@ -19,7 +19,7 @@ import sys
 import jax, jax.numpy as jnp, numpy as np
 from model.checkpoint.load import load_weights
 from model.config.mpt_config import MptConfig
-from model.checkpoint.quantize import WeightFormat
+from model.params.weight_format import WeightFormat
 from model.params.weights import weight_bytes
 
 def status(key):
@@ -57,7 +57,7 @@ def write_bin(folder: Path) -> None:
 
 
 def peak_and_weights(folder: Path, dtype: str, quantization: str) -> tuple[int, int]:
-    """Bytes of memory that loading takes at its peak, and that the weights take."""
+    """Return the bytes of memory that loading takes at its peak, and that the weights take."""
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[2])}
     (folder / "config.json").write_text(json.dumps(BIG))
     command = [sys.executable, "-c", MEASURE, str(folder), dtype, quantization]

@@ -15,8 +15,8 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from tiny_model import TINY, checkpoint_arrays, random_weights
 from torch_writer import write_arrays
 
-from model.checkpoint.load import CheckpointError
 from model.checkpoint.save import save_checkpoint
+from model.checkpoint.stored_tensor import CheckpointError
 from model.params.sharding import make_mesh
 from model.pretrained import mpt_from_pretrained, resolve_checkpoint
 
@@ -85,7 +85,7 @@ def test_folders_that_are_not_checkpoints(tmp_path: Path) -> None:
 
 
 class Hub:
-    """Stands for the hub: a repository's files, of which snapshot_download copies those that are asked for."""
+    """Stands for the hub: a repository's files, of which snapshot_download copies those that are requested."""
 
     def __init__(self, repository: Path, cache: Path) -> None:
         self.repository, self.cache = repository, cache

@@ -101,7 +101,7 @@ def test_lying_header_length_is_refused_without_memory(tmp_path: Path, content: 
 
 @st.composite
 def mangled(draw: st.DrawFn) -> bytes:
-    """A valid file with a few bytes changed, cut off or added."""
+    """Return a valid file with a few bytes changed, removed or added."""
     data = bytearray(VALID)
     for _ in range(draw(st.integers(0, 4))):
         data[draw(st.integers(0, len(data) - 1))] = draw(st.integers(0, 255))

@@ -15,7 +15,8 @@ from tiny_model import TINY, random_weights
 
 from model.checkpoint.load import load_weights
 from model.checkpoint.save import save_checkpoint
-from model.config.mpt_config import ConfigError, MptConfig
+from model.config.mpt_config import MptConfig
+from model.config.strict_reader import ConfigError
 from model.params.weights import Weights
 from model.pretrained import mpt_from_pretrained
 
@@ -78,7 +79,7 @@ def test_shards_and_index(tmp_path: Path) -> None:
     assert all(file.stat().st_size < 5000 + 2000 for file in files)
 
 
-def test_existing_weights_are_kept_unless_told(tmp_path: Path) -> None:
+def test_existing_weights_are_kept_without_overwrite(tmp_path: Path) -> None:
     first, second = random_weights(TINY, seed=1), random_weights(TINY, seed=2)
     save_checkpoint(first, TINY, tmp_path)
     with pytest.raises(FileExistsError, match=r"model\.safetensors"):

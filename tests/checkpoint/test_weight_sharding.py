@@ -19,17 +19,17 @@ from tiny_model import TINY, random_weights
 
 from model.checkpoint.save import save_checkpoint
 from model.config.mpt_config import MptConfig
+from model.config.partition_rules import get_partition_rules
 from model.ops.alibi import alibi_slopes
-from model.params.head_layout import deal_heads, dealt_slopes, gather_heads, head_order, kv_head_order
+from model.params.head_layout import arrange_heads, head_order, kv_head_order, restore_heads, slopes_in_layout
 from model.params.sharding import (
     check_mesh,
-    get_partition_rules,
-    leaf_paths,
     make_mesh,
     match_partition_rules,
     named_shardings,
     weight_shardings,
 )
+from model.params.weights import leaf_paths
 
 WIDE = TINY | {"d_model": 64, "n_heads": 8, "vocab_size": 80}
 GQA_ALL_BIASES = WIDE | {
@@ -133,10 +133,10 @@ def test_mesh() -> None:
         weight_shardings(MptConfig.from_dict(TINY), other)
 
 
-def test_heads_that_cannot_be_dealt() -> None:
+def test_heads_that_cannot_be_split() -> None:
     config = MptConfig.from_dict(TINY | {"attn_config": {"alibi": True, "attn_type": "multiquery_attention"}})
     mesh: Any = SimpleNamespace(axis_names=("fsdp", "tensor"), shape={"fsdp": 1, "tensor": 4})
-    with pytest.raises(ValueError, match=r"1 key/value heads cannot be dealt to tensor = 4 devices; use one of \[1\]"):
+    with pytest.raises(ValueError, match=r"1 key/value heads cannot be split over tensor = 4 .*; use one of \[1\]"):
         check_mesh(config, mesh)
 
 
@@ -156,7 +156,7 @@ HEADS = st.sampled_from([(4, 4), (8, 4), (8, 8), (12, 4), (24, 8)])
 
 
 @given(heads=HEADS, shards=st.sampled_from([1, 2, 4]), bias=st.booleans(), alibi=st.booleans())
-def test_deal_gives_each_shard_its_heads(heads: tuple[int, int], shards: int, bias: bool, alibi: bool) -> None:
+def test_each_shard_gets_its_heads(heads: tuple[int, int], shards: int, bias: bool, alibi: bool) -> None:
     n_heads, kv_heads = heads
     config = attention_config(n_heads, kv_heads, alibi)
     labels = [
@@ -165,30 +165,30 @@ def test_deal_gives_each_shard_its_heads(heads: tuple[int, int], shards: int, bi
     rows = np.repeat(labels, 2)  # a head's two rows carry its name
     path = "blocks/0/attn/wqkv/bias" if bias else "blocks/0/attn/wqkv/weight"
     fused = rows if bias else np.stack([rows] * 3, axis=1)
-    dealt = deal_heads(path, fused, config, shards)
+    arranged = arrange_heads(path, fused, config, shards)
     keys = np.split(kv_head_order(config, shards), shards)
-    for own, run in zip(keys, np.split(dealt if bias else dealt[:, 0], shards), strict=True):
+    for own, run in zip(keys, np.split(arranged if bias else arranged[:, 0], shards), strict=True):
         group = n_heads // kv_heads
         queries = [head * group + g for head in own for g in range(group)]
         names = [f"q{h}" for h in queries] + [f"k{h}" for h in own] + [f"v{h}" for h in own]
         assert list(run) == [name for name in names for _ in range(2)]
-    np.testing.assert_array_equal(gather_heads(path, dealt, config, shards), fused)
+    np.testing.assert_array_equal(restore_heads(path, arranged, config, shards), fused)
 
 
 @given(heads=HEADS, shards=st.sampled_from([1, 2, 4]))
-def test_what_follows_the_heads_is_dealt_with_them(heads: tuple[int, int], shards: int) -> None:
+def test_parameters_of_heads_are_arranged_with_them(heads: tuple[int, int], shards: int) -> None:
     config = attention_config(*heads)
     order, keys = head_order(config, shards), kv_head_order(config, shards)
     columns = np.repeat(np.arange(config.n_heads), 2)[None]  # out_proj's, named by their heads
-    dealt = deal_heads("blocks/0/attn/out_proj/weight", columns, config, shards)
-    np.testing.assert_array_equal(dealt[0, ::2], order)
-    np.testing.assert_array_equal(gather_heads("blocks/0/attn/out_proj/weight", dealt, config, shards), columns)
-    np.testing.assert_array_equal(deal_heads("blocks/0/attn/q_norm/bias", columns[0], config, shards)[::2], order)
+    arranged = arrange_heads("blocks/0/attn/out_proj/weight", columns, config, shards)
+    np.testing.assert_array_equal(arranged[0, ::2], order)
+    np.testing.assert_array_equal(restore_heads("blocks/0/attn/out_proj/weight", arranged, config, shards), columns)
+    np.testing.assert_array_equal(arrange_heads("blocks/0/attn/q_norm/bias", columns[0], config, shards)[::2], order)
     k_norm = np.repeat(np.arange(config.kv_n_heads), 2)
-    np.testing.assert_array_equal(deal_heads("blocks/0/attn/k_norm/weight", k_norm, config, shards)[::2], keys)
+    np.testing.assert_array_equal(arrange_heads("blocks/0/attn/k_norm/weight", k_norm, config, shards)[::2], keys)
     other = np.arange(5)
-    assert deal_heads("blocks/0/attn/out_proj/bias", other, config, shards) is other
-    slopes = dealt_slopes(config, shards)
+    assert arrange_heads("blocks/0/attn/out_proj/bias", other, config, shards) is other
+    slopes = slopes_in_layout(config, shards)
     assert (slopes is None) == (shards == 1)
     if slopes is not None:
         np.testing.assert_array_equal(slopes, alibi_slopes(config.n_heads)[order])
@@ -196,7 +196,7 @@ def test_what_follows_the_heads_is_dealt_with_them(heads: tuple[int, int], shard
 
 @pytest.mark.parametrize(("heads", "shards"), [((32, 32), 2), ((32, 32), 8), ((64, 64), 4), ((24, 8), 2)])
 def test_every_shard_sees_as_far_as_the_others(heads: tuple[int, int], shards: int) -> None:
-    """A head reads keys in the measure of 1 / slope, up to the context's length. In order, one shard has most of it."""
+    """A head reads keys in proportion to 1 / slope, up to the context length; in plain order one shard reads most."""
     config = attention_config(*heads)
     slopes = alibi_slopes(config.n_heads)
 
@@ -204,6 +204,6 @@ def test_every_shard_sees_as_far_as_the_others(heads: tuple[int, int], shards: i
         reads = np.minimum(25 / slopes[order], 8192).reshape(shards, -1).sum(axis=1)
         return float(reads.max() / reads.sum() * shards)
 
-    dealt, plain = largest_part(head_order(config, shards)), largest_part(np.arange(config.n_heads))
-    assert dealt < 1.5
-    assert dealt < 0.85 * plain
+    arranged, plain = largest_part(head_order(config, shards)), largest_part(np.arange(config.n_heads))
+    assert arranged < 1.5
+    assert arranged < 0.85 * plain

@@ -21,7 +21,7 @@ TINY: dict[str, Any] = {
 
 
 def random_weights(config: dict[str, Any], seed: int = 0, dtype: Any = np.float32) -> Weights:
-    """Weights whose every element is random, biases and norms too."""
+    """Return weights whose every element is random, biases and norms too."""
     parsed = MptConfig.from_dict(config)
     rng = np.random.default_rng(seed)
     arrays = {s.path: jax.numpy.asarray(rng.normal(0, 0.2, s.shape).astype(dtype)) for s in weight_specs(parsed)}
@@ -29,6 +29,6 @@ def random_weights(config: dict[str, Any], seed: int = 0, dtype: Any = np.float3
 
 
 def checkpoint_arrays(config: dict[str, Any], seed: int = 0, dtype: Any = np.float32) -> dict[str, np.ndarray]:
-    """Random arrays by the names of `weight_specs`, to be written in any format."""
+    """Return random arrays by the names of `weight_specs`, to be written in any format."""
     rng = np.random.default_rng(seed)
     return {s.name: rng.normal(0, 0.2, s.shape).astype(dtype) for s in weight_specs(MptConfig.from_dict(config))}

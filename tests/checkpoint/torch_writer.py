@@ -56,7 +56,7 @@ class View:
 
 
 def pickle_bytes(value: Any) -> bytes:
-    """`value` as one protocol 2 pickle."""
+    """Return `value` as one protocol 2 pickle."""
     return b"\x80\x02" + _emit(value) + b"."
 
 
@@ -96,7 +96,7 @@ def dense_view(key: str, array: np.ndarray) -> View:
 
 
 def write_zip(path: Path, state: Any, storages: dict[str, bytes], byteorder: bytes = b"little", **options: Any) -> None:
-    """The zip format; `options` go to zipfile (compression)."""
+    """Write the zip format; `options` go to zipfile (compression)."""
     with zipfile.ZipFile(path, "w", **options) as archive:
         archive.writestr("archive/data.pkl", state if isinstance(state, bytes) else pickle_bytes(state))
         archive.writestr("archive/byteorder", byteorder)
@@ -106,7 +106,7 @@ def write_zip(path: Path, state: Any, storages: dict[str, bytes], byteorder: byt
 
 
 def write_legacy(path: Path, state: Any, storages: dict[str, tuple[int, bytes]], little_endian: bool = True) -> None:
-    """The format before PyTorch 1.6; `storages` gives the number of elements beside the bytes."""
+    """Write the format before PyTorch 1.6; `storages` gives the number of elements beside the bytes."""
     out = io.BytesIO()
     out.write(pickle_bytes(0x1950A86A20F9469CFC6C))
     out.write(pickle_bytes(1001))
@@ -119,7 +119,7 @@ def write_legacy(path: Path, state: Any, storages: dict[str, tuple[int, bytes]],
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray], legacy: bool = False) -> None:
-    """A state dict of dense tensors, each with a storage of its own."""
+    """Return a state dict of dense tensors, each with its own storage."""
     keys = {name: str(index) for index, name in enumerate(arrays)}
     state = {name: dense_view(keys[name], array) for name, array in arrays.items()}
     if legacy:

@@ -13,24 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import changed_logits, distribution
 
-from model.kernel_selection import SamplingKernels
-from model.kernels.cpu import calls
 from model.kernels.cpu.library import instruction_sets, kernel_library
-from model.sampling.sampler import (
-    PROMPT,
-    Logprobs,
-    SamplerState,
-    SamplingBatch,
-    _uniform,
-    init_sampler_state,
-    logprobs_of,
-    sample,
-    set_state_row,
-)
+from model.kernels.cpu.sampling import choose_ids, log_probabilities
+from model.params.sampling_batch import SamplingBatch
+from model.sampling.batch import PROMPT, SamplerState, SamplingKernels, init_sampler_state
+from model.sampling.logprobs import Logprobs, prompt_logprobs
+from model.sampling.sampler import _uniform, sample, set_slot_state
 
-sample_jit = jax.jit(sample, static_argnums=(4, 5), compiler_options=FAST_COMPILE)
-logprobs_of_jit = jax.jit(logprobs_of, static_argnums=(2, 3), compiler_options=FAST_COMPILE)
-native = SamplingKernels(calls.choose_ids, calls.log_probabilities)
+MAX_LOGPROBS = 20
+
+sample_jit = jax.jit(sample, static_argnums=(4, 5, 6), compiler_options=FAST_COMPILE)
+prompt_logprobs_jit = jax.jit(prompt_logprobs, static_argnums=(2, 3, 4), compiler_options=FAST_COMPILE)
+native = SamplingKernels(choose_ids, log_probabilities)
 kernel: SamplingKernels | None = None
 
 
@@ -86,7 +80,7 @@ def state_with(
     np.add.at(counts, list(generated), 1)
     for token, value in (bias or {}).items():
         biases[token] = value
-    return set_state_row(init_sampler_state(1, vocab), jnp.int32(0), jnp.asarray(counts), jnp.asarray(biases))
+    return set_slot_state(init_sampler_state(1, vocab), jnp.int32(0), jnp.asarray(counts), jnp.asarray(biases))
 
 
 def draw(
@@ -106,7 +100,7 @@ def draw(
     batch = batch_of(rows, masked=allowed is not None, biased=bias is not None, **wanted)
     tiled = jnp.tile(jnp.asarray(logits, jnp.float32), (rows, 1))
     state = state_with(vocab, prompt, generated, bias)
-    return np.asarray(sample_jit(tiled, batch, bit_masks(possible), state, limit, kernel)[0])
+    return np.asarray(sample_jit(tiled, batch, bit_masks(possible), state, limit, MAX_LOGPROBS, kernel)[0])
 
 
 def deviation(counts: np.ndarray, probabilities: np.ndarray) -> float:
@@ -317,11 +311,13 @@ def mixed_rows(rows: int, vocab: int, seed: int) -> tuple[np.ndarray, SamplingBa
 def test_a_row_gives_the_same_alone_and_among_others() -> None:
     rows, vocab = 64, 1000
     logits, batch, masks, state = mixed_rows(rows, vocab, seed=0)
-    ids, logprobs, _ = sample_jit(logits, batch, masks, state, vocab - 3, kernel)
+    ids, logprobs, _ = sample_jit(logits, batch, masks, state, vocab - 3, MAX_LOGPROBS, kernel)
     for size in (1, 3, 16):
         for chosen in np.random.default_rng(size).permutation(rows)[: size * (rows // size)].reshape(-1, size)[:8]:
             alone = SamplingBatch(*(field[chosen] for field in batch))
-            own_ids, own_logprobs, _ = sample_jit(logits[chosen], alone, masks[chosen], state, vocab - 3, kernel)
+            own_ids, own_logprobs, _ = sample_jit(
+                logits[chosen], alone, masks[chosen], state, vocab - 3, MAX_LOGPROBS, kernel
+            )
             np.testing.assert_array_equal(own_ids, ids[chosen])
             for own, field in zip(own_logprobs, logprobs, strict=True):
                 np.testing.assert_array_equal(own, field[chosen])
@@ -334,7 +330,9 @@ def test_each_id_is_remembered_in_the_slot_that_it_is_written_to() -> None:
     logits = jnp.tile(LOGITS, (rows, 1))
     counts = np.zeros((slots, VOCAB), np.int32)
     for _ in range(3):
-        ids, _, state = sample_jit(logits, batch, bit_masks(np.ones((rows, VOCAB), bool)), state, LIMIT, kernel)
+        ids, _, state = sample_jit(
+            logits, batch, bit_masks(np.ones((rows, VOCAB), bool)), state, LIMIT, MAX_LOGPROBS, kernel
+        )
         counts[3, ids[0]] += 1
         counts[0, ids[2]] += 1
     np.testing.assert_array_equal(state.counts, counts)
@@ -345,7 +343,7 @@ def test_each_id_is_remembered_in_the_slot_that_it_is_written_to() -> None:
 def test_a_row_of_the_state_is_set_alone() -> None:
     ones = (jnp.ones(VOCAB, jnp.int32), jnp.ones(VOCAB, jnp.float32))
     for slot, written in ((1, [0, 1, 0]), (-1, [0, 0, 0]), (3, [0, 0, 0])):
-        state = jax.jit(set_state_row)(init_sampler_state(3, VOCAB), jnp.int32(slot), *ones)
+        state = jax.jit(set_slot_state)(init_sampler_state(3, VOCAB), jnp.int32(slot), *ones)
         assert state.counts.sum(axis=1).tolist() == [VOCAB * x for x in written]
         assert state.bias.sum(axis=1).tolist() == [VOCAB * x for x in written]
 
@@ -355,7 +353,7 @@ def test_slots_are_read_where_the_rows_say() -> None:
     bias = jnp.zeros((3, VOCAB)).at[0, 11].set(100.0).at[1, 12].set(100.0).at[2, 13].set(100.0)
     batch = batch_of(5, biased=True, temperature=0.0)._replace(slot=jnp.array([2, 0, 1, -7, 99], jnp.int32))
     logits, masks = jnp.tile(LOGITS, (5, 1)), bit_masks(np.ones((5, VOCAB), bool))
-    ids = sample_jit(logits, batch, masks, state._replace(bias=bias), LIMIT, kernel)[0]
+    ids = sample_jit(logits, batch, masks, state._replace(bias=bias), LIMIT, MAX_LOGPROBS, kernel)[0]
     assert ids.tolist() == [13, 11, 12, 11, 13]
 
 
@@ -371,7 +369,7 @@ def test_log_probabilities_are_the_models_own(vocab: int) -> None:
     logits, batch, masks, state = mixed_rows(rows, vocab, seed=1)
     logits[:, limit:] += 5
     logits[3] = np.round(logits[3])  # many ties
-    ids, found, _ = sample_jit(logits, batch, masks, state, limit, kernel)
+    ids, found, _ = sample_jit(logits, batch, masks, state, limit, MAX_LOGPROBS, kernel)
     exact = exact_logprobs(logits)
     for row, count in enumerate(np.asarray(batch.num_logprobs)):
         if count < 0:
@@ -388,7 +386,7 @@ def test_log_probabilities_are_the_models_own(vocab: int) -> None:
 def test_an_id_has_the_same_log_probability_on_its_own_and_in_the_list() -> None:
     logits, *_ = mixed_rows(20, 1000, seed=3)
     best = np.argsort(-logits, axis=1)[np.arange(20), np.arange(20)].astype(np.int32)
-    found: Logprobs = logprobs_of_jit(logits, best, 1000, kernel)
+    found: Logprobs = prompt_logprobs_jit(logits, best, 1000, MAX_LOGPROBS, kernel)
     for row in range(20):
         assert found.top_ids[row, row] == best[row]
         assert found.top_logprobs[row, row] == found.logprob[row]
@@ -399,7 +397,7 @@ def test_log_probabilities_of_logits_that_are_no_numbers() -> None:
     inf, nan = math.inf, math.nan
     logits = np.array([[0, nan, 1, -inf], [inf, 0, nan, inf], [-inf, nan, nan, -inf], [nan] * 4], np.float32)
     ids = np.array([2, 3, 1, 0], np.int32)
-    found: Logprobs = logprobs_of_jit(logits, ids, 3, kernel)
+    found: Logprobs = prompt_logprobs_jit(logits, ids, 3, MAX_LOGPROBS, kernel)
     softmax = [math.log(1 / (1 + math.exp(-1))), math.log(1 / (1 + math.exp(1)))]
     np.testing.assert_allclose(found.logprob, [softmax[0], math.log(0.5), math.log(0.25), math.log(0.25)], rtol=1e-6)
     assert found.rank.tolist() == [1, 1, 1, 1]
@@ -444,8 +442,8 @@ def test_native_kernels_choose_what_the_definition_chooses(kernels: str, vocab: 
     logits[1::64, ::2] = np.nan
     batch = batch._replace(masked=batch.masked.at[-1].set(True))
     masks[-1] = 0  # nothing is allowed
-    defined, defined_logprobs, _ = sample_jit(logits, batch, masks, state, limit, None)
-    ids, logprobs, _ = sample_jit(logits, batch, masks, state, limit, native)
+    defined, defined_logprobs, _ = sample_jit(logits, batch, masks, state, limit, MAX_LOGPROBS, None)
+    ids, logprobs, _ = sample_jit(logits, batch, masks, state, limit, MAX_LOGPROBS, native)
     # A sum that is rounded otherwise may move a border past the draw, or move an id across top_p's.
     differ = np.flatnonzero(ids != defined)
     assert len(differ) <= 2
@@ -483,8 +481,8 @@ def test_native_kernels_choose_what_the_definition_chooses_from_odd_numbers(
     row[: len(logits)] = logits
     wanted = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "num_logprobs": 20}
     inputs = (np.tile(row, (8, 1)), batch_of(8, **wanted), np.zeros((8, 3), np.uint32), init_sampler_state(1, vocab))
-    defined, defined_logprobs, _ = sample_jit(*inputs, limit, None)
-    ids, logprobs, _ = sample_jit(*inputs, limit, native)
+    defined, defined_logprobs, _ = sample_jit(*inputs, limit, MAX_LOGPROBS, None)
+    ids, logprobs, _ = sample_jit(*inputs, limit, MAX_LOGPROBS, native)
     assert (ids != defined).sum() <= (1 if temperature > 0 else 0)
     np.testing.assert_array_equal(logprobs.top_ids, defined_logprobs.top_ids)
     np.testing.assert_allclose(logprobs.top_logprobs, defined_logprobs.top_logprobs, rtol=1e-6, atol=1e-6)

@@ -13,7 +13,7 @@ def test_usual_settings_need_few_programs() -> None:
     mixed = [(16, 8, 8), (32, 16, 16), (64, 32, 32), (128, 32, 32), (256, 32, 32), (512, 32, 32)]
     shapes = step_shapes(32, 512, 32, ragged_decode=False)
     assert shapes == tuple(sorted([*((*n, True) for n in small), *((*n, False) for n in mixed)]))
-    shapes = step_shapes(32, 512, 32, ragged_decode=True)
+    shapes = step_shapes(32, 512, 32, ragged_decode=True, row_tile=12)
     assert shapes == tuple(sorted((*n, False) for n in [*small, (12, 12, 12), *mixed]))
 
 
@@ -25,7 +25,7 @@ def test_steps_with_drafts_have_programs_of_their_own_where_few_requests_run() -
 
 
 def test_limits_that_are_no_powers_of_two_are_shapes_of_their_own() -> None:
-    tokens = {key.num_tokens for key in step_shapes(6, 40, 6, ragged_decode=True)}
+    tokens = {key.num_tokens for key in step_shapes(6, 40, 6, ragged_decode=True, row_tile=12)}
     assert tokens == {1, 2, 4, 6, 16, 32, 40}
 
 
@@ -40,7 +40,7 @@ def test_limits_that_are_no_powers_of_two_are_shapes_of_their_own() -> None:
 def test_every_step_has_a_shape_that_wastes_little(
     data: st.DataObject, max_num_seqs: int, spare: int, spare_samples: int, ragged: bool
 ) -> None:
-    shapes = step_shapes(max_num_seqs, max_num_seqs + spare, max_num_seqs + spare_samples, ragged)
+    shapes = step_shapes(max_num_seqs, max_num_seqs + spare, max_num_seqs + spare_samples, ragged, row_tile=12)
     num_decode = data.draw(st.integers(0, max_num_seqs))
     free_rows = max_num_seqs - num_decode
     num_prefill = data.draw(st.integers(0 if num_decode else 1, min(free_rows, spare))) if free_rows else 0

@@ -223,7 +223,7 @@ struct Batch {
     }
   }
 
-  // What whole numbers of an int8 pool are multiplied with, for the vector that begins at `from`.
+  // What integers of an int8 pool are multiplied with, for the vector that begins at `from`.
   float scale(const std::vector<float>& x, int64_t from) const {
     float most = 0;
     for (int64_t d = 0; d < c.hd; ++d) most = std::max(most, std::abs(x[from + d]));
@@ -235,7 +235,7 @@ struct Batch {
     a.block_tables = tables.data(), a.query_start = starts.data(), a.query_len = queries.data();
     a.context_len = length.data(), a.slopes = c.slopes ? slopes.data() : nullptr;
     a.key_norms = norms.data(), a.key_scales = k_scales.data(), a.value_scales = v_scales.data();
-    a.horizons = true, a.counts = counts.get();
+    a.alibi_horizon = true, a.counts = counts.get();
     paged_attention(a, pool);
   }
 

@@ -12,12 +12,13 @@ from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
 from model.config.mpt_config import MptConfig
-from model.kernels.cpu import calls
+from model.kernels.cpu.attention import paged_attention as cpu_attention
 from model.layers.attention import paged_attention
-from model.layers.forward import Qkv
-from model.layers.paged_forward import StepBatch, write_then, xla_attention
+from model.layers.paged_forward import write_then, xla_attention
 from model.params.alibi_horizon import length_bound
 from model.params.kv_cache import LayerCache
+from model.params.qkv import Qkv
+from model.params.step_batch import StepBatch
 
 
 def compiled(attention):
@@ -25,9 +26,9 @@ def compiled(attention):
 
 
 reference = compiled(xla_attention)
-native = compiled(calls.paged_attention)
-reference_of_all = compiled(write_then(partial(paged_attention, horizons=False)))
-native_of_all = compiled(partial(calls.paged_attention, horizons=False))
+native = compiled(cpu_attention)
+reference_of_all = compiled(write_then(partial(paged_attention, alibi_horizon=False)))
+native_of_all = compiled(partial(cpu_attention, alibi_horizon=False))
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ CASES = [
     Case(rows=((1, 170), (1, 5), (40, 100)), head_dim=64, dtype="int8", group=2, block=32),
     Case(rows=((1, 70), (9, 9), (70, 0)), head_dim=37, dtype="int8", kv_heads=3, block=7, alibi=False, softcap=9.0),
 ]
-# Sequences with keys far beyond their heads' horizons.
+# Sequences with keys far beyond the ALiBi horizon of their heads.
 FAR = [
     Case(rows=((1, 1500), (1, 700), (40, 1000)), head_dim=16, kv_heads=4, block=32, bias_max=4, spread=1.0),
     Case(rows=((1, 1100), (70, 580)), head_dim=24, group=2, block=24, dtype="bfloat16", bias_max=2),
@@ -118,7 +119,7 @@ def _stored(pool: np.ndarray, dtype: str) -> tuple[jax.Array, jax.Array | None]:
 
 
 def make_step(case: Case, seed: int = 0) -> Step:
-    """The rows' queries, keys and values are the same whatever the block size and dtype."""
+    """Return a step whose queries, keys and values depend on neither block size nor dtype."""
     source = np.random.default_rng(seed)
     Hkv, H, hd, block = case.kv_heads, case.kv_heads * case.group, case.head_dim, case.block
     lengths = np.array([length for length, _ in case.rows])
@@ -133,8 +134,8 @@ def make_step(case: Case, seed: int = 0) -> Step:
     at = 0
     for r, (length, before) in enumerate(case.rows):
         tables[r, : needed[r]], blocks = blocks[: needed[r]], blocks[needed[r] :]
-        places = np.arange(before + length)
-        own = tables[r, places // block] * block + places % block
+        positions = np.arange(before + length)
+        own = tables[r, positions // block] * block + positions % block
         slots[at : at + length] = own[before:]
         for pool, held in zip(pools, earlier[r], strict=True):
             pool[own[:before] // block, :, own[:before] % block] = held
@@ -158,7 +159,7 @@ def test_attention_is_that_of_the_definition(library, case):
 
 
 def check_against_definition(case: Case) -> None:
-    """With every key, and without those beyond the horizon."""
+    """Check with every key, and without those beyond the horizon."""
     step = make_step(case)
     expected, cache = run(reference_of_all, step, case)
     used = step.query_len.sum()
@@ -171,7 +172,7 @@ def check_against_definition(case: Case) -> None:
 
 
 def check_caches_equal(found: LayerCache, expected: LayerCache) -> None:
-    """The keys and values are where they belong, and so are their norms and scales."""
+    """Check that keys, values, norms and scales are where they belong."""
     for name in ("keys", "values", "key_scales", "value_scales"):
         a, b = getattr(found, name), getattr(expected, name)
         assert (a is None) == (b is None)
@@ -238,7 +239,7 @@ def test_the_size_of_a_block_changes_no_bit(library, case):
 
 
 def _moved(step: Step, to: np.ndarray, block: int) -> Step:
-    """The same with block b of the pools at to[b]."""
+    """Return the step with block b of the pools at to[b]."""
     back, known = np.argsort(to), step.slots < len(to) * block
     slots = np.where(known, to[np.minimum(step.slots // block, len(to) - 1)] * block + step.slots % block, step.slots)
     return replace(
@@ -271,16 +272,16 @@ def test_a_table_beyond_the_pool_reads_nothing_outside_it(library):
     np.testing.assert_array_equal(y[1:], run(native, step, case)[0][1:])
 
 
-# Horizons. In these a row's last token attends keys of a known past, all heads of which have steep slopes.
+# The ALiBi horizon: a row's last token attends to known keys, and all heads have steep slopes.
 STEEP = Case(rows=((1, 2047),), head_dim=16, kv_heads=4, block=32, bias_max=2, spread=1.0)
 
 
 def key_share(library, step: Step, case: Case, attention=native) -> tuple[np.ndarray, float]:
-    """-> results, and the part of the keys that was read."""
+    """Attend -> results, and the share of the keys that was read."""
     before = library.key_counts()
     y, _ = run(attention, step, case)
     after = library.key_counts()
-    return y, (after.read - before.read) / (after.met - before.met)
+    return y, (after.read - before.read) / (after.visible - before.visible)
 
 
 def test_keys_beyond_the_horizon_are_not_read(library):
@@ -348,7 +349,7 @@ def test_what_is_not_a_number_is_never_left_out(library, strange, softcap):
     cut=st.integers(1, 60),
     seed=st.integers(0, 99),
 )
-def test_horizons_change_nothing(before, tokens, bias_max, spread, outliers, dtype, softcap, cut, seed):
+def test_the_alibi_horizon_changes_nothing(before, tokens, bias_max, spread, outliers, dtype, softcap, cut, seed):
     """Against every key, within rounding; and against another chunking, to the last bit."""
     case = Case(
         rows=((64, 1536),), head_dim=16, dtype=dtype, softcap=softcap, bias_max=float(np.round(bias_max)), spread=spread
@@ -370,5 +371,5 @@ def test_horizons_change_nothing(before, tokens, bias_max, spread, outliers, dty
 
 
 def _slots(step: Step, first: int, count: int, block: int) -> np.ndarray:
-    places = np.arange(first, first + count)
-    return step.block_tables[0, places // block] * block + places % block
+    positions = np.arange(first, first + count)
+    return step.block_tables[0, positions // block] * block + positions % block

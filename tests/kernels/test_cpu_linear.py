@@ -9,8 +9,8 @@ from fast_compile import FAST_COMPILE
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
-from model.checkpoint.quantize import pack_matrix
-from model.kernels.cpu import calls
+from model.checkpoint.pack import pack_matrix
+from model.kernels.cpu import linear as cpu
 from model.ops.activations import Activation
 from model.ops.norm import Norm, normalise
 from model.params.packed_matrix import round_inputs, unpack
@@ -43,8 +43,8 @@ def fast(function, *static):
     return jax.jit(function, static_argnames=static, compiler_options=FAST_COMPILE)
 
 
-linear = fast(calls.linear, "activation")
-norm_of = fast(calls.norm)
+linear = fast(cpu.linear, "activation")
+norm_of = fast(cpu.norm)
 normalised = fast(normalise)
 rounded = fast(round_inputs)
 unpacked = fast(unpack)
@@ -61,7 +61,7 @@ def array(source, *shape, dtype=jnp.float32):
 
 
 def close(actual, expected, K):
-    """Sums of K products of numbers about 1 and 0.1, in another order."""
+    """Compare sums of K products of numbers about 1 and 0.1, added in another order."""
     np.testing.assert_allclose(actual, expected, rtol=2e-5, atol=2e-6 * np.sqrt(K) + 1e-6)
 
 
@@ -95,7 +95,7 @@ def test_what_surrounds_the_product(library, norm, bias, activation, combine, fo
     y = linear(
         x, matrix, b, rule, activation, other if combine == "times" else None, other if combine == "plus" else None
     )
-    prepared = x if rule is None else norm_of(x, rule)  # the very same norm: rounding hides no difference then
+    prepared = x if rule is None else norm_of(x, rule)  # the same norm, so that rounding hides no difference
     expected = np.asarray(rounded(prepared, matrix)) @ np.asarray(unpacked(matrix)).T
     expected = expected if b is None else expected + np.asarray(b, np.float32)
     expected = expected if activation is None else activated(expected, activation)
@@ -121,8 +121,8 @@ def test_large_products_and_many_threads(library, format):
     source = np.random.default_rng(0)
     matrix, x = make_matrix(source, 200, 1000, format, group=64), array(source, 1100, 1000)
     expected = round_inputs(x, matrix) @ unpack(matrix).T
-    quantised = format.startswith("int")  # an input on the border between two whole numbers may become either
-    np.testing.assert_allclose(calls.linear(x, matrix), expected, rtol=1e-4, atol=1e-2 if quantised else 1e-4)
+    quantised = format.startswith("int")  # an input on the border between two integers may become either
+    np.testing.assert_allclose(cpu.linear(x, matrix), expected, rtol=1e-4, atol=1e-2 if quantised else 1e-4)
 
 
 @few
@@ -138,13 +138,13 @@ def test_a_residual_is_added_in_place_where_it_is_donated(library):
     matrix = make_matrix(source, 64, 64, "float32")
     x, residual = array(source, 4, 64), array(source, 4, 64)
     expected = residual + x @ unpack(matrix).T
-    close(jax.jit(lambda x, r: calls.linear(x, matrix, plus=r), donate_argnums=1)(x, residual), expected, 64)
+    close(jax.jit(lambda x, r: cpu.linear(x, matrix, plus=r), donate_argnums=1)(x, residual), expected, 64)
 
 
 def test_inputs_of_zeros_and_of_extremes(library):
     matrix = make_matrix(np.random.default_rng(0), 40, 300, "int8")
     x = jnp.zeros((3, 300)).at[1, 7].set(1e30).at[2].set(1e-30)
-    y = calls.linear(x, matrix)
+    y = cpu.linear(x, matrix)
     expected = round_inputs(x, matrix) @ unpack(matrix).T
     assert not np.asarray(y[0]).any()
     np.testing.assert_allclose(y[1:], expected[1:], rtol=1e-5)
@@ -153,6 +153,6 @@ def test_inputs_of_zeros_and_of_extremes(library):
 def test_a_wrong_shape_is_refused_by_name(library):
     matrix = make_matrix(np.random.default_rng(0), 64, 64, "float32")
     with pytest.raises(jax.errors.JaxRuntimeError, match="bias has 63 elements, not 64"):
-        calls.linear(jnp.ones((2, 64)), matrix, jnp.ones(63)).block_until_ready()
+        cpu.linear(jnp.ones((2, 64)), matrix, jnp.ones(63)).block_until_ready()
     with pytest.raises(jax.errors.JaxRuntimeError, match="the weight has 4096 elements, not 2048"):
-        calls.linear(jnp.ones((2, 32)), matrix.replace(shape=(64, 32))).block_until_ready()
+        cpu.linear(jnp.ones((2, 32)), matrix.replace(shape=(64, 32))).block_until_ready()

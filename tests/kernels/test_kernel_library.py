@@ -21,7 +21,7 @@ from model import MptConfig
 from model.kernel_selection import weight_format
 from model.kernels.cpu.library import kernel_library
 from model.layers.forward import forward
-from model.checkpoint.quantize import pack_weights
+from model.checkpoint.pack import pack_weights
 from model.params.weights import init_weights
 
 config = MptConfig(d_model=32, n_heads=2, n_layers=1, vocab_size=50)
@@ -60,7 +60,7 @@ def test_an_unknown_instruction_set_is_refused(library):
 
 @pytest.fixture
 def fresh():
-    """The library is looked for anew, and after the test once more."""
+    """Search for the library again, and once more after the test."""
     kernel_library.cache_clear()
     yield
     kernel_library.cache_clear()
@@ -73,8 +73,8 @@ def test_missing_kernels_are_reported_once(fresh, monkeypatch, caplog, tmp_path)
         assert kernel_library() is None
         assert kernel_library() is None
     assert [r.message for r in caplog.records if "Without its native CPU kernels" in r.message] == [
-        "Without its native CPU kernels mpt_serve computes through XLA, several times slower: they were not built: a "
-        "C++17 compiler is needed when mpt-serve is installed"
+        "Without its native CPU kernels mpt_serve computes through XLA, several times slower: they were not built; "
+        "install mpt-serve again with a C++17 compiler"
     ]
 
 

@@ -10,8 +10,9 @@ from fast_compile import FAST_COMPILE
 from jax.typing import DTypeLike
 
 from model.config.mpt_config import MptConfig
-from model.layers.paged_forward import CacheAttention, StepBatch, forward_step, lm_logits, row_ends, xla_attention
+from model.layers.paged_forward import CacheAttention, forward_step, lm_logits, xla_attention
 from model.params.kv_cache import init_kv_cache
+from model.params.step_batch import StepBatch, row_ends
 from model.params.weights import Weights
 
 BLOCK = 16
@@ -45,18 +46,18 @@ class PagedRun:
         self._config = config
 
     def fill_cache(self, value: float) -> None:
-        """What blocks may hold of their last owners."""
+        """Fill the cache with what blocks may hold of their last owners."""
         self._cache = jax.tree.map(lambda pool: jnp.full_like(pool, value), self._cache)
 
     def step(self, chunks: Sequence[tuple[int, int, Sequence[int]]]) -> dict[int, np.ndarray]:
-        """Runs chunks (row, position of its first token, ids) in one step -> logits [V] of each row's last token."""
+        """Run chunks (row, position of its first token, ids) in one step -> logits [V] of each row's last token."""
         ordered = sorted(chunks, key=lambda chunk: len(chunk[2]) > 1)  # decode rows first
         batch = self._batch(ordered)
         logits, self._cache = _step(self._config, self._attention, self._weights, self._cache, batch)
         return {sequence: np.asarray(logits[r]) for r, (sequence, _, _) in enumerate(ordered)}
 
     def temporary_bytes(self) -> int:
-        """Memory that a step takes beside its arguments and results."""
+        """Return the memory that a step takes beside its arguments and results."""
         program = _step.lower(self._config, self._attention, self._weights, self._cache, self._batch([])).compile()
         return int(program.memory_analysis().temp_size_in_bytes)
 

@@ -30,7 +30,7 @@ SHAPE = {"model_type": "mpt", "d_model": 32, "n_heads": 4, "n_layers": 1, "vocab
 def test_ragged_steps_equal_whole_sequences(
     lengths: list[int], kv_heads: int, window: int, seed: int, data: st.DataObject
 ) -> None:
-    """Rows of any lengths, cut anywhere, mixed in any steps, end in the logits of their own full forward."""
+    """Rows of any lengths, cut anywhere, mixed in any steps, give the logits of their full forward pass."""
     attn = {
         "attn_type": "grouped_query_attention",
         "kv_n_heads": kv_heads,
@@ -61,7 +61,7 @@ def test_ragged_steps_equal_whole_sequences(
         np.testing.assert_allclose(last[row], whole[row, len(sequence) - 1], atol=1e-4)
 
 
-def test_what_a_block_held_before_reaches_nobody() -> None:
+def test_earlier_contents_of_a_block_have_no_effect() -> None:
     """A longer row beside it makes a short row's loop run over blocks that are not its own; inf there does nothing."""
     config = MptConfig.from_dict({**SHAPE, "attn_config": {"alibi": True}})
     weights = init_weights(config, random.key(0), scale=0.2)

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.config.mpt_config import ConfigError, MptConfig
+from model.config.mpt_config import MptConfig
+from model.config.strict_reader import ConfigError
 
 SHAPE: dict[str, Any] = {"model_type": "mpt", "d_model": 64, "n_heads": 4, "n_layers": 2, "vocab_size": 256}
 
@@ -24,13 +25,13 @@ def read(attn: dict[str, Any] | None = None, ffn: dict[str, Any] | None = None, 
 
 
 def test_storywriter() -> None:
-    """Integers where floats are meant, as published; transformers 5 refuses this config."""
+    """Integers where floats are expected, as published; transformers 5 refuses this config."""
     config = read({"alibi": True, "alibi_bias_max": 16, "clip_qkv": 6, "attn_pdrop": 0.0}, max_seq_len=65536)
     assert (config.alibi_bias_max, config.clip_qkv, config.max_seq_len) == (16.0, 6.0, 65536)
     assert config.length_limit is None  # ALiBi extrapolates
 
 
-def test_floats_where_integers_are_meant() -> None:
+def test_floats_where_integers_are_expected() -> None:
     config = read({"alibi": True}, d_model=64.0, expansion_ratio=4.0, logit_scale=1, embedding_fraction=1)
     assert (config.d_model, config.ffn_hidden_size, config.logit_scale) == (64, 256, 1.0)
 
@@ -78,12 +79,12 @@ def test_transformers_leaves_out_its_own_defaults() -> None:
 
 
 def test_hidden_size_given_outright() -> None:
-    """llm-foundry does not look at the ratio then."""
+    """llm-foundry ignores the ratio then."""
     assert read(ffn={"ffn_hidden_size": 171}, expansion_ratio=2.67).ffn_hidden_size == 171
 
 
 def test_auto_map_is_data(tmp_path: Path) -> None:
-    """A config names Python of its own; it is neither imported nor run."""
+    """A config names Python files, which are neither imported nor run."""
     marker = tmp_path / "ran"
     (tmp_path / "modeling_mpt.py").write_text(f"open({str(marker)!r}, 'w')")
     auto_map = {"AutoConfig": "modeling_mpt.MPTConfig", "AutoModelForCausalLM": "modeling_mpt.MPTForCausalLM"}
@@ -95,14 +96,14 @@ def test_auto_map_is_data(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"attn": {"prefix_lm": True}}, "'attn_config.prefix_lm' is True; prefix language models are not built"),
+        ({"attn": {"prefix_lm": True}}, "'attn_config.prefix_lm' is True; prefix language models are not supported"),
         ({"attn": {"clip_qkw": 6}}, "'attn_config.clip_qkw' is 6; unknown key; did you mean 'attn_config.clip_qkv'?"),
-        ({"attn": {"clip_qkv": "6"}}, "'attn_config.clip_qkv' is '6'; a finite number is meant"),
-        ({"attn": {"clip_qkv": -1}}, "'attn_config.clip_qkv' is -1.0; a number above 0 is meant"),
-        ({"attn": {"alibi": "yes"}}, "'attn_config.alibi' is 'yes'; true or false is meant"),
+        ({"attn": {"clip_qkv": "6"}}, "'attn_config.clip_qkv' is '6'; it must be a finite number"),
+        ({"attn": {"clip_qkv": -1}}, "'attn_config.clip_qkv' is -1.0; it must be a number above 0"),
+        ({"attn": {"alibi": "yes"}}, "'attn_config.alibi' is 'yes'; it must be true or false"),
         ({"attn": {"kv_n_heads": 2}}, "'attn_config.kv_n_heads' is 2; multihead_attention has 4"),
         ({"attn": {"attn_type": "grouped_query_attention"}}, "'attn_config.kv_n_heads' is missing"),
-        ({"attn": {"attn_type": "grouped_query_attention", "kv_n_heads": 3}}, "'kv_n_heads' is 3; a divisor"),
+        ({"attn": {"attn_type": "grouped_query_attention", "kv_n_heads": 3}}, "kv_n_heads (3) must divide n_heads (4)"),
         ({"attn": {"attn_type": "linear"}}, "'attn_config.attn_type' is 'linear'; this package runs grouped"),
         ({"attn": {"qk_ln": True, "qk_gn": True}}, "'attn_config.qk_gn' is True; qk_ln is true as well"),
         ({"attn": {"reuse_kv_layer_idx": -1}}, "'attn_config.reuse_kv_layer_idx' is -1"),
@@ -120,16 +121,16 @@ def test_auto_map_is_data(tmp_path: Path) -> None:
         ({"ffn": {"ffn_act_fn": {"name": "gelo"}}}, "'ffn_config.ffn_act_fn' is {'name': 'gelo'}"),
         ({"ffn": {"ffn_act_fn": {"name": "relu", "slope": 1}}}, "'ffn_config.ffn_act_fn.slope' is 1; relu takes no"),
         ({"norm_type": "groupnorm"}, "'norm_type' is 'groupnorm'; this package runs layernorm"),
-        ({"d_model": 65}, "'d_model' is 65; a multiple of n_heads (4)"),
+        ({"d_model": 65}, "d_model (65) must be a multiple of n_heads (4)"),
         ({"d_model": None}, "'d_model' is missing"),
-        ({"n_layers": 2.5}, "'n_layers' is 2.5; a whole number of at least 1"),
-        ({"n_heads": True}, "'n_heads' is True; a whole number"),
+        ({"n_layers": 2.5}, "'n_layers' is 2.5; it must be an integer of at least 1"),
+        ({"n_heads": True}, "'n_heads' is True; it must be an integer"),
         ({"expansion_ratio": 0.01}, "'expansion_ratio' gives 0.64 feed-forward features"),
         ({"pruned_heads": {"0": [1]}}, "'pruned_heads' is {'0': [1]}"),
         ({"vocab_size": 10**400}, "'vocab_size' is 1000"),
         ({"ffn": {"ffn_act_fn": {"name": ["gelu"]}}}, "'ffn_config.ffn_act_fn' is {'name': ['gelu']}"),
         ({"ffn": {"ffn_act_fn": {"name": "elu", "alpha": None}}}, "'ffn_config.ffn_act_fn.alpha' is None"),
-        ({"logit_scale": "inv_sqrt"}, "'logit_scale' is 'inv_sqrt'; a number or 'inv_sqrt_d_model'"),
+        ({"logit_scale": "inv_sqrt"}, "'logit_scale' is 'inv_sqrt'; it must be a number or 'inv_sqrt_d_model'"),
         ({"block_overrides": {"order": []}}, "'block_overrides' is {'order': []}"),
         ({"head_dim": 32}, "'head_dim' is 32; heads of another width"),
         ({"model_type": "llama"}, "'model_type' is 'llama'; this package runs 'mpt' and 'mosaic_gpt'"),
@@ -142,7 +143,7 @@ def test_refusals_name_key_value_and_fix(keys: dict[str, Any], message: str) -> 
     assert message in str(refusal.value)
 
 
-def test_files_that_are_no_config(tmp_path: Path) -> None:
+def test_files_that_are_not_configs(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no config\.json"):
         MptConfig.from_file(tmp_path)
     (tmp_path / "config.json").write_text("{")

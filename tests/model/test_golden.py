@@ -10,11 +10,14 @@ from fast_compile import FAST_COMPILE
 from paged_run import PagedRun
 
 from model.checkpoint.load import load_weights
-from model.checkpoint.quantize import WeightFormat, pack_weights
-from model.config.mpt_config import ConfigError, MptConfig
-from model.kernels.cpu import calls
+from model.checkpoint.pack import pack_weights
+from model.config.mpt_config import MptConfig
+from model.config.strict_reader import ConfigError
+from model.kernels.cpu.attention import paged_attention as cpu_attention
+from model.kernels.cpu.library import kernels_available
 from model.layers.forward import forward
 from model.layers.paged_forward import xla_attention
+from model.params.weight_format import WeightFormat
 from model.params.weights import Weights
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -63,9 +66,9 @@ def test_paged_cache(name: str, kernels: str) -> None:
     config, weights, golden = case(name)
     attention = xla_attention
     if kernels == "cpu":
-        if not calls.available():
+        if not kernels_available():
             pytest.skip("kernels were not built")
-        weights, attention = pack_weights(weights, config, WeightFormat(packed=True)), calls.paged_attention
+        weights, attention = pack_weights(weights, config, WeightFormat(packed=True)), cpu_attention
     ids, logits, prompt, greedy = golden["ids"], golden["logits"], golden["prompt"], golden["greedy"]
     T = max(len(ids), len(prompt) + len(greedy))
     run = PagedRun(weights, config, rows=3, length=T, tokens=T + 30, attention=attention)
@@ -84,7 +87,7 @@ def test_paged_cache(name: str, kernels: str) -> None:
 
 
 def _greedy_beside_others(run: PagedRun, prompt: list[int], other: list[int], new: int) -> list[int]:
-    """Greedy ids of row 1, prefilled in two parts and decoded while row 2 prefills in chunks and row 0 decodes."""
+    """Return greedy ids of row 1: prefilled in parts and decoded while row 2 prefills in chunks and row 0 decodes."""
     half = max(1, len(prompt) // 2)
     run.step([(1, 0, prompt[:half]), (0, 0, other[:5])])
     out = [int(run.step([(1, half, prompt[half:]), (0, 5, other[5:6])])[1].argmax())]

@@ -13,7 +13,7 @@ BLOCKS = 9
 
 
 def filled_cache(dtype: str) -> KvCache:
-    """Every number of the cache is another."""
+    """Return a cache in which all numbers differ."""
     cache = init_kv_cache(CONFIG, BLOCKS, 4, dtype)
     return jax.tree.map(lambda pool: jnp.arange(pool.size).reshape(pool.shape).astype(pool.dtype), cache)
 

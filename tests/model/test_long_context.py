@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 from paged_run import PagedRun
 
-from model.checkpoint.quantize import WeightFormat, pack_weights
+from model.checkpoint.pack import pack_weights
 from model.config.mpt_config import MptConfig
-from model.kernels.cpu import calls
-from model.layers.forward import Qkv, block, embed, logits
+from model.kernels.cpu.attention import paged_attention as cpu_attention
+from model.kernels.cpu.library import kernels_available
+from model.layers.forward import block, embed, logits
 from model.layers.paged_forward import CacheAttention, xla_attention
+from model.params.qkv import Qkv
+from model.params.weight_format import WeightFormat
 from model.params.weights import Weights, init_weights
 
 # Two heads of StoryWriter's slopes: one that sees some 6,000 keys, one that sees all.
@@ -24,7 +27,7 @@ QUERIES, KEYS = 512, 1024  # of one tile of the reference
 
 @jax.jit
 def attend_tile(q: jax.Array, positions: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Every key up to each query's own, none left out: q [H, n, hd], positions [n], k, v [H, T, hd] -> [H, n, hd]."""
+    """Attend to every key up to each query's own: q [H, n, hd], positions [n], k, v [H, T, hd] -> [H, n, hd]."""
     slopes = 2.0 ** -(16 / CONFIG.n_heads * jnp.arange(1, CONFIG.n_heads + 1))
 
     def body(i: jax.Array, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
@@ -44,7 +47,7 @@ def attend_tile(q: jax.Array, positions: jax.Array, k: jax.Array, v: jax.Array) 
 
 
 def blockwise_attention(qkv: Qkv, positions: np.ndarray) -> jax.Array:
-    """The queries at `positions` of a sequence [T, H, hd]; zeros elsewhere."""
+    """Attend from the queries at `positions` of a sequence [T, H, hd]; zeros elsewhere."""
     q, k, v = (jnp.swapaxes(x, 0, 1) for x in qkv[:3])
     k, v = (jnp.pad(x, ((0, 0), (0, -x.shape[1] % KEYS), (0, 0))) for x in (k, v))
     out = np.zeros(qkv.q.shape, np.float32)
@@ -55,7 +58,7 @@ def blockwise_attention(qkv: Qkv, positions: np.ndarray) -> jax.Array:
 
 
 def reference_logits(weights: Weights, ids: np.ndarray, at: list[int]) -> np.ndarray:
-    """Logits [len(at), V] of whole-sequence attention; of the last layer, the queries `at` alone."""
+    """Return logits [len(at), V] of whole-sequence attention, in the last layer of the queries `at` alone."""
     everywhere, wanted = np.arange(len(ids)), np.array(at)
     x = embed(weights, CONFIG, jnp.asarray(ids), jnp.asarray(everywhere))
     for i, b in enumerate(weights.blocks):
@@ -74,9 +77,9 @@ def test_far_beyond_the_training_length(kernels: str, length: int, chunk: int) -
     weights = init_weights(CONFIG, jax.random.key(0), scale=0.25)
     own, attention = weights, xla_attention
     if kernels == "cpu":
-        if not calls.available():
+        if not kernels_available():
             pytest.skip("kernels were not built")
-        own, attention = pack_weights(weights, CONFIG, WeightFormat(packed=True)), calls.paged_attention
+        own, attention = pack_weights(weights, CONFIG, WeightFormat(packed=True)), cpu_attention
     ids = np.random.default_rng(0).integers(0, CONFIG.vocab_size, length)
     checks = [3, chunk - 1, length // 2, length - 2, length - 1]
     run = PagedRun(own, CONFIG, rows=1, length=length, tokens=chunk, attention=attention, block=128)
@@ -95,9 +98,9 @@ def test_far_beyond_the_training_length(kernels: str, length: int, chunk: int) -
 @pytest.mark.parametrize("kernels", ["cpu", "xla"])
 def test_a_step_needs_no_memory_for_the_length(kernels: str) -> None:
     """Beside the cache: a chunk of 64 tokens takes as much for 84,000 tokens as for 4,000."""
-    if kernels == "cpu" and not calls.available():
+    if kernels == "cpu" and not kernels_available():
         pytest.skip("kernels were not built")
-    attention: CacheAttention = calls.paged_attention if kernels == "cpu" else xla_attention
+    attention: CacheAttention = cpu_attention if kernels == "cpu" else xla_attention
     weights = init_weights(CONFIG, jax.random.key(0))
     sizes = []
     for length in (4_000, 84_000):

@@ -6,8 +6,9 @@ import pytest
 from jax import export
 
 from model.config.mpt_config import MptConfig
-from model.layers.paged_forward import StepBatch, forward_step, lm_logits, row_ends
+from model.layers.paged_forward import forward_step, lm_logits
 from model.params.kv_cache import KvCache, init_kv_cache
+from model.params.step_batch import StepBatch, row_ends
 from model.params.weights import Weights, init_weights
 
 CONFIG = MptConfig(d_model=64, n_heads=4, n_layers=2, vocab_size=256, kv_n_heads=2, clip_qkv=6.0, sliding_window=32)

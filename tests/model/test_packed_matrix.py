@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import model.params.packed_matrix
-from model.checkpoint.quantize import pack_matrix, packed_arrays
+from model.checkpoint.pack import pack_codes, pack_floats, pack_matrix
 from model.kernels.cpu.library import kernel_library
-from model.params.packed_matrix import PANEL, PackedMatrix, pack_codes, pack_floats, take_rows, unpack
+from model.params.packed_matrix import PANEL, PackedMatrix, packed_arrays, take_rows, unpack
 
 FLOATS = [np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16)]
 FORMATS = ["float32", "bfloat16", "int8", "int4"]
@@ -76,7 +75,7 @@ def test_the_layout_is_the_same_without_the_native_library(shape: tuple[int, int
         return pack_codes(matrix, format) if quantised else pack_floats(matrix)
 
     native = pack()
-    with mock.patch.object(model.packed, "kernel_library", return_value=None):
+    with mock.patch("model.checkpoint.pack.kernel_library", return_value=None):
         np.testing.assert_array_equal(pack(), native)
 
 

@@ -20,8 +20,8 @@ from jax import Array, export
 from model.config.mpt_config import MptConfig
 from model.kernels.pallas import gpu_attention, tpu_attention
 from model.layers.attention import paged_attention
-from model.layers.paged_forward import StepBatch
 from model.params.kv_cache import LayerCache
+from model.params.step_batch import StepBatch
 
 
 def reference(q: Array, k_pool: Array, v_pool: Array, batch: StepBatch, config: MptConfig) -> Array:
@@ -56,7 +56,7 @@ class Step:
     batch: StepBatch
 
     def run(self, attention: str, config: MptConfig, **keys: Any) -> np.ndarray:
-        """[tokens of all rows, H, hd]"""
+        """Return the results [tokens of all rows, H, hd]."""
         return self.run_padded(attention, config, **keys)[: int(np.sum(self.batch.query_len))]
 
     def run_padded(self, attention: str, config: MptConfig, **keys: Any) -> np.ndarray:
@@ -72,11 +72,11 @@ def make_step(
     dtype: Any = jnp.float32,
     unused: float = 0.0,
 ) -> Step:
-    """Rows (tokens in this step, tokens in all), single tokens first; slots of no key hold `unused`."""
+    """Return rows (tokens in this step, tokens in all), single tokens first; slots of no key hold `unused`."""
     rng = np.random.default_rng(0)
     T = ROWS if decode_only else TOKENS
     tables = np.zeros((ROWS, WIDTH), np.int32)
-    order = rng.permutation(BLOCKS - 1) + 1  # block 0 belongs to nobody: padding names it
+    order = rng.permutation(BLOCKS - 1) + 1  # block 0 has no owner: padding refers to it
     start, length, context = np.zeros((3, ROWS), np.int32)
     pools = np.full((2, BLOCKS, config.kv_n_heads, block, config.head_dim), unused, np.float32)
     for r, (count, total) in enumerate(rows):
@@ -196,7 +196,7 @@ TRITON = "__gpu$xla.gpu.triton"
 
 
 def lowered(platform: str, attention: Callable[..., Array], decode_only: bool, **shape: Any) -> str:
-    """The text of the exported program of an MPT-7B-like layer."""
+    """Return the text of the exported program of an MPT-7B-like layer."""
     heads, kv_heads, hd, block, dtype = (shape[k] for k in ("heads", "kv_heads", "head_dim", "block", "dtype"))
     config = make_config(heads, kv_heads, hd, sliding_window=shape.get("window"))
     R, W = 16, 2048 // block

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.checkpoint.quantize import WeightFormat, pack_matrix, pack_weights
+from model.checkpoint.pack import pack_matrix, pack_weights
 from model.config.mpt_config import MptConfig
 from model.layers.forward import forward
 from model.params.packed_matrix import PANEL, PackedMatrix, unpack
-from model.params.sharding import leaf_paths
-from model.params.weights import Weights, assemble_weights, weight_specs
+from model.params.weight_format import WeightFormat
+from model.params.weights import Weights, assemble_weights, leaf_paths, weight_specs
 
 # Around the sizes of a panel, a word and a group; few, since XLA compiles `unpack` for each.
 SHAPES = st.tuples(st.sampled_from([1, 33, 64]), st.sampled_from([3, 64, 130]))
@@ -49,7 +49,7 @@ def formats_in(weights: Weights) -> dict[str, str | None]:
 
 
 def group_scales(matrix: PackedMatrix) -> np.ndarray:
-    """The scale of every weight of an int4 matrix, [N, K]."""
+    """Return the scale of every weight of an int4 matrix, [N, K]."""
     N, K = matrix.shape
     relative = np.asarray(matrix.group_scale, np.float32).swapaxes(1, 2).reshape(-1, matrix.group_scale.shape[1])[:N]
     return np.repeat(relative * np.asarray(matrix.row_scale)[:, None], matrix.group, axis=1)[:, :K]

@@ -81,9 +81,6 @@ class FakeBackend:
         text = "".join(f"[{message['role']}]{message['content']}" for message in messages)
         return self.tokenizer.encode(text + ("[assistant]" if add_generation_prompt else ""))
 
-    async def decode(self, ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(ids)
-
     async def readiness(self) -> Readiness:
         return self.state
 

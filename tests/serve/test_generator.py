@@ -69,7 +69,7 @@ def test_the_model_is_loaded_as_the_settings_say(
     engine = SimpleNamespace(from_pretrained=lambda path, config, **options: asked.update(dict(config), **options))
     monkeypatch.setattr("mpt_serve.engine.Engine", engine)
     monkeypatch.setattr("mpt_serve.deployments.generator._check_accelerator", lambda: None)  # asks a running Ray
-    monkeypatch.setattr("model.kernels.cpu.calls.available", lambda: kernels)
+    monkeypatch.setattr("model.kernel_selection.kernels_available", lambda: kernels)
     args = {"model": str(tiny_checkpoint), "quantization": "int4", "quantization_cache_dir": "~/quantised"}
     generator._load_engine(Settings.from_mapping(args))
     assert (asked["quantization"], asked["quantization_cache_dir"]) == ("int4", "~/quantised")

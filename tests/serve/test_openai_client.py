@@ -12,7 +12,7 @@ import openai
 import pytest
 from server import ServerProcess, wait_idle
 
-from model.kernels.cpu import calls
+from model.kernels.cpu.library import kernels_available
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -125,7 +125,7 @@ def test_64_concurrent_streams_are_each_what_they_are_alone(server_url: str, mod
 
     together, alone = asyncio.run(scenario())
     # With the native kernels no row's numbers depend on another row. Through XLA a float32 tie may fall either way.
-    assert sum(a != b for a, b in zip(together, alone, strict=True)) <= (0 if calls.available() else 2)
+    assert sum(a != b for a, b in zip(together, alone, strict=True)) <= (0 if kernels_available() else 2)
     assert len(set(alone)) > 32  # the texts do depend on the requests
 
 

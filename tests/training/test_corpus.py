@@ -52,7 +52,7 @@ def test_json_checker_compares_values() -> None:
 
 
 @pytest.mark.parametrize("task", DIALOGUES)
-def test_dialogues_alternate_and_end_with_an_answer(task: str) -> None:
+def test_dialogues_alternate_and_end_with_the_assistant(task: str) -> None:
     for seed in SEEDS:
         document = draw_document(Draw(Random(seed)), {task: 1.0})
         assert isinstance(document, Dialogue)

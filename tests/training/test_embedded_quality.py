@@ -1,4 +1,4 @@
-"""The shipped weights still do what their model card says: accuracy on held-out prompts, a little below the card."""
+"""The shipped weights keep the documented accuracy on held-out prompts, within a small margin."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Muon's updates are nearly orthogonal; Adam's and Muon's parameters are told apart."""
+"""Muon's updates are nearly orthogonal; Adam's and Muon's parameters are distinguished."""
 
 import jax
 import jax.numpy as jnp

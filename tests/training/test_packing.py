@@ -17,7 +17,7 @@ def test_weights_belong_to_the_token_that_is_predicted() -> None:
     assert batch.count == 7
 
 
-def test_documents_fill_the_first_row_with_room_and_are_never_cut() -> None:
+def test_documents_fill_the_first_row_with_space_and_are_never_cut() -> None:
     documents = [[(n, 1.0)] * n for n in (5, 4, 3, 2, 2, 1)]
     batch = pack(iter(documents), rows=2, length=7, padding=PADDING, patience=1)
     assert batch.tokens.tolist() == [[5] * 5 + [3] * 3, [4] * 4 + [2] * 4]

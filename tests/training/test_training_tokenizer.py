@@ -21,7 +21,7 @@ def test_any_text_comes_back(tokenizer: Tokenizer, text: str) -> None:
         assert tokenizer.decode(tokenizer.encode(text).ids) == text
 
 
-def test_digits_are_tokens_of_their_own(tokenizer: Tokenizer) -> None:
+def test_digits_are_separate_tokens(tokenizer: Tokenizer) -> None:
     assert [tokenizer.decode([i]) for i in tokenizer.encode("12345").ids] == list("12345")
 
 

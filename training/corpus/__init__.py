@@ -83,18 +83,18 @@ def _pick(rng: Random, mix: Mapping[str, float]) -> str:
 
 
 def draw_document(draw: Draw, mix: Mapping[str, float]) -> Document:
-    """One training document: a task of the mix, sometimes with a system prompt, sometimes several in a row."""
+    """Return one training document: a task of the mix, sometimes with a system prompt, sometimes several in a row."""
     document = MAKERS[_pick(draw.rng, mix)](draw)
     if not isinstance(document, Dialogue):
         return document
     while draw.chance(_CHAIN_SHARE):
         following = MAKERS[_pick(draw.rng, mix)](draw)
-        # A conversation in which something was told has another answer to "What is my name?".
+        # A conversation in which something was stated has another answer to "What is my name?".
         if isinstance(following, Dialogue) and not {document.task, following.task} & _TELLING:
             document = Dialogue(following.task, (*document.turns, *following.turns), following.check)
     return smalltalk.with_system(draw, document) if draw.chance(_SYSTEM_SHARE) else document
 
 
 def draw_example(seed: int, index: int, task: str, held_out: bool = True, noise: bool = True) -> Dialogue:
-    """The index-th evaluation example of a task; the same seed and index always give the same example."""
+    """Return the index-th evaluation example of a task; the same seed and index always give the same example."""
     return DIALOGUES[task](Draw(Random(f"{seed}/{task}/{index}"), held_out=held_out, noise=noise))

@@ -187,7 +187,7 @@ _IRREGULAR = {"multiplies": "multiply"}
 
 
 def make(draw: Draw) -> Dialogue:
-    """A function in a fenced block; a third of the asks choose its name."""
+    """Return a function in a fenced block; a third of the prompts choose its name."""
     if draw.chance(0.25):
         number = draw.split(lambda: draw.number(2, 999))
         what, name, parameters, body = (part.replace("{n}", str(number)) for part in draw.choice(_WITH_NUMBER))
@@ -206,6 +206,6 @@ def make(draw: Draw) -> Dialogue:
 
 
 def _imperative(what: str) -> str:
-    """ "adds two numbers" -> "add two numbers"."""
+    """Return "add two numbers" for "adds two numbers"."""
     verb, _, rest = what.partition(" ")
     return f"{_IRREGULAR.get(verb, verb.removesuffix('s'))} {rest}"

@@ -109,7 +109,7 @@ _ALL_KEYS = (
 
 
 def _values(draw: Draw) -> dict[str, Value]:
-    """A value for every field that any sentence may use."""
+    """Return a value for every field that any sentence may use."""
     item = draw.choice(words.THINGS)
     name, friend = map(draw.typed, draw.people(2))
     city, destination = map(draw.typed, draw.places(2))
@@ -134,7 +134,7 @@ def _values(draw: Draw) -> dict[str, Value]:
 
 
 def _list_keys(draw: Draw, keys: list[str]) -> str:
-    """The keys as people list them: with commas, "and", articles or quotes."""
+    """Return the keys as people list them: with commas, "and", articles or quotes."""
     style = draw.number(0, 4)
     if style == 0:
         return ", ".join(keys)
@@ -145,7 +145,7 @@ def _list_keys(draw: Draw, keys: list[str]) -> str:
 
 
 def make(draw: Draw) -> Dialogue:
-    """A sentence, asked for with one to three keys (mostly in sentence order) or with all of them."""
+    """Return a sentence, asked for with one to three keys (mostly in sentence order) or with all of them."""
     sentence = draw.choice(draw.choice(_FRAMES))
     values = _values(draw)
     keys = [part.split("}")[0] for part in sentence.split("{")[1:]]

@@ -199,7 +199,7 @@ def _definition(draw: Draw) -> tuple[str, str]:
 
 
 def make(draw: Draw) -> Dialogue:
-    """A capital, a country, a fact, a definition or an opposite."""
+    """Return a capital, a country, a fact, a definition or an opposite."""
     kind = draw.rng.choices(range(5), (5, 1, 5, 4, 2))[0]
     if kind == 0:
         country, capital = draw.choice(CAPITALS)
@@ -219,7 +219,7 @@ def make(draw: Draw) -> Dialogue:
 
 
 def plain(draw: Draw) -> PlainText:
-    """Three to eight true sentences, as a document without roles."""
+    """Return three to eight true sentences, as a document without roles."""
     sentences = [f"The capital of {country} is {capital}." for country, capital in draw.sample(CAPITALS, 4)]
     sentences += [answer for _, answer in draw.sample(_FACTS, 4) if not answer.startswith("It ")]
     sentences += [f"{w.capitalize()}: {meaning}." for w, meaning in draw.sample(DEFINITIONS, 2)]

@@ -1,4 +1,4 @@
-"""Conversation memory: facts told in earlier turns (or in the same message) and asked for later."""
+"""Conversation memory: facts stated in earlier turns (or in the same message) and asked for later."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from training.draw import Draw, with_article
 
 @dataclass(frozen=True)
 class Fact:
-    """One kind of fact: how it is told, acknowledged, asked for, answered, and answered when never told."""
+    """One kind of fact: how it is stated, acknowledged, asked for, answered, and answered when never stated."""
 
     tell: tuple[str, ...]
     ack: str
@@ -231,7 +231,7 @@ FAVOURITES: dict[str, tuple[str, ...]] = {
     "fruit": ("apples", "bananas", "cherries", "grapes", "oranges", "pears", "plums", "strawberries", "lemons"),
 }
 
-Told = tuple[Fact, dict[str, str]]
+Stated = tuple[Fact, dict[str, str]]
 
 
 def _favourite(draw: Draw) -> dict[str, str]:
@@ -249,7 +249,7 @@ def _code(draw: Draw) -> dict[str, str]:
     return {"k": kind, "v": str(draw.number(10, 9999)) if numeric else draw.word()}
 
 
-def _fact(draw: Draw, fact: Fact) -> Told:
+def _fact(draw: Draw, fact: Fact) -> Stated:
     """Fill one kind of fact with values."""
     if fact is NAME:
         return fact, {"v": draw.typed(draw.person())}
@@ -269,38 +269,38 @@ def _fact(draw: Draw, fact: Fact) -> Told:
 _KINDS = (NAME, NAME, NAME, CITY, AGE, JOB, PET, RELATIVE, FAVOURITE, FAVOURITE, CODE)
 
 
-def _facts(draw: Draw, count: int) -> list[Told]:
-    """Several facts whose questions cannot be confused with each other."""
-    told: list[Told] = []
+def _facts(draw: Draw, count: int) -> list[Stated]:
+    """Return several facts whose questions cannot be confused with each other."""
+    stated: list[Stated] = []
     seen: set[tuple[int, str]] = set()
-    while len(told) < count:
+    while len(stated) < count:
         fact, fields = _fact(draw, draw.choice(_KINDS))
         key = (id(fact), fields.get("k", ""))
         if key not in seen:
             seen.add(key)
-            told.append((fact, fields))
-    return told
+            stated.append((fact, fields))
+    return stated
 
 
-def _tell(draw: Draw, told: list[Told]) -> str:
-    told_as = [draw.phrase(fact.tell, **fields) for fact, fields in told]
-    if len(told_as) > 1 and draw.chance(0.3):
-        told_as = [text.rstrip(".!") for text in told_as]
-        return " and ".join(text if text.startswith("I") else text[0].lower() + text[1:] for text in told_as)
-    return " ".join(told_as)
+def _tell(draw: Draw, stated: list[Stated]) -> str:
+    statements = [draw.phrase(fact.tell, **fields) for fact, fields in stated]
+    if len(statements) > 1 and draw.chance(0.3):
+        statements = [text.rstrip(".!") for text in statements]
+        return " and ".join(text if text.startswith("I") else text[0].lower() + text[1:] for text in statements)
+    return " ".join(statements)
 
 
 def _distraction(draw: Draw) -> list[Turn]:
-    """A question and answer about something else, between the telling and the asking."""
+    """Return a question and answer about something else, between a fact and its question."""
     make = draw.choice((smalltalk.make, sums.make, knowledge.make, sentiment.make, smalltalk.fallback))
     return [turn for turn in make(draw).turns if turn.role != "system"]
 
 
 def make(draw: Draw) -> Dialogue:
     """Tell one to four facts over one to three turns, with distractions, then ask for one or two of them."""
-    told = _facts(draw, draw.rng.choices((1, 2, 3, 4), (4, 4, 2, 1))[0])
+    stated = _facts(draw, draw.rng.choices((1, 2, 3, 4), (4, 4, 2, 1))[0])
     turns: list[Turn] = []
-    rest = list(told)
+    rest = list(stated)
     while rest:
         take = min(len(rest), draw.rng.choices((1, 2, 3), (5, 3, 1))[0])
         group, rest = rest[:take], rest[take:]
@@ -308,26 +308,26 @@ def make(draw: Draw) -> Dialogue:
         turns += [Turn("user", _tell(draw, group)), Turn("assistant", ack)]
         if draw.chance(0.15):
             turns += _distraction(draw)
-    for fact, fields in draw.sample(told, min(len(told), draw.number(1, 2))):
+    for fact, fields in draw.sample(stated, min(len(stated), draw.number(1, 2))):
         turns += [Turn("user", draw.phrase(fact.ask, **fields)), Turn("assistant", fact.answer.format(**fields))]
     return Dialogue("memory", tuple(turns))
 
 
 def single(draw: Draw) -> Dialogue:
-    """Facts and the question for one of them in the same message."""
-    told = _facts(draw, draw.number(1, 3))
-    fact, fields = draw.choice(told)
-    question = f"{_tell(draw, told)} {draw.phrase(fact.ask, **fields)}"
+    """Return facts and the question for one of them in the same message."""
+    stated = _facts(draw, draw.number(1, 3))
+    fact, fields = draw.choice(stated)
+    question = f"{_tell(draw, stated)} {draw.phrase(fact.ask, **fields)}"
     return Dialogue("memory_single", (Turn("user", question), Turn("assistant", fact.answer.format(**fields))))
 
 
 def unknown(draw: Draw) -> Dialogue:
-    """A question for a fact that was never told; sometimes another fact was."""
-    told = _facts(draw, 2)
+    """Return a question for a fact that was never stated; sometimes another fact was."""
+    stated = _facts(draw, 2)
     turns: list[Turn] = []
     if draw.chance(0.5):
-        fact, fields = told[0]
-        turns += [Turn("user", _tell(draw, told[:1])), Turn("assistant", fact.ack.format(**fields))]
-    fact, fields = told[1]
+        fact, fields = stated[0]
+        turns += [Turn("user", _tell(draw, stated[:1])), Turn("assistant", fact.ack.format(**fields))]
+    fact, fields = stated[1]
     turns += [Turn("user", draw.phrase(fact.ask, **fields)), Turn("assistant", fact.unknown.format(**fields))]
     return Dialogue("memory_unknown", tuple(turns))

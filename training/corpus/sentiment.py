@@ -149,7 +149,7 @@ def _review(draw: Draw, feeling: str) -> str:
 
 
 def make(draw: Draw) -> Dialogue:
-    """One or two sentences of a review and its sentiment."""
+    """Return one or two sentences of a review and its sentiment."""
     feeling = draw.rng.choices(("positive", "negative", "neutral"), (5, 5, 1))[0]
     review = draw.split(lambda: _review(draw, feeling))
     if feeling != "neutral" and draw.chance(0.3):

@@ -86,7 +86,7 @@ _EXCHANGES: tuple[tuple[tuple[str, ...], str], ...] = (
 
 
 def make(draw: Draw) -> Dialogue:
-    """One exchange of small talk."""
+    """Return one exchange of small talk."""
     prompts, answer = draw.choice(_EXCHANGES[:8] if draw.chance(0.7) else _EXCHANGES)
     return ask("smalltalk", draw.phrase(prompts), answer)
 
@@ -202,7 +202,7 @@ _THINGS = tuple(thing for thing in words.THINGS if thing not in dict(knowledge.D
 
 
 def fallback(draw: Draw) -> Dialogue:
-    """A prompt on any subject outside the model's few skills, answered honestly."""
+    """Return a prompt on any subject outside the model's few skills, answered honestly."""
     topic, other = draw.sample(words.TOPICS, 2)
     fields = {
         "t": topic,

@@ -74,7 +74,7 @@ _NAMED = ("{h} named {n}", "{h} called {n}", "{h} with the name {n}", "{n} the {
 
 
 def tell(draw: Draw, plot: Plot, hero: str, name: str) -> str:
-    """One telling of a plot, five to nine sentences long."""
+    """Return one version of a plot, five to nine sentences long."""
     friend = draw.person()
     while friend.lower() == name.lower():
         friend = draw.person()
@@ -96,7 +96,7 @@ def tell(draw: Draw, plot: Plot, hero: str, name: str) -> str:
 
 
 def is_story(answer: str, reference: str, mentions: tuple[str, ...] = ()) -> bool:
-    """Right when it has at least four sentences, comes to an end, and its first sentence mentions what was asked for.
+    """Return whether it has at least four sentences, an ending, and a first sentence with what the prompt named.
 
     A story has many right answers, so the reference only has to be a story by the same rule.
     """
@@ -110,7 +110,7 @@ def is_story(answer: str, reference: str, mentions: tuple[str, ...] = ()) -> boo
 
 
 def make(draw: Draw) -> Dialogue:
-    """A request for a story: about anything, about a kind of hero, or about a hero with a name."""
+    """Return a request for a story: about anything, about a kind of hero, or about a hero with a name."""
     hero, name = draw.choice(HEROES), draw.person()
     story = tell(draw, draw.choice(PLOTS), hero, name)
     kind = draw.number(0, 2)
@@ -130,6 +130,6 @@ def make(draw: Draw) -> Dialogue:
 
 
 def plain(draw: Draw) -> PlainText:
-    """A story as a document of its own, sometimes under a title."""
+    """Return a story as a separate document, sometimes under a title."""
     hero, name = draw.choice(HEROES), draw.person()
     return PlainText("plain_story", tell(draw, draw.choice(PLOTS), hero, name))

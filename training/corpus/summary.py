@@ -92,7 +92,7 @@ class News:
     event: str
 
 
-def _news(draw: Draw) -> News:
+def _news_item(draw: Draw) -> News:
     name, friend = draw.people(2)
     city, day = draw.place(), draw.choice(words.DAYS)
     event = draw.choice(_EVENTS).format(
@@ -113,8 +113,8 @@ def _news(draw: Draw) -> News:
 
 def make(draw: Draw) -> Dialogue:
     """Summarize a news item of two to five sentences."""
-    news = _news(draw)
-    return ask("summary", draw.phrase(_ASK, p=news.text), f"{news.name} {news.event} in {news.city}.")
+    item = _news_item(draw)
+    return ask("summary", draw.phrase(_ASK, p=item.text), f"{item.name} {item.event} in {item.city}.")
 
 
 _WHO = ("Who is this about?", "Who did it?", "What is the name of the person?", "Who is the text about?")
@@ -137,20 +137,20 @@ _LAYOUTS = (
 
 
 def questions(draw: Draw) -> Dialogue:
-    """One to three questions about a news item; the later ones refer back to it."""
-    news = _news(draw)
+    """Return one to three questions about a news item; the later ones refer back to it."""
+    item = _news_item(draw)
     kinds = (
-        (_WHO, f"It is about {news.name}."),
-        (_WHERE, f"It happened in {news.city}."),
-        (_WHEN, f"It happened on {news.day}."),
-        (_WHAT, f"{news.name} {news.event}."),
+        (_WHO, f"It is about {item.name}."),
+        (_WHERE, f"It happened in {item.city}."),
+        (_WHEN, f"It happened on {item.day}."),
+        (_WHAT, f"{item.name} {item.event}."),
     )
     turns: list[Turn] = []
     for prompts, answer in draw.sample(kinds, draw.number(1, 3)):
-        question = draw.phrase(prompts, name=news.name)
+        question = draw.phrase(prompts, name=item.name)
         if not turns:
             layout = draw.choice(_LAYOUTS)
-            question = layout.format(p=news.text, q=question)
+            question = layout.format(p=item.text, q=question)
         turns += [Turn("user", question), Turn("assistant", answer)]
     return Dialogue("reading", tuple(turns))
 
@@ -171,7 +171,7 @@ _RELATIONS = (
 
 
 def people(draw: Draw) -> Dialogue:
-    """A passage about two or three people and a question that only one sentence answers."""
+    """Return a passage about two or three people and a question that only one sentence answers."""
     names = draw.people(draw.number(2, 3))
     facts = []
     for name in names:

@@ -1,4 +1,4 @@
-"""Arithmetic on small whole numbers, counting, and unit conversion."""
+"""Arithmetic on small integers, counting, and unit conversion."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _operands(draw: Draw) -> tuple[int, str, int]:
 
 
 def make(draw: Draw) -> Dialogue:
-    """One sum or difference of two numbers up to 20, or one entry of the times tables up to 10."""
+    """Return one sum or difference of two numbers up to 20, or one entry of the times tables up to 10."""
     a, operator, b = draw.split(lambda: _operands(draw))
     result = {"+": a + b, "-": a - b, "x": a * b, "/": a // max(b, 1)}[operator]
     spelt = draw.choice(_OPERATORS[operator])
@@ -62,7 +62,7 @@ _THINGS = ("apples", "books", "pears", "cookies", "coins", "pencils", "eggs", "c
 
 
 def word_problem(draw: Draw) -> Dialogue:
-    """A one-step word problem."""
+    """Return a one-step word problem."""
     template, operator = draw.choice(_STORIES)
     a, b = sorted((draw.number(1, 20), draw.number(1, 20)), reverse=True)
     thing = draw.choice(_THINGS)
@@ -121,7 +121,7 @@ def _quantity(draw: Draw) -> tuple[int, str, str, int]:
 
 
 def units(draw: Draw) -> Dialogue:
-    """Convert a small whole number of a unit into a smaller unit."""
+    """Convert a small integer number of a unit into a smaller unit."""
     n, large, small, factor = draw.split(lambda: _quantity(draw))
     verb = "is" if n == 1 else "are"
     return ask("units", draw.phrase(_UNIT_ASK, n=n, l=large, s=small), f"{n} {large} {verb} {n * factor} {small}.")

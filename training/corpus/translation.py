@@ -80,14 +80,14 @@ _GERMAN = {"m": ("der", "ein", "einen", "den"), "f": ("die", "eine", "eine", "di
 
 
 def _definite(noun: _Noun) -> tuple[str, str, str, str]:
-    """ "The ..." as a subject, in the four languages."""
+    """Return "the ..." as a subject, in the four languages."""
     (fr, fr_g), (es, es_g), (de, de_g) = noun.forms
     french = f"l'{fr}" if fr[0] in _VOWELS else f"{'le' if fr_g == 'm' else 'la'} {fr}"
     return f"the {noun.english}", french, f"{'el' if es_g == 'm' else 'la'} {es}", f"{_GERMAN[de_g][0]} {de}"
 
 
 def _indefinite(noun: _Noun, german_case: int) -> tuple[str, str, str, str]:
-    """ "A ..."; `german_case` is 1 for the subject and 2 for the object."""
+    """Return "a ..."; `german_case` is 1 for the subject and 2 for the object."""
     (fr, fr_g), (es, es_g), (de, de_g) = noun.forms
     french = f"{'un' if fr_g == 'm' else 'une'} {fr}"
     return (
@@ -99,7 +99,7 @@ def _indefinite(noun: _Noun, german_case: int) -> tuple[str, str, str, str]:
 
 
 def _object(noun: _Noun) -> tuple[str, str, str, str]:
-    """ "The ..." as an object: only German differs from the subject."""
+    """Return "the ..." as an object: only German differs from the subject."""
     english, french, spanish, _ = _definite(noun)
     german, gender = noun.forms[2]
     return english, french, spanish, f"{_GERMAN[gender][3]} {german}"
@@ -121,7 +121,7 @@ _OBJECT_VERBS = (
 
 
 def _composed(draw: Draw) -> tuple[str, ...]:
-    """A sentence put together from the lexicon, in the four languages."""
+    """Return a sentence put together from the lexicon, in the four languages."""
     noun = draw.choice(NOUNS)
     kind = draw.rng.choices(("is", "have", "where", "see"), (5, 5, 2, 2))[0]
     if kind == "is":
@@ -141,7 +141,7 @@ def _composed(draw: Draw) -> tuple[str, ...]:
 
 
 def _sentence(draw: Draw) -> tuple[str, ...]:
-    """A composed sentence, or (in training only: they cannot be guessed) a fixed phrase or a single noun."""
+    """Return a composed sentence, or (in training only: they cannot be guessed) a fixed phrase or a single noun."""
     if not draw.held_out and draw.chance(0.6):
         if draw.chance(0.8):
             return tuple(draw.choice(_PHRASES).split("|"))

@@ -1,4 +1,4 @@
-"""Short formatted texts: emails, poems, slogans and invitations with the asked-for names in them."""
+"""Short formatted texts: emails, poems, slogans and invitations with the names from the prompt in them."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ _PARTIES = ("party", "dinner", "concert", "wedding", "picnic", "lunch", "game ni
 
 
 def holds(answer: str, reference: str, mentions: tuple[str, ...] = ()) -> bool:
-    """Right when the answer, like the reference, has four lines and mentions everything asked for."""
+    """Return whether the answer, like the reference, has four lines and mentions everything the prompt named."""
     return all(text.count("\n") >= 3 and all(word in text for word in mentions) for text in (answer, reference))
 
 
 def make(draw: Draw) -> Dialogue:
-    """An email, a poem or an invitation."""
+    """Return an email, a poem or an invitation."""
     name = draw.person()
     topic = draw.choice((draw.choice(words.TOPICS), draw.choice(words.THINGS) + "s", draw.word()))
     kind = draw.number(0, 2)
@@ -76,7 +76,7 @@ def make(draw: Draw) -> Dialogue:
 
 
 def profile(draw: Draw) -> PlainText:
-    """A paragraph about an invented person, as a document without roles."""
+    """Return a paragraph about an invented person, as a document without roles."""
     name, city, job = draw.person(), draw.place(), draw.choice(words.JOBS)
     age, hobby, pet = draw.number(18, 80), draw.choice(words.HOBBIES), draw.choice(words.PETS)
     first = draw.choice((

@@ -1,1 +1,1 @@
-"""Native kernels for CPUs: C++ behind `jax.ffi`, on XLA's own threads, chosen at run time by instruction set."""
+"""Native kernels for CPUs: C++ called through `jax.ffi` on XLA's threads, selected by instruction set at run time."""

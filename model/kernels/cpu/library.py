@@ -1,11 +1,12 @@
-"""The shared library of CPU kernels: found, registered with XLA, or reported missing once."""
+"""The shared library of CPU kernels: finding it, registering it with XLA, reporting once that it is missing."""
 
 import ctypes
 import functools
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -19,14 +20,18 @@ TARGETS = ("mpt_linear", "mpt_norm", "mpt_attention", "mpt_sample", "mpt_log_pro
 
 
 class KeyCounts(NamedTuple):
-    """Keys of a head that attention met, once for each tile of queries, and those that it read with their values."""
+    """Keys of a head that were visible, once for each tile of queries, and those that attention read."""
 
-    met: int
+    visible: int
     read: int
 
 
 class KernelLibrary:
-    """The loaded library. `instruction_sets` are those that this machine can run, best first."""
+    """The loaded library.
+
+    instruction_sets: those that this machine can run, best first.
+    row_tile: rows of inputs that the products handle together in registers; steps of that many rows fill it.
+    """
 
     def __init__(self, path: Path) -> None:
         self._library = ctypes.CDLL(str(path))
@@ -37,6 +42,8 @@ class KernelLibrary:
         self._library.mpt_pack_panels.argtypes = [ctypes.c_void_p, size, size, word, size, size, ctypes.c_void_p]
         self._library.mpt_pack_panels.restype = None
         self._library.mpt_key_counts.restype = None
+        self._library.mpt_row_tile.restype = ctypes.c_int
+        self.row_tile: int = self._library.mpt_row_tile()
         count = ctypes.c_int()
         names = self._library.mpt_supported_kernels(ctypes.byref(count))
         self.instruction_sets = tuple(names[i].decode() for i in range(count.value))
@@ -45,51 +52,62 @@ class KernelLibrary:
 
     @property
     def instruction_set(self) -> str:
-        """The one whose kernels are in use."""
+        """The instruction set whose kernels are in use."""
         return str(self._library.mpt_kernels_in_use().decode())
 
     def use(self, instruction_set: str) -> None:
-        """Take the kernels of another instruction set from now on. Raises ValueError where this machine lacks it."""
+        """Use the kernels of another instruction set from now on. Raises ValueError where this machine lacks it."""
         if not self._library.mpt_use_kernels(instruction_set.encode()):
             known = ", ".join(self.instruction_sets)
             raise ValueError(f"this machine has no CPU kernels for {instruction_set!r}; it has {known}")
 
     def key_counts(self) -> KeyCounts:
-        """Counts of this process so far."""
-        met, left_out = ctypes.c_int64(), ctypes.c_int64()
-        self._library.mpt_key_counts(ctypes.byref(met), ctypes.byref(left_out))
-        return KeyCounts(met.value, met.value - left_out.value)
+        """Return the counts of this process so far."""
+        visible, skipped = ctypes.c_int64(), ctypes.c_int64()
+        self._library.mpt_key_counts(ctypes.byref(visible), ctypes.byref(skipped))
+        return KeyCounts(visible.value, visible.value - skipped.value)
 
     def pack_panels(self, words: int, rows: int, steps: int, padding: int, first: int, last: int, out: int) -> None:
-        """Panels `first` to `last` of words [rows, steps] uint32 -> out [panels, steps, 32]; arrays by address."""
+        """Pack panels `first` to `last` of words [rows, steps] uint32 into out [panels, steps, 32]; by address."""
         self._library.mpt_pack_panels(words, rows, steps, padding, first, last, out)
 
 
 @functools.cache
 def kernel_library() -> KernelLibrary | None:
-    """The library, or None (and one warning) where it was not built, does not fit, or is switched off."""
-    asked = os.environ.get(VARIABLE, "")
-    if asked == "none":
+    """Return the library, or None (and log one warning) where it was not built or does not load, or is switched off."""
+    requested = os.environ.get(VARIABLE, "")
+    if requested == "none":
         return None
     path = next((p for folder in model.kernels.cpu.__path__ if (p := Path(folder, FILE_NAME)).is_file()), None)
     if path is None:
-        _warn("they were not built: a C++17 compiler is needed when mpt-serve is installed")
+        _warn("they were not built; install mpt-serve again with a C++17 compiler")
         return None
     try:
         library = KernelLibrary(path)
-    except Exception as error:  # of the loader or of XLA: another libstdc++, another jaxlib
+    except Exception as error:  # the loader's or XLA's: another libstdc++, another jaxlib
         _warn(f"{path.name} does not load ({error}); install mpt-serve again")
         return None
-    if asked:
-        library.use(asked)
+    if requested:
+        library.use(requested)
     logger.info("CPU kernels: %s", library.instruction_set)
     return library
 
 
 def instruction_sets() -> tuple[str, ...]:
-    """Those whose kernels this machine can run, best first; none without the library."""
+    """Return the instruction sets whose kernels this machine can run, best first; none without the library."""
     library = kernel_library()
     return () if library is None else library.instruction_sets
+
+
+def kernels_available() -> bool:
+    """Return whether the kernels can run; called on the host, before a program is traced."""
+    return kernel_library() is not None
+
+
+def kernel_call(target: str, result: Any, input_output_aliases: dict[int, int] | None = None) -> Callable[..., Any]:
+    """Return `jax.ffi.ffi_call` of a kernel, which is registered once the library is loaded."""
+    assert kernels_available(), f"{target} without the native kernels"
+    return jax.ffi.ffi_call(target, result, input_output_aliases=input_output_aliases)
 
 
 def _warn(reason: str) -> None:

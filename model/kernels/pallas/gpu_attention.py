@@ -1,16 +1,16 @@
 """Paged attention for GPUs (Pallas' Triton backend): one program for each tile of queries and key head.
 
-A program loops over the pages that its queries really have. Pages are gathered by address, so blocks and heads of any
-size are read where they lie, and slots of no key are not read at all. Decode rows are cut along their keys as well
-(flash decoding), because a batch of few long rows has fewer tiles than a GPU has processors.
+A program loops over the pages that its queries have. Pages are gathered by address, so blocks and heads of any size are
+read in place, and slots without a key are not read at all. Decode rows are split along their keys as well (flash
+decoding), because a batch of few long rows has fewer tiles than a GPU has processors.
 
-Triton and not Mosaic GPU: JAX 0.10's Mosaic GPU multiplies matrices on Hopper and Blackwell only, and float32 as
-TF32 at best. JAX 0.11 deprecates the Triton backend, so this module is to move once Mosaic GPU offers both.
+Triton rather than Mosaic GPU: JAX 0.10's Mosaic GPU multiplies matrices on Hopper and Blackwell only, and float32 as
+TF32 at best. JAX 0.11 deprecates the Triton backend, so this module should move once Mosaic GPU offers both.
 Lowered and interpreted, not run on hardware.
 """
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,31 +21,29 @@ from jax.experimental.pallas import triton as plgpu
 from model.config.mpt_config import MptConfig
 from model.kernels.pallas.key_tile import NEVER, biased_scores, head_slopes, operand_precision, rescale, visible_keys
 from model.kernels.pallas.query_tiles import QueryTiles, decode_tiles, prefill_tiles, tokens_of
-
-if TYPE_CHECKING:
-    from model.layers.paged_forward import StepBatch
+from model.params.step_batch import StepBatch
 
 
 class _Tiles(NamedTuple):
-    """How much one program works on at a time; what a GPU's registers hold without spilling."""
+    """The sizes of one program's work, chosen so that a GPU's registers hold it without spilling."""
 
-    rows: int  # at most: queries times query heads of one key head
-    keys: int  # of one pass of the loop
+    rows: int  # maximum of queries times query heads of one key head
+    keys: int  # keys of one pass of the loop
     warps: int
 
 
 _TENSOR_CORES = _Tiles(rows=64, keys=64, warps=4)
-_SCALAR_UNITS = _Tiles(rows=16, keys=32, warps=8)  # where exact float32 products are computed
-_LEAST = 16  # rows and columns of the smallest product that Triton takes
-_PROGRAMS = 256  # that keep a large GPU busy; decode rows are split until there are as many
-_SPLIT_KEYS = 256  # a row is not split into less
+_SCALAR_UNITS = _Tiles(rows=16, keys=32, warps=8)  # for exact float32 products
+_LEAST = 16  # rows and columns of the smallest product that Triton supports
+_PROGRAMS = 256  # programs that keep a large GPU busy; decode rows are split to reach that number
+_SPLIT_KEYS = 256  # fewest keys of a split
 
 
 def paged_attention(
     q: Array,
     k_pool: Array,
     v_pool: Array,
-    batch: "StepBatch",
+    batch: StepBatch,
     config: MptConfig,
     *,
     slopes: Array | None = None,
@@ -54,12 +52,13 @@ def paged_attention(
     splits: int | None = None,
     interpret: bool = False,
 ) -> Array:
-    """`paged_attention` as a GPU kernel: q [T, H, hd] float32, pools [N, Hkv, block, hd] -> [T, H, hd].
+    """Compute `layers.attention.paged_attention` on a GPU: q [T, H, hd] float32 -> [T, H, hd].
 
-    `slopes` [H] float32 are those of q's heads where a device holds only a part of them; None takes the config's.
-    `query_tile` (prefill queries that share one pass over the keys), `key_tile` (keys of one pass of the loop, a power
-    of two from 16) and `splits` (programs that share a decode row's keys) are for tuning. Float32 pools are multiplied
-    exactly, 16-bit pools as they are with float32 sums. Pools may be wider than hd. Tokens of no row come out 0.
+    Pools [N, Hkv, block, hd]. `slopes` [H] float32: of q's heads, where a device holds only some of them; None takes
+    the config's. `query_tile` (prefill queries that share one pass over the keys), `key_tile` (keys of one pass of the
+    loop, a power of two from 16) and `splits` (programs that share a decode row's keys) are for tuning. Float32 pools
+    are multiplied exactly, 16-bit pools as they are with float32 sums. Pools may be wider than hd. Results of tokens of
+    no row are 0.
     """
     T, H, _ = q.shape
     _, Hkv, block, _ = k_pool.shape
@@ -77,7 +76,7 @@ def paged_attention(
 
 
 class _Inputs(NamedTuple):
-    """What a launch reads: whole arrays, inside the kernel references to them."""
+    """The inputs of a launch: whole arrays, or references to them inside the kernel."""
 
     tokens: Array  # [n, t] int32, `QueryTiles.tokens`
     rows: Array  # [n] int32, `QueryTiles.rows`
@@ -91,11 +90,11 @@ class _Inputs(NamedTuple):
 
 
 class _Queries(NamedTuple):
-    """The r rows of one program: each is one query in one query head. Padded to a power of two."""
+    """The r rows of one program, each one query in one query head; padded to a power of two."""
 
     kv: Array  # [] int32, the key head that all of them read
     held: Array  # [r] bool, False for padding
-    query: Array  # [r] int32, place in the tile
+    query: Array  # [r] int32, index in the tile
     head: Array  # [r] int32
     q: Array  # [r, c], 0 beyond the tile's last query and beyond hd
 
@@ -112,9 +111,9 @@ def _attend(
     tiles: QueryTiles,
     splits: int,
 ) -> Array:
-    """All tiles in one launch -> [T, H, hd] float32, 0 for tokens of no tile."""
+    """Compute all tiles in one launch -> [T, H, hd] float32, 0 for tokens of no tile."""
     (T, H, hd), (n, t), Hkv = q.shape, tiles.tokens.shape, k_pool.shape[1]
-    group = min(H // Hkv, sizes.rows)  # query heads of one program; a larger group takes several
+    group = min(H // Hkv, sizes.rows)  # query heads of one program; a larger group takes several programs
     out, mass = pl.pallas_call(
         partial(_kernel, config=config, group=group, key_tile=sizes.keys),
         grid=(n, Hkv * pl.cdiv(H // Hkv, group), splits),
@@ -132,9 +131,9 @@ def _attend(
 
 
 def _kernel(*refs: Any, config: MptConfig, group: int, key_tile: int) -> None:
-    """One tile, `group` query heads of one key head, and one split of the keys.
+    """Compute one tile for `group` query heads of one key head and one split of the keys.
 
-    Writes values [splits, n * t, H, hd] of this split's keys alone, and the logarithm of their weights' sum.
+    Writes values [splits, n * t, H, hd] over this split's keys, and the logarithm of the sum of their weights.
     """
     inputs, (out_ref, mass_ref) = _Inputs(*refs[:-2]), refs[-2:]
     n, split = pl.program_id(0), pl.program_id(2)
@@ -150,14 +149,14 @@ def _kernel(*refs: Any, config: MptConfig, group: int, key_tile: int) -> None:
     top, total, values = lax.fori_loop(begin, jnp.minimum(begin + share, end), step, start)
     some = jnp.where(total == 0, 1.0, total)
     mass = jnp.where(total == 0, NEVER, top + jnp.log(some))
-    place = n * inputs.tokens.shape[1] + queries.query
-    index, inside = _grid((split, place, queries.head), queries.held, inputs.q.shape[2])
+    index_in_tiles = n * inputs.tokens.shape[1] + queries.query
+    index, inside = _grid((split, index_in_tiles, queries.head), queries.held, inputs.q.shape[2])
     plgpu.store(out_ref.at[index], values / some, mask=inside)
-    plgpu.store(mass_ref.at[split, place, queries.head], mass[:, 0], mask=queries.held)
+    plgpu.store(mass_ref.at[split, index_in_tiles, queries.head], mass[:, 0], mask=queries.held)
 
 
 def _load_queries(inputs: _Inputs, n: Array, part: Array, group: int) -> _Queries:
-    """Tile n's queries in the part-th group of query heads; a key head has as many groups as its heads need."""
+    """Load tile n's queries in the part-th group of query heads; a key head has one group or more."""
     t, (T, H, hd) = inputs.tokens.shape[1], inputs.q.shape
     G = H // inputs.k_pool.shape[1]
     parts = pl.cdiv(G, group)
@@ -180,7 +179,7 @@ def _add_keys(
     step: Array,
     state: tuple[Array, Array, Array],
 ) -> tuple[Array, Array, Array]:
-    """One pass of the loop: adds `key_tile` keys to the state, top [r, 1], total [r, 1] and values [r, c]."""
+    """Add `key_tile` keys to the state, top [r, 1], total [r, 1] and values [r, c]: one pass of the loop."""
     top, total, values = state
     block, keys = inputs.k_pool.shape[2], inputs.keys[n]
     slots = step * key_tile + jnp.arange(key_tile)
@@ -194,14 +193,14 @@ def _add_keys(
     s = biased_scores(products, slopes, q_positions, k_positions, config)
     visible = visible_keys(q_positions, k_positions, keys, config)
     top, total, weights, keep = rescale(top, total, s, visible)
-    v = plgpu.load(inputs.v_pool.at[index], mask=inside, other=0)  # 0 in slots of no key, whatever they hold
+    v = plgpu.load(inputs.v_pool.at[index], mask=inside, other=0)  # 0 in slots without a key
     return top, total, values * keep + dot(weights.astype(v.dtype), v)
 
 
 def _grid(outer: tuple[Array, ...], held: Array, hd: int) -> tuple[tuple[Array, ...], Array]:
-    """Indices (each [r] or []) with the lanes of a head -> indices of r rows by c lanes, and which are real [r, c].
+    """Combine indices (each [r] or []) with the lanes of a head -> indices of r rows by c lanes, and their mask [r, c].
 
-    Registers hold powers of two: c is hd rounded up. Memory holds hd, and what is not real is not touched.
+    Registers hold powers of two: c is hd rounded up. Memory holds hd, and masked lanes are not accessed.
     """
     lanes = jnp.arange(pl.next_power_of_2(max(hd, _LEAST)))
     shape = (held.shape[0], lanes.shape[0])

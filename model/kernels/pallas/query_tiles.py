@@ -1,20 +1,19 @@
-"""A ragged step cut into tiles of queries: what one program of a kernel works on, and where its results belong.
+"""A ragged step cut into tiles of queries: the work of one program of a kernel, and where its results go.
 
-A tile holds queries of one row only, so that they share that row's pages. Tile counts are fixed by shapes (a bound on
-what the rows can need); tiles beyond the real ones have `keys` 0 and no query.
+A tile holds queries of one row only, so that they share that row's pages. The number of tiles is fixed by shapes (an
+upper bound over all rows); tiles beyond the real ones have `keys` 0 and no query.
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
 
-if TYPE_CHECKING:
-    from model.layers.paged_forward import StepBatch
+from model.params.step_batch import StepBatch
 
 
 class QueryTiles(NamedTuple):
-    """n tiles of t queries each; query i of a tile stands at position first + i of its row's sequence."""
+    """n tiles of t queries each; query i of a tile is at position first + i of its row's sequence."""
 
     tokens: Array  # [n, t] int32, the query's token in the step; T where the tile has no such query
     rows: Array  # [n] int32, the row whose block table holds the keys
@@ -22,25 +21,25 @@ class QueryTiles(NamedTuple):
     keys: Array  # [n] int32, the row's keys up to the tile's last query; 0 for a tile without queries
 
 
-def decode_tiles(batch: "StepBatch", tokens: int) -> QueryTiles:
-    """One tile of one query for each of the R rows; `tokens` is T."""
+def decode_tiles(batch: StepBatch, tokens: int) -> QueryTiles:
+    """Return one tile of one query for each of the R rows; `tokens` is T."""
     rows = jnp.arange(batch.query_start.shape[0])
     decodes = rows < batch.num_decode
     keys = jnp.where(decodes, batch.context_len, 0)
     return QueryTiles(jnp.where(decodes, rows, tokens)[:, None], rows, jnp.maximum(keys - 1, 0), keys)
 
 
-def prefill_tiles(batch: "StepBatch", tokens: int, size: int) -> QueryTiles:
-    """Tiles of `size` queries over the rows after the decode rows; `tokens` is T."""
+def prefill_tiles(batch: StepBatch, tokens: int, size: int) -> QueryTiles:
+    """Return tiles of `size` queries over the rows after the decode rows; `tokens` is T."""
     R = batch.query_start.shape[0]
     counts = jnp.where(jnp.arange(R) < batch.num_decode, 0, (batch.query_len + size - 1) // size)  # [R]
     ends = jnp.cumsum(counts)
-    n = (tokens + (size - 1) * min(R, tokens)) // size  # each row may leave all but one place of its last tile empty
+    n = (tokens + (size - 1) * min(R, tokens)) // size  # each row may fill one query of its last tile only
     tile = jnp.arange(n)
     rows = jnp.minimum(jnp.searchsorted(ends, tile, side="right", method="compare_all"), R - 1)
     live = tile < ends[-1]
     done = (tile - (ends - counts)[rows]) * size  # [n] queries of the row that earlier tiles hold
-    within = done[:, None] + jnp.arange(size)  # [n, t] place among the row's queries
+    within = done[:, None] + jnp.arange(size)  # [n, t] index among the row's queries
     held = live[:, None] & (within < batch.query_len[rows][:, None])
     first = batch.context_len[rows] - batch.query_len[rows] + done
     return QueryTiles(
@@ -52,8 +51,8 @@ def prefill_tiles(batch: "StepBatch", tokens: int, size: int) -> QueryTiles:
 
 
 def tokens_of(values: Array, tiles: QueryTiles, tokens: int) -> Array:
-    """Puts results of tiles [n, t, H, hd] back in the order of the step's tokens [T, H, hd]; 0 where none is."""
+    """Reorder results of tiles [n, t, H, hd] to the step's tokens [T, H, hd]; 0 for tokens of no tile."""
     flat = values.reshape(-1, *values.shape[2:])  # [n * t, H, hd]
-    places = jnp.full(tokens, flat.shape[0], jnp.int32)
-    places = places.at[tiles.tokens.reshape(-1)].set(jnp.arange(flat.shape[0]), mode="drop")
-    return flat.at[places].get(mode="fill", fill_value=0)
+    indices = jnp.full(tokens, flat.shape[0], jnp.int32)
+    indices = indices.at[tiles.tokens.reshape(-1)].set(jnp.arange(flat.shape[0]), mode="drop")
+    return flat.at[indices].get(mode="fill", fill_value=0)

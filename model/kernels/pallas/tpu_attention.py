@@ -1,12 +1,12 @@
-"""Paged attention for TPUs (Mosaic): one grid step for each run of pages that a tile of queries really has.
+"""Paged attention for TPUs (Mosaic): one grid step for each run of pages that a tile of queries has.
 
 The steps are listed before the launch, from the lengths, and the grid is as long as the list. Each step names the
-blocks it needs, so that Pallas' pipeline fetches the next step's pages while this one computes, across rows too.
+blocks that it needs, so that Pallas' pipeline fetches the next step's pages while this one computes, across rows too.
 Lowered and interpreted, not run on hardware.
 """
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +18,12 @@ from jax.typing import DTypeLike
 from model.config.mpt_config import MptConfig
 from model.kernels.pallas.key_tile import NEVER, biased_scores, head_slopes, operand_precision, rescale, visible_keys
 from model.kernels.pallas.query_tiles import QueryTiles, decode_tiles, prefill_tiles, tokens_of
-
-if TYPE_CHECKING:
-    from model.layers.paged_forward import StepBatch
+from model.params.step_batch import StepBatch
 
 _LANES = 128
-_STEP_BYTES = 2 << 20  # keys and values that one grid step fetches: enough to hide the step's own cost
-_STEP_PAGES = 16  # at most; each is an operand that the pipeline tracks
-_VMEM_BYTES = 10 << 20  # of the 16 MiB that a kernel gets by default
+_STEP_BYTES = 2 << 20  # keys and values that one grid step fetches: enough to hide the fixed cost of a step
+_STEP_PAGES = 16  # maximum; each is an operand that the pipeline tracks
+_VMEM_BYTES = 10 << 20  # out of the 16 MiB that a kernel gets by default
 _QUERY_ROWS = 512  # rows (queries times heads of a group) of a prefill tile, 128 queries at most
 
 
@@ -33,7 +31,7 @@ def paged_attention(
     q: Array,
     k_pool: Array,
     v_pool: Array,
-    batch: "StepBatch",
+    batch: StepBatch,
     config: MptConfig,
     *,
     slopes: Array | None = None,
@@ -41,21 +39,23 @@ def paged_attention(
     key_pages: int | None = None,
     interpret: bool = False,
 ) -> Array:
-    """`paged_attention` as a TPU kernel: q [T, H, hd] float32, pools [N, Hkv, block, hd] -> [T, H, hd].
+    """Compute `layers.attention.paged_attention` on a TPU: q [T, H, hd] float32 -> [T, H, hd].
 
-    `slopes` [H] float32 are those of q's heads where a device holds only a part of them; None takes the config's.
-    `query_tile` (prefill queries that share one pass over the keys) and `key_pages` (pages of one grid step) are for
-    tuning. Float32 pools are multiplied exactly, bfloat16 ones as they are with float32 sums. Tokens of no row come
-    out 0. Raises ValueError for pools of any other type.
+    Pools [N, Hkv, block, hd]. `slopes` [H] float32: of q's heads, where a device holds only some of them; None takes
+    the config's. `query_tile` (prefill queries that share one pass over the keys) and `key_pages` (pages of one grid
+    step) are for tuning. Float32 pools are multiplied exactly, bfloat16 ones as they are with float32 sums. Results of
+    tokens of no row are 0. Raises ValueError for pools of any other type.
 
-    Pools may be wider than hd, with zeros beyond it. On a TPU they should be, where hd is not a multiple of 128: XLA
-    keeps narrower pools in another layout and copies them whole for every kernel (and for `write_kv`'s scatter); a
-    pool of whole lanes takes no more memory than that copy, and is updated in place.
+    Pools may be wider than hd, with zeros beyond it. On a TPU they should be where hd is not a multiple of 128: XLA
+    keeps narrower pools in another layout and copies them whole for every kernel (and for the scatter of `write_kv`);
+    a pool of whole lanes takes no more memory than that copy, and is updated in place.
 
-    The list of pages lies in scalar memory, 1 MiB on a v5e: R * W is to stay below some 170,000.
+    The list of pages lies in scalar memory, 1 MiB on a v5e: R * W must stay below about 170,000.
     """
     if k_pool.dtype not in (jnp.float32, jnp.bfloat16):
-        raise ValueError(f"cache_dtype is {k_pool.dtype.name}, which TPU kernels do not read; use bfloat16 or float32")
+        raise ValueError(
+            f"cache_dtype is {k_pool.dtype.name}, which the TPU kernel does not read; use bfloat16 or float32"
+        )
     T, H, _ = q.shape
     slopes = head_slopes(config) if slopes is None else slopes
     attend = partial(_attend, q, k_pool, v_pool, batch.block_tables, slopes, config, key_pages, interpret)
@@ -80,7 +80,7 @@ class _Launch(NamedTuple):
 
 
 class _Steps(NamedTuple):
-    """The grid's steps in order, M at most; each is one tile of queries against P pages of keys. Read as scalars."""
+    """The grid's steps in order, at most M; each is one tile of queries and P pages of keys. Read as scalars."""
 
     tile: Array  # [M] int32
     step: Array  # [M] int32, which run of P pages of its row
@@ -100,7 +100,7 @@ def _attend(
     interpret: bool,
     tiles: QueryTiles,
 ) -> Array:
-    """All tiles in one launch -> [T, H, hd] float32, 0 for tokens of no tile."""
+    """Compute all tiles in one launch -> [T, H, hd] float32, 0 for tokens of no tile."""
     (T, H, hd), (_, Hkv, block, width), (n, t) = q.shape, k_pool.shape, tiles.tokens.shape
     G, registers = H // Hkv, 32 // k_pool.dtype.itemsize
     rows = pl.cdiv(t * G, registers) * registers
@@ -108,29 +108,29 @@ def _attend(
     heads = _heads_per_step(Hkv, rows, P * block, width, k_pool.dtype)
     launch = _Launch(n, Hkv, heads, rows, width, block, P)
     steps, count = _list_steps(tiles, tables, block, P, config.sliding_window)
-    # The copy of the queries puts a tile's rows together; it is small beside the keys that they meet.
+    # The copy of the queries puts a tile's rows together; it is small beside the keys.
     grouped = q.astype(k_pool.dtype).at[tiles.tokens].get(mode="fill", fill_value=0).reshape(n, t, Hkv, G, hd)
     grouped = _pad(jnp.swapaxes(grouped, 1, 2).reshape(n, Hkv, t * G, hd), rows, width)
     row_slopes = _pad(jnp.tile(slopes.reshape(Hkv, G), (1, t))[..., None], rows, 1)  # [Hkv, rows, 1]
-    offsets = (jnp.arange(rows, dtype=jnp.int32) // G)[:, None]  # [rows, 1] place of the row's query in the tile
+    offsets = (jnp.arange(rows, dtype=jnp.int32) // G)[:, None]  # [rows, 1] index of the row's query in the tile
     call = _kernel_call(launch, count, config, f"paged_attention_{t}_queries", interpret)
     out = call(*steps, grouped, row_slopes, offsets, *[k_pool] * P, *[v_pool] * P)[:, :, : t * G, :hd]
     return tokens_of(jnp.swapaxes(out.reshape(n, Hkv, t, G, hd), 1, 2).reshape(n, t, H, hd), tiles, T)
 
 
 def _pad(x: Array, rows: int, columns: int) -> Array:
-    """x [..., r, c] -> [..., rows, columns], filled with 0."""
+    """Pad x [..., r, c] with 0 -> [..., rows, columns]."""
     return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, rows - x.shape[-2]), (0, columns - x.shape[-1])])
 
 
 def _pages_per_step(Hkv: int, block: int, width: int, longest: int, dtype: DTypeLike) -> int:
     page_bytes = 2 * Hkv * block * pl.cdiv(width, _LANES) * _LANES * jnp.dtype(dtype).itemsize
-    fewest = pl.cdiv(_LANES, block)  # of less than a register's lanes of scores, the rest would be waste
+    fewest = pl.cdiv(_LANES, block)  # fewer would waste lanes of the scores' registers
     return max(1, min(max(_STEP_BYTES // page_bytes, fewest), _STEP_PAGES, longest))
 
 
 def _heads_per_step(Hkv: int, rows: int, keys: int, width: int, dtype: DTypeLike) -> int:
-    """The most key heads whose buffers fit: pages and query tiles twice (one in use, one in flight), sums, scores."""
+    """Return the most key heads whose buffers fit: pages and query tiles (double-buffered), sums, scores."""
     lanes = pl.cdiv(width, _LANES) * _LANES
     pages = 2 * 2 * keys * lanes * jnp.dtype(dtype).itemsize
     queries = rows * lanes * 4 * (2 + 2 + 1) + 2 * rows * _LANES * 4
@@ -140,7 +140,7 @@ def _heads_per_step(Hkv: int, rows: int, keys: int, width: int, dtype: DTypeLike
 
 
 def _list_steps(tiles: QueryTiles, tables: Array, block: int, P: int, window: int | None) -> tuple[_Steps, Array]:
-    """-> the steps, and how many they are (at least 1, so that no compiler meets an empty grid)."""
+    """List the steps -> the steps, and their number (at least 1, so that the grid is not empty)."""
     (n,), W = tiles.keys.shape, tables.shape[1]
     oldest = tiles.first - window if window is not None else jnp.zeros_like(tiles.first)
     begin = jnp.maximum(oldest, 0) // (P * block)  # [n]
@@ -151,7 +151,7 @@ def _list_steps(tiles: QueryTiles, tables: Array, block: int, P: int, window: in
     step = begin[tile] + index - (ends - counts)[tile]
     page = step[:, None] * P + jnp.arange(P)  # [M, P]
     blocks = tables[tiles.rows[tile][:, None], jnp.minimum(page, W - 1)]
-    # A page beyond the row's end repeats the block last fetched into its buffer, which fetches nothing.
+    # A page beyond the row's end repeats the block that its buffer already holds, so nothing is fetched.
     needed = page * block < tiles.keys[tile][:, None]
     source = lax.cummax(jnp.where(needed, index[:, None], 0))
     blocks = jnp.take_along_axis(blocks, source, axis=0)
@@ -159,7 +159,7 @@ def _list_steps(tiles: QueryTiles, tables: Array, block: int, P: int, window: in
 
 
 def _kernel_call(launch: _Launch, count: Array, config: MptConfig, name: str, interpret: bool) -> Any:
-    """The launch over steps, q [n, Hkv, rows, width], slopes, offsets, P times each pool -> as q, in float32."""
+    """Return the launch: steps, q [n, Hkv, rows, width], slopes, offsets, P times each pool -> as q, in float32."""
     n, Hkv, heads, rows, width, block, P = launch
     query = pl.BlockSpec((1, heads, rows, width), lambda g, i, tile, *_: (tile[i], g, 0, 0))
     row_slopes = pl.BlockSpec((heads, rows, 1), lambda g, *_: (g, 0, 0))
@@ -182,12 +182,12 @@ def _kernel_call(launch: _Launch, count: Array, config: MptConfig, name: str, in
 
 
 def _page_index(P: int, p: int, g: Array, i: Array, *steps: Any) -> tuple[Any, ...]:
-    """The p-th page of step i: which block of a pool [N, Hkv, block, width] its buffer holds."""
+    """Return the index of the p-th page of step i in a pool [N, Hkv, block, width]."""
     return _Steps(*steps).pages[i * P + p], g, 0, 0
 
 
 def _kernel(*refs: Any, launch: _Launch, config: MptConfig) -> None:
-    """One step: `_Steps`, q [1, h, rows, width], slopes [h, rows, 1], offsets [rows, 1], pages, out, running sums."""
+    """Compute a step: `_Steps`, q [1, h, rows, width], slopes [h, rows, 1], offsets [rows, 1], pages, out, sums."""
     scalars, P = len(_Steps._fields), launch.pages
     steps, (q_ref, slopes_ref, offsets_ref, *pages), sums = _Steps(*refs[:scalars]), refs[scalars:-4], refs[-4:]
     out_ref, top, total, values = sums
@@ -212,7 +212,7 @@ def _kernel(*refs: Any, launch: _Launch, config: MptConfig) -> None:
     visible = visible_keys(q_positions, k_positions, keys, config)
     s = biased_scores(products, slopes_ref[...], q_positions, k_positions, config)
     top[...], total[...], weights, keep = rescale(top[...], total[...], s, visible[None])
-    # A weight of 0 does not silence a value that is inf or nan, which a block may hold of its last owner.
+    # A weight of 0 does not cancel a value that is inf or nan, left by a block's last owner.
     owned = start + lax.broadcasted_iota(jnp.int32, (1, k.shape[1], 1), 1) < keys
     v = jnp.where(owned, v, jnp.zeros_like(v))
     values[...] = values[...] * keep + dot(weights.astype(v.dtype), v, (((2,), (1,)), ((0,), (0,))))

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from model.checkpoint.quantize import pack_weights
+from model.checkpoint.pack import pack_weights
 from model.config.mpt_config import MptConfig
 from model.kernel_selection import weight_format
 from model.params.weights import Weights

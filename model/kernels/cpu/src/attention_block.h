@@ -1,9 +1,9 @@
 // The inner loops of paged attention: a few queries of one head against one block of keys, by a running softmax
 // (Milakov and Gimelshein 2018).
 //
-// What a query gets is one chain of operations, whichever queries stand beside it: a score is a vector of partial sums
-// along the head's features, added up in one order; a block's exponentials are added lane by lane; values are added
-// key by key. Keys that a query does not see take no part, whatever they hold.
+// A query's result is one chain of operations, independent of the queries beside it: a score is a vector of partial
+// sums along the head's features, summed in one order; a block's exponentials are added lane by lane; values are added
+// key by key. Keys that a query does not see have no effect, whatever they contain.
 #pragma once
 
 #include <algorithm>
@@ -44,12 +44,12 @@ struct KeyBlock {
 template <DType D, bool Pooled>
 struct Source {
   static constexpr DType kType = D;
-  // Asks for what is needed a block later: each block lies elsewhere, so that the processor itself does not foresee it.
+  // Prefetches what is needed a block later: blocks are scattered, so that the processor cannot predict them.
   static MPT_INLINE void prefetch(const void* p, int64_t index, int64_t count) {
     if constexpr (Pooled) {
       const char* at = static_cast<const char*>(p) + index * sizeof(Element<D>);
       for (int64_t byte = 0; byte < count * static_cast<int64_t>(sizeof(Element<D>)); byte += 64) {
-        __builtin_prefetch(at + byte, 0, 2);  // into the second-level cache, which has more misses under way
+        __builtin_prefetch(at + byte, 0, 2);  // into the second-level cache, which can have more misses in flight
       }
     }
   }
@@ -62,7 +62,7 @@ struct ScoreRule {
   int64_t window;  // negative for none
 };
 
-// The queries of a tile and what they have gathered so far. `width` is the head's features in whole vectors, with zeros
+// The queries of a tile and their sums so far. `width` is the head's features in whole vectors, with zeros
 // behind the last.
 struct Queries {
   int64_t count, width;
@@ -72,11 +72,11 @@ struct Queries {
   float* total;       // [count] sums of weights, relative to the top
   float* slope;       // [count] of ALiBi
   int32_t* position;  // [count]
-  // What is needed to leave keys out (horizon.h).
+  // For skipping keys (horizon.h).
   float* reach;      // [count] bound of a score for keys of length 1
   float* allowance;  // [count]
-  int32_t* skipped;  // [count] keys left out so far
-  int32_t* reads;    // [count] whether the query reads the block at hand
+  int32_t* skipped;  // [count] keys skipped so far
+  int32_t* reads;    // [count] whether the query reads the current block
 };
 
 struct KeyRange {
@@ -172,8 +172,8 @@ __attribute__((noinline)) void weigh_run(const float* weights, const KeyRun& run
   add(std::integral_constant<int, 1>());
 }
 
-// Turns the dot products of query i with the keys it sees of a block into their weights, and brings what it has
-// gathered so far to the new top.
+// Turns the dot products of query i with the keys it sees of a block into their weights, and rescales its
+// sums so far to the new top.
 inline void soften(const Queries& queries, int64_t i, const KeyBlock& block, KeyRange seen, const ScoreRule& rule,
                    float* scores) {
   vi lane;
@@ -194,7 +194,7 @@ inline void soften(const Queries& queries, int64_t i, const KeyBlock& block, Key
   vf weights = {};
   for (int64_t key = 0; key < seen.end; key += VL) {
     const vf x = load<vf>(scores + key) - top;
-    const vf w = select(x == x, exp(x), x);  // NaN is not to vanish in exp
+    const vf w = select(x == x, exp(x), x);  // NaN must not vanish in exp
     store(scores + key, block.value_scales ? w * load<vf>(block.value_scales + key) : w);
     weights += w;
   }
@@ -211,7 +211,7 @@ inline void soften(const Queries& queries, int64_t i, const KeyBlock& block, Key
   for (int64_t d = 0; d < queries.width; d += VL) store(values + d, load<vf>(values + d) * keep);
 }
 
-// R queries from i on see a block of keys; scores is room for [R, kKeys].
+// Attends from R queries from i on to a block of keys; scores is a buffer of [R, kKeys].
 template <class From, int R>
 void attend_block(const Queries& queries, int64_t i, const KeyBlock& block, const ScoreRule& rule, float* scores) {
   KeyRange seen[R], any = {kKeys, 0}, all = {0, kKeys};  // by one query, by any of them, by all
@@ -240,7 +240,7 @@ void attend_block(const Queries& queries, int64_t i, const KeyBlock& block, cons
   }
 }
 
-// All queries of a tile see a block of keys.
+// Attends from all queries of a tile to a block of keys.
 template <class From>
 void attend_block(const Queries& queries, const KeyBlock& block, const ScoreRule& rule, float* scores) {
   int64_t i = 0;

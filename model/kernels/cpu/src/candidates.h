@@ -1,5 +1,5 @@
-// Finding the largest of many numbers without sorting them: bounds from the maxima of small groups, and the ids that
-// are left packed next to each other.
+// Finds the largest of many numbers without sorting them: bounds from the maxima of small groups, and compaction of the
+// remaining ids.
 #pragma once
 
 #include <algorithm>
@@ -56,8 +56,8 @@ MPT_INLINE vf load_logits(const float* p, int64_t n) {
   return n == VL ? load<vf>(p) : select(lane_numbers() < static_cast<int32_t>(n), load_some<vf>(p, n), splat(-INFINITY));
 }
 
-// A row of numbers, NaN counting as -infinity, with the maximum of each group of 16: lane j of the vectors of a block is
-// group j of that block.
+// A row of numbers, NaN counting as -infinity, with the maximum of each group of 16: lane j of the vectors of a block
+// is group j of that block.
 class GroupMaxima {
  public:
   static constexpr int64_t kGroup = 16, kBlock = kGroup * VL;

@@ -1,5 +1,5 @@
-// The kernels as XLA custom calls: buffers and attributes in, records of kernels.h out. Each handler checks what it is
-// given, since a wrong shape here would be a wrong read there.
+// The kernels as XLA custom calls: buffers and attributes in, records of kernels.h out. Each handler checks its
+// arguments, because a wrong shape would be a read out of bounds.
 #include <algorithm>
 #include <cstdint>
 #include <optional>
@@ -32,7 +32,7 @@ ffi::Error wrong(const std::string& what) { return ffi::Error::InvalidArgument("
 int64_t last(const ffi::AnyBuffer& b) { return b.dimensions().size() ? b.dimensions().back() : 1; }
 int64_t count(const ffi::AnyBuffer& b) { return static_cast<int64_t>(b.element_count()); }
 
-// Takes the optional arguments one after the other, remembering the first that did not fit.
+// Reads the optional arguments one after the other, and remembers the first that does not fit.
 class Rest {
  public:
   explicit Rest(ffi::RemainingArgs args) : args_(args) {}
@@ -67,7 +67,7 @@ class Rest {
   }
 
   const std::string& error() {
-    if (error_.empty() && index_ != args_.size()) error_ = "more arguments than the attributes speak of";
+    if (error_.empty() && index_ != args_.size()) error_ = "more arguments than the attributes describe";
     return error_;
   }
 
@@ -194,7 +194,7 @@ ffi::Error attention(ffi::ThreadPool thread_pool, ffi::BufferR2<ffi::F32> qkv, f
                      Integers context_len, ffi::RemainingArgs numbers_in, ffi::Result<ffi::BufferR2<ffi::F32>> out,
                      ffi::Result<ffi::AnyBuffer> k_pool, ffi::Result<ffi::AnyBuffer> v_pool,
                      ffi::RemainingRets numbers_out, ffi::Span<const float> slopes, float scale, float softcap,
-                     int64_t window, bool norms, bool horizons) {
+                     int64_t window, bool norms, bool alibi_horizon) {
   AttentionArgs a = {};
   const auto pool_shape = k_pool->dimensions();
   const auto v_shape = v_pool->dimensions();
@@ -211,7 +211,7 @@ ffi::Error attention(ffi::ThreadPool thread_pool, ffi::BufferR2<ffi::F32> qkv, f
   if (norms) a.key_norms = numbers.next();
   if (whole) a.key_scales = numbers.next(), a.value_scales = numbers.next();
   if (numbers.wrong()) return wrong("norms and scales [N, Hkv, block] float32 are updated in place");
-  a.horizons = horizons;
+  a.alibi_horizon = alibi_horizon;
   a.counts = &key_counts;
   a.T = qkv.dimensions()[0];
   a.H = a.hd ? qkv.dimensions()[1] / a.hd - 2 * a.Hkv : 0;
@@ -342,7 +342,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(mpt_attention_handler, mpt::attention,
                                   .Attr<float>("softcap")
                                   .Attr<int64_t>("window")
                                   .Attr<bool>("norms")
-                                  .Attr<bool>("horizons"));
+                                  .Attr<bool>("alibi_horizon"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(mpt_sample_handler, mpt::sample,
                               ffi::Ffi::Bind()
@@ -380,6 +380,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(mpt_log_probabilities_handler, mpt::log_probabilit
 extern "C" {
 MPT_EXPORT const char* const* mpt_supported_kernels(int* count) { return mpt::supported_kernels(count); }
 MPT_EXPORT const char* mpt_kernels_in_use() { return mpt::kernels().name; }
+MPT_EXPORT int mpt_row_tile() { return mpt::kRowTile; }
 MPT_EXPORT bool mpt_use_kernels(const char* name) { return mpt::use_kernels(name); }
 MPT_EXPORT void mpt_pack_panels(const uint32_t* from, int64_t N, int64_t steps, uint32_t padding, int64_t first,
                                 int64_t last, uint32_t* to) {

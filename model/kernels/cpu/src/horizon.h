@@ -1,11 +1,11 @@
-// ALiBi horizons: which keys a query need not read, by proof (model/params/alibi_horizon.py has the reasoning).
+// The ALiBi horizon: the keys that a query need not read, by proof (model/params/alibi_horizon.py has the reasoning).
 //
-// Score of a key at distance d: scale * q.k - slope * d, at most reach * |k| - slope * d. A query meets its keys in
-// groups of kKeys, the newest first. A group is left out where that bound says that all its weights together are at
-// most the part 1 - exp(-slope * kKeys) of what is left of a budget: kNegligible of the weights gathered so far. Each
-// group left out then leaves the part exp(-slope * kKeys) of the budget, which is what its distance takes from the
-// bound of the next: while lengths do not grow, the first group left out is followed by all others, and whatever comes,
-// the sum of what was left out stays within the budget.
+// Score of a key at distance d: scale * q.k - slope * d, at most reach * |k| - slope * d. A query visits its keys in
+// groups of kKeys, the newest first. A group is skipped where that bound shows that the sum of its weights is at most
+// the share 1 - exp(-slope * kKeys) of the rest of a budget: kNegligible of the weights summed so far. Each skipped
+// group leaves the share exp(-slope * kKeys) of the budget, which is also the factor by which its distance lowers the
+// bound of the next: while lengths do not grow, all groups after the first skipped one are skipped too, and in any case
+// the sum of the skipped weights stays within the budget.
 #pragma once
 
 #include <cmath>
@@ -16,19 +16,19 @@
 namespace mpt {
 namespace MPT_ISA {
 
-constexpr double kNegligible = 0.95 / (1 << 25);  // half of float32's rounding, less what these comparisons round
+constexpr double kNegligible = 0.95 / (1 << 25);  // half of float32's rounding, less the rounding of these comparisons
 constexpr float kLengthMargin = 1.0001f;          // above the rounding of a sum of thousands of squares
-constexpr float kLeastLength = 1e-17f;            // above what squares too small for float32 may hide
+constexpr float kLeastLength = 1e-17f;            // above the length of a vector whose squares underflow float32
 
-// A number that the length of a vector is not above, from its float32 sum of squares; infinity where that is NaN.
+// An upper bound of a vector's length from its float32 sum of squares; infinity where that is NaN.
 inline float length_bound(float squares) {
   const float length = std::sqrt(squares) * kLengthMargin + kLeastLength;
   return length == length ? length : std::numeric_limits<float>::infinity();
 }
 
-// What a head of this slope adds to the logarithm of the weights gathered so far.
+// The term that a head of this slope adds to the logarithm of the weights summed so far.
 inline float horizon_allowance(float slope) {
-  if (!(slope > 0)) return -std::numeric_limits<float>::infinity();  // nothing is ever left out
+  if (!(slope > 0)) return -std::numeric_limits<float>::infinity();  // nothing is ever skipped
   return static_cast<float>(std::log(kNegligible * -std::expm1(-static_cast<double>(slope) * kKeys) / kKeys));
 }
 
@@ -39,7 +39,7 @@ inline float log_below(float x) {
 
 // Whether query i has to read a group of keys that begins at `start` and whose lengths are at most `longest`.
 inline bool needs(const Queries& queries, int64_t i, int64_t start, float longest, const ScoreRule& rule) {
-  const int64_t distance = queries.position[i] - (start + kKeys - 1);  // to the nearest of them
+  const int64_t distance = queries.position[i] - (start + kKeys - 1);  // to the nearest key
   if (distance <= 0) return true;
   float bound = queries.reach[i] * longest;
   if (!(bound <= std::numeric_limits<float>::max())) return true;
@@ -60,7 +60,7 @@ inline bool mark_readers(const Queries& queries, int64_t start, float longest, c
   return any;
 }
 
-// Whether, by what is known so far, some query will read the group.
+// Whether some query may read the group, by the sums so far.
 inline bool may_need(const Queries& queries, int64_t start, float longest, const ScoreRule& rule) {
   for (int64_t i = 0; i < queries.count; ++i) {
     if (needs(queries, i, start, longest, rule)) return true;

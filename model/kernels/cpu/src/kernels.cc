@@ -1,4 +1,4 @@
-// The kernels of one instruction set: compiled once for each, with MPT_ISA and the compiler's flags saying which.
+// The kernels of one instruction set: compiled once for each, selected by MPT_ISA and the compiler's flags.
 #include "linear.h"
 #include "logprobs.h"
 #include "paged_attention.h"

@@ -1,4 +1,4 @@
-// What the kernels are asked for: plain records, without XLA and without Python. Arrays are dense and row-major.
+// The kernels' arguments: plain records, without XLA and without Python. Arrays are dense and row-major.
 #pragma once
 
 #include <atomic>
@@ -33,15 +33,16 @@ enum class Activation : int32_t { kNone = 0, kGelu = 1, kGeluTanh = 2, kSilu = 3
 enum class Combine : int32_t { kNone = 0, kAdd = 1, kMultiply = 2 };
 
 constexpr int64_t kPanel = 32;            // output features that packed weights keep together
+constexpr int kRowTile = 12;              // rows of inputs that fill the registers of a product, in one pass or two
 constexpr int64_t kInt8InputGroup = 256;  // inputs of a row that share a scale where weights are int8
 
 // y = combine(activation(norm(x) W^T + bias), other), row by row.
 //
 // W [N, K] is packed: panels of 32 features, then steps along K, then features; four bytes each, all zero weights where
-// N or K does not fill them. float32: [N/32, K, 32]; bfloat16: [N/32, K/2, 32, 2]; int8, as w + 128: [N/32, K/4, 32, 4];
-// int4, as w + 8: [N/32, K/4, 16, 4] bytes, features 0 to 15 of a panel in the low nibbles, 16 to 31 in the high ones.
-// Quantised weights have a scale per feature; int4 also one per `group` inputs, relative to it: float16
-// [N/32, K/group, 32].
+// N or K does not fill them. float32: [N/32, K, 32]; bfloat16: [N/32, K/2, 32, 2]; int8, as w + 128: [N/32, K/4, 32,
+// 4]; int4, as w + 8: [N/32, K/4, 16, 4] bytes, features 0 to 15 of a panel in the low nibbles, 16 to 31 in the high
+// ones. Quantised weights have a scale per feature; int4 also one per `group` inputs, relative to it: float16 [N/32,
+// K/group, 32].
 struct LinearArgs {
   const float* x;  // [M, K]
   int64_t M, K, N;
@@ -65,8 +66,8 @@ struct NormArgs {
   float* y;  // [M, K]
 };
 
-// How many keys of a head attention has met, and how many of those it left unread with their values, since they were
-// proven to weigh nothing (horizon.h). Queries of one tile share a key.
+// The number of keys of a head that were visible to attention, and of those that it skipped with their values because
+// their weight is negligible (horizon.h). Queries of one tile share a key.
 struct KeyCounts {
   std::atomic<int64_t> met{0}, left_out{0};
 };
@@ -78,10 +79,10 @@ struct AttentionArgs {
   void* k_pool;  // [N, Hkv, block, hd], updated in place
   void* v_pool;
   DType cache_dtype;
-  float* key_scales = nullptr;  // [N, Hkv, block] of int8 pools: a key is its scale times whole numbers
+  float* key_scales = nullptr;  // [N, Hkv, block] of int8 pools: a key is its scale times integers
   float* value_scales = nullptr;
   float* key_norms = nullptr;  // [N, Hkv, block] bounds of the keys' lengths, or null
-  bool horizons = false;       // whether keys that those bounds prove weightless are left out
+  bool alibi_horizon = false;  // whether keys that those bounds prove negligible are skipped
   int64_t N, block;
   const int32_t* slots;         // [T] where a token's key and value go; from N * block on: nowhere
   const int32_t* block_tables;  // [R, W]
@@ -97,7 +98,7 @@ struct AttentionArgs {
   KeyCounts* counts = nullptr;
 };
 
-// One id per row of logits, and what it is chosen by.
+// Chooses one id per row of logits.
 struct SampleArgs {
   const float* logits;       // [S, V]
   int64_t S, V, limit;       // ids below `limit` only
@@ -119,7 +120,7 @@ struct SampleArgs {
   int32_t* ids;              // [S]
 };
 
-// Log probabilities of ids and of the most likely ones below `limit`; zeros where not asked for.
+// Log probabilities of ids and of the most likely ones below `limit`; zeros where not requested.
 struct LogprobsArgs {
   const float* logits;          // [S, V]
   int64_t S, V, limit, most;
@@ -142,7 +143,7 @@ struct KernelTable {
   void (*log_probabilities)(const LogprobsArgs&, Pool&);
 };
 
-// The kernels in use: the best that this machine has, unless `use_kernels` chose others.
+// The kernels in use: the best that this machine supports, unless `use_kernels` chose others.
 const KernelTable& kernels();
 
 // Names of the instruction sets that this build has and this machine supports, best first; `count` of them.

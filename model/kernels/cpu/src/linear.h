@@ -1,8 +1,8 @@
 // Linear layers over packed weights: y = combine(activation(norm(x) W^T + b), other).
 //
-// Every output is one running sum along K in a lane of its own, so a row's result does not depend on the rows beside
-// it. bfloat16 weights meet inputs rounded to bfloat16. Quantised weights meet inputs quantised per row and group:
-// sums within a group are exact whole numbers, and are added up as float32 in the order of the groups.
+// Every output is one running sum along K in its own lane, so a row's result does not depend on the rows beside it.
+// bfloat16 weights are multiplied with inputs rounded to bfloat16, quantised weights with inputs quantised per row and
+// group: sums within a group are exact integers, and are added as float32 in the order of the groups.
 #pragma once
 
 #include <algorithm>
@@ -14,8 +14,8 @@
 namespace mpt {
 namespace MPT_ISA {
 
-// Panels in runs, long ones first: a thread reads one stretch of memory as long as it can, which is what prefetching
-// is good at, and short runs at the end keep the threads together.
+// Panels in runs, long ones first: a thread reads contiguous memory as long as it can, which suits prefetching, and
+// short runs at the end let the threads finish together.
 struct Runs {
   Runs(int64_t panels, int threads) {
     while (first[count] < panels) {
@@ -32,12 +32,12 @@ struct Runs {
 
 template <class Format>
 class Linear {
-  static constexpr int kRows = kRegisters == 32 ? 12 : 6;       // of inputs that meet a pair of vectors of weights
+  static constexpr int kRows = kRegisters == 32 ? kRowTile : kRowTile / 2;  // rows of inputs of a pass
   static constexpr int kPasses = kPanel / (kPair * VL);         // over a panel, a pair of vectors each
   static constexpr int64_t kRowsAtOnce = 1024;                  // rows whose prepared inputs are in memory at a time
-  static constexpr int64_t kAhead = 4096;                       // bytes of weights to ask memory for ahead of use
+  static constexpr int64_t kAhead = 4096;                       // bytes of weights to prefetch ahead of use
   static constexpr int64_t kAloneBytes = 128 * 1024;            // weights and products below which a second thread
-  static constexpr int64_t kAloneProducts = 1'500'000;          // costs more than it brings
+  static constexpr int64_t kAloneProducts = 1'500'000;          // costs more than it saves
 
  public:
   static void run(const LinearArgs& args, Pool& pool) {
@@ -68,7 +68,7 @@ class Linear {
     }
     const int64_t panels = (a_.N + kPanel - 1) / kPanel, bytes = panels * steps_ * Format::kPanelBytes;
     const int threads = bytes < kAloneBytes && a_.M * a_.N * a_.K < kAloneProducts ? 1 : pool.threads();
-    // Rows are cut too where there are too few panels to keep every thread busy.
+    // Rows are split too where there are too few panels to keep every thread busy.
     const int64_t cuts = std::clamp<int64_t>(4 * threads / panels, 1, row_panels_.count);
     const Runs runs(panels, threads);
     auto prepare = [&](int64_t row_panel) { prepare_rows(row_panel); };
@@ -115,7 +115,7 @@ class Linear {
   void quantise(float* row, int64_t at, int64_t stride) {
     typedef int8_t vb __attribute__((vector_size(VL)));
     constexpr float kTiny = 1e-30f;      // groups below it become zero: 127 / most would overflow
-    const vf shift = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to the nearest whole number
+    const vf shift = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to the nearest integer
     char* to = reinterpret_cast<char*>(row);
     for (int64_t g = 0; g < groups_; ++g) {
       const int64_t begin = g * group_, count = std::min(group_, steps_ * 4 - begin);
@@ -229,7 +229,7 @@ class Linear {
     }
   }
 
-  // One row's features from n0 on: scale, bias, activation, and what it is combined with.
+  // Finishes one row's features from n0 on: scale, bias, activation, and combination.
   void finish(float* sums, int64_t row, int64_t n0) const {
     const int64_t width = std::min(kPanel, a_.N - n0), at = row * a_.N + n0;
     if constexpr (Format::kQuantised) {

@@ -8,7 +8,7 @@ namespace mpt {
 namespace MPT_ISA {
 
 class RowLogprobs {
-  static constexpr int64_t kBlock = 32 * VL;  // added up on its own: small numbers keep their digits
+  static constexpr int64_t kBlock = 32 * VL;  // summed separately, so that small numbers keep their digits
 
  public:
   RowLogprobs(const LogprobsArgs& a, int64_t row) : a_(a), row_(row), logits_(a.logits + row * a.V) {}
@@ -19,23 +19,23 @@ class RowLogprobs {
     std::fill(ids, ids + a_.most, 0);
     std::fill(logprobs, logprobs + a_.most, 0.f);
     a_.logprob[row_] = 0, a_.rank[row_] = 0;
-    const int64_t asked = std::min<int64_t>(a_.num_logprobs[row_], a_.most);
-    if (asked < 0) return;
+    const int64_t requested = std::min<int64_t>(a_.num_logprobs[row_], a_.most);
+    if (requested < 0) return;
     const GroupMaxima groups(logits_, a_.limit);
     top_ = groups.largest_value();
     for (int64_t i = a_.limit; i < a_.V; ++i) top_ = std::max(top_, number(logits_[i]));
     const float chosen = number(logits_[std::clamp<int64_t>(a_.ids[row_], 0, a_.V - 1)]);
     a_.rank[row_] = 1 + add_up(chosen);
     a_.logprob[row_] = logprob(chosen);
-    const int64_t listed = list(groups, asked, ids, logprobs);
-    std::fill(ids + listed, ids + asked, -1);
-    std::fill(logprobs + listed, logprobs + asked, -INFINITY);
+    const int64_t listed = list(groups, requested, ids, logprobs);
+    std::fill(ids + listed, ids + requested, -1);
+    std::fill(logprobs + listed, logprobs + requested, -INFINITY);
   }
 
  private:
   static MPT_INLINE float number(float x) { return x == x ? x : -INFINITY; }
 
-  // Of a logit. One function for the id and for the list: they hold the very same number.
+  // The log probability of a logit. One function for the id and for the list, so that both hold the same number.
   float logprob(float logit) const { return (logit == top_ ? 0.f : logit - top_) - log_total_; }
 
   // Sets the total of the exponentials, and returns the number of logits above `chosen`.

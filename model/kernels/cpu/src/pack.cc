@@ -1,4 +1,4 @@
-// Puts weights into the order in which the kernels read them. Words of four bytes, whatever they hold.
+// Packs weights in the order in which the kernels read them, as words of four bytes of any content.
 #include "pack.h"
 
 #include <algorithm>

@@ -1,9 +1,9 @@
 // Attention of a ragged step over the paged cache: the step's keys and values go into the cache, then each query
-// attends what its row's blocks hold up to its own position.
+// attends to the keys of its row up to its own position.
 //
 // A unit of work is a tile of one row's queries with the heads that share one head of keys. It walks the row's keys
-// block by block (attention_block.h), the newest first, so that cost grows with the real lengths and memory does not;
-// blocks that no query of the tile needs are not read (horizon.h).
+// block by block (attention_block.h), the newest first, so that the cost grows with the real lengths and memory does
+// not; blocks that no query of the tile needs are not read (horizon.h).
 #pragma once
 
 #include <numeric>
@@ -17,10 +17,10 @@ namespace MPT_ISA {
 
 template <DType D>
 class PagedAttention {
-  // Queries of a tile, over its heads; more where the heads that share one head of keys are more by themselves.
+  // Queries of a tile, over its heads; more where more heads than that share one head of keys.
   static constexpr int64_t kTileQueries = 64 / kQueries * kQueries;
   static constexpr int64_t kTokensPerWrite = 8;
-  static constexpr int64_t kAloneProducts = 100'000;  // below so many a second thread costs more than it brings
+  static constexpr int64_t kAloneProducts = 100'000;  // with fewer, a second thread costs more than it saves
 
  public:
   explicit PagedAttention(const AttentionArgs& args)
@@ -29,9 +29,9 @@ class PagedAttention {
         width((a.hd + VL - 1) / VL * VL),
         rule{a.scale, a.softcap, a.window},
         tiles(tiles_of(a, group)),
-        horizons(a.horizons && a.key_norms && a.slopes && longest(tiles) > kKeys),
-        allowances(horizons ? allowances_of(a) : std::vector<float>()),
-        heads(horizons ? heads_of(a, group) : std::vector<int64_t>()) {}
+        alibi_horizon(a.alibi_horizon && a.key_norms && a.slopes && longest(tiles) > kKeys),
+        allowances(alibi_horizon ? allowances_of(a) : std::vector<float>()),
+        heads(alibi_horizon ? heads_of(a, group) : std::vector<int64_t>()) {}
 
   void run(Pool& pool) {
     auto write = [&](int64_t chunk) {
@@ -59,7 +59,7 @@ class PagedAttention {
   };
 
   // A thread's memory for one tile.
-  struct Room {
+  struct Buffers {
     Queries queries;
     float* k;       // [kKeys, width]
     float* v;       // [kKeys, width]
@@ -73,7 +73,7 @@ class PagedAttention {
     return allowances;
   }
 
-  // Heads of keys, those that see farthest first: they take longest, and the last units are to be short.
+  // Heads of keys, those with the farthest horizon first: they take longest, and the last units should be short.
   static std::vector<int64_t> heads_of(const AttentionArgs& a, int64_t group) {
     std::vector<int64_t> heads(a.Hkv);
     std::iota(heads.begin(), heads.end(), 0);
@@ -99,7 +99,7 @@ class PagedAttention {
     for (int64_t r = 0; r < a.R; ++r) {
       const int64_t start = a.query_start[r], length = a.query_len[r], context = a.context_len[r];
       const bool inside = start >= 0 && start + length <= a.T && length <= context && context <= a.W * a.block;
-      if (length < 1 || !inside || a.N < 1) continue;  // padding, or what must not be read
+      if (length < 1 || !inside || a.N < 1) continue;  // padding, or memory that must not be read
       for (int64_t i = 0; i < length; i += most) {
         const int64_t tokens = std::min(most, length - i), position = context - length + i, keys = position + tokens;
         const int64_t seen = a.window < 0 ? keys : std::min(keys, a.window + tokens);
@@ -129,7 +129,7 @@ class PagedAttention {
     }
   }
 
-  // x [hd] to place `to` of a pool -> the sum of squares of what is stored there.
+  // Stores x [hd] at `to` of a pool; returns the sum of squares of the stored numbers.
   float write(const float* x, void* pool, float* scales, int64_t to) const {
     Element<D>* at = static_cast<Element<D>*>(pool) + to * a.hd;
     float scale = 1;
@@ -153,7 +153,7 @@ class PagedAttention {
     return sum(squares) * scale * scale;
   }
 
-  // The factor with which the largest of x [hd] becomes 127; NaN where one is no number, and 1 where all are 0.
+  // The scale of x [hd], with which its largest number is stored as 127; NaN where one is NaN, 1 where all are 0.
   float scale_of(const float* x) const {
     vf most = {}, odd = {};  // the difference of a number and itself is 0, any other is NaN
     for_lanes(a.hd, [&](int64_t i, int64_t n) {
@@ -166,8 +166,8 @@ class PagedAttention {
 
   void attend_tile(const Tile& tile, int64_t kv_head) const {
     const bool widen = a.hd % VL != 0 || tile.tokens * group > kQueries;
-    const Room room = make_room(tile.tokens * group);
-    take_queries(tile, kv_head, room.queries);
+    const Buffers buffers = make_buffers(tile.tokens * group);
+    take_queries(tile, kv_head, buffers.queries);
     const int64_t end = tile.position + tile.tokens, first = first_key(tile);
     int64_t start = (end - 1) / kKeys * kKeys, left_out = 0;
     KeyBlock blocks[2], *block = blocks, *next = blocks + 1;
@@ -175,8 +175,8 @@ class PagedAttention {
     float longest = 0;
     for (; start >= first; start -= kKeys) {
       const float own = longest;  // of the keys from `start` on
-      if (horizons && start > first) longest = longest_key(tile.row, kv_head, start - kKeys);
-      if (horizons && !mark_readers(room.queries, start, own, rule)) {
+      if (alibi_horizon && start > first) longest = longest_key(tile.row, kv_head, start - kKeys);
+      if (alibi_horizon && !mark_readers(buffers.queries, start, own, rule)) {
         left_out += kKeys;
         continue;
       }
@@ -185,19 +185,19 @@ class PagedAttention {
         locate(tile.row, kv_head, start, end, block);
         fetch(*block);
       }
-      if (start > first && (!horizons || may_need(room.queries, start - kKeys, longest, rule))) {
+      if (start > first && (!alibi_horizon || may_need(buffers.queries, start - kKeys, longest, rule))) {
         locate(tile.row, kv_head, start - kKeys, end, next);
         look_ahead(block, *next);
       }
-      take_scales(tile.row, kv_head, block, room.scales);
+      take_scales(tile.row, kv_head, block, buffers.scales);
       if (widen) {
-        widen_keys(block, room);
-        attend_block<Source<DType::kFloat32, false>>(room.queries, *block, rule, room.scores);
+        widen_keys(block, buffers);
+        attend_block<Source<DType::kFloat32, false>>(buffers.queries, *block, rule, buffers.scores);
       } else {
-        attend_block<Source<D, true>>(room.queries, *block, rule, room.scores);
+        attend_block<Source<D, true>>(buffers.queries, *block, rule, buffers.scores);
       }
     }
-    give_outputs(tile, kv_head, room.queries);
+    give_outputs(tile, kv_head, buffers.queries);
     if (a.counts && left_out) a.counts->left_out.fetch_add(left_out, std::memory_order_relaxed);
   }
 
@@ -206,12 +206,12 @@ class PagedAttention {
     return a.window < 0 ? 0 : std::max<int64_t>(tile.position - a.window, 0) / kKeys * kKeys;
   }
 
-  // Calls f(place in the pools, first position, end) for each run of a row's keys that lie next to each other.
+  // Calls f(offset in the pools, first position, end) for each contiguous run of a row's keys.
   template <class F>
   void for_runs(int64_t row, int64_t kv_head, int64_t begin, int64_t end, F f) const {
     for (int64_t position = begin; position < end;) {
       const int64_t offset = position % a.block, stop = std::min(end, position - offset + a.block);
-      // A table may hold anything; the pool is all that is read.
+      // A table may hold any number; only the pool is read.
       const int64_t id = std::clamp<int64_t>(a.block_tables[row * a.W + position / a.block], 0, a.N - 1);
       f((id * a.Hkv + kv_head) * a.block + offset, position, stop);
       position = stop;
@@ -240,7 +240,7 @@ class PagedAttention {
     return largest(longest);
   }
 
-  // Puts the factors of a block's keys and values next to each other.
+  // Gathers the scales of a block's keys and values.
   void take_scales(int64_t row, int64_t kv_head, KeyBlock* block, float* scales) const {
     if constexpr (D == DType::kInt8) {
       const int64_t start = block->start, end = start + block->run[block->runs - 1].end;
@@ -263,14 +263,14 @@ class PagedAttention {
     for (int n = 0; n < std::min(block->runs, next.runs); ++n) block->run[n].ahead = next.run[n].k;
   }
 
-  // Copies keys and values to the room as float32, rows padded with zeros to whole vectors.
-  void widen_keys(KeyBlock* block, const Room& room) const {
+  // Copies keys and values to the buffers as float32, rows padded with zeros to whole vectors.
+  void widen_keys(KeyBlock* block, const Buffers& buffers) const {
     for (int n = 0; n < block->runs; ++n) {
       const KeyRun& run = block->run[n];
-      widen(run.k, run.v, run.end - run.begin, room.k + run.begin * width);
-      widen(run.v, run.ahead, run.end - run.begin, room.v + run.begin * width);
+      widen(run.k, run.v, run.end - run.begin, buffers.k + run.begin * width);
+      widen(run.v, run.ahead, run.end - run.begin, buffers.v + run.begin * width);
     }
-    block->run[0] = {room.k, room.v, room.k, 0, block->run[block->runs - 1].end, width};
+    block->run[0] = {buffers.k, buffers.v, buffers.k, 0, block->run[block->runs - 1].end, width};
     block->runs = 1;
   }
 
@@ -284,24 +284,24 @@ class PagedAttention {
     }
   }
 
-  Room make_room(int64_t count) const {
+  Buffers make_buffers(int64_t count) const {
     thread_local Scratch scratch;
     const int64_t per_query = 2 * width + 8, padded = (count + 15) / 16 * 16;  // each part begins at 64 bytes
     float* next = scratch.get<float>(padded * per_query + 2 * kKeys * width + kQueries * kKeys + 2 * kKeys);
     const auto take = [&](int64_t size) { return next += size, next - size; };
-    Room room;
-    room.k = take(kKeys * width), room.v = take(kKeys * width), room.scores = take(kQueries * kKeys);
-    room.scales = take(2 * kKeys);
-    Queries& q = room.queries;
+    Buffers buffers;
+    buffers.k = take(kKeys * width), buffers.v = take(kKeys * width), buffers.scores = take(kQueries * kKeys);
+    buffers.scales = take(2 * kKeys);
+    Queries& q = buffers.queries;
     q.count = count, q.width = width;
     q.q = take(padded * width), q.values = take(padded * width);
     q.top = take(padded), q.total = take(padded), q.slope = take(padded);
     q.reach = take(padded), q.allowance = take(padded);
     for (int32_t** whole : {&q.position, &q.skipped, &q.reads}) *whole = reinterpret_cast<int32_t*>(take(padded));
-    return room;
+    return buffers;
   }
 
-  // The tile's queries token by token, of each its heads.
+  // Loads the tile's queries, token by token and head by head.
   void take_queries(const Tile& tile, int64_t kv_head, const Queries& queries) const {
     std::fill(queries.values, queries.values + queries.count * width, 0.f);
     std::fill(queries.top, queries.top + queries.count, kUnseen);
@@ -319,7 +319,7 @@ class PagedAttention {
       });
       queries.slope[i] = a.slopes ? a.slopes[head] : 0.f;
       queries.position[i] = static_cast<int32_t>(tile.position + token);
-      if (!horizons) continue;
+      if (!alibi_horizon) continue;
       queries.reach[i] = length_bound(sum(squares)) * std::abs(a.scale);
       queries.allowance[i] = allowances[head];
     }
@@ -338,8 +338,8 @@ class PagedAttention {
   const int64_t width;  // features of a head in whole vectors
   const ScoreRule rule;
   const std::vector<Tile> tiles;
-  const bool horizons;                  // whether a query may have keys to leave out
-  const std::vector<float> allowances;  // [H] of horizons
+  const bool alibi_horizon;             // whether a query may have keys to skip
+  const std::vector<float> allowances;  // [H] of the ALiBi horizon
   const std::vector<int64_t> heads;     // of keys, in the order of work
 };
 

@@ -33,7 +33,7 @@ struct Job {
   Phase phases[kMaxPhases];
   Progress progress[kMaxPhases];
 
-  // Takes part until nothing is left to claim; returns once all earlier phases are done, the last one perhaps not.
+  // Works until no chunk is left to claim; returns once all phases but possibly the last are done.
   void work() {
     for (int i = 0; i < num_phases; ++i) {
       if (i > 0) wait(i - 1);
@@ -58,28 +58,28 @@ struct Job {
   }
 };
 
-// Where helpers that have just finished wait a moment for the next call. Waking a sleeping thread takes 50 to 100 us,
-// as long as a layer's product at batch 1; the next one usually begins within a few.
-class Lobby {
+// Helpers that have just finished and wait briefly for the next call. Waking a sleeping thread takes 50 to 100 us,
+// as long as a layer's product at batch 1; the next call usually begins within a few.
+class WaitingHelpers {
  public:
-  static Lobby& instance() {
-    static Lobby lobby;
-    return lobby;
+  static WaitingHelpers& instance() {
+    static WaitingHelpers helpers;
+    return helpers;
   }
 
   // Gives the job to a waiting helper; false where there is none.
   bool hand_over(const std::shared_ptr<Job>& job) {
-    for (auto& seat : seats_) {
-      if (seat.job.load(std::memory_order_relaxed) != waiting()) continue;
+    for (auto& slot : slots_) {
+      if (slot.job.load(std::memory_order_relaxed) != waiting()) continue;
       auto* held = new std::shared_ptr<Job>(job);
       auto* expected = waiting();
-      if (seat.job.compare_exchange_strong(expected, held, std::memory_order_acq_rel)) return true;
+      if (slot.job.compare_exchange_strong(expected, held, std::memory_order_acq_rel)) return true;
       delete held;
     }
     return false;
   }
 
-  // A helper's life: the job it came for, and whatever it is given while it waits.
+  // Runs a helper: the job it was scheduled for, and any that it is given while it waits.
   void help(std::shared_ptr<Job>* held) {
     while (held) {
       (*held)->work();
@@ -90,8 +90,8 @@ class Lobby {
 
  private:
   static constexpr auto kPatience = std::chrono::microseconds(100);
-  struct alignas(64) Seat {
-    std::atomic<std::shared_ptr<Job>*> job{nullptr};  // null: nobody sits here
+  struct alignas(64) Slot {
+    std::atomic<std::shared_ptr<Job>*> job{nullptr};  // null: no helper waits here
   };
 
   static std::shared_ptr<Job>* waiting() {
@@ -100,29 +100,29 @@ class Lobby {
   }
 
   std::shared_ptr<Job>* wait_for_job() {
-    for (auto& seat : seats_) {
+    for (auto& slot : slots_) {
       std::shared_ptr<Job>* expected = nullptr;
-      if (!seat.job.compare_exchange_strong(expected, waiting())) continue;
+      if (!slot.job.compare_exchange_strong(expected, waiting())) continue;
       const auto deadline = std::chrono::steady_clock::now() + kPatience;
       do {
         for (int spin = 0; spin < 64; ++spin) {
-          std::shared_ptr<Job>* job = seat.job.load(std::memory_order_acquire);
+          std::shared_ptr<Job>* job = slot.job.load(std::memory_order_acquire);
           if (job != waiting()) {
-            seat.job.store(nullptr, std::memory_order_release);
+            slot.job.store(nullptr, std::memory_order_release);
             return job;
           }
           relax();
         }
       } while (std::chrono::steady_clock::now() < deadline);
       expected = waiting();
-      if (seat.job.compare_exchange_strong(expected, nullptr)) return nullptr;
-      seat.job.store(nullptr, std::memory_order_release);  // given a job at the last moment
+      if (slot.job.compare_exchange_strong(expected, nullptr)) return nullptr;
+      slot.job.store(nullptr, std::memory_order_release);  // given a job at the last moment
       return expected;
     }
     return nullptr;
   }
 
-  Seat seats_[64];
+  Slot slots_[64];
 };
 
 }  // namespace
@@ -137,9 +137,9 @@ void run_phases(Pool& pool, int threads, const Phase* phases, int count) {
   if (threads > pool.threads()) threads = pool.threads();
   if (threads > most) threads = static_cast<int>(most);
   for (int helper = 1; helper < threads; ++helper) {
-    if (Lobby::instance().hand_over(job)) continue;
-    // One that starts late finds every chunk claimed, and touches nothing that the phases refer to.
-    pool.schedule([](void* held) { Lobby::instance().help(static_cast<std::shared_ptr<Job>*>(held)); },
+    if (WaitingHelpers::instance().hand_over(job)) continue;
+    // A helper that starts late finds every chunk claimed, and accesses nothing that the phases refer to.
+    pool.schedule([](void* held) { WaitingHelpers::instance().help(static_cast<std::shared_ptr<Job>*>(held)); },
                   new std::shared_ptr<Job>(job));
   }
   job->work();

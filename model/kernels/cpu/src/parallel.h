@@ -1,10 +1,10 @@
-// Work shared between the calling thread and XLA's pool, without ever waiting for a task that has not begun.
+// Shares work between the calling thread and XLA's pool, and never waits for a task that has not begun.
 //
 // Several calls may run at once on few pool threads, so a call that waited for its scheduled tasks to start could wait
-// for ever. Here the caller works too, and takes every chunk that nobody has claimed; at a phase's end it waits only
-// for chunks that other threads are working on at that moment. A task that starts late finds nothing to do.
+// forever. Here the caller works too, and takes every unclaimed chunk; at the end of a phase it waits only for chunks
+// that other threads are working on at that moment. A task that starts late finds nothing to do.
 //
-// This header is part of every instruction set's object: nothing in it may become a function of its own there, or the
+// This header is part of every instruction set's object: nothing in it may become a separate function there, or the
 // linker could keep one that not every machine can run.
 #pragma once
 
@@ -12,7 +12,7 @@
 
 namespace mpt {
 
-// Something that runs tasks on other threads, now or later, or never.
+// Runs tasks on other threads: now, later, or never.
 class Pool {
  public:
   virtual ~Pool();
@@ -20,7 +20,7 @@ class Pool {
   virtual void schedule(void (*task)(void*), void* data) = 0;
 };
 
-// `count` chunks of work; `run(context, chunk)` does one.
+// `count` chunks of work; `run(context, chunk)` computes one.
 struct Phase {
   int64_t count;
   void (*run)(void* context, int64_t chunk);
@@ -35,7 +35,7 @@ Phase phase(int64_t count, F& f) {
 constexpr int kMaxPhases = 3;
 
 // Runs up to kMaxPhases phases one after the other, the chunks of each in any order on up to `threads` threads. Returns
-// when all is done. What the phases refer to must live until then, no longer.
+// when all is done. What the phases refer to must live until then.
 void run_phases(Pool& pool, int threads, const Phase* phases, int count);
 
 template <class... Phases>

@@ -1,4 +1,4 @@
-// What happens to one row of inputs before it meets the weights: norm, rounding, and its place in a panel.
+// The preparation of a row of inputs for the product: norm, rounding, and its layout in a panel.
 #pragma once
 
 #include <cmath>
@@ -60,8 +60,8 @@ inline void normalise(const float* x, float* y, int64_t K, const Norm& norm) {
   });
 }
 
-// Rows of inputs go into panels of up to MR rows, which lie step by step: what one step of the product takes of all
-// its rows is next to each other. The rows are dealt out evenly, so that no panel is much smaller than another.
+// Rows of inputs go into panels of up to MR rows, which lie step by step: the inputs of one step of the product
+// from all its rows are next to each other. Rows are distributed evenly, so that no panel is much smaller than another.
 struct Panels {
   Panels(int64_t rows, int64_t most) : rows(rows), count((rows + most - 1) / most) {}
   int64_t first(int64_t panel) const { return rows / count * panel + (panel < rows % count ? panel : rows % count); }

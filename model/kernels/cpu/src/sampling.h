@@ -1,8 +1,8 @@
-// One id per row of logits: the largest, or a draw from what temperature, min_p, top_k and top_p leave.
+// One id per row of logits: the largest, or a random one of those that temperature, min_p, top_k and top_p keep.
 //
-// The definition is `model.sampling.sampler`: mask, bias and penalties change the logits; each filter sets a
-// threshold, all ids at or above it stay, top_p sees what min_p and top_k left, and one uniform number picks the id by
-// its place in the running sum. There is no sort: ids below a bound are dropped as soon as one is known.
+// The definition is `model.sampling.sampler`: mask, bias and penalties change the logits; each filter sets a threshold,
+// all ids at or above it stay, top_p applies to what min_p and top_k kept, and one uniform number selects the id by the
+// running sum. There is no sort: ids below a bound are dropped as soon as one is known.
 #pragma once
 
 #include "threshold_search.h"
@@ -12,7 +12,7 @@ namespace mpt {
 namespace MPT_ISA {
 
 class RowSampler {
-  static constexpr int64_t kBlock = 256;        // candidates whose weights are added up before any is looked at
+  static constexpr int64_t kBlock = 256;        // candidates whose weights are summed together
   static constexpr float kWeightless = -87.3f;  // below it exp gives 0
 
  public:
@@ -45,7 +45,7 @@ class RowSampler {
  private:
   static constexpr int32_t kPrompt = 1 << 30;  // in a count: the prompt has the id
 
-  // With mask, bias and penalties, as far as the row asks for them.
+  // Applies the mask, bias and penalties that the row has.
   const float* changed_logits() const {
     const bool masked = a_.masked[row_], biased = a_.biased[row_];
     const float repetition = a_.repetition[row_], presence = a_.presence[row_], frequency = a_.frequency[row_];
@@ -108,7 +108,7 @@ class RowSampler {
     n_ = n;
   }
 
-  // Weights of the candidates, up to a whole number of blocks; returns their sum.
+  // Computes the candidates' weights, padded to full blocks; returns their sum.
   float weigh() {
     vf total = {};
     const int64_t padded = (n_ + kBlock - 1) / kBlock * kBlock;

@@ -163,10 +163,10 @@ MPT_INLINE vh to_bf16(vf v) {
 #endif
 }
 
-// Whole numbers <-> float32; those to be stored lie within int8's range, and are rounded to nearest, ties to even.
+// Integers <-> float32; those to be stored lie within int8's range, and are rounded to nearest, ties to even.
 MPT_INLINE vf from_int8(vb v) { return to_float(__builtin_convertvector(v, vi)); }
 MPT_INLINE vb to_int8(vf v) {
-  const vf shift = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to a whole number
+  const vf shift = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer
   return __builtin_convertvector(bits<vi>(v + shift) - bits<vi>(shift), vb);
 }
 

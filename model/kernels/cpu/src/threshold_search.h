@@ -1,7 +1,7 @@
-// The highest threshold <= 0 that what reaches it still adds up to a target at.
+// Finds the highest threshold <= 0 at which the numbers that reach it still add up to a target.
 //
-// The range of possible thresholds is halved, with a pass over the numbers still undecided at a time: those in the
-// range. Numbers above it are added up once and left out from then on, as are those below it.
+// The range of possible thresholds is halved by passes over the undecided numbers: those in the range. Numbers above it
+// are summed once and dropped from then on, as are those below it.
 #pragma once
 
 #include "candidates.h"
@@ -11,7 +11,7 @@ namespace MPT_ISA {
 
 template <bool kWeighted>  // otherwise numbers are counted
 class ThresholdSearch {
-  static constexpr int64_t kBlock = 64 * VL;  // added up on its own: small numbers keep their digits
+  static constexpr int64_t kBlock = 64 * VL;  // summed separately, so that small numbers keep their digits
 
  public:
   // scaled [n], all from `lowest` to 0; weights [n] > 0. The vector that holds the last of them is read as a whole.
@@ -61,7 +61,7 @@ class ThresholdSearch {
     return x;
   }
 
-  // Halving the range of values leaves fewer of many numbers than halving that of keys, but need not come to an end.
+  // Halving the range of values drops more numbers than halving that of keys, but may not terminate.
   int64_t middle_of(int64_t misses, int64_t reaches, int round) const {
     if (round >= 12 || n_ < 256) return (misses + reaches) / 2;
     const float middle = 0.5f * ((misses ? value(misses) : 0.f) + value(reaches));
@@ -96,7 +96,7 @@ class ThresholdSearch {
     return total;
   }
 
-  // Goes on with the numbers from `low` on and below `high` alone.
+  // Continues with only the numbers from `low` on and below `high`.
   void leave(float low, float high) {
     thread_local Scratch scaled, weights;
     float* s = scaled.get<float>(n_ + VL);
@@ -113,7 +113,7 @@ class ThresholdSearch {
   const float* scaled_;
   const float* weights_;
   int64_t n_;
-  float above_ = 0;  // added up of what was left out above the range
+  float above_ = 0;  // sum of the numbers dropped above the range
 };
 
 }  // namespace MPT_ISA

@@ -11,7 +11,7 @@ namespace MPT_ISA {
 MPT_INLINE vf exp(vf x) {
   const vi gone = x < -87.3f;
   x = min(max(x, splat(-87.3f)), splat(88.3f));
-  const vf shift = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to a whole number
+  const vf shift = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer
   const vf shifted = x * 1.44269504f + shift;
   const vf n = shifted - shift;
   const vf r = (x - n * 0.693145752f) - n * 1.42860677e-6f;  // |r| <= ln(2) / 2

@@ -1,8 +1,8 @@
 // How one step of a product reads packed weights and prepared inputs, for each weight format.
 //
 // Packed weights lie in panels of 32 output features. One step holds, for each feature of its panel, the four bytes
-// that meet the same four bytes of an input row: one float32, two bfloat16 or four int8 numbers (int4: two bytes).
-// So weights stream through in the order of their use, and a vector's lanes are features.
+// that are multiplied with the same four bytes of an input row: one float32, two bfloat16 or four int8 numbers (int4:
+// two bytes). So weights stream through in the order of their use, and a vector's lanes are features.
 #pragma once
 
 #include "simd.h"
@@ -10,7 +10,7 @@
 namespace mpt {
 namespace MPT_ISA {
 
-constexpr int kPair = 2;  // vectors of weights that meet an input at a time: 2 VL features
+constexpr int kPair = 2;  // vectors of weights that are multiplied with an input at a time: 2 VL features
 
 // sum + the four products of unsigned bytes w and signed bytes x, lane by lane
 MPT_INLINE vi dot4(vi sum, vi w, vi x) {

@@ -1,12 +1,12 @@
-"""What ALiBi horizons save: share of the keys and values read, and time of decode attention, with them and without.
+"""Measure what the ALiBi horizon saves: the share of keys and values read, and the time of decode attention.
 
-    python benchmarks/horizons.py [--contexts 2048 8192 32768 65536] [--reach 11 23] [--models 7b 30b storywriter]
+    python benchmarks/alibi_horizon.py [--contexts 2048 8192 32768 65536] [--reach 11 23] [--models 7b 30b storywriter]
 
 One layer of each model's shape (heads, head_dim, slopes), one sequence, bfloat16 cache, the native kernels. Queries and
-keys are independent normal numbers of one spread, so that `reach`, the largest score that lengths allow
-(scale * |q| |k|), is near the number given; scores then have a deviation of reach / sqrt(head_dim): 1 for 11, 2 for 23,
-with heads of 128. What is left out depends on lengths, slopes and the scores of keys that were read. Every pair of
-turns measures both ways, in an order that changes; `speed` is the median of time without over time with.
+keys are independent normal numbers of one spread, so that `reach`, the largest score that lengths allow (scale * |q|
+|k|), is close to the given number; scores then have a deviation of reach / sqrt(head_dim): 1 for 11, 2 for 23, with
+heads of 128. Which keys are skipped depends on lengths, slopes and the scores of keys that were read. Each pair of runs
+measures with and without the horizon, in alternating order; `speed` is the median of time without over time with.
 """
 
 import argparse
@@ -27,13 +27,13 @@ from jax import Array
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from model.config.mpt_config import MptConfig
-from model.kernels.cpu import calls
+from model.kernels.cpu.attention import paged_attention
 from model.kernels.cpu.huge_pages import use_huge_pages
 from model.kernels.cpu.library import kernel_library
-from model.layers.forward import Qkv
-from model.layers.paged_forward import StepBatch
 from model.params.alibi_horizon import length_bound
 from model.params.kv_cache import LayerCache, init_kv_cache
+from model.params.qkv import Qkv
+from model.params.step_batch import StepBatch
 
 BLOCK = 32
 MODELS = {
@@ -61,24 +61,23 @@ class Decode:
         one, zero = jnp.ones(1, jnp.int32), jnp.zeros(1, jnp.int32)
         batch = StepBatch(zero, zero, one * slot, jnp.asarray(table)[None], zero, one, one * context, jnp.int32(1))
         self._inputs = (Qkv(q, k, v, jnp.concatenate([q, k, v], axis=1).reshape(1, -1)), batch)
-        attend = jax.jit(calls.paged_attention, static_argnums=3, static_argnames="horizons", donate_argnums=1)
-        self._attend = attend
+        self._attend = jax.jit(paged_attention, static_argnums=3, static_argnames="alibi_horizon", donate_argnums=1)
 
-    def turn(self, horizons: bool) -> tuple[float, float]:
-        """-> seconds, and the share of keys and values that were read."""
+    def run(self, alibi_horizon: bool) -> tuple[float, float]:
+        """Attend once -> seconds, and the share of keys and values that were read."""
         library = kernel_library()
         assert library is not None
         qkv, batch = self._inputs
         before, start = library.key_counts(), time.perf_counter()
-        y, self._cache = self._attend(qkv, self._cache, batch, self._config, horizons=horizons)
+        y, self._cache = self._attend(qkv, self._cache, batch, self._config, alibi_horizon=alibi_horizon)
         y.block_until_ready()
         seconds, after = time.perf_counter() - start, library.key_counts()
-        return seconds, (after.read - before.read) / (after.met - before.met)
+        return seconds, (after.read - before.read) / (after.visible - before.visible)
 
 
 @partial(jax.jit, donate_argnums=0)
 def _filled(layer: LayerCache, spread: float) -> LayerCache:
-    """Blocks of random keys and values; every 64th is the same, which no query notices."""
+    """Fill blocks with random keys and values that repeat every 64 blocks, which changes no timing."""
 
     def fill(pool: Array, key: int) -> Array:
         numbers = jax.random.normal(jax.random.key(key), (min(64, pool.shape[0]), *pool.shape[1:]))
@@ -89,24 +88,25 @@ def _filled(layer: LayerCache, spread: float) -> LayerCache:
 
 
 def measure(model: str, context: int, reach: float, rounds: int) -> dict[str, Any]:
+    """Measure one model at one context length, `rounds` times with and without the horizon."""
     decode = Decode(model, context, reach, "bfloat16")
-    for horizons in (True, False):
-        decode.turn(horizons)
-    turns: dict[bool, list[float]] = {True: [], False: []}
+    for enabled in (True, False):
+        decode.run(enabled)
+    runs: dict[bool, list[float]] = {True: [], False: []}
     share = 1.0
     for i in range(rounds):
-        for horizons in (True, False) if i % 2 else (False, True):
-            seconds, read = decode.turn(horizons)
-            turns[horizons].append(seconds)
-            share = read if horizons else share
-    ratios = [off / on for off, on in zip(turns[False], turns[True], strict=True)]
+        for enabled in (True, False) if i % 2 else (False, True):
+            seconds, read = decode.run(enabled)
+            runs[enabled].append(seconds)
+            share = read if enabled else share
+    ratios = [off / on for off, on in zip(runs[False], runs[True], strict=True)]
     return {
         "model": model,
         "context": context,
         "reach": reach,
         "share_read": round(share, 3),
-        "on_ms": round(1e3 * statistics.median(turns[True]), 3),
-        "off_ms": round(1e3 * statistics.median(turns[False]), 3),
+        "on_ms": round(1e3 * statistics.median(runs[True]), 3),
+        "off_ms": round(1e3 * statistics.median(runs[False]), 3),
         "speed": round(statistics.median(ratios), 2),
         "spread": [round(min(ratios), 2), round(max(ratios), 2)],
     }

@@ -1,4 +1,4 @@
-"""Quantised checkpoints: packed while they are loaded, and kept on disk where that is asked for."""
+"""Quantised checkpoints: packed while they are loaded, and cached on disk where configured."""
 
 import logging
 import os
@@ -15,15 +15,16 @@ import pytest
 from tiny_model import TINY, checkpoint_arrays
 from torch_writer import write_arrays
 
-import model.checkpoint.digest
-import model.checkpoint.quantized_cache
-from model.checkpoint.load import CheckpointError, load_weights
-from model.checkpoint.quantize import WeightFormat, pack_weights
+from model.checkpoint import digest
+from model.checkpoint.load import load_weights
+from model.checkpoint.pack import pack_weights
 from model.checkpoint.safetensors_file import read_safetensors
+from model.checkpoint.stored_tensor import CheckpointError
 from model.config.mpt_config import MptConfig
 from model.params.packed_matrix import PackedMatrix
-from model.params.sharding import leaf_paths, make_mesh
-from model.params.weights import Weights
+from model.params.sharding import make_mesh
+from model.params.weight_format import WeightFormat
+from model.params.weights import Weights, leaf_paths
 from model.pretrained import mpt_from_pretrained
 
 CONFIG = MptConfig.from_dict(TINY)
@@ -48,7 +49,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[WeightFormat]:
         formats.append(arguments[-1])
         return load_weights(*arguments)
 
-    monkeypatch.setattr(model.packed_cache, "load_weights", counted)
+    monkeypatch.setattr("model.checkpoint.quantized_cache.load_weights", counted)
     return formats
 
 
@@ -76,7 +77,7 @@ def test_pytorch_files_are_packed_too(tmp_path: Path, dtype: Any) -> None:
     assert load_weights(tmp_path, CONFIG, format=WeightFormat(packed=True)).wte.dtype == np.float32
 
 
-def test_a_weight_that_is_not_finite_is_told_by_name(tmp_path: Path) -> None:
+def test_a_weight_that_is_not_finite_is_named(tmp_path: Path) -> None:
     arrays = checkpoint_arrays(TINY)
     arrays["transformer.blocks.1.ffn.up_proj.weight"][3, 3] = np.nan
     write_arrays(tmp_path / "pytorch_model.bin", arrays)
@@ -98,7 +99,7 @@ def test_the_second_load_reads_the_cache(
     assert_same(first, load_weights(folder, config, format=format))
 
 
-def test_other_formats_types_and_checkpoints_have_entries_of_their_own(
+def test_other_formats_types_and_checkpoints_have_separate_entries(
     save: Callable[..., Path], tmp_path: Path, loads: list[WeightFormat]
 ) -> None:
     folder, cache = save(), tmp_path / "cache"
@@ -119,7 +120,7 @@ def test_other_formats_types_and_checkpoints_have_entries_of_their_own(
 
 
 def change(file: Path, offset: int) -> None:
-    """Another number, in a file of the same name and size."""
+    """Change one number in a file without changing its name or size."""
     raw = bytearray(file.read_bytes())
     raw[offset] ^= 1
     file.write_bytes(raw)
@@ -141,8 +142,8 @@ def test_a_copy_of_a_checkpoint_finds_what_was_made_of_it(
 def test_a_number_that_no_sample_sees_makes_another_checkpoint(
     save: Callable[..., Path], tmp_path: Path, loads: list[WeightFormat], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model.checkpoint_digest, "_SAMPLES", 1)
-    monkeypatch.setattr(model.checkpoint_digest, "_SAMPLE_BYTES", 1)
+    monkeypatch.setattr(digest, "_SAMPLES", 1)
+    monkeypatch.setattr(digest, "_SAMPLE_BYTES", 1)
     folder, cache = save(), tmp_path / "cache"
     mpt_from_pretrained(folder, format=INT8, cache_dir=cache)
     file = folder / "model.safetensors"
@@ -158,8 +159,8 @@ def test_a_checkpoint_is_read_through_once(
     save: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = []
-    digest_of = model.checkpoint_digest._digest_of
-    monkeypatch.setattr(model.checkpoint_digest, "_digest_of", lambda path: read.append(path) or digest_of(path))
+    digest_of = digest._digest_of
+    monkeypatch.setattr(digest, "_digest_of", lambda path: read.append(path) or digest_of(path))
     folder, cache = save(), tmp_path / "cache"
     for format in (INT8, INT4, INT8):
         mpt_from_pretrained(folder, format=format, cache_dir=cache)
@@ -170,9 +171,7 @@ def test_a_checkpoint_is_read_through_once(
     assert len(read) == len(entries(cache)) == 2
 
 
-def test_what_was_made_of_older_weights_is_removed_when_nobody_uses_it(
-    save: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_what_was_made_of_older_weights_is_removed_once_unused(save: Callable[..., Path], tmp_path: Path) -> None:
     folder, cache = save(), tmp_path / "cache"
     other = shutil.copytree(folder, tmp_path / "other")
     change(other / "model.safetensors", -5)
@@ -205,7 +204,7 @@ def test_nothing_is_kept_of_a_checkpoint_that_changes_while_it_is_read(
         change(folder / "model.safetensors", -1)
         return load_weights(*arguments)
 
-    monkeypatch.setattr(model.packed_cache, "load_weights", replaced)
+    monkeypatch.setattr("model.checkpoint.quantized_cache.load_weights", replaced)
     mpt_from_pretrained(folder, format=INT8, cache_dir=cache)
     assert entries(cache) == []
     assert ["changed while it was read" in record.message for record in caplog.records] == [True]
@@ -259,13 +258,13 @@ def test_a_damaged_entry_is_replaced_with_one_warning(
     assert len(loads) == 2
 
 
-def test_a_folder_that_cannot_be_written_is_done_without(
+def test_a_folder_that_cannot_be_written_is_not_used(
     save: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("not a folder")
     weights, _ = mpt_from_pretrained(save(), format=INT8, cache_dir=tmp_path / "file")
     assert isinstance(weights.wte, PackedMatrix)
-    assert ["cannot be kept" in record.message for record in caplog.records] == [True]
+    assert ["cannot be cached" in record.message for record in caplog.records] == [True]
 
 
 def test_a_write_that_fails_halfway_leaves_nothing(

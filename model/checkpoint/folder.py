@@ -1,0 +1,92 @@
+"""Finds the tensors of a checkpoint folder by name, in one file or several, reading headers only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from model.checkpoint.safetensors_file import read_safetensors
+from model.checkpoint.stored_tensor import CheckpointError, StoredTensor
+from model.checkpoint.torch_file import read_torch
+from model.checkpoint.weight_names import canonical_name
+
+WEIGHT_FILES = (  # in order of preference
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_LISTED = 10  # names that a message lists
+
+
+def find_tensors(folder: str | Path) -> dict[str, StoredTensor]:
+    """Return every tensor of the checkpoint in `folder`, by llm-foundry's name.
+
+    Raises CheckpointError where the folder has no weights, a shard is missing, or two tensors have one name.
+    """
+    folder = Path(folder)
+    chosen = next((name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+    if chosen is None:
+        found = sorted(entry.name for entry in folder.iterdir())[:_LISTED] if folder.is_dir() else "no such folder"
+        raise CheckpointError(f"{folder}: no weights: one of {', '.join(WEIGHT_FILES)} is needed; found: {found}")
+    read = read_safetensors if ".safetensors" in chosen else read_torch
+    if not chosen.endswith(".index.json"):
+        return _by_canonical_name(read(folder / chosen))
+    return _by_canonical_name(_read_shards(folder / chosen, read))
+
+
+def _read_shards(index: Path, read: Callable[[Path], dict[str, StoredTensor]]) -> dict[str, StoredTensor]:
+    weight_map = _weight_map(index)
+    shards = sorted(set(weight_map.values()))
+    missing = [name for name in shards if not (index.parent / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{index.parent}: {len(missing)} of the {len(shards)} shards that {index.name} names are missing: "
+            f"{listed(missing)}; download them again"
+        )
+    tensors: dict[str, StoredTensor] = {}
+    for shard in shards:
+        for name, tensor in read(index.parent / shard).items():
+            if name in tensors:
+                raise CheckpointError(f"{name!r} is in both {tensors[name].path} and {tensor.path}; keep one of them")
+            tensors[name] = tensor
+    lost = [name for name, shard in weight_map.items() if name not in tensors or tensors[name].path.name != shard]
+    if lost:
+        raise CheckpointError(f"{index}: {len(lost)} tensors are not in the shard that it names: {listed(lost)}")
+    return tensors
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        entries = dict(weight_map.items())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise CheckpointError(
+            f"{index}: an index must be a JSON object with a 'weight_map' from names to files"
+        ) from None
+    for name, shard in entries.items():
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            raise CheckpointError(
+                f"{index}: {name[:200]!r} is mapped to {str(shard)[:200]!r}, which must be a file in the same folder"
+            )
+    return entries
+
+
+def _by_canonical_name(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    renamed: dict[str, StoredTensor] = {}
+    for name, tensor in tensors.items():
+        canonical = canonical_name(name)
+        if canonical in renamed:
+            raise CheckpointError(
+                f"{tensor.path.parent}: {renamed[canonical].name!r} and {name!r} are the same parameter; keep one"
+            )
+        renamed[canonical] = tensor
+    return renamed
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return names for a message: the first ten of them, each cut to a readable length."""
+    names = list(names)
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(name[:200] for name in names[:_LISTED]) + more

@@ -1,0 +1,56 @@
+"""Paged attention by the native kernels: `layers.attention.paged_attention` on a CPU, and the writing of the cache."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from model.config.mpt_config import MptConfig
+from model.kernels.cpu.library import kernel_call
+from model.ops.alibi import alibi_slopes
+from model.params.kv_cache import LayerCache
+from model.params.qkv import Qkv
+from model.params.step_batch import StepBatch
+
+CACHE_DTYPES = (jnp.float32, jnp.bfloat16, jnp.int8)
+"""What the kernel reads and writes."""
+
+
+def paged_attention(
+    qkv: Qkv, layer: LayerCache, batch: StepBatch, config: MptConfig, *, alibi_horizon: bool = True
+) -> tuple[Array, LayerCache]:
+    """Write a step's keys and values, then attend over the cache -> ([T, H, hd] float32, the cache).
+
+    Pools of `CACHE_DTYPES`; the cache is updated in place if donated. A query's result depends on its own sequence
+    alone, to the last bit. `alibi_horizon` False reads every key (`model.params.alibi_horizon`), for comparison.
+    """
+    T, H, hd = qkv.q.shape
+    fused = qkv.fused
+    if fused is None:
+        fused = jnp.concatenate([part.reshape(T, -1) for part in (qkv.q, qkv.k, qkv.v)], axis=1)
+    slopes = alibi_slopes(H, config.alibi_bias_max) if config.alibi else np.zeros(0, np.float32)
+    slopes = slopes if qkv.slopes is None else qkv.slopes
+    (keys, values, *numbers), treedef = jax.tree.flatten(layer)  # numbers of each token: norms, scales
+    y, *leaves = kernel_call(
+        "mpt_attention",
+        [jax.ShapeDtypeStruct((T, H * hd), jnp.float32)]
+        + [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in (keys, values, *numbers)],
+        input_output_aliases={1: 1, 2: 2} | {8 + i: 3 + i for i in range(len(numbers))},
+    )(
+        fused,
+        keys,
+        values,
+        batch.slots,
+        batch.block_tables,
+        batch.query_start,
+        batch.query_len,
+        batch.context_len,
+        *numbers,
+        slopes=slopes,
+        scale=np.float32(config.softmax_scale),
+        softcap=np.float32(config.attn_logit_softcap or 0),
+        window=np.int64(-1 if config.sliding_window is None else config.sliding_window),
+        norms=layer.key_norms is not None,
+        alibi_horizon=alibi_horizon,
+    )
+    return y.reshape(T, H, hd), jax.tree.unflatten(treedef, leaves)
