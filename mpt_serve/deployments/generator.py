@@ -73,11 +73,11 @@ class Generator:
         if self._mailbox is None:
             self._mailbox = DeltaMailbox(asyncio.get_running_loop())
         deltas = self._mailbox.subscribe(params.n)
-        submit = partial(self._engine.submit, prompt_ids, params, deltas.post, request_id, generated)
+        submit = partial(self._submit, prompt_ids, params, deltas.post, request_id, generated, spec)
         if spec is None:
             submit()
         else:
-            await self._in_thread(partial(self._submit_with_grammar, submit, prompt_ids, params, spec), request_id)
+            await self._in_thread(submit, request_id)
         try:
             async for delta in deltas:
                 yield delta
@@ -88,12 +88,21 @@ class Generator:
         """End a choice that reached a stop string, if this replica has it; the request's other choices continue."""
         self._engine.cancel(request_id, index, "stop")
 
-    def _submit_with_grammar(
-        self, submit: Callable[..., str], prompt_ids: Sequence[int], params: SamplingParams, spec: GrammarSpec
+    def _submit(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        on_delta: Callable[[Delta], None],
+        request_id: str,
+        generated: Sequence[int],
+        spec: GrammarSpec | None,
     ) -> str:
-        """Compile the grammar and submit the request with it. What the engine refuses is not compiled."""
-        self._engine.check(prompt_ids, params, with_grammar=True)
-        return submit(grammar=self._grammars.compile(spec))
+        """Compile the grammar, if there is one, and submit the request. What the engine refuses is not compiled."""
+        grammar = None
+        if spec is not None:
+            self._engine.check(prompt_ids, params, with_grammar=True)
+            grammar = self._grammars.compile(spec)
+        return self._engine.submit(prompt_ids, params, on_delta, request_id, generated, grammar)
 
     async def _in_thread(self, submit: Callable[[], str], request_id: str) -> None:
         """Submit on another thread, since compiling a grammar takes time that the event loop does not have."""
