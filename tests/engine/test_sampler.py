@@ -66,7 +66,7 @@ def batch_of(rows: int, seed: int = 1, **wanted: Any) -> SamplingBatch:
 
 
 def bit_masks(allowed: np.ndarray) -> np.ndarray:
-    """allowed [S, V] bool -> [S, ceil(V / 32)] uint32"""
+    """allowed [S, V] bool -> [S, ceil(V / 32)] uint32."""
     padded = np.pad(allowed, ((0, 0), (0, -allowed.shape[1] % 32)))
     return np.packbits(padded, axis=1, bitorder="little").view("<u4").astype(np.uint32)
 
@@ -358,7 +358,7 @@ def test_slots_are_read_where_the_rows_say() -> None:
 
 
 def exact_logprobs(logits: np.ndarray) -> np.ndarray:
-    """log softmax of [S, V] in float64"""
+    """log softmax of [S, V] in float64."""
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
