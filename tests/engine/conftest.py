@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from engine_helpers import compiled_in
+from engine_helpers import compiled_in, shared_folder
 
 from model.config.mpt_config import MptConfig
 from model.params.weights import Weights, init_weights
@@ -22,7 +22,7 @@ SETTINGS = EngineConfig(max_num_seqs=4, max_num_batched_tokens=16, block_size=4,
 
 @pytest.fixture(scope="session")
 def compiled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("compiled")
+    return shared_folder(tmp_path_factory, "compiled")
 
 
 @pytest.fixture(scope="module", autouse=True)
