@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from engine_helpers import compiled_in
+from engine_helpers import compiled_in, shared_folder
 from small_engine import CHARACTERS, END, SETTINGS, VOCAB_LIMIT
 
 from model.config.mpt_config import MptConfig
@@ -16,7 +16,7 @@ from mpt_serve.structured_outputs.compiler import GrammarCompiler
 
 @pytest.fixture(scope="session")
 def compiled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("compiled")
+    return shared_folder(tmp_path_factory, "compiled")
 
 
 @pytest.fixture(scope="module", autouse=True)
