@@ -24,7 +24,7 @@ from mpt_serve.openai.backend import ModelInfo
 from mpt_serve.text.chat_template import ChatTemplate, MissingChatTemplateError
 from mpt_serve.text.tokenizer import TextTokenizer
 
-__all__ = ["Ingress"]
+__all__ = ["Ingress", "chat_refusal"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class Ingress:
         limits = settings.limits
         self._limits = limits
         self._backend = ServeBackend(
-            _model_info(settings, text, _chat_refusal(folder, settings, text)),
+            _model_info(settings, text, chat_refusal(folder, settings, text)),
             text,
             tokenizer,
             generator,
@@ -65,7 +65,7 @@ class Ingress:
         return Response(exposition(await self._backend.stats()), media_type=CONTENT_TYPE_LATEST)
 
 
-def _chat_refusal(folder: Path, settings: Settings, text: TextTokenizer) -> str | None:
+def chat_refusal(folder: Path, settings: Settings, text: TextTokenizer) -> str | None:
     """Return why the model takes no conversations; None if it does."""
     try:
         ChatTemplate.from_folder(folder, settings.chat_template, text).close()

@@ -7,7 +7,9 @@ from mpt_serve.text.chat_template import ChatTemplate, ChatTemplateError, Messag
 from mpt_serve.text.control_tokens import Marks, MarksError
 from mpt_serve.text.tokenizer import TextTokenizer
 
-__all__ = ["ChatEncoder"]
+__all__ = ["ChatEncoder", "SpecialTokens"]
+
+SpecialTokens = Literal["text", "parse"]
 
 _FIELDS: tuple[Literal["role", "content"], ...] = ("role", "content")
 _ROLES = get_args(Role)
@@ -21,7 +23,7 @@ class ChatEncoder:
     """
 
     def __init__(
-        self, template: ChatTemplate, tokenizer: TextTokenizer, special_tokens: Literal["text", "parse"] = "text"
+        self, template: ChatTemplate, tokenizer: TextTokenizer, special_tokens: SpecialTokens = "text"
     ) -> None:
         self.template = template
         self._tokenizer = tokenizer

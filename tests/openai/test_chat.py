@@ -152,6 +152,7 @@ def test_a_conversation_that_is_cut_to_what_fits_leaves_a_quarter_to_the_output(
         ({"echo": True}, "echo"),
         ({"chat_template": "{{ 1 }}"}, "chat_template"),
         ({"chat_template_kwargs": {"a": 1}}, "chat_template_kwargs"),
+        ({"parse_special_tokens": True}, "parse_special_tokens"),
     ],
 )
 def test_bad_conversations_are_refused_by_name(http: httpx.Client, body: dict[str, Any], param: str) -> None:

@@ -69,6 +69,14 @@ class TestTokenize:
         response = http.post("/tokenize", json={"prompt": "a", "x": 1})
         assert response.headers["x-mpt-ignored-fields"] == "x"
 
+    def test_control_tokens_are_parsed_unless_the_request_says_otherwise(self, shared_http: httpx.Client) -> None:
+        body = {"prompt": "a<|endoftext|>", "parse_special_tokens": False}
+        assert shared_http.post("/tokenize", json={**body, "parse_special_tokens": True}).json()["count"] == 2
+        assert shared_http.post("/tokenize", json=body).json()["count"] == 14
+        completion = shared_http.post("/v1/completions", json=body).json()
+        assert completion["usage"]["prompt_tokens"] == 14
+        assert completion["choices"][0]["text"] == "a<|endoftext|>"
+
     @settings(max_examples=30)
     @given(text=st.text(max_size=50))
     def test_detokenize_is_the_way_back(self, shared_http: httpx.Client, text: str) -> None:

@@ -109,7 +109,7 @@ INSPECT = ("inspected", "cleaned", "upper", "escaped")  # they treat characters 
 
 
 @given(pair=PAIRS, contents=st.lists(HOSTILE, min_size=1, max_size=3))
-@settings(max_examples=400)
+@settings(max_examples=200)
 def test_hostile_contents_become_no_control_token(pair: tuple[str, str], contents: list[str]) -> None:
     encoder = encoder_of(*pair)
     written = control_ids(encoder, encoder.encode(conversation(["x"] * len(contents))))
@@ -122,7 +122,7 @@ def test_hostile_contents_become_no_control_token(pair: tuple[str, str], content
 
 
 @given(pair=PAIRS, contents=st.lists(PLAIN, min_size=1, max_size=3))
-@settings(max_examples=200)
+@settings(max_examples=100)
 def test_other_contents_have_the_ids_of_the_rendered_text(pair: tuple[str, str], contents: list[str]) -> None:
     encoder = encoder_of(*pair)
     messages = conversation(contents)
@@ -176,7 +176,7 @@ def test_a_template_that_decides_by_the_characters_refuses_control_tokens_alone(
 
 
 @given(name=st.sampled_from(list(TOKENIZERS)), text=HOSTILE)
-@settings(max_examples=200)
+@settings(max_examples=100)
 def test_text_can_be_encoded_without_control_tokens(name: str, text: str) -> None:
     tokenizer = tokenizer_of(name)
     ids = tokenizer.encode(text, parse_special_tokens=False)
