@@ -15,6 +15,7 @@ from mpt_serve.configuration.model_folder import model_path, tokenizer_folder
 from mpt_serve.configuration.settings import Settings
 from mpt_serve.deployments.delta_mailbox import DeltaMailbox
 from mpt_serve.deployments.logs import log_through_serve
+from mpt_serve.deployments.numbers_watch import NumbersWatch
 from mpt_serve.engine.request import Delta
 from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.structured_outputs.compiler import GrammarCompiler, LazyGrammarCompiler
@@ -54,6 +55,7 @@ class Generator:
         self._replica = _replica_name()
         self._engine, self._grammars = _load(settings)
         self._stall_watch = StallWatch(settings.engine.stall_timeout_s)
+        self._numbers_watch = NumbersWatch()
         self._mailbox: DeltaMailbox | None = None
 
     async def generate(
@@ -123,11 +125,12 @@ class Generator:
         return {"replica": self._replica, **dataclasses.asdict(self._engine.stats())}
 
     async def check_health(self) -> None:
-        """Raise RuntimeError if the engine has stopped or stalled: Serve then replaces this replica."""
+        """Raise RuntimeError if the engine stopped, stalled or computes no numbers: Serve then replaces it."""
         stats = self._engine.stats()
         if stats.error is not None:
             raise RuntimeError(f"the engine has stopped: {stats.error}")
         self._stall_watch.check(stats.steps, stats.running > 0, time.monotonic())
+        self._numbers_watch.check(stats.without_numbers, stats.finished["stop"] + stats.finished["length"])
 
 
 def _replica_name() -> str:

@@ -12,6 +12,7 @@ import pytest
 from mpt_serve.configuration.settings import Settings
 from mpt_serve.deployments import generator
 from mpt_serve.deployments.generator import Generator, StallWatch
+from mpt_serve.deployments.numbers_watch import NumbersWatch
 from mpt_serve.engine.request import Delta
 from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.errors import RequestError
@@ -29,7 +30,9 @@ class FakeEngine:
         self.threads: list[threading.Thread] = []  # that submitted
         self.compiling = threading.Event()  # set when that is over
         self.compiling.set()
-        self.state = SimpleNamespace(error=None, steps=1, running=0)
+        self.state = SimpleNamespace(
+            error=None, steps=1, running=0, without_numbers=0, finished={"stop": 0, "length": 0}
+        )
 
     def submit(
         self,
@@ -68,6 +71,7 @@ def generator_over(engine: FakeEngine, stall_timeout_s: float = 10) -> Generator
     generator._engine = engine  # type: ignore[assignment]
     generator._grammars = engine  # type: ignore[assignment]
     generator._stall_watch = StallWatch(stall_timeout_s)
+    generator._numbers_watch = NumbersWatch()
     generator._mailbox = None
     return generator
 
@@ -227,3 +231,20 @@ def test_a_stall_is_work_without_steps_for_too_long() -> None:
     watch.check(steps=6, busy=True, now=109)
     with pytest.raises(RuntimeError, match="took no step for 11 s"):
         watch.check(steps=6, busy=True, now=111)
+
+
+def test_a_replica_that_computes_no_numbers_again_and_again_is_unhealthy() -> None:
+    engine = FakeEngine()
+    generator = generator_over(engine)
+
+    def check(broken: int, finished: int) -> None:
+        engine.state.without_numbers, engine.state.finished = broken, {"stop": 1, "length": finished}
+        asyncio.run(generator.check_health())
+
+    check(2, 0)
+    check(4, 1)  # others finish in between
+    check(6, 1)
+    with pytest.raises(RuntimeError, match="the last 3 choices ended because the model's logits held no finite number"):
+        check(7, 1)
+    with pytest.raises(RuntimeError, match="the last 4 choices"):
+        check(8, 1)
