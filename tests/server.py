@@ -51,6 +51,7 @@ def serve_config(
         "deployments": [*deployments, *rest],
     }
     base = {"proxy_location": "HeadOnly", "http_options": {"host": "127.0.0.1", "port": port}}
+    base["logging_config"] = {"enable_access_log": False}  # as in serve_config.yaml
     return {**base, "applications": [application], **top}
 
 
@@ -86,6 +87,11 @@ class ServerProcess:
     def output(self) -> str:
         """Return what the program has written so far."""
         return self._log.read_text(encoding="utf-8", errors="replace")
+
+    def log_files(self) -> list[Path]:
+        """Return the log files of Serve and of Ray's processes."""
+        logs = self._folder / "session_latest" / "logs"
+        return [file for file in logs.rglob("*") if file.is_file()]
 
     def replica_pid(self, deployment: str) -> int:
         """Return the process id of the deployment's one replica."""

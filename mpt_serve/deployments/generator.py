@@ -18,6 +18,7 @@ from mpt_serve.deployments.logs import log_through_serve
 from mpt_serve.deployments.numbers_watch import NumbersWatch
 from mpt_serve.engine.request import Delta
 from mpt_serve.engine.sampling_params import SamplingParams
+from mpt_serve.engine.status_log import StatusLog
 from mpt_serve.structured_outputs.compiler import GrammarCompiler, LazyGrammarCompiler
 from mpt_serve.structured_outputs.spec import GrammarSpec
 
@@ -56,6 +57,7 @@ class Generator:
         self._engine, self._grammars = _load(settings)
         self._stall_watch = StallWatch(settings.engine.stall_timeout_s)
         self._numbers_watch = NumbersWatch()
+        self._status_log = StatusLog(self._engine.stats)
         self._mailbox: DeltaMailbox | None = None
 
     async def generate(

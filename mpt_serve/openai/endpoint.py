@@ -68,7 +68,7 @@ class GenerationEndpoint:
                 work = self._respond(body, request.state.request_id, stream)
                 response = await run_while_connected(receive, work)
         except (ClientDisconnect, ClientDisconnectedError):
-            logger.info("%s: the client disconnected", request.state.request_id)
+            logger.debug("%s: the client disconnected", request.state.request_id)
             return
         except Exception as error:
             api_error = _deadline_error(limits.request_timeout_s) if deadline.expired() else as_api_error(error)
