@@ -77,7 +77,7 @@ def test_every_choice_counts_and_shares_the_prompt() -> None:
 
 def test_an_old_rate_does_not_count() -> None:
     now = 0.0
-    admission = Admission(max_requests=1, max_prompt_tokens=100, clock=lambda: now)
+    admission = Admission(max_requests=1, max_prompt_tokens=100, clock=lambda: now, spread=lambda: 1.0)
     for _ in range(5):
         with admission.admit([1]):
             now += 7.0
@@ -89,7 +89,7 @@ def test_an_old_rate_does_not_count() -> None:
 
 def test_retry_after_follows_the_rate_of_ends() -> None:
     now = 0.0
-    admission = Admission(max_requests=1, max_prompt_tokens=100, clock=lambda: now)
+    admission = Admission(max_requests=1, max_prompt_tokens=100, clock=lambda: now, spread=lambda: 1.0)
     for _ in range(5):
         with admission.admit([1]):
             now += 7.0
