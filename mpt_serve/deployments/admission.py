@@ -14,6 +14,7 @@ _REMEMBERED_ENDS = 64  # HTTP requests whose ends the drain rate is measured ove
 _RATE_WINDOW_S = 60.0  # and how old they may be
 _UNKNOWN_WAIT_S = 5.0  # without a measured rate
 _LONGEST_WAIT_S = 120.0  # what clients honour
+_SEVERAL = 8  # requests that have a typical length
 _EARLIEST = 0.1  # share of the wait after which the first of the refused return
 
 
@@ -46,8 +47,10 @@ class Admission:
     @contextmanager
     def reserve(self) -> Iterator["Reservation"]:
         """Count one HTTP request while the context is entered. Raises NotReadyError (503, `overloaded`)."""
-        if self.full:
+        if self.requests >= self._max_requests:
             raise self._overloaded(f"{self.requests} choices wait or run, the limit is {self._max_requests}")
+        if self.full:
+            raise self._overloaded(self._tokens_reason())
         reservation = Reservation(self)
         self.requests += 1
         try:
@@ -68,8 +71,14 @@ class Admission:
 
     @property
     def full(self) -> bool:
-        """Return whether no other HTTP request is counted now."""
-        return self.requests >= self._max_requests
+        """Return whether no other HTTP request is counted now.
+
+        That is so as well when another prompt of the length that prompts have at present would be too much: it would be
+        read and tokenized in vain.
+        """
+        typical = self.prompt_tokens / self._admitted if self._admitted >= _SEVERAL else 0
+        most = self._max_prompt_tokens
+        return self.requests >= self._max_requests or self.prompt_tokens >= most or self.prompt_tokens + typical > most
 
     def retry_after_s(self) -> float:
         """Return when one of the refused should try again.
@@ -86,12 +95,13 @@ class Admission:
         if self._admitted and others + requests > self._max_requests:
             raise self._overloaded(f"{others} choices wait or run, the limit is {self._max_requests}")
         if self._admitted and self.prompt_tokens + prompt_tokens > self._max_prompt_tokens:
-            raise self._overloaded(
-                f"{self.prompt_tokens} prompt tokens wait or run, the limit is {self._max_prompt_tokens}"
-            )
+            raise self._overloaded(self._tokens_reason())
         self._admitted += 1
         self.requests = others + requests
         self.prompt_tokens += prompt_tokens
+
+    def _tokens_reason(self) -> str:
+        return f"{self.prompt_tokens} prompt tokens wait or run, the limit is {self._max_prompt_tokens}"
 
     def _overloaded(self, reason: str) -> NotReadyError:
         message = f"The server is at capacity: {reason}. Retry later."
