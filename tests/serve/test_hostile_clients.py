@@ -96,7 +96,7 @@ def test_large_bodies_stop_nobody(
 
 
 def test_more_requests_than_there_is_capacity_for(server_url: str, http: httpx.Client) -> None:
-    """400 at once, where 256 may wait or run: those are served in full, the others told when to come back."""
+    """400 at once, where 256 may wait or run: those are served in full, the others learn when to come back."""
 
     async def burst() -> list[httpx.Response]:
         limits = httpx.Limits(max_connections=400)
