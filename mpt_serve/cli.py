@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from mpt_serve import __version__
 from mpt_serve.configuration.problems import ConfigurationError
-from mpt_serve.one_loop import ONE_LOOP
+from mpt_serve.one_loop import ONE_LOOP, PROXY_GUARD
 
 __all__ = ["main"]
 
@@ -58,7 +58,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
     from mpt_serve.configuration.serve_schema import check_file
 
-    for name, value in ONE_LOOP.items():  # before Ray starts, so that all of its processes inherit it
+    for name, value in {
+        **ONE_LOOP,
+        **PROXY_GUARD,
+    }.items():  # before Ray starts, so that all of its processes inherit it
         os.environ.setdefault(name, value)
     options = list(arguments.rest)
     file = options.pop(0) if options and not options[0].startswith("-") else DEFAULT_FILE
