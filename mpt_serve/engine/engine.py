@@ -56,6 +56,8 @@ class Engine:
     eos_token_ids: ids that end a request unless it ignores them; None takes the config's.
     draft: the smaller model that drafts, where settings.speculation is 'draft'.
     weight_bytes: the memory that the model's weights take.
+    on_delivered: called on the engine's thread each time that it has called the listeners of all requests with the
+        deltas of a step; must not block. Set it before the first request.
     Raises `ValueError` when the settings do not fit the model.
     """
 
@@ -103,6 +105,7 @@ class Engine:
         self._requests = ActiveRequests(self._scheduler, drafter)
         self._inbox = Inbox()
         self._request_numbers = itertools.count()
+        self.on_delivered: Callable[[], None] = _nothing
         self._closed = False
         self._thread_ended = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -238,7 +241,7 @@ class Engine:
             self._stats.error = f"the engine stopped because a step failed ({type(error).__name__})"
         self._requests.end_all(*self._end_reason())
         self._stats.publish()
-        self._requests.deliver()
+        self._deliver()
         self._thread_ended = True
         self._refuse_rest()
 
@@ -249,7 +252,7 @@ class Engine:
             if result.error is not None:
                 raise result.error
             self._stats.publish()
-            self._requests.deliver()
+            self._deliver()
         self._pipeline.drain()
 
     def _take_requests(self) -> bool:
@@ -266,6 +269,10 @@ class Engine:
             self._inbox.done(len(items))
         return not self._closed
 
+    def _deliver(self) -> None:
+        self._requests.deliver()
+        self.on_delivered()
+
     def _end_reason(self) -> tuple[FinishReason, str | None]:
         """Return how requests finish that are there when the engine ends."""
         return ("cancelled", None) if self._stats.error is None else ("error", self._stats.error)
@@ -275,3 +282,7 @@ class Engine:
         while (item := self._inbox.pop()) is not None:
             for request in item.choices if isinstance(item, AddRequest) else ():
                 refuse(request, *self._end_reason())
+
+
+def _nothing() -> None:
+    """Do nothing."""

@@ -11,6 +11,7 @@ import pytest
 
 from mpt_serve.configuration.settings import Settings
 from mpt_serve.deployments import generator
+from mpt_serve.deployments.delta_link import DeltaLinks
 from mpt_serve.deployments.generator import Generator, StallWatch
 from mpt_serve.engine.request import Delta
 from mpt_serve.engine.sampling_params import SamplingParams
@@ -67,6 +68,7 @@ def generator_over(engine: FakeEngine, stall_timeout_s: float = 10) -> Generator
     generator._grammars = engine  # type: ignore[assignment]
     generator._stall_watch = StallWatch(stall_timeout_s)
     generator._mailbox = None
+    generator._links = DeltaLinks(generator._engine.cancel)
     return generator
 
 
@@ -98,7 +100,7 @@ def test_a_stream_ends_with_its_finish_reason_and_leaves_nothing_behind() -> Non
     engine = FakeEngine()
 
     async def scenario() -> list[Delta]:
-        stream = generator_over(engine).generate([1], SamplingParams(), "a")
+        stream: Any = generator_over(engine).generate([1], SamplingParams(), "a")
         first = asyncio.ensure_future(anext(stream))
         await asyncio.sleep(0)
         engine.listeners["a"](Delta((5,), None, None, 1))
@@ -114,7 +116,7 @@ def test_closing_a_stream_cancels_in_the_engine() -> None:
     engine = FakeEngine()
 
     async def scenario() -> None:
-        stream = generator_over(engine).generate([1], SamplingParams(), "a")
+        stream: Any = generator_over(engine).generate([1], SamplingParams(), "a")
         waiting = asyncio.ensure_future(anext(stream))
         await asyncio.sleep(0)
         waiting.cancel()
@@ -128,7 +130,7 @@ def test_all_choices_end_before_a_stream_does() -> None:
     engine = FakeEngine()
 
     async def scenario() -> list[int]:
-        stream = generator_over(engine).generate([1], SamplingParams(n=2), "a")
+        stream: Any = generator_over(engine).generate([1], SamplingParams(n=2), "a")
         first = asyncio.ensure_future(anext(stream))
         await asyncio.sleep(0)
         for index in (1, 0):
@@ -148,7 +150,7 @@ def test_a_request_continues_after_its_ids() -> None:
     engine = FakeEngine()
 
     async def scenario() -> None:
-        stream = generator_over(engine).generate([1], SamplingParams(), "a", [7, 8])
+        stream: Any = generator_over(engine).generate([1], SamplingParams(), "a", [7, 8])
         first = asyncio.ensure_future(anext(stream))
         await asyncio.sleep(0)
         engine.listeners["a"](Delta((9,), "length", None, 1))
@@ -166,7 +168,7 @@ def test_a_grammar_is_compiled_off_the_event_loop() -> None:
     engine.compiling.clear()
 
     async def scenario() -> None:
-        stream = generator_over(engine).generate([1], SamplingParams(), "a", spec=SPEC)
+        stream: Any = generator_over(engine).generate([1], SamplingParams(), "a", spec=SPEC)
         first = asyncio.ensure_future(anext(stream))
         await asyncio.sleep(0.01)  # the loop runs meanwhile
         engine.compiling.set()
