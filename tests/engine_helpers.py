@@ -1,5 +1,6 @@
 """What tests of the engine, and of what is built on it, share."""
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -7,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import jax
+import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from mpt_serve.engine import Delta, Engine, EngineStats, SamplingParams
@@ -18,6 +20,14 @@ COMPILATION_CACHE_OPTIONS = (
     "jax_persistent_cache_min_compile_time_secs",
     "jax_persistent_cache_min_entry_size_bytes",
 )
+
+
+def shared_folder(tmp_path_factory: pytest.TempPathFactory, name: str) -> Path:
+    """Return a temporary folder that all processes of a test run share."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / name
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @contextmanager

@@ -34,7 +34,7 @@ _GREEDY_FLOATS = (0.0, 1.0, 0.0, 1.0, 0.0, 0.0)
 
 
 def pack_forward(step: StepRows, shape: StepShape) -> Packed:
-    """Pack what a step computes, before anything else happens to its requests. -> [shape.size] int32
+    """Pack what a step computes as int32 [shape.size], before anything else happens to its requests.
 
     Padding tokens write to no cache slot; padding samples are of token 0.
     """
@@ -71,7 +71,7 @@ def _token_ids(row: Row) -> list[int]:
 
 
 def pack_sampling(step: StepRows, num_samples: int, max_num_seqs: int) -> Packed:
-    """Pack how a step samples, before anything else happens to its requests. -> [F, num_samples] int32
+    """Pack how a step samples as int32 [F, num_samples], before anything else happens to its requests.
 
     Padding samples are greedy and write no slot state.
     """

@@ -137,7 +137,7 @@ class TokenMasks:
 
 
 def _mask_of(ids: Collection[int], words: int) -> Words:
-    """Return a mask of these ids, without those beyond its last bit. -> [words]"""
+    """Return a mask [words] of these ids, without those beyond its last bit."""
     bits = np.zeros(32 * words, np.uint8)
     positions = np.fromiter(ids, np.int64, len(ids))
     bits[positions[positions < len(bits)]] = 1

@@ -1,28 +1,22 @@
 """A tiny MPT, and programs compiled once for all tests of this folder."""
 
-import string
 from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import pytest
-from engine_helpers import compiled_in
+from engine_helpers import compiled_in, shared_folder
+from small_engine import CHARACTERS, END, SETTINGS, VOCAB_LIMIT
 
 from model.config.mpt_config import MptConfig
 from model.params.weights import Weights, init_weights
-from mpt_serve.engine import Engine, EngineConfig
+from mpt_serve.engine import Engine
 from mpt_serve.structured_outputs.compiler import GrammarCompiler
-
-CHARACTERS = string.digits + string.ascii_lowercase + string.ascii_uppercase + '{}[]:,". \\+-#!?é=<>()/*&_@€~'
-END = 89
-VOCAB_LIMIT = 90  # of 96 ids: the rest is padding, as in published checkpoints
-
-SETTINGS = EngineConfig(max_num_seqs=4, max_num_batched_tokens=16, block_size=4, num_blocks=64)
 
 
 @pytest.fixture(scope="session")
 def compiled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("compiled")
+    return shared_folder(tmp_path_factory, "compiled")
 
 
 @pytest.fixture(scope="module", autouse=True)

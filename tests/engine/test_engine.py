@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SETTINGS, VOCAB_LIMIT
 from engine_helpers import Listener, assert_all_free, generate, wait_idle, wait_until
 from fast_compile import FAST_COMPILE_FLAGS
 from reference import check_generated
+from small_engine import SETTINGS, VOCAB_LIMIT
 
 from model.checkpoint.save import save_checkpoint
 from model.config.mpt_config import MptConfig

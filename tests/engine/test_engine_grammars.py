@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import jsonschema
 import pytest
-from conftest import CHARACTERS, END, SETTINGS, VOCAB_LIMIT
 from engine_helpers import Listener, assert_all_free
+from small_engine import CHARACTERS, END, SETTINGS, VOCAB_LIMIT
 from test_engine import limited, prompt_of
 from test_sampling_features import choices_of, submit
 

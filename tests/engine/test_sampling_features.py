@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import SETTINGS, VOCAB_LIMIT
 from engine_helpers import Listener, assert_all_free, generate, wait_idle
 from reference import check_generated, log_softmax
+from small_engine import SETTINGS, VOCAB_LIMIT
 from test_engine import lazy_engine, limited, prompt_of
 
 from model.config.mpt_config import MptConfig

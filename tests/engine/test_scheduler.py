@@ -129,7 +129,7 @@ test_histories = Histories.TestCase
 test_histories.settings = settings(max_examples=120, stateful_step_count=25, deadline=None)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(1200)
 class TestManyHistories(Histories.TestCase):  # type: ignore[name-defined,misc]
     settings = settings(max_examples=250, stateful_step_count=40, deadline=None)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from conftest import END, VOCAB_LIMIT
+from small_engine import END, VOCAB_LIMIT
 
 from model.config.mpt_config import MptConfig
 from model.params.weights import Weights

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import SETTINGS, VOCAB_LIMIT
 from engine_helpers import generate
+from small_engine import SETTINGS, VOCAB_LIMIT
 
 from model.config.mpt_config import MptConfig
 from model.params.kv_cache import kv_bytes_per_token

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from engine_helpers import compiled_in
+from engine_helpers import compiled_in, shared_folder
 
 
 @pytest.fixture(scope="session")
 def llm_compiled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("compiled-llm")
+    return shared_folder(tmp_path_factory, "compiled")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -325,7 +325,8 @@ def test_a_checkpoint_without_a_tokenizer_takes_one_or_works_with_ids(
     with LLM.from_pretrained(without_tokenizer, SETTINGS, tokenizer=tokenizer) as other:
         assert (other.tokenizer, other.engine.vocab_limit) == (tokenizer, 257)
         assert other.generate("Once", GREEDY) == expected
-    (tmp_path / "config.json").symlink_to(tiny_checkpoint / "config.json")
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).symlink_to(tiny_checkpoint / name)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(TokenizerError, match="cannot be read"):
         LLM.from_pretrained(tmp_path, SETTINGS)
