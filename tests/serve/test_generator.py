@@ -12,6 +12,7 @@ import pytest
 from mpt_serve.configuration.settings import Settings
 from mpt_serve.deployments import generator
 from mpt_serve.deployments.delta_link import DeltaLinks
+from mpt_serve.deployments.delta_receiver import Delivery, DeltaReceiver
 from mpt_serve.deployments.generator import Generator, StallWatch
 from mpt_serve.engine.request import Delta
 from mpt_serve.engine.sampling_params import SamplingParams
@@ -226,3 +227,35 @@ def test_a_stall_is_work_without_steps_for_too_long() -> None:
     watch.check(steps=6, busy=True, now=109)
     with pytest.raises(RuntimeError, match="took no step for 11 s"):
         watch.check(steps=6, busy=True, now=111)
+
+
+def test_over_a_link_a_call_yields_its_id_and_ends_when_all_is_sent() -> None:
+    engine = FakeEngine()
+
+    async def scenario() -> None:
+        generator = generator_over(engine)
+        receiver = DeltaReceiver()
+        receiver.start("127.0.0.1")
+        received: list[Delta] = []
+        with receiver.receive(delivery := Delivery(range(2), received.append, frozenset(), lambda index: None)):
+            address = await receiver.address(delivery.number)
+            call: Any = generator.generate([1], SamplingParams(n=2), "a", (), None, address)
+            receiver.bind(delivery, await anext(call))
+            for index in range(2):
+                engine.listeners["a"](Delta((5,), "length", None, 1, index=index))
+            generator._links.flush()
+            assert await anext(call, None) is None
+            await delivery.ended
+            assert [delta.index for delta in received] == [0, 1]
+            assert engine.cancelled == ["a"]
+        with receiver.receive(delivery):  # refused: the call says why, and the link has nothing of it
+            address = await receiver.address(delivery.number)
+            with pytest.raises(RequestError):
+                await anext(generator.generate([], SamplingParams(), "b", (), None, address))
+        for link in generator._links._open:
+            assert not link._requests
+            link.close()
+        receiver.close()
+        await asyncio.sleep(0)
+
+    asyncio.run(scenario())
