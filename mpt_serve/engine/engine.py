@@ -27,6 +27,7 @@ from mpt_serve.engine.inbox import Abort, AddRequest, Inbox
 from mpt_serve.engine.memory import cache_dtype_for, cache_plan_for
 from mpt_serve.engine.outbox import refuse
 from mpt_serve.engine.pipeline import Pipeline
+from mpt_serve.engine.prefill_limit import PrefillLimit
 from mpt_serve.engine.programs import CompilationCounter, use_compilation_cache
 from mpt_serve.engine.request import AbortReason, Delta, FinishReason
 from mpt_serve.engine.request_factory import RequestFactory
@@ -98,7 +99,10 @@ class Engine:
         self._stats = StatsBoard(
             self._scheduler, DraftStats() if drafter is None else drafter.stats, plan, self._compilations
         )
-        self._pipeline = Pipeline(self._scheduler, self._runner, config.vocab_size, drafter, self._stats)
+        prefill_limit = None
+        if settings.max_gap_ms is not None:
+            prefill_limit = PrefillLimit(self._runner.step_sizes, settings.max_gap_ms / 1000)
+        self._pipeline = Pipeline(self._scheduler, self._runner, config.vocab_size, drafter, self._stats, prefill_limit)
         self._factory = RequestFactory(
             config.vocab_size, self.vocab_limit, self.eos_token_ids, plan.max_model_len, plan.block_size
         )
