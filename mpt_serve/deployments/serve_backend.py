@@ -45,7 +45,7 @@ class ServeBackend:
         self._admission = admission
 
     def listen(self, host: str) -> None:
-        """Take the Generators' deltas on a socket of their own at `host`, an address of this node."""
+        """Take the Generators' deltas on a separate socket at `host`, an address of this node."""
         self._generator_replicas.receiver.start(host)
 
     async def encode(self, text: str, add_special_tokens: bool) -> list[int]:

@@ -18,7 +18,7 @@ TEXT = "A whale swims \u2028 and \x85 rests."
 
 
 class PacedBackend(FakeBackend):
-    """Gives one byte of a text at a time, when it is told to."""
+    """Gives one byte of a text at a time, one for each release of `go`."""
 
     def __init__(self) -> None:
         super().__init__()

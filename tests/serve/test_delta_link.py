@@ -1,4 +1,4 @@
-"""Deltas from a Generator to an Ingress over a connection of their own."""
+"""Deltas from a Generator to an Ingress over a separate connection."""
 
 import asyncio
 import logging
