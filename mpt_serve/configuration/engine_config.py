@@ -61,6 +61,11 @@ class EngineOptions(SettingsGroup):
         " TPUs (lowered and interpreted so far, not run on such hardware). `xla` leaves attention, sampling and"
         " unquantised products to XLA.",
     )
+    threads: Count | None = Field(
+        default=None,
+        description="Threads that the C++ kernels of one process use. Unset: one on each core. Where clients and"
+        " replicas share the cores of a small model, one less leaves a core for HTTP.",
+    )
     pre_compile: bool = Field(
         default=True,
         description="Compile every shape before the first request, so that no request waits for the compiler.",

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 
 from model.checkpoint.pack import pack_weights
 from model.config.mpt_config import MptConfig
-from model.kernel_selection import weight_format
+from model.kernel_selection import limit_kernel_threads, weight_format
 from model.params.weight_format import WeightFormat
 from model.params.weights import Weights, weight_bytes
 from model.pretrained import find_device, mpt_from_pretrained
@@ -77,6 +77,8 @@ class Engine:
         self.eos_token_ids = frozenset(config.eos_token_ids if eos_token_ids is None else eos_token_ids)
         if settings.compilation_cache_dir is not None:
             use_compilation_cache(settings.compilation_cache_dir)
+        if settings.threads is not None:
+            limit_kernel_threads(settings.threads)
         format = weight_format(weights.norm_f.weight.devices(), "none", settings.kernels)
         weights = pack_weights(weights, config, format)
         self.weight_bytes = weight_bytes(weights)

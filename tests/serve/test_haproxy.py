@@ -104,5 +104,5 @@ def test_streams_outlive_changes_of_the_configuration(served: Served, changes: i
             thread.join()
     assert failures == []
     assert set(texts) == {expected}
-    file = Path(served.variables["RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"])
+    (file,) = Path(served.variables["RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"]).parent.glob("*/haproxy.cfg")
     assert "hard-stop-after 86400s" in file.read_text()
