@@ -194,10 +194,8 @@ class Scheduler:
     def _running_prefills(self, budget: int) -> Iterator[Row]:
         """Yield a chunk of each running request that has more than one token to compute, within the budget."""
         for request in self.running:
-            if budget == 0:
-                return
             pending = request.num_tokens - request.num_computed
-            if pending > 1:  # one pending token is a decode row: taken already, or exhausted
+            if pending > 1 and budget > 0:  # one pending token is a decode row: taken already, or exhausted
                 length = min(budget, pending)
                 budget -= length
                 yield self._row(request, length)

@@ -27,6 +27,7 @@ class FakeEngine:
         self.listeners: dict[str, Callable[[Delta], None]] = {}
         self.cancelled: list[str] = []
         self.generated: Sequence[int] = ()
+        self.grammars: list[object] = []
         self.threads: list[threading.Thread] = []  # that submitted
         self.compiling = threading.Event()  # set when that is over
         self.compiling.set()
@@ -43,6 +44,7 @@ class FakeEngine:
     ) -> str:
         self.check(ids, params)
         self.generated = generated
+        self.grammars.append(grammar)
         self.threads.append(threading.current_thread())
         self.listeners[request_id] = on_delta
         return request_id
@@ -180,6 +182,7 @@ def test_a_grammar_is_compiled_off_the_event_loop() -> None:
 
     asyncio.run(scenario())
     assert engine.threads != [threading.current_thread()]
+    assert engine.grammars == [SPEC]
 
 
 def test_a_request_that_is_closed_while_its_grammar_compiles_is_cancelled() -> None:
