@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from mpt_serve.configuration.model_folder import tokenizer_folder
 from mpt_serve.configuration.settings import Settings
+from mpt_serve.deployments.encoding_lanes import EncodingLanes
 from mpt_serve.deployments.logs import log_through_serve
 from mpt_serve.text.chat_prompt import ChatEncoder
 from mpt_serve.text.chat_template import ChatTemplate, Message, MissingChatTemplateError
@@ -14,27 +15,39 @@ __all__ = ["Tokenizer"]
 
 
 class Tokenizer:
-    """Runs the tokenizer and the chat template on threads, so that a long prompt does not delay a short one."""
+    """Runs the tokenizer and the chat template outside of the event loop; see `EncodingLanes`."""
 
     def __init__(self, settings: Settings) -> None:
         log_through_serve()
         folder = tokenizer_folder(settings.model)
         self._tokenizer = TextTokenizer.from_folder(folder)
+        self._lanes = EncodingLanes(self._tokenizer)
         self._missing: str | None = None
+        source = ""
         try:
             template = ChatTemplate.from_folder(folder, settings.chat_template, self._tokenizer)
             self._chat = ChatEncoder(template, self._tokenizer, settings.chat_special_tokens)
+            source = template.source
         except MissingChatTemplateError as error:
             self._missing = str(error)
+        self._control = self._tokenizer.control_tokens(source)
+        self._plain_lanes = EncodingLanes(TextTokenizer(self._control.renamed))  # for them control tokens are text
 
-    async def encode(self, text: str, add_special_tokens: bool = True, parse_special_tokens: bool = True) -> list[int]:
-        """Return the text's ids; see `TextTokenizer.encode`."""
-        return await asyncio.to_thread(self._tokenizer.encode, text, add_special_tokens, parse_special_tokens)
+    async def encode(
+        self, text: str, add_special_tokens: bool = True, parse_special_tokens: bool = True
+    ) -> Sequence[int]:
+        """Return the text's ids; see `TextTokenizer.encode`. Raises RequestError, BusyError."""
+        if parse_special_tokens:
+            return await self._lanes.encode(text, add_special_tokens)
+        return self._control.original_ids(await self._plain_lanes.encode(text, add_special_tokens))
 
     async def encode_chat(
         self, messages: Sequence[Message], add_generation_prompt: bool = True, continue_final_message: bool = False
-    ) -> list[int]:
+    ) -> Sequence[int]:
         """Return the ids of the conversation, rendered by the model's chat template. Raises ChatTemplateError."""
         if self._missing is not None:
             raise MissingChatTemplateError(self._missing)
-        return await asyncio.to_thread(self._chat.encode, messages, add_generation_prompt, continue_final_message)
+        render = self._chat.render
+        prompt = await asyncio.to_thread(render, messages, add_generation_prompt, continue_final_message)
+        # The template writes its own special tokens.
+        return await self.encode(prompt, add_special_tokens=False, parse_special_tokens=not self._chat.renames)

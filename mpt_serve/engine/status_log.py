@@ -15,7 +15,7 @@ INTERVAL_S = 10.0
 
 
 class StatusLog:
-    """Logs the engine's state every `interval_s` seconds in a thread of its own, while requests run or wait.
+    """Logs the engine's state every `interval_s` seconds in a separate thread, while requests run or wait.
 
     stats: returns a snapshot; any thread may call it.
     """

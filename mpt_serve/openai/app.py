@@ -12,6 +12,7 @@ from mpt_serve.openai.completions import prepare_completion
 from mpt_serve.openai.endpoint import GenerationEndpoint
 from mpt_serve.openai.envelope import Envelope
 from mpt_serve.openai.errors import on_http_exception
+from mpt_serve.openai.gate import Gate
 from mpt_serve.openai.health import get_version, health, ready
 from mpt_serve.openai.models import get_model, list_models
 from mpt_serve.openai.request_log import RequestLog
@@ -28,6 +29,7 @@ def create_app(backend: Backend, limits: Limits | None = None) -> Starlette:
     app = Starlette(
         routes=routes,
         middleware=[
+            Middleware(Gate, retry_after_s=backend.retry_after_s),
             Middleware(RequestLog, paths=[route.path for route in routes]),
             Middleware(Envelope, limits=limits),
         ],

@@ -29,13 +29,27 @@ class ChatEncoder:
         self._tokenizer = tokenizer
         self._control = tokenizer.control_tokens(template.source) if special_tokens == "text" else None
 
+    @property
+    def renames(self) -> bool:
+        """Return whether `render` renames the template's control tokens."""
+        return self._control is not None
+
     def encode(
         self, messages: Sequence[Message], add_generation_prompt: bool = True, continue_final_message: bool = False
     ) -> list[int]:
-        """Return the conversation's ids. Raises ChatTemplateError as `ChatTemplate.render` does.
+        """Return the conversation's ids. Raises ChatTemplateError as `render` does."""
+        prompt = self.render(messages, add_generation_prompt, continue_final_message)
+        if self._control is not None:
+            return self._control.encode(prompt)
+        return self._tokenizer.encode(prompt, add_special_tokens=False)  # the template writes its own
 
-        Also raises it for a message with control tokens if the template decides by the characters that these are made
-        of, so that nobody can tell whose they are.
+    def render(
+        self, messages: Sequence[Message], add_generation_prompt: bool = True, continue_final_message: bool = False
+    ) -> str:
+        """Return the conversation as text, its own control tokens renamed for `ControlTokens.encode` if `renames`.
+
+        Raises ChatTemplateError as `ChatTemplate.render` does, and for a message with control tokens if the template
+        decides by the characters that these are made of, so that nobody can tell whose they are.
         """
 
         def render(messages: Sequence[Message]) -> str:
@@ -44,19 +58,19 @@ class ChatEncoder:
         prompt = render(messages)
         control = self._control
         if control is None:
-            return self._tokenizer.encode(prompt, add_special_tokens=False)  # the template writes its own
+            return prompt
         try:
             marks = Marks(control.boundary_characters, [m[key] for m in messages for key in _FIELDS])
         except MarksError as error:
             raise ChatTemplateError(f"the messages cannot be encoded: {error}") from error
         if not marks:
-            return control.encode_prompt(prompt)
+            return control.rename(prompt)
         # With all characters replaced that begin or end a control token, those that remain are the template's.
         marked = render([_marked(message, marks) for message in messages])
         if marks.unmark(marked) == prompt:
-            return control.encode_prompt(marked, marks)
+            return control.rename(marked, marks)
         if control.find(marked) == control.find(prompt):  # the template changed the characters, none is at stake
-            return control.encode_prompt(prompt)
+            return control.rename(prompt)
         raise ChatTemplateError(
             "a message holds control tokens, and this model's chat template treats their characters in a way that"
             " does not let the server take them for text. Leave them out"

@@ -19,7 +19,7 @@ _PRIVATE_USE = range(0xF0000, 0xFFFFE)  # a plane whose characters have no meani
 
 
 class MarksError(ValueError):
-    """A text uses so many characters of the private-use plane that none is left for marks."""
+    """A text uses too many different characters to find unused ones for marks."""
 
 
 class Marks:
@@ -60,13 +60,14 @@ class ControlTokens:
     """The control tokens of a tokenizer. Thread-safe: nothing changes after construction.
 
     texts: the control tokens' texts by id.
+    renamed: the copy of the tokenizer, for which control tokens are ordinary text.
     """
 
     def __init__(self, tokenizer: Tokenizer, texts: Mapping[int, str]) -> None:
         aliases = {text: _secret_name() for text in texts.values()}
         self._aliases = aliases
-        self._tokenizer = _renamed(tokenizer, texts, aliases)
-        self._original_ids = _original_ids(self._tokenizer, tokenizer, aliases)
+        self.renamed = _renamed(tokenizer, texts, aliases)
+        self._original_ids = _original_ids(self.renamed, tokenizer, aliases)
         # Of two that begin at the same character the library takes the longer one.
         words = [_pattern(tokenizer, i, text) for i, text in sorted(texts.items(), key=lambda item: -len(item[1]))]
         self._pattern = re.compile("|".join(words) or r"(?!)")
@@ -82,14 +83,18 @@ class ControlTokens:
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
         """Return the ids of a text in which control tokens are ordinary text."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        (encoding,) = self.renamed.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return list(self.original_ids(encoding.ids))
+
+    def original_ids(self, ids: Sequence[int]) -> Sequence[int]:
+        """Return the original's ids for those of `renamed`."""
         moved = self._original_ids
         return [moved.get(i, i) for i in ids] if moved else ids
 
-    def encode_prompt(self, prompt: str, marks: Marks | None = None) -> list[int]:
-        """Return the ids of a rendered conversation: its control tokens, but none that begins or ends with a mark."""
+    def rename(self, prompt: str, marks: Marks | None = None) -> str:
+        """Return a rendered conversation for `encode`, its control tokens renamed; none begins or ends with a mark."""
         named = self._pattern.sub(lambda match: self._aliases[match[0]], prompt)
-        return self.encode(named if marks is None else marks.unmark(named))
+        return named if marks is None else marks.unmark(named)
 
 
 def _secret_name() -> str:
