@@ -131,8 +131,8 @@ class ServerProcess:
 
     def log_files(self) -> list[Path]:
         """Return the log files of Serve and of Ray's processes."""
-        logs = self._folder / "session_latest" / "logs"
-        return [file for file in logs.rglob("*") if file.is_file()]
+        files = self._folder.glob("ray/session_2*/logs/**/*")
+        return [file for file in files if file.is_file()]
 
     def deploy(self, *configs: tuple[Mapping[str, Any], str | None]) -> str:
         """Deploy configurations over the running one, one after the other, and return what became of them.
