@@ -42,7 +42,9 @@ class Limits(SettingsGroup):
         default=32, description="Depth of a body's arrays and objects."
     )
     max_json_items: Count = Field(
-        default=262_144, description="Elements and members of a body's arrays and objects, over all depths."
+        default=262_144,
+        description="Elements and members of a body's arrays and objects, over all depths; an eighth of it may be"
+        " members of objects.",
     )
     max_header_bytes: Size = Field(default=ByteSize(64 * 1024), description="Size of all headers together.")
     max_headers: Count = Field(default=256, description="Headers of one request.")
