@@ -4,6 +4,7 @@ import asyncio
 import time
 from pathlib import Path
 
+import ray
 from prometheus_client import CONTENT_TYPE_LATEST
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -48,6 +49,7 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Return the application; Serve calls this on its event loop after the constructor."""
         self._watch = asyncio.get_running_loop().create_task(self._backend.watch.run())
+        self._backend.listen(ray.util.get_node_ip_address())
         app = create_app(self._backend, self._limits)
         app.router.routes.append(Route("/stats", self._stats, methods=["GET"]))
         app.router.routes.append(Route("/metrics", self._metrics, methods=["GET"]))

@@ -44,6 +44,10 @@ class ServeBackend:
         self._generator_replicas = ReplicaClient(generator)
         self._admission = admission
 
+    def listen(self, host: str) -> None:
+        """Take the Generators' deltas on a separate socket at `host`, an address of this node."""
+        self._generator_replicas.receiver.start(host)
+
     async def encode(self, text: str, add_special_tokens: bool) -> Sequence[int]:
         """Return the text's ids."""
         return await _ids(lambda: self._tokenizer_replicas.encode.remote(text, add_special_tokens))

@@ -61,7 +61,13 @@ class FakeGenerator:
         return SimpleNamespace(results_async=results)
 
     def _generate(
-        self, ids: list[int], params: SamplingParams, request_id: str, generated: tuple[int, ...], spec: object
+        self,
+        ids: list[int],
+        params: SamplingParams,
+        request_id: str,
+        generated: tuple[int, ...],
+        spec: object,
+        address: object,
     ) -> FakeResponse:
         self.specs.append(spec)
         self.calls.append((list(ids), params, request_id, generated))
