@@ -6,7 +6,8 @@ Starts `mpt-serve run` and keeps it running. In each round, for each number of s
 do the same work one after the other: that many prompts of --prompt random ids at once, --tokens greedy ids for each.
 The engine's process is stopped while it is not measured; the server is idle while the engine is, and then takes a few
 hundredths of a core. --peer: another OpenAI-style server that serves the same checkpoint already, such as vLLM's or
-llama.cpp's; it takes its turn in each round. FOLDER gets results.jsonl, table.md and, with matplotlib, serving.svg.
+llama.cpp's; it takes its turn in each round. FOLDER gets results.jsonl, table.md and, where matplotlib is installed,
+serving.svg.
 
  tok_s          generated tokens per second, prompts included
  ttft_ms        submission to the first token, median of the streams

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from mpt_serve import __version__
 from mpt_serve.configuration.problems import ConfigurationError
 from mpt_serve.haproxy import haproxy_environment
-from mpt_serve.one_loop import ONE_LOOP
+from mpt_serve.one_loop import ONE_LOOP, PROXY_GUARD
 
 __all__ = ["main"]
 
@@ -60,7 +60,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     from mpt_serve.configuration.serve_schema import check_file
 
-    for name, value in ONE_LOOP.items():  # before Ray starts, so that all of its processes inherit it
+    for name, value in {**ONE_LOOP, **PROXY_GUARD}.items():  # before Ray starts: all of its processes inherit it
         os.environ.setdefault(name, value)
     if arguments.haproxy:
         os.environ.update(haproxy_environment(os.environ))

@@ -12,7 +12,7 @@ from server import serve_config
 from mpt_serve import __version__, cli
 from mpt_serve.configuration.reference import settings_reference
 from mpt_serve.haproxy import haproxy_environment
-from mpt_serve.one_loop import ONE_LOOP, replica_runtime_env
+from mpt_serve.one_loop import ONE_LOOP, PROXY_GUARD, replica_runtime_env
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,13 +40,14 @@ def test_run_hands_the_file_and_the_options_to_serve(
     calls: list[list[str]] = []
     monkeypatch.setattr("ray.serve.scripts.cli", lambda arguments, prog_name: calls.append(arguments))
     monkeypatch.chdir(tmp_path)
-    for name in ONE_LOOP:
+    variables = {**ONE_LOOP, **PROXY_GUARD}
+    for name in variables:
         monkeypatch.setenv(name, "")  # so that it is put back as it was
         monkeypatch.delenv(name)
     cli.main(["run"])
     cli.main(["run", "--non-blocking", "--address", "auto"])
     cli.main(["run", "other.yaml", "-r"])
-    assert {name: os.environ[name] for name in ONE_LOOP} == ONE_LOOP
+    assert {name: os.environ[name] for name in variables} == variables
     assert calls == [
         ["run", "serve_config.yaml"],
         ["run", "serve_config.yaml", "--non-blocking", "--address", "auto"],

@@ -24,7 +24,7 @@ class Served:
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
         self.variables = {**ONE_LOOP, **haproxy_environment({})}
-        self.server = ServerProcess.of(self.config(1), folder, self.variables)
+        self.server = ServerProcess.of(self.config(1), folder, variables=self.variables)
 
     def config(self, ingresses: int) -> dict[str, Any]:
         settings = {"model": "embedded", "engine": {"pre_compile": False}}
