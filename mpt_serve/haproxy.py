@@ -42,6 +42,8 @@ def haproxy_environment(environment: Mapping[str, str]) -> dict[str, str]:
         "HAPROXY_STATS_PORT": stats,
         "FALLBACK_PROXY_HTTP_PORT": fallback,  # Serve's proxies share a port, so two servers' would mix their requests
         "HAPROXY_NBTHREAD": max(1, min(4, (os.cpu_count() or 1) // 8)),
+        # A busy replica may answer late; one that is dead refuses connections, and HAProxy tries another at once.
+        "HAPROXY_HEALTH_CHECK_FALL": 12,
         "HAPROXY_HARD_STOP_AFTER_S": _HARD_STOP_AFTER_S,
         "DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": _DEREGISTRATION_S,
     }
