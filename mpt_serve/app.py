@@ -23,6 +23,11 @@ __all__ = ["app", "build"]
 
 app: Application  # the application with its defaults, for `serve build`, which does not call builders
 
+# For every deployment. Serve's defaults notice a dead replica after 10 s and a frozen one after 2 minutes, and end what
+# still runs after 20 s.
+_HEALTH_CHECK_PERIOD_S = 1.0
+_GRACEFUL_SHUTDOWN_TIMEOUT_S = 60.0
+
 _OTHER_REQUESTS = 256  # capacity of an Ingress beside generation: /ready, /v1/models, refused requests
 
 
@@ -42,13 +47,23 @@ def build(args: dict[str, Any]) -> Application:
     # Generator reserves a CPU, so that the three deployments fit on a machine with two.
     runtime_env = replica_runtime_env()
     max_requests = settings.limits.max_waiting_requests + _OTHER_REQUESTS
-    edge = {"max_ongoing_requests": max_requests, "ray_actor_options": {"num_cpus": 0, **runtime_env}}
+    life: dict[str, Any] = {
+        "health_check_period_s": _HEALTH_CHECK_PERIOD_S,
+        "health_check_timeout_s": settings.engine.reply_timeout_s,
+        "graceful_shutdown_timeout_s": _GRACEFUL_SHUTDOWN_TIMEOUT_S,
+    }
+    edge: dict[str, Any] = {
+        "max_ongoing_requests": max_requests,
+        "ray_actor_options": {"num_cpus": 0, **runtime_env},
+        **life,
+    }
     # A Generator holds twice the requests that it can run, so that no slot is ever idle; the rest wait in the Ingress
     # (`DispatchQueue`) for the first free replica.
     generator = serve.deployment(
         Generator,
         max_ongoing_requests=2 * settings.engine.max_num_seqs,
         ray_actor_options={"num_cpus": 1, **runtime_env},
+        **life,
     ).bind(settings)
     tokenizer = serve.deployment(Tokenizer, **edge).bind(settings)
     application: Application = serve.deployment(Ingress, **edge).bind(settings, tokenizer, generator)

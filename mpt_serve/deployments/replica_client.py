@@ -65,10 +65,6 @@ class ReplicaClient:
             if delivery.unfinished:  # leaving the loop alone would let the engine generate to the end
                 response.cancel()
 
-    async def stats(self) -> list[dict[str, Any]]:
-        """Return the engine's counters of every replica that replies in time."""
-        return await self._broadcast("stats")
-
     def _call_in_background(self, method: str, *args: object) -> None:
         """Call all replicas, one of which has the request; no output waits for that."""
         task = asyncio.create_task(self._broadcast(method, *args))
