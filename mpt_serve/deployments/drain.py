@@ -71,10 +71,11 @@ class Drain:
         """Return the application, with its responses counted."""
 
         async def counted(scope: Scope, receive: Receive, send: Send) -> None:
-            self.responses += 1
+            counts = scope["type"] == "http"  # not "lifespan", which lasts as long as the process
+            self.responses += counts
             try:
                 await app(scope, receive, send)
             finally:
-                self.responses -= 1
+                self.responses -= counts
 
         return counted

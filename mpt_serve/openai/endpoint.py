@@ -66,7 +66,7 @@ class GenerationEndpoint:
             async with asyncio.timeout(limits.request_timeout_s) as deadline:
                 body = await read_json_object(request, limits)
                 work = self._respond(body, request.state.request_id, stream)
-                response = await run_while_connected(receive, work)
+                response = await run_while_connected(receive, work, lambda: stream.at_disconnect())
         except (ClientDisconnect, ClientDisconnectedError):
             logger.info("%s: the client disconnected", request.state.request_id)
             return
@@ -92,6 +92,7 @@ class GenerationEndpoint:
         builder = prepared.builder(backend.model.id, options.output, names, ids, options.request.n)
         with backend.admit(ids, options.request.num_choices), _grammar_errors(options.grammar_field):
             async with RequestStream(backend, prompts) as output:
+                stream.at_disconnect = output.cancel
                 if not options.request.stream:
                     response = await whole_response(output, builder, options)
                     response.headers.update(headers)

@@ -1,7 +1,7 @@
 """Server-sent events."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from starlette.types import Message, Send
 
@@ -38,6 +38,7 @@ class EventStream:
     def __init__(self, send: Send) -> None:
         self.started = False
         self.headers = dict(_HEADERS)
+        self.at_disconnect: Callable[[], None] = lambda: None  # called as soon as the client disconnects
         self._raw_send = send
 
     async def start(self) -> None:
