@@ -35,7 +35,7 @@ def ending_gracefully() -> Iterator[None]:
 
     def initialise_and_catch(*args: Any, **options: Any) -> Any:
         context = initialise(*args, **options)
-        # Only now: Ray installs handlers of its own, one of which writes a native stack trace.
+        # Only now: Ray installs its own handlers, one of which writes a native stack trace.
         for number in _SIGNALS:
             signal.signal(number, _interrupt)
         return context
