@@ -1,5 +1,6 @@
 """The real program, started as users start it: `serve run` of a configuration file, spoken to over HTTP."""
 
+import json
 import os
 import shutil
 import signal
@@ -15,6 +16,8 @@ from typing import Any
 import httpx
 import yaml
 
+from mpt_serve.one_loop import PROXY_GUARD
+
 ROOT = Path(__file__).parents[1]
 START_TIMEOUT_S = 240.0
 
@@ -26,15 +29,18 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def environment(folder: Path) -> dict[str, str]:
-    """Return the environment of a Ray program that keeps to `folder` and to this machine."""
+def environment(folder: Path, *, guarded: bool = True) -> dict[str, str]:
+    """Return the environment of a Ray program that keeps to `folder` and to this machine.
+
+    guarded: with our middleware in Serve's proxy, as `mpt-serve run` sets it and the files in cluster/ do.
+    """
     own = {
         "RAY_TMPDIR": str(folder),
         "RAY_AUTH_MODE": "disabled",  # otherwise Ray writes a token into the user's home
         "RAY_USAGE_STATS_ENABLED": "0",
         "PYTHONPATH": str(ROOT),
     }
-    return {"JAX_PLATFORMS": "cpu", **os.environ, **own}
+    return {"JAX_PLATFORMS": "cpu", **os.environ, **own, **(PROXY_GUARD if guarded else {})}
 
 
 def serve_config(
@@ -54,14 +60,48 @@ def serve_config(
     return {**base, "applications": [application], **top}
 
 
+# Gives configurations to a running Serve as `serve deploy` does, which needs the dashboard for that; waits until the
+# application has the given status after each.
+_DEPLOY = """
+import json, sys, time, ray
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ServeDeploySchema
+ray.init(address="auto", namespace="serve", log_to_driver=False, configure_logging=False)
+client = _get_global_client()
+for config, status in json.load(sys.stdin):
+    try:
+        client.deploy_apps(ServeDeploySchema.model_validate(config), _blocking=False)
+    except Exception as error:
+        print(type(error).__name__, error)
+    deadline = time.monotonic() + 120
+    while status is not None:
+        application = client.get_serve_details()["applications"]["mpt"]
+        if application["status"] == status or time.monotonic() > deadline:
+            break
+        time.sleep(0.2)
+    time.sleep(1 if status is None else 0)
+    application = client.get_serve_details()["applications"]["mpt"]
+    print(application["status"], application["message"], flush=True)
+"""
+
+
 class ServerProcess:
     """One `serve run`; a context manager that leaves no process behind.
 
     file: the configuration. Ray's own files go to a new folder with a short name, as its sockets need.
     program: `serve` or `mpt-serve`.
+    variables: of the environment, beside the usual ones.
     """
 
-    def __init__(self, file: Path, port: int, program: str = "serve") -> None:
+    def __init__(
+        self,
+        file: Path,
+        port: int,
+        program: str = "serve",
+        *,
+        guarded: bool = True,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self._folder = Path(tempfile.mkdtemp(prefix="mpt-", dir="/tmp"))
         self._log = self._folder / "serve.log"
@@ -70,7 +110,7 @@ class ServerProcess:
             self.process = subprocess.Popen(
                 command,
                 cwd=file.parent,
-                env=environment(self._folder),
+                env={**environment(self._folder, guarded=guarded), **(variables or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -78,15 +118,34 @@ class ServerProcess:
             )
 
     @classmethod
-    def of(cls, config: Mapping[str, Any], folder: Path, program: str = "serve") -> "ServerProcess":
+    def of(
+        cls,
+        config: Mapping[str, Any],
+        folder: Path,
+        program: str = "serve",
+        *,
+        guarded: bool = True,
+        variables: Mapping[str, str] | None = None,
+    ) -> "ServerProcess":
         """Write the configuration into `folder` and start it."""
         file = folder / "serve_config.yaml"
         file.write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
-        return cls(file, config["http_options"]["port"], program)
+        return cls(file, config["http_options"]["port"], program, guarded=guarded, variables=variables)
 
     def output(self) -> str:
         """Return what the program has written so far."""
         return self._log.read_text(encoding="utf-8", errors="replace")
+
+    def deploy(self, *configs: tuple[Mapping[str, Any], str | None]) -> str:
+        """Deploy configurations over the running one, one after the other, and return what became of them.
+
+        configs: each with the status to wait for (`RUNNING`, `DEPLOY_FAILED`), None for a second's wait.
+        """
+        command = [sys.executable, "-W", "ignore", "-c", _DEPLOY]
+        text, env = json.dumps(configs), environment(self._folder)
+        done = subprocess.run(command, env=env, cwd=ROOT, input=text, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     def replica_pid(self, deployment: str) -> int:
         """Return the process id of the deployment's one replica."""

@@ -4,6 +4,7 @@ import asyncio
 import time
 from pathlib import Path
 
+import ray
 from prometheus_client import CONTENT_TYPE_LATEST
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -52,6 +53,7 @@ class Ingress:
         drain = self._backend.drain
         background = (self._backend.watch.run(), self._backend.watchdog.run(), follow_replica_end(drain))
         self._tasks = [asyncio.get_running_loop().create_task(work) for work in background]
+        self._backend.listen(ray.util.get_node_ip_address())
         app = create_app(self._backend, self._limits)
         app.router.routes.append(Route("/stats", self._stats, methods=["GET"]))
         app.router.routes.append(Route("/metrics", self._metrics, methods=["GET"]))

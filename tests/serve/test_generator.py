@@ -11,6 +11,8 @@ import pytest
 
 from mpt_serve.configuration.settings import Settings
 from mpt_serve.deployments import generator
+from mpt_serve.deployments.delta_link import DeltaLinks
+from mpt_serve.deployments.delta_receiver import Delivery, DeltaReceiver
 from mpt_serve.deployments.generator import Generator, StallWatch
 from mpt_serve.deployments.watchdog import ReplicaReport
 from mpt_serve.engine.request import Delta
@@ -26,6 +28,7 @@ class FakeEngine:
         self.listeners: dict[str, Callable[[Delta], None]] = {}
         self.cancelled: list[str] = []
         self.generated: Sequence[int] = ()
+        self.grammars: list[object] = []
         self.threads: list[threading.Thread] = []  # that submitted
         self.compiling = threading.Event()  # set when that is over
         self.compiling.set()
@@ -42,6 +45,7 @@ class FakeEngine:
     ) -> str:
         self.check(ids, params)
         self.generated = generated
+        self.grammars.append(grammar)
         self.threads.append(threading.current_thread())
         self.listeners[request_id] = on_delta
         return request_id
@@ -72,6 +76,7 @@ def generator_over(engine: FakeEngine, stall_timeout_s: float = 10) -> Generator
     generator._stall_watch = StallWatch(stall_timeout_s)
     generator._mailbox = None
     generator._actor = "SERVE_REPLICA::a"
+    generator._links = DeltaLinks(generator._engine.cancel)
     return generator
 
 
@@ -103,7 +108,7 @@ def test_a_stream_ends_with_its_finish_reason_and_leaves_nothing_behind() -> Non
     engine = FakeEngine()
 
     async def scenario() -> list[Delta]:
-        stream = generator_over(engine).generate([1], SamplingParams(), "a")
+        stream: Any = generator_over(engine).generate([1], SamplingParams(), "a")
         first = asyncio.ensure_future(anext(stream))
         await asyncio.sleep(0)
         engine.listeners["a"](Delta((5,), None, None, 1))
@@ -119,7 +124,7 @@ def test_closing_a_stream_cancels_in_the_engine() -> None:
     engine = FakeEngine()
 
     async def scenario() -> None:
-        stream = generator_over(engine).generate([1], SamplingParams(), "a")
+        stream: Any = generator_over(engine).generate([1], SamplingParams(), "a")
         waiting = asyncio.ensure_future(anext(stream))
         await asyncio.sleep(0)
         waiting.cancel()
@@ -133,7 +138,7 @@ def test_all_choices_end_before_a_stream_does() -> None:
     engine = FakeEngine()
 
     async def scenario() -> list[int]:
-        stream = generator_over(engine).generate([1], SamplingParams(n=2), "a")
+        stream: Any = generator_over(engine).generate([1], SamplingParams(n=2), "a")
         first = asyncio.ensure_future(anext(stream))
         await asyncio.sleep(0)
         for index in (1, 0):
@@ -153,7 +158,7 @@ def test_a_request_continues_after_its_ids() -> None:
     engine = FakeEngine()
 
     async def scenario() -> None:
-        stream = generator_over(engine).generate([1], SamplingParams(), "a", [7, 8])
+        stream: Any = generator_over(engine).generate([1], SamplingParams(), "a", [7, 8])
         first = asyncio.ensure_future(anext(stream))
         await asyncio.sleep(0)
         engine.listeners["a"](Delta((9,), "length", None, 1))
@@ -171,7 +176,7 @@ def test_a_grammar_is_compiled_off_the_event_loop() -> None:
     engine.compiling.clear()
 
     async def scenario() -> None:
-        stream = generator_over(engine).generate([1], SamplingParams(), "a", spec=SPEC)
+        stream: Any = generator_over(engine).generate([1], SamplingParams(), "a", spec=SPEC)
         first = asyncio.ensure_future(anext(stream))
         await asyncio.sleep(0.01)  # the loop runs meanwhile
         engine.compiling.set()
@@ -182,6 +187,7 @@ def test_a_grammar_is_compiled_off_the_event_loop() -> None:
 
     asyncio.run(scenario())
     assert engine.threads != [threading.current_thread()]
+    assert engine.grammars == [SPEC]
 
 
 def test_a_request_that_is_closed_while_its_grammar_compiles_is_cancelled() -> None:
@@ -258,3 +264,35 @@ def test_a_report_names_the_requests_and_says_what_is_wrong() -> None:
     working, stopped = asyncio.run(scenario())
     assert working == ReplicaReport("SERVE_REPLICA::a", ["a"], "")
     assert "out of memory" in stopped.stalled
+
+
+def test_over_a_link_a_call_yields_its_id_and_ends_when_all_is_sent() -> None:
+    engine = FakeEngine()
+
+    async def scenario() -> None:
+        generator = generator_over(engine)
+        receiver = DeltaReceiver()
+        receiver.start("127.0.0.1")
+        received: list[Delta] = []
+        with receiver.receive(delivery := Delivery(range(2), received.append, frozenset(), lambda index: None)):
+            address = await receiver.address(delivery.number)
+            call: Any = generator.generate([1], SamplingParams(n=2), "a", (), None, address)
+            receiver.bind(delivery, await anext(call))
+            for index in range(2):
+                engine.listeners["a"](Delta((5,), "length", None, 1, index=index))
+            generator._links.flush()
+            assert await anext(call, None) is None
+            await delivery.ended
+            assert [delta.index for delta in received] == [0, 1]
+            assert engine.cancelled == ["a"]
+        with receiver.receive(delivery):  # refused: the call says why, and the link has nothing of it
+            address = await receiver.address(delivery.number)
+            with pytest.raises(RequestError):
+                await anext(generator.generate([], SamplingParams(), "b", (), None, address))
+        for link in generator._links._open:
+            assert not link._requests
+            link.close()
+        receiver.close()
+        await asyncio.sleep(0)
+
+    asyncio.run(scenario())
