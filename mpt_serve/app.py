@@ -23,6 +23,11 @@ __all__ = ["app", "build"]
 
 app: Application  # the application with its defaults, for `serve build`, which does not call builders
 
+# For every deployment. Serve's defaults notice a dead replica after 10 s and a frozen one after 2 minutes, and end what
+# still runs after 20 s.
+_HEALTH_CHECK_PERIOD_S = 1.0
+_GRACEFUL_SHUTDOWN_TIMEOUT_S = 60.0
+
 # Requests that a replica of the Ingress or of the Tokenizer has at once, by Serve's count. Those above our own bounds
 # are refused at once, and bodies that do not arrive have separate places, so Serve's bound must never be reached:
 # behind it even /health would wait.
@@ -44,13 +49,23 @@ def build(args: dict[str, Any]) -> Application:
     # Serve refuses requests in plain text, so its limits are above ours, which refuse with the API's errors. Only the
     # Generator reserves a CPU, so that the three deployments fit on a machine with two.
     runtime_env = replica_runtime_env()
-    edge = {"max_ongoing_requests": _UNBOUNDED, "ray_actor_options": {"num_cpus": 0, **runtime_env}}
+    life: dict[str, Any] = {
+        "health_check_period_s": _HEALTH_CHECK_PERIOD_S,
+        "health_check_timeout_s": settings.engine.reply_timeout_s,
+        "graceful_shutdown_timeout_s": _GRACEFUL_SHUTDOWN_TIMEOUT_S,
+    }
+    edge: dict[str, Any] = {
+        "max_ongoing_requests": _UNBOUNDED,
+        "ray_actor_options": {"num_cpus": 0, **runtime_env},
+        **life,
+    }
     # A Generator holds twice the requests that it can run, so that no slot is ever idle; the rest wait in the Ingress
     # (`DispatchQueue`) for the first free replica.
     generator = serve.deployment(
         Generator,
         max_ongoing_requests=2 * settings.engine.max_num_seqs,
         ray_actor_options={"num_cpus": 1, **runtime_env},
+        **life,
     ).bind(settings)
     tokenizer = serve.deployment(Tokenizer, **edge).bind(settings)
     application: Application = serve.deployment(Ingress, **edge).bind(settings, tokenizer, generator)

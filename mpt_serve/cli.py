@@ -59,6 +59,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from ray.serve.scripts import cli as serve
 
     from mpt_serve.configuration.serve_schema import check_file
+    from mpt_serve.graceful_run import ending_gracefully
 
     for name, value in {**ONE_LOOP, **PROXY_GUARD}.items():  # before Ray starts: all of its processes inherit it
         os.environ.setdefault(name, value)
@@ -67,8 +68,9 @@ def _run(arguments: argparse.Namespace) -> int:
     options = list(arguments.rest)
     file = options.pop(0) if options and not options[0].startswith("-") else DEFAULT_FILE
     check_file(file, here=True)
-    # In this process: importing Ray again would add seconds to every start.
-    serve(["run", file, *options], prog_name="serve")
+    with ending_gracefully():
+        # In this process: importing Ray again would add seconds to every start.
+        serve(["run", file, *options], prog_name="serve")
     return 0
 
 

@@ -50,11 +50,13 @@ ALLOWED: Mapping[str, set[str]] = {
     "mpt_serve.deployments": _SERVING,
     "mpt_serve.driver": {"mpt_serve.configuration"},
     "mpt_serve.app": {"mpt_serve.driver", *_SERVING},
+    "mpt_serve.graceful_run": set(),
     "mpt_serve.haproxy": {"mpt_serve.configuration"},
     "mpt_serve.cli": {
         "mpt_serve",
         "mpt_serve.one_loop",
         "mpt_serve.haproxy",
+        "mpt_serve.graceful_run",
         "mpt_serve.configuration",
     },  # the root has __version__
     "mpt_serve": {"mpt_serve.llm", "mpt_serve.engine"},
@@ -81,6 +83,7 @@ LIBRARIES: Mapping[str, set[str]] = {
     "mpt_serve.openai": {"starlette", "pydantic", "pydantic_core", "typing_extensions"},
     "mpt_serve.deployments": {"ray", "starlette", "prometheus_client", "jax", "msgpack"},
     "mpt_serve.driver": {"ray"},
+    "mpt_serve.graceful_run": {"ray"},
     "mpt_serve.app": {"ray"},
     "mpt_serve.cli": {"ray"},
 }

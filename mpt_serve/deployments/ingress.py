@@ -18,6 +18,7 @@ from mpt_serve.configuration.settings import Settings
 from mpt_serve.deployments.admission import Admission
 from mpt_serve.deployments.logs import log_through_serve
 from mpt_serve.deployments.metrics import exposition
+from mpt_serve.deployments.replica_end import follow_replica_end, graceful_shutdown_timeout_s
 from mpt_serve.deployments.serve_backend import ServeBackend
 from mpt_serve.openai.app import create_app
 from mpt_serve.openai.backend import ModelInfo
@@ -43,17 +44,31 @@ class Ingress:
             tokenizer,
             generator,
             Admission(limits.max_waiting_requests, limits.max_waiting_prompt_tokens),
+            settings.engine.reply_timeout_s,
         )
-        self._watch: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Return the application; Serve calls this on its event loop after the constructor."""
-        self._watch = asyncio.get_running_loop().create_task(self._backend.watch.run())
+        drain = self._backend.drain
+        background = (self._backend.watch.run(), self._backend.watchdog.run(), follow_replica_end(drain))
+        self._tasks = [asyncio.get_running_loop().create_task(work) for work in background]
         self._backend.listen(ray.util.get_node_ip_address())
         app = create_app(self._backend, self._limits)
         app.router.routes.append(Route("/stats", self._stats, methods=["GET"]))
         app.router.routes.append(Route("/metrics", self._metrics, methods=["GET"]))
-        return app
+        return drain.following(app)
+
+    async def begin_drain(self) -> float:
+        """Refuse new requests, and return the seconds after which those that run will have ended."""
+        seconds = graceful_shutdown_timeout_s()
+        self._backend.drain.refuse()
+        self._backend.drain.end_within(seconds)
+        return seconds
+
+    async def num_responses(self) -> int:
+        """Return how many HTTP requests have not been answered to the end."""
+        return self._backend.drain.responses
 
     async def _stats(self, request: Request) -> JSONResponse:
         """Respond with the counters of every Generator replica as JSON, for operators and tests."""

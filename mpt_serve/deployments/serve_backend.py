@@ -11,9 +11,13 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from mpt_serve.deployments.admission import Admission, Reservation
 from mpt_serve.deployments.dispatch_queue import DispatchQueue
+from mpt_serve.deployments.drain import Drain
 from mpt_serve.deployments.failover import FailoverStream
+from mpt_serve.deployments.generator_replicas import GeneratorReplicas
 from mpt_serve.deployments.readiness import ReplicaWatch
 from mpt_serve.deployments.replica_client import ReplicaClient, translated
+from mpt_serve.deployments.watchdog import Watchdog
+from mpt_serve.engine.request import Delta
 from mpt_serve.openai.backend import GenerationRequest, ModelInfo, OnDelta, Readiness
 from mpt_serve.text.chat_template import Message
 from mpt_serve.text.tokenizer import TextTokenizer
@@ -26,6 +30,7 @@ class ServeBackend:
 
     text: the same tokenizer that the Tokenizer deployment has, for the way back from ids.
     tokenizer, generator: handles of these deployments.
+    reply_timeout_s: how long a Generator may take to reply before it is replaced.
     """
 
     def __init__(
@@ -35,6 +40,7 @@ class ServeBackend:
         tokenizer: DeploymentHandle,
         generator: DeploymentHandle,
         admission: Admission,
+        reply_timeout_s: float = 10.0,
     ) -> None:
         self.model = model
         self.tokenizer = text
@@ -42,6 +48,9 @@ class ServeBackend:
         self.watch = ReplicaWatch(generator, self._update_model, self.queue.resize)
         self._tokenizer_replicas = tokenizer
         self._generator_replicas = ReplicaClient(generator)
+        self._replicas = GeneratorReplicas(generator)
+        self.watchdog = Watchdog(self._replicas, reply_timeout_s)
+        self.drain = Drain()
         self._admission = admission
 
     def listen(self, host: str) -> None:
@@ -73,18 +82,28 @@ class ServeBackend:
         """Generate on the replicas, moving to others when one is lost. See `Backend.generate`."""
 
         async def run_segment(own: GenerationRequest, generated: tuple[int, ...], take: OnDelta) -> None:
-            async with self.queue.slot(own.params.priority, begun=bool(generated)):
-                await self._generator_replicas.generate(own, generated, take, stopped_choices)
+            async with (
+                self.queue.slot(own.params.priority, begun=bool(generated)),
+                self.watchdog.watch(own.request_id) as watched,
+            ):
 
-        await FailoverStream(run_segment, request, on_delta, stopped_choices).run()
+                def hear(delta: Delta) -> None:
+                    watched.hear()
+                    take(delta)
+
+                named = replace(own, request_id=watched.name)
+                await self._generator_replicas.generate(named, generated, hear, stopped_choices)
+
+        async with self.drain.request():
+            await FailoverStream(run_segment, request, on_delta, stopped_choices).run()
 
     async def readiness(self) -> Readiness:
         """Return whether a request would be served now."""
-        return self.watch.readiness
+        return self.drain.readiness or self.watch.readiness
 
     async def stats(self) -> list[dict[str, Any]]:
         """Return the engine's counters of every Generator replica that replies in time."""
-        return await self._generator_replicas.stats()
+        return await self._replicas.stats()
 
     def _update_model(self, stats: dict[str, object]) -> None:
         max_model_len = stats["max_model_len"]
