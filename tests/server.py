@@ -57,6 +57,7 @@ def serve_config(
         "deployments": [*deployments, *rest],
     }
     base = {"proxy_location": "HeadOnly", "http_options": {"host": "127.0.0.1", "port": port}}
+    base["logging_config"] = {"enable_access_log": False}  # as in serve_config.yaml
     return {**base, "applications": [application], **top}
 
 
@@ -135,6 +136,11 @@ class ServerProcess:
     def output(self) -> str:
         """Return what the program has written so far."""
         return self._log.read_text(encoding="utf-8", errors="replace")
+
+    def log_files(self) -> list[Path]:
+        """Return the log files of Serve and of Ray's processes."""
+        logs = self._folder / "session_latest" / "logs"
+        return [file for file in logs.rglob("*") if file.is_file()]
 
     def deploy(self, *configs: tuple[Mapping[str, Any], str | None]) -> str:
         """Deploy configurations over the running one, one after the other, and return what became of them.

@@ -18,9 +18,11 @@ from mpt_serve.deployments.delta_link import DeltaLinks
 from mpt_serve.deployments.delta_mailbox import DeltaMailbox
 from mpt_serve.deployments.delta_wire import LinkAddress
 from mpt_serve.deployments.logs import log_through_serve
+from mpt_serve.deployments.numbers_watch import NumbersWatch
 from mpt_serve.deployments.watchdog import ReplicaReport
 from mpt_serve.engine.request import Delta
 from mpt_serve.engine.sampling_params import SamplingParams
+from mpt_serve.engine.status_log import StatusLog
 from mpt_serve.structured_outputs.compiler import GrammarCompiler, LazyGrammarCompiler
 from mpt_serve.structured_outputs.spec import GrammarSpec
 
@@ -69,6 +71,8 @@ class Generator:
         stall_timeout_s = settings.engine.stall_timeout_s
         compiles = not settings.engine.pre_compile
         self._stall_watch = StallWatch(max(stall_timeout_s, _COMPILATION_S) if compiles else stall_timeout_s)
+        self._numbers_watch = NumbersWatch()
+        self._status_log = StatusLog(self._engine.stats)
         self._mailbox: DeltaMailbox | None = None
 
     async def generate(
@@ -166,11 +170,12 @@ class Generator:
         return ReplicaReport(self._actor, self._engine.request_ids(), "")
 
     async def check_health(self) -> None:
-        """Raise RuntimeError if the engine has stopped or stalled: Serve then replaces this replica."""
+        """Raise RuntimeError if the engine stopped, stalled or computes no numbers: Serve then replaces it."""
         stats = self._engine.stats()
         if stats.error is not None:
             raise RuntimeError(f"the engine has stopped: {stats.error}")
         self._stall_watch.check(stats.steps, stats.running > 0, time.monotonic())
+        self._numbers_watch.check(stats.without_numbers, stats.finished["stop"] + stats.finished["length"])
 
 
 def _replica_names() -> tuple[str, str]:

@@ -1,6 +1,7 @@
 """The Ingress deployment: HTTP in, HTTP out."""
 
 import asyncio
+import logging
 import time
 from pathlib import Path
 
@@ -25,7 +26,9 @@ from mpt_serve.openai.backend import ModelInfo
 from mpt_serve.text.chat_template import ChatTemplate, MissingChatTemplateError
 from mpt_serve.text.tokenizer import TextTokenizer
 
-__all__ = ["Ingress"]
+__all__ = ["Ingress", "chat_refusal"]
+
+logger = logging.getLogger(__name__)
 
 
 @serve.ingress()
@@ -39,7 +42,7 @@ class Ingress:
         limits = settings.limits
         self._limits = limits
         self._backend = ServeBackend(
-            _model_info(settings, text, _has_chat_template(folder, settings, text)),
+            _model_info(settings, text, chat_refusal(folder, settings, text)),
             text,
             tokenizer,
             generator,
@@ -79,15 +82,17 @@ class Ingress:
         return Response(exposition(await self._backend.stats()), media_type=CONTENT_TYPE_LATEST)
 
 
-def _has_chat_template(folder: Path, settings: Settings, text: TextTokenizer) -> bool:
+def chat_refusal(folder: Path, settings: Settings, text: TextTokenizer) -> str | None:
+    """Return why the model takes no conversations; None if it does."""
     try:
         ChatTemplate.from_folder(folder, settings.chat_template, text).close()
-    except MissingChatTemplateError:
-        return False
-    return True
+    except MissingChatTemplateError as error:
+        logger.warning("Chat is disabled: %s", error)
+        return str(error)
+    return None
 
 
-def _model_info(settings: Settings, text: TextTokenizer, has_chat_template: bool) -> ModelInfo:
+def _model_info(settings: Settings, text: TextTokenizer, chat_refusal: str | None) -> ModelInfo:
     return ModelInfo(
         id=settings.model_name,
         created=int(time.time()),
@@ -96,6 +101,6 @@ def _model_info(settings: Settings, text: TextTokenizer, has_chat_template: bool
         root=Path(settings.model).name
         if Path(settings.model).is_dir()
         else settings.model,  # paths on the server stay private
-        has_chat_template=has_chat_template,
+        chat_refusal=chat_refusal,
         max_chars_per_token=text.max_chars_per_token,
     )

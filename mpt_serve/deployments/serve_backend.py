@@ -57,9 +57,10 @@ class ServeBackend:
         """Take the Generators' deltas on a separate socket at `host`, an address of this node."""
         self._generator_replicas.receiver.start(host)
 
-    async def encode(self, text: str, add_special_tokens: bool) -> Sequence[int]:
-        """Return the text's ids."""
-        return await _ids(lambda: self._tokenizer_replicas.encode.remote(text, add_special_tokens))
+    async def encode(self, text: str, add_special_tokens: bool, parse_special_tokens: bool = True) -> Sequence[int]:
+        """Return the text's ids; see `TextTokenizer.encode`."""
+        how = (add_special_tokens, parse_special_tokens)
+        return await _ids(lambda: self._tokenizer_replicas.encode.remote(text, *how))
 
     async def encode_chat(
         self, messages: Sequence[Message], add_generation_prompt: bool, continue_final_message: bool

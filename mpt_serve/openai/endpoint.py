@@ -69,7 +69,7 @@ class GenerationEndpoint:
                     del body  # the work drops it too when it has read it
                     response = await run_while_connected(receive, work, lambda: stream.at_disconnect())
         except (ClientDisconnect, ClientDisconnectedError):
-            logger.info("%s: the client disconnected", request.state.request_id)
+            logger.debug("%s: the client disconnected", request.state.request_id)
             return
         except Exception as error:
             api_error = _deadline_error(limits.request_timeout_s) if deadline.expired() else as_api_error(error)

@@ -14,6 +14,7 @@ from mpt_serve.deployments import generator
 from mpt_serve.deployments.delta_link import DeltaLinks
 from mpt_serve.deployments.delta_receiver import Delivery, DeltaReceiver
 from mpt_serve.deployments.generator import Generator, StallWatch
+from mpt_serve.deployments.numbers_watch import NumbersWatch
 from mpt_serve.deployments.watchdog import ReplicaReport
 from mpt_serve.engine.request import Delta
 from mpt_serve.engine.sampling_params import SamplingParams
@@ -32,7 +33,9 @@ class FakeEngine:
         self.threads: list[threading.Thread] = []  # that submitted
         self.compiling = threading.Event()  # set when that is over
         self.compiling.set()
-        self.state = SimpleNamespace(error=None, steps=1, running=0)
+        self.state = SimpleNamespace(
+            error=None, steps=1, running=0, without_numbers=0, finished={"stop": 0, "length": 0}
+        )
 
     def submit(
         self,
@@ -74,6 +77,7 @@ def generator_over(engine: FakeEngine, stall_timeout_s: float = 10) -> Generator
     generator._engine = engine  # type: ignore[assignment]
     generator._grammars = engine  # type: ignore[assignment]
     generator._stall_watch = StallWatch(stall_timeout_s)
+    generator._numbers_watch = NumbersWatch()
     generator._mailbox = None
     generator._actor = "SERVE_REPLICA::a"
     generator._links = DeltaLinks(generator._engine.cancel)
@@ -264,6 +268,23 @@ def test_a_report_names_the_requests_and_says_what_is_wrong() -> None:
     working, stopped = asyncio.run(scenario())
     assert working == ReplicaReport("SERVE_REPLICA::a", ["a"], "")
     assert "out of memory" in stopped.stalled
+
+
+def test_a_replica_that_computes_no_numbers_again_and_again_is_unhealthy() -> None:
+    engine = FakeEngine()
+    generator = generator_over(engine)
+
+    def check(broken: int, finished: int) -> None:
+        engine.state.without_numbers, engine.state.finished = broken, {"stop": 1, "length": finished}
+        asyncio.run(generator.check_health())
+
+    check(2, 0)
+    check(4, 1)  # others finish in between
+    check(6, 1)
+    with pytest.raises(RuntimeError, match="the last 3 choices ended because the model's logits held no finite number"):
+        check(7, 1)
+    with pytest.raises(RuntimeError, match="the last 4 choices"):
+        check(8, 1)
 
 
 def test_over_a_link_a_call_yields_its_id_and_ends_when_all_is_sent() -> None:
