@@ -31,7 +31,7 @@ class Limits(SettingsGroup):
     max_unread_bodies: Count = Field(
         default=256,
         description="Bodies that one Ingress replica reads at the same time. One more takes the place of the body whose"
-        " client has been silent for longest, which gets an error 408.",
+        " client has been silent for longest, which gets an error 503.",
     )
     max_unread_body_bytes: Size = Field(
         default=ByteSize(64 * 1024**2),

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from mpt_serve.configuration.limits import Limits
 from mpt_serve.openai.body import parse_json_object
 from mpt_serve.openai.errors import (
+    ApiError,
     BodyTimeoutError,
     NotReadyError,
     RequestTooLargeError,
@@ -97,9 +98,11 @@ class BodyReader:
         assert arrival.deadline is not None
         arrival.deadline.reschedule(asyncio.get_running_loop().time())
 
-    def _timeout(self, arrival: "_Arrival") -> BodyTimeoutError:
+    def _timeout(self, arrival: "_Arrival") -> ApiError:
         if arrival.given_up:
-            return BodyTimeoutError("The body did not arrive while others needed its place: send it again, faster.")
+            error = NotReadyError("The server is at capacity: too many bodies arrive, others faster. Retry later.")
+            error.headers["connection"] = "close"
+            return error
         seconds = self._limits.body_timeout_s
         return BodyTimeoutError(f"The body did not arrive within {seconds:g} s, this server's limit.")
 
