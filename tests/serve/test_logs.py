@@ -6,10 +6,8 @@ import logging
 import re
 from collections.abc import Iterator
 
-import httpx
 import pytest
 from ray.exceptions import RayTaskError
-from server import ServerProcess
 
 from mpt_serve.deployments.logs import ClientTextFilter, traceback_without_messages
 from mpt_serve.errors import RequestError
@@ -89,35 +87,3 @@ def test_forgotten_tasks_do_not_show_their_arguments(lines: list[str]) -> None:
     gc.collect()
     assert any(line.startswith("Task exception was never retrieved") for line in lines)
     assert SECRET not in "".join(lines)
-
-
-def test_a_server_logs_no_text_of_its_clients_and_one_line_for_each_request(own_server: ServerProcess) -> None:
-    schema = {"type": "object", "properties": {SECRET: {"type": SECRET}}}
-    bodies: list[dict[str, object]] = [
-        {"prompt": SECRET, "max_tokens": 2},
-        {"prompt": SECRET, "max_tokens": 2, "guided_json": schema},
-        {"prompt": SECRET, "max_tokens": 2, "guided_grammar": f"root ::= {SECRET} ("},
-        {"prompt": SECRET, "max_tokens": 2, "guided_regex": f"({SECRET}"},
-        {"prompt": SECRET, "max_tokens": 2, "guided_regex": f"[{SECRET}]{{2}}"},
-        {"prompt": SECRET, SECRET: SECRET, "max_tokens": SECRET},
-        {"prompt": SECRET, SECRET: SECRET, "max_tokens": 2},
-    ]
-    with httpx.Client(base_url=own_server.url, timeout=120) as http:
-        for body in bodies:
-            http.post("/v1/completions", json=body, headers={"x-request-id": f"{SECRET} {SECRET}"})
-        for messages in ([{"role": "user", "content": SECRET}], [{"role": SECRET, "content": SECRET}]):
-            http.post("/v1/chat/completions", json={"messages": messages, "max_tokens": 2})
-        http.post("/tokenize", content=f'{{"prompt": "{SECRET}'.encode())
-        http.get(f"/{SECRET}?{SECRET}={SECRET}")
-        for _ in range(3):
-            http.get("/health")
-        named = http.post("/v1/completions", json=bodies[0], headers={"x-request-id": "a-request-of-mine"})
-        assert named.status_code == 200
-    files = {file: file.read_text(errors="replace") for file in own_server.log_files()}
-    text = "\n".join([*files.values(), own_server.output()])
-    assert [str(file) for file, content in files.items() if SECRET in content] == []
-    assert SECRET not in own_server.output()
-    in_files = [line for content in files.values() for line in content.splitlines() if "a-request-of-mine" in line]
-    assert len(in_files) == 1, in_files
-    assert "POST /v1/completions 200" in in_files[0]
-    assert "/health" not in "".join(line for line in text.splitlines() if " INFO " in line)
