@@ -42,13 +42,18 @@ def build(args: dict[str, Any]) -> Application:
     # Generator reserves a CPU, so that the three deployments fit on a machine with two.
     runtime_env = replica_runtime_env()
     max_requests = settings.limits.max_waiting_requests + _OTHER_REQUESTS
-    edge = {"max_ongoing_requests": max_requests, "ray_actor_options": {"num_cpus": 0, **runtime_env}}
+    edge = {
+        "max_ongoing_requests": max_requests,
+        "ray_actor_options": {"num_cpus": 0, **runtime_env},
+        "max_surge_percent": 100,  # a new replica starts before the old one stops
+    }
     # A Generator holds twice the requests that it can run, so that no slot is ever idle; the rest wait in the Ingress
     # (`DispatchQueue`) for the first free replica.
     generator = serve.deployment(
         Generator,
         max_ongoing_requests=2 * settings.engine.max_num_seqs,
         ray_actor_options={"num_cpus": 1, **runtime_env},
+        max_surge_percent=100,
     ).bind(settings)
     tokenizer = serve.deployment(Tokenizer, **edge).bind(settings)
     application: Application = serve.deployment(Ingress, **edge).bind(settings, tokenizer, generator)

@@ -1,5 +1,6 @@
 """The real program, started as users start it: `serve run` of a configuration file, spoken to over HTTP."""
 
+import json
 import os
 import shutil
 import signal
@@ -54,6 +55,31 @@ def serve_config(
     return {**base, "applications": [application], **top}
 
 
+# Gives configurations to a running Serve as `serve deploy` does, which needs the dashboard for that; waits until the
+# application has the given status after each.
+_DEPLOY = """
+import json, sys, time, ray
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ServeDeploySchema
+ray.init(address="auto", namespace="serve", log_to_driver=False, configure_logging=False)
+client = _get_global_client()
+for config, status in json.load(sys.stdin):
+    try:
+        client.deploy_apps(ServeDeploySchema.model_validate(config), _blocking=False)
+    except Exception as error:
+        print(type(error).__name__, error)
+    deadline = time.monotonic() + 120
+    while status is not None:
+        application = client.get_serve_details()["applications"]["mpt"]
+        if application["status"] == status or time.monotonic() > deadline:
+            break
+        time.sleep(0.2)
+    time.sleep(1 if status is None else 0)
+    application = client.get_serve_details()["applications"]["mpt"]
+    print(application["status"], application["message"], flush=True)
+"""
+
+
 class ServerProcess:
     """One `serve run`; a context manager that leaves no process behind.
 
@@ -86,6 +112,17 @@ class ServerProcess:
     def output(self) -> str:
         """Return what the program has written so far."""
         return self._log.read_text(encoding="utf-8", errors="replace")
+
+    def deploy(self, *configs: tuple[Mapping[str, Any], str | None]) -> str:
+        """Deploy configurations over the running one, one after the other, and return what became of them.
+
+        configs: each with the status to wait for (`RUNNING`, `DEPLOY_FAILED`), None for a second's wait.
+        """
+        command = [sys.executable, "-W", "ignore", "-c", _DEPLOY]
+        text, env = json.dumps(configs), environment(self._folder)
+        done = subprocess.run(command, env=env, cwd=ROOT, input=text, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     def replica_pid(self, deployment: str) -> int:
         """Return the process id of the deployment's one replica."""

@@ -15,6 +15,7 @@ from mpt_serve.configuration.model_folder import model_path, tokenizer_folder
 from mpt_serve.configuration.settings import Settings
 from mpt_serve.deployments.delta_mailbox import DeltaMailbox
 from mpt_serve.deployments.logs import log_through_serve
+from mpt_serve.deployments.version import Version
 from mpt_serve.engine.request import Delta
 from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.structured_outputs.spec import GrammarSpec
@@ -51,6 +52,7 @@ class Generator:
     def __init__(self, settings: Settings) -> None:
         log_through_serve()
         self._replica = _replica_name()
+        self._version = Version.of(settings)
         self._engine = _load_engine(settings)
         self._stall_watch = StallWatch(settings.engine.stall_timeout_s)
         self._mailbox: DeltaMailbox | None = None
@@ -114,6 +116,10 @@ class Generator:
         except asyncio.CancelledError:  # the thread cannot be stopped, but what it submits can
             submitted.add_done_callback(withdraw)
             raise
+
+    def record_replica_metadata(self) -> dict[str, str]:
+        """Return what Serve tells other replicas about this one."""
+        return self._version.metadata()
 
     async def stats(self) -> dict[str, Any]:
         """Return the engine's `EngineStats` as a dictionary, readable without JAX, with the name of this `replica`."""

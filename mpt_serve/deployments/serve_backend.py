@@ -12,9 +12,12 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponse
 from mpt_serve.deployments.admission import Admission
 from mpt_serve.deployments.dispatch_queue import DispatchQueue
 from mpt_serve.deployments.failover import FailoverStream
-from mpt_serve.deployments.readiness import ReplicaWatch
+from mpt_serve.deployments.readiness import ReplicaWatch, Waiting
 from mpt_serve.deployments.replica_client import ReplicaClient, translated
+from mpt_serve.deployments.replica_updates import ReplicaUpdates
+from mpt_serve.deployments.version import Version
 from mpt_serve.openai.backend import GenerationRequest, ModelInfo, OnDelta, Readiness
+from mpt_serve.openai.errors import NotReadyError
 from mpt_serve.text.chat_template import Message
 from mpt_serve.text.tokenizer import TextTokenizer
 
@@ -25,7 +28,8 @@ class ServeBackend:
     """Implements `mpt_serve.openai.backend.Backend`.
 
     text: the same tokenizer that the Tokenizer deployment has, for the way back from ids.
-    tokenizer, generator: handles of these deployments.
+    tokenizer, generator: handles of these deployments. updates: their replicas. version: of the calling replica.
+    waiting: bounds of waiting for replicas that are being replaced.
     """
 
     def __init__(
@@ -35,11 +39,14 @@ class ServeBackend:
         tokenizer: DeploymentHandle,
         generator: DeploymentHandle,
         admission: Admission,
+        updates: ReplicaUpdates,
+        version: Version,
+        waiting: Waiting,
     ) -> None:
         self.model = model
         self.tokenizer = text
         self.queue = DispatchQueue(capacity=1)  # until the watch has seen the replicas
-        self.watch = ReplicaWatch(generator, self._update_model, self.queue.resize)
+        self.watch = ReplicaWatch(generator, updates, version, waiting, self._update_model, self.queue.resize)
         self._tokenizer_replicas = tokenizer
         self._generator_replicas = ReplicaClient(generator)
         self._admission = admission
@@ -69,6 +76,8 @@ class ServeBackend:
 
         async def run_segment(own: GenerationRequest, generated: tuple[int, ...], take: OnDelta) -> None:
             async with self.queue.slot(own.params.priority, begun=bool(generated)):
+                if self.watch.model_was_replaced:  # its ids may mean other text
+                    raise NotReadyError("Another model is being deployed.", code="loading", retry_after_s=1)
                 await self._generator_replicas.generate(own, generated, take, stopped_choices)
 
         await FailoverStream(run_segment, request, on_delta, stopped_choices).run()
@@ -76,6 +85,10 @@ class ServeBackend:
     async def readiness(self) -> Readiness:
         """Return whether a request would be served now."""
         return self.watch.readiness
+
+    async def wait_ready(self) -> Readiness:
+        """Return the readiness, after a bounded wait if the last replicas are being replaced."""
+        return await self.watch.wait_ready()
 
     async def stats(self) -> list[dict[str, Any]]:
         """Return the engine's counters of every Generator replica that replies in time."""

@@ -84,6 +84,9 @@ class FakeBackend:
     async def readiness(self) -> Readiness:
         return self.state
 
+    async def wait_ready(self) -> Readiness:
+        return self.state
+
     def admit(self, prompts: Sequence[Sequence[int]], choices: int) -> AbstractContextManager[None]:
         self.admitted.append((len(prompts), choices))
         return nullcontext()
