@@ -83,17 +83,18 @@ for config, status in json.load(sys.stdin):
 class ServerProcess:
     """One `serve run`; a context manager that leaves no process behind.
 
-    file: the configuration. Ray's own files go to a new folder with a short name, as its sockets need.
+    file: the configuration. command: `serve run`, or `mpt-serve run`. Ray's own files go to a new folder with a short
+    name, as its sockets need.
     """
 
-    def __init__(self, file: Path, port: int) -> None:
+    def __init__(self, file: Path, port: int, command: str = "serve") -> None:
         self.url = f"http://127.0.0.1:{port}"
         self._folder = Path(tempfile.mkdtemp(prefix="mpt-", dir="/tmp"))
         self._log = self._folder / "serve.log"
-        command = [str(Path(sys.executable).with_name("serve")), "run", file.name]
+        program = str(Path(sys.executable).with_name(command))
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                command,
+                [program, "run", file.name],
                 cwd=file.parent,
                 env=environment(self._folder),
                 stdin=subprocess.DEVNULL,
@@ -103,11 +104,11 @@ class ServerProcess:
             )
 
     @classmethod
-    def of(cls, config: Mapping[str, Any], folder: Path) -> "ServerProcess":
+    def of(cls, config: Mapping[str, Any], folder: Path, command: str = "serve") -> "ServerProcess":
         """Write the configuration into `folder` and start it."""
         file = folder / "serve_config.yaml"
         file.write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
-        return cls(file, config["http_options"]["port"])
+        return cls(file, config["http_options"]["port"], command)
 
     def output(self) -> str:
         """Return what the program has written so far."""

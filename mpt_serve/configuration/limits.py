@@ -18,9 +18,9 @@ class Limits(SettingsGroup):
     )
     replica_wait_s: Seconds = Field(
         default=60.0,
-        description="Seconds that a request waits for a replica while the last one is being replaced (after a crash, or"
-        " by a new version where two do not fit at once); then it is refused with 503 `loading`. A server that has never"
-        " been ready refuses at once.",
+        description="Seconds that a request waits for a replica while the last one is being replaced (after a crash,"
+        " or by a new version where two do not fit at once); then it is refused with 503 `loading`. A server that has"
+        " never been ready refuses at once.",
     )
     first_token_wait_s: Seconds = Field(
         default=15.0,

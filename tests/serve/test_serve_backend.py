@@ -12,7 +12,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from mpt_serve.deployments.admission import Admission
 from mpt_serve.deployments.readiness import Waiting
-from mpt_serve.deployments.replica_updates import ReplicaUpdates, RunningReplica
+from mpt_serve.deployments.replica_updates import ReplicaUpdates
 from mpt_serve.deployments.serve_backend import ServeBackend
 from mpt_serve.deployments.version import Version
 from mpt_serve.engine.request import Delta
