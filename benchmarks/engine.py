@@ -80,7 +80,7 @@ def contender(session: Session) -> Contender:
     return Contender(
         generate,
         version=f"{importlib.metadata.version('mpt-serve')} on jax {jax.__version__}",
-        weight_bytes=sum(leaf.nbytes for leaf in jax.tree.leaves(engine._runner._leaves)),
+        weight_bytes=engine.weight_bytes,
         vocab_size=engine.vocab_limit,
         details={"quantization": options.quantization},
     )

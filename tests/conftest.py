@@ -14,9 +14,25 @@ from tiny_checkpoint import write_tiny_checkpoint
 hypothesis.settings.register_profile("shared", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("shared")
 
-# Files that take more than half a minute, longest first. Two processes take files in this order, so that none of them
-# begins a long one while the other has nothing left.
-LONGEST_FIRST: tuple[str, ...] = ()
+# The files that take longest, in that order. Two processes take files in this order, so that none of them begins a long
+# one while the other has nothing left.
+LONGEST_FIRST = (
+    "model/test_golden.py",
+    "engine/test_soak.py",
+    "engine/test_sampler.py",
+    "serve/test_openai_client.py",
+    "serve/test_complete_engine.py",
+    "serve/test_cluster_growth.py",
+    "kernels/test_cpu_attention.py",
+    "serve/test_serve_run.py",
+    "model/test_long_context.py",
+    "model/test_pallas_attention.py",
+    "engine/test_engine.py",
+    "checkpoint/test_weight_sharding.py",
+    "serve/test_moved_requests.py",
+    "training/test_embedded_quality.py",
+    "llm/test_llm.py",
+)
 
 MANY_MAPS = 20_000  # of 65,530; the one file of tests that takes most takes 28,000
 

@@ -81,7 +81,7 @@ LIBRARIES: Mapping[str, set[str]] = {
     "mpt_serve.text": {"tokenizers", "transformers", "jinja2"},
     "mpt_serve.structured_outputs": {"llguidance", "numpy"},
     "mpt_serve.engine": _ARRAYS,
-    "mpt_serve.llm": {"tqdm"},
+    "mpt_serve.llm": {"tqdm", "jax"},
     "mpt_serve.openai": {"starlette", "pydantic", "pydantic_core", "typing_extensions"},
     "mpt_serve.deployments": {"ray", "starlette", "prometheus_client", "jax"},
     "mpt_serve.driver": {"ray"},

@@ -130,7 +130,7 @@ def _inverse_cdf(weights: Array, uniform: Array) -> tuple[Array, Array]:
 
 
 def _first_above(weights: Array, target: Array) -> tuple[Array, Array]:
-    """Return the first positive weight [S, N] at which the running sum exceeds target [S], and the rest of the target.
+    """Return the first positive weight [S, N] whose running sum exceeds target [S], and the rest of the target.
 
     Rounding may put the target above every running sum: then the last positive weight is the one.
     """

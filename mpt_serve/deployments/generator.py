@@ -18,6 +18,7 @@ from mpt_serve.deployments.logs import log_through_serve
 from mpt_serve.deployments.version import Version
 from mpt_serve.engine.request import Delta
 from mpt_serve.engine.sampling_params import SamplingParams
+from mpt_serve.structured_outputs.compiler import GrammarCompiler, LazyGrammarCompiler
 from mpt_serve.structured_outputs.spec import GrammarSpec
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class Generator:
         log_through_serve()
         self._replica = _replica_name()
         self._version = Version.of(settings)
-        self._engine = _load_engine(settings)
+        self._engine, self._grammars = _load(settings)
         self._stall_watch = StallWatch(settings.engine.stall_timeout_s)
         self._mailbox: DeltaMailbox | None = None
 
@@ -98,10 +99,12 @@ class Generator:
         generated: Sequence[int],
         spec: GrammarSpec | None,
     ) -> str:
-        """Compile the grammar, if there is one, and submit the request."""
+        """Compile the grammar, if there is one, and submit the request. What the engine refuses is not compiled."""
+        grammar = None
         if spec is not None:
-            params = dataclasses.replace(params, guide=spec)
-        return self._engine.submit(prompt_ids, params, on_delta, request_id, generated)
+            self._engine.check(prompt_ids, params, with_grammar=True)
+            grammar = self._grammars.compile(spec)
+        return self._engine.submit(prompt_ids, params, on_delta, request_id, generated, grammar)
 
     async def _in_thread(self, submit: Callable[[], str], request_id: str) -> None:
         """Submit on another thread, since compiling a grammar takes time that the event loop does not have."""
@@ -140,7 +143,8 @@ def _replica_name() -> str:
         return "local"
 
 
-def _load_engine(settings: Settings) -> "Engine":
+def _load(settings: Settings) -> "tuple[Engine, LazyGrammarCompiler]":
+    """Return the engine, and the compiler of grammars over its vocabulary."""
     from mpt_serve.engine import Engine
     from mpt_serve.text.tokenizer import TextTokenizer
 
@@ -148,16 +152,23 @@ def _load_engine(settings: Settings) -> "Engine":
     tokenizer = TextTokenizer.from_folder(tokenizer_folder(settings.model))
     mesh = _mesh(settings)
     draft_model = settings.engine.draft_model
-    return Engine.from_pretrained(
+    engine = Engine.from_pretrained(
         model_path(settings.model),
         settings.engine_config,
         dtype=_dtype(settings, mesh),
         mesh=mesh,
+        vocab_limit=tokenizer.vocab_len,
+        eos_token_ids=tokenizer.eos_token_ids,
         quantization=settings.quantization,
         quantization_cache_dir=settings.quantization_cache_dir,
         draft_model=None if draft_model is None else model_path(draft_model),
-        tokenizer=tokenizer,
     )
+
+    def make_compiler() -> GrammarCompiler:
+        token_bytes = tokenizer.text_token_bytes()[: engine.vocab_limit]
+        return GrammarCompiler(token_bytes, sorted(engine.eos_token_ids))
+
+    return engine, LazyGrammarCompiler(make_compiler)
 
 
 def _check_accelerator() -> None:

@@ -1,17 +1,24 @@
-"""Who owns which block of the paged key-value cache, and which blocks hold what could be used again.
+"""Ownership of the paged KV cache's blocks, and the prefix hashes by which their content is found again.
 
-Plain Python: the blocks themselves live on the device.
+Plain Python: the blocks themselves are on the device. Keys and values of a token depend on all tokens before it, so the
+digests of blocks form a chain: each is the SHA-256 of the digest before and of the block's ids. The first link is a
+salt, which separates requests that must not share blocks. Two sequences may share a block exactly where its digests are
+equal.
 """
 
+import hashlib
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+import numpy as np
 
 
 class BlockPool:
     """Reference-counted cache blocks, numbered 0 ... num_blocks - 1.
 
-    A block can be published under the digest of all it depends on (`prefix_cache.extend_chain`). It then can be found
-    by that digest as long as nobody needs its place: also after its last owner released it.
+    A block can be published under the digest of everything it depends on (`extend_digests`). It can then be found by
+    that digest until the block is allocated again: also after its last owner has released it.
 
     Invariants, checked by `check_integrity`:
     - a block is free (reference count 0, once in the free queue) or owned (count >= 1, not in the free queue);
@@ -19,27 +26,27 @@ class BlockPool:
     - free + owned = num_blocks;
     - a digest names one block, and a block has one digest at most.
 
-    A block is written only by the sequence that was given it by `allocate`; `acquire` shares it for reading.
+    Only the sequence that got a block from `allocate` writes it; `acquire` shares it for reading.
     """
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         if num_blocks < 1 or block_size < 1:
-            raise ValueError(f"a pool needs blocks with tokens, got num_blocks={num_blocks}, block_size={block_size}")
+            raise ValueError(f"block_size and num_blocks must be at least 1, got {block_size=} and {num_blocks=}")
         self.num_blocks = num_blocks
         self.block_size = block_size
         self._reference_counts = [0] * num_blocks
-        # Next to be allocated first: blocks that nobody can find, then the one released longest ago.
+        # In order of allocation: blocks without a digest first, then the one released longest ago.
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
         self._block_of: dict[bytes, int] = {}
         self._digest_of: dict[int, bytes] = {}
 
     @property
     def num_free(self) -> int:
-        """Blocks that can be allocated; published ones among them are forgotten when that happens."""
+        """Return the number of blocks that can be allocated; allocating a published block ends its publication."""
         return len(self._free)
 
     def blocks_for(self, num_tokens: int) -> int:
-        """Blocks that hold `num_tokens` tokens."""
+        """Return the number of blocks that hold `num_tokens` tokens."""
         return -(-num_tokens // self.block_size)
 
     def allocate(self, count: int) -> list[int]:
@@ -55,15 +62,15 @@ class BlockPool:
         return blocks
 
     def publish(self, block: int, digest: bytes) -> None:
-        """Let an owned block be found. The first block of a digest stays the one that is found."""
+        """Make an owned block available to `find`. The first block published under a digest stays the one found."""
         if self._reference_counts[block] == 0:
-            raise ValueError(f"block {block} is free: what it holds may be overwritten")
+            raise ValueError(f"block {block} is free: its content may be overwritten")
         if digest not in self._block_of and block not in self._digest_of:
             self._block_of[digest] = block
             self._digest_of[block] = digest
 
     def find(self, digests: Sequence[bytes]) -> list[int]:
-        """The blocks of the longest run of digests, from the first on, that were published."""
+        """Return the blocks of the longest run of published digests, from the first digest on."""
         blocks = []
         for digest in digests:
             block = self._block_of.get(digest)
@@ -73,7 +80,7 @@ class BlockPool:
         return blocks
 
     def free_among(self, blocks: Iterable[int]) -> int:
-        """How many of these blocks nobody owns: acquiring them takes as many from `num_free`."""
+        """Count the blocks without an owner: acquiring them takes that many from `num_free`."""
         return sum(self._reference_counts[block] == 0 for block in blocks)
 
     def acquire(self, blocks: Iterable[int]) -> None:
@@ -81,14 +88,14 @@ class BlockPool:
         for block in blocks:
             if self._reference_counts[block] == 0:
                 if block not in self._digest_of:
-                    raise ValueError(f"block {block} is free and holds nothing known: it cannot be shared")
+                    raise ValueError(f"block {block} is free and not published: it cannot be shared")
                 del self._free[block]
             self._reference_counts[block] += 1
 
     def release(self, blocks: Sequence[int]) -> None:
         """Drop one reference of each block of a sequence; a block without references is free at once.
 
-        The end of a sequence is given away before its beginning, which more of other sequences have in common.
+        The end of a sequence is allocated again before its beginning, which more other sequences have in common.
         """
         for block in reversed(blocks):
             if self._reference_counts[block] == 0:
@@ -100,7 +107,7 @@ class BlockPool:
                     self._free.move_to_end(block, last=False)
 
     def check_integrity(self, owners: Iterable[Iterable[int]]) -> None:
-        """Check the invariants against the blocks that each sequence says it holds. Raises `AssertionError`."""
+        """Check the invariants against the blocks that each sequence holds. Raises `AssertionError`."""
         held = Counter(block for blocks in owners for block in blocks)
         for block, count in enumerate(self._reference_counts):
             if count != held[block]:
@@ -111,3 +118,21 @@ class BlockPool:
                 )
         if {digest: block for block, digest in self._digest_of.items()} != self._block_of:
             raise AssertionError("digests and blocks do not name each other")
+
+
+def first_link(salt: str) -> bytes:
+    """Return the link before the first block's digest."""
+    return hashlib.sha256(salt.encode(errors="surrogatepass")).digest()
+
+
+def extend_digests(digests: list[bytes], ids: Sequence[int], block_size: int, first: bytes) -> None:
+    """Append the digests of further full blocks to those of the first len(digests).
+
+    ids: the ids from position len(digests) * block_size on; a last block that is not full is left out.
+    first: `first_link`, for the first block.
+    """
+    link = digests[-1] if digests else first
+    words = np.asarray(ids, np.int32)
+    for begin, end in pairwise(range(0, len(words) + 1, block_size)):
+        link = hashlib.sha256(link + words[begin:end].tobytes()).digest()
+        digests.append(link)

@@ -1,4 +1,4 @@
-"""How many cache blocks there are, and how long a request may therefore be."""
+"""The number of KV cache blocks, and the length of requests that follows from it."""
 
 import logging
 import os
@@ -29,7 +29,7 @@ _HOST_SHARE = 0.4
 class CachePlan:
     """num_blocks blocks of block_size tokens; requests of at most max_model_len tokens.
 
-    notes: what the deployer asked for and did not get, or should know, as sentences.
+    notes: where the plan deviates from the settings, and what a deployer should know, as sentences.
     """
 
     num_blocks: int
@@ -39,20 +39,22 @@ class CachePlan:
 
     @property
     def num_tokens(self) -> int:
+        """Return the number of tokens that the cache holds."""
         return self.num_blocks * self.block_size
 
     @property
     def max_blocks_per_sequence(self) -> int:
+        """Return the number of blocks of the longest request."""
         return _ceil_div(self.max_model_len, self.block_size)
 
     @property
     def concurrency(self) -> float:
-        """Requests of max_model_len tokens that fit at once."""
+        """Return how many requests of max_model_len tokens fit at once."""
         return self.num_blocks / self.max_blocks_per_sequence
 
 
 def cache_dtype_for(weights: Weights, settings: EngineConfig) -> jnp.dtype:
-    """The cache's dtype: 'auto' takes that of the matrices, or, where they are quantised, that of the rest."""
+    """Return the cache's dtype: 'auto' takes that of the matrices, or, where they are quantised, that of the rest."""
     if settings.cache_dtype != "auto":
         return jnp.dtype(settings.cache_dtype)
     quantised = isinstance(weights.wte, PackedMatrix) and weights.wte.row_scale is not None
@@ -66,9 +68,9 @@ def cache_plan_for(
     cache_dtype: DTypeLike,
     draft_config: MptConfig | None = None,
 ) -> CachePlan:
-    """Decide the cache for weights that lie on their devices, and log what it amounts to. Raises as `plan_cache`.
+    """Plan the cache for weights that are on their devices, and log its size. Raises as `plan_cache`.
 
-    draft_config: of a draft model, whose cache has as many tokens.
+    draft_config: of a draft model, whose cache has the same number of tokens.
     """
     bytes_per_token = kv_bytes_per_token(config, cache_dtype)
     if draft_config is not None:
@@ -90,7 +92,7 @@ def cache_plan_for(
 
 
 def _available_for_cache(weights: Weights) -> int:
-    """Bytes for the cache as a whole: it is split over a mesh's `tensor` axis and repeated along the other."""
+    """Return the bytes for the whole cache: it is split over a mesh's `tensor` axis and repeated along the other."""
     placed = weights.norm_f.weight.sharding
     split = placed.mesh.shape["tensor"] if isinstance(placed, NamedSharding) else 1
     return split * min(available_memory(device) for device in placed.device_set)
@@ -112,7 +114,7 @@ def plan_cache(settings: EngineConfig, config: MptConfig, bytes_per_token: int, 
         if num_blocks < 1:
             raise ValueError(
                 f"kv_cache_memory={settings.kv_cache_memory} bytes is less than one cache block of {block_bytes}; "
-                "give more, or make block_size smaller"
+                "increase kv_cache_memory, or reduce block_size"
             )
     else:
         # Blocks beyond what all running requests could use would never be touched.
@@ -120,27 +122,30 @@ def plan_cache(settings: EngineConfig, config: MptConfig, bytes_per_token: int, 
     if num_blocks < blocks_per_sequence:
         shortened = num_blocks * settings.block_size
         notes.append(
-            f"the context is shortened from {max_model_len} to {shortened} tokens: that is what the key-value cache "
-            f"holds ({num_blocks} blocks of {settings.block_size}); give it more memory, or ask for less"
+            f"the context is shortened from {max_model_len} to {shortened} tokens: that is what the KV cache holds "
+            f"({num_blocks} blocks of {settings.block_size}); increase kv_cache_memory, or reduce max_model_len"
         )
         max_model_len = shortened
     return CachePlan(num_blocks, settings.block_size, max_model_len, tuple(notes))
 
 
 def _model_len(settings: EngineConfig, config: MptConfig) -> tuple[int, list[str]]:
-    asked = settings.max_model_len
-    if asked is None or asked <= config.max_seq_len:
-        return asked or config.max_seq_len, []
+    """Return the context length that settings and model allow, and notes on it."""
+    wanted = settings.max_model_len
+    if wanted is None or wanted <= config.max_seq_len:
+        return wanted or config.max_seq_len, []
     limit = config.length_limit
-    if limit is not None and asked > limit:
-        kind = "learned position embeddings end" if config.learned_positions else "dynamic RoPE can be cached up to"
-        raise ValueError(f"max_model_len={asked} is too long: this model's {kind} there: {limit} tokens (max_seq_len)")
-    note = f"max_model_len={asked} is beyond the {config.max_seq_len} tokens the model was made for (max_seq_len)"
-    return asked, [f"{note}; its positions extrapolate, its quality may not"]
+    if limit is not None and wanted > limit:
+        kind = "learned position embeddings" if config.learned_positions else "dynamic RoPE"
+        raise ValueError(
+            f"max_model_len={wanted} is too long: it must be at most {limit}, the max_seq_len of this model with {kind}"
+        )
+    note = f"max_model_len={wanted} is beyond the {config.max_seq_len} tokens the model was made for (max_seq_len)"
+    return wanted, [f"{note}; its positions extrapolate, its quality may not"]
 
 
 def available_memory(device: jax.Device) -> int:
-    """Bytes that the cache may take on a device on which the weights already lie; host devices share the host's."""
+    """Return the bytes that the cache may take on a device that holds the weights; host devices share the host's."""
     stats: dict[str, int] | None = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:
         return max(0, int(stats["bytes_limit"] * _DEVICE_SHARE) - stats["bytes_in_use"])
@@ -148,7 +153,7 @@ def available_memory(device: jax.Device) -> int:
 
 
 def _available_host_memory(root: Path = Path("/")) -> int:
-    """Bytes free on this host, within the limits of the control groups that this process runs in."""
+    """Return the free bytes of this host, within the limits of this process's control groups."""
     try:
         meminfo = dict(line.split(":", 1) for line in (root / "proc/meminfo").read_text().splitlines())
         available = int(meminfo["MemAvailable"].split()[0]) * 1024
@@ -158,7 +163,7 @@ def _available_host_memory(root: Path = Path("/")) -> int:
 
 
 def _cgroup_headroom(root: Path) -> Iterator[int]:
-    """What each control group around this process still allows, in bytes (versions 1 and 2)."""
+    """Yield what each control group around this process still allows, in bytes (versions 1 and 2)."""
     try:
         memberships = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -184,6 +189,7 @@ def _cgroup_headroom(root: Path) -> Iterator[int]:
 
 
 def _group_headroom(group: Path, limit_file: str, usage_file: str) -> Iterator[int]:
+    """Yield what one control group still allows, nothing where it has no limit."""
     try:
         limit, usage = (group / limit_file).read_text().strip(), int((group / usage_file).read_text())
         if limit != "max":
@@ -193,7 +199,7 @@ def _group_headroom(group: Path, limit_file: str, usage_file: str) -> Iterator[i
 
 
 def _reclaimable(group: Path) -> int:
-    """File pages in a group's usage that the kernel drops when memory is wanted (a mapped checkpoint, mostly)."""
+    """Return the file pages in a group's usage that the kernel drops under pressure (a mapped checkpoint, mostly)."""
     try:
         lines = (group / "memory.stat").read_text().splitlines()
     except OSError:

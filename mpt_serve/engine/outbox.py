@@ -1,55 +1,70 @@
-"""News about requests on their way to those who asked."""
+"""Updates on requests, on their way to those who submitted them."""
 
 import logging
 from collections import deque
 from collections.abc import Iterator
 
-from mpt_serve.engine.pipeline import StepOutput
 from mpt_serve.engine.request import Delta, FinishReason, Request, ignore_delta
+from mpt_serve.engine.step_output import StepOutput
 
 logger = logging.getLogger(__name__)
 
 
 class Outbox:
-    """Keeps news until it is time to call listeners. For one thread."""
+    """Keeps updates until it is time to call listeners. For one thread."""
 
     def __init__(self) -> None:
         self._items: deque[tuple[Request, Delta]] = deque()
 
-    def post(self, request: Request, taken: StepOutput | None = None, message: str | None = None) -> None:
-        """Queue what a step brought a request, or that it has ended."""
+    def post_output(self, output: StepOutput) -> None:
+        """Queue what a step brought a request."""
+        request = output.request
         prompt_logprobs = None
-        if request.wants_prompt_logprobs and not request.prompt_is_told and taken is not None:
-            request.prompt_is_told = True
+        if request.wants_prompt_logprobs and not request.prompt_logprobs_sent:
+            request.prompt_logprobs_sent = True
             prompt_logprobs = tuple(request.prompt_logprobs)
-        stopped = request.finish_reason == "stop" and taken is not None  # else its reader has found the stop
         delta = Delta(
-            token_ids=taken.token_ids if taken else (),
-            finish_reason=request.finish_reason,
-            stop_reason=request.output_ids[-1] if stopped else None,
+            token_ids=output.token_ids,
+            finish_reason=output.finish_reason,
+            stop_reason=output.token_ids[-1] if output.finish_reason == "stop" else None,
             num_prompt_tokens=len(request.prompt_ids),
             num_cached_tokens=request.num_cached or 0,
-            message=message,
             index=request.choice_index,
-            logprobs=taken.logprobs if taken else None,
+            logprobs=output.logprobs,
             prompt_logprobs=prompt_logprobs,
         )
         self._items.append((request, delta))
 
+    def post_end(self, request: Request, reason: FinishReason, message: str | None) -> None:
+        """Queue the end of a request that no step ended."""
+        self._items.append((request, _end_delta(request, reason, message)))
+
     def deliver(self) -> Iterator[Request]:
-        """Call the listeners, and yield each request whose listener has failed; what is posted meanwhile goes too."""
+        """Call the listeners, and yield each request whose listener has failed; includes what is posted meanwhile."""
         while self._items:
             request, delta = self._items.popleft()
-            if not _tell(request, delta):
+            if not _call_listener(request, delta):
                 yield request
 
 
 def refuse(request: Request, reason: FinishReason, message: str | None) -> None:
-    """Tell a request's listener at once that nothing comes of it. Any thread."""
-    _tell(request, Delta((), reason, None, len(request.prompt_ids), message=message, index=request.choice_index))
+    """Call the listener of a request that the engine never started. Any thread."""
+    _call_listener(request, _end_delta(request, reason, message))
 
 
-def _tell(request: Request, delta: Delta) -> bool:
+def _end_delta(request: Request, reason: FinishReason, message: str | None) -> Delta:
+    return Delta(
+        token_ids=(),
+        finish_reason=reason,
+        stop_reason=None,
+        num_prompt_tokens=len(request.prompt_ids),
+        num_cached_tokens=request.num_cached or 0,
+        message=message,
+        index=request.choice_index,
+    )
+
+
+def _call_listener(request: Request, delta: Delta) -> bool:
     """Call a request's listener; False, and never again, when it fails."""
     try:
         request.on_delta(delta)

@@ -1,35 +1,36 @@
-"""One request inside the engine, and what the engine says about it."""
+"""One request inside the engine, and the updates on it that the engine sends out."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mpt_serve.engine.prefix_cache import chain_start, extend_chain
+from mpt_serve.engine.block_pool import extend_digests, first_link
 from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.engine.token_masks import TokenMasks
 from mpt_serve.errors import RequestError
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
-EarlyReason = Literal["stop", "cancelled"]  # why somebody else ends a request
+AbortReason = Literal["stop", "cancelled"]  # why a caller ends a request
 
-PLACES_PER_PRIORITY = 16
+POSITIONS_PER_PRIORITY = 16
 
 
 def queue_order(arrival: int, priority: int) -> tuple[int, int]:
-    """The smaller goes first. Finitely many later requests can go before an earlier one: nobody starves.
+    """Return a request's sort key in the queue, the smallest first.
 
-    arrival: how many came before.
+    Finitely many later requests can be sorted before an earlier one: no request starves.
+    arrival: number of requests that came before.
     """
-    return arrival + PLACES_PER_PRIORITY * priority, arrival
+    return arrival + POSITIONS_PER_PRIORITY * priority, arrival
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """How likely an id was, by the model's own distribution.
+    """The likelihood of an id by the model's own distribution.
 
     logprob: natural logarithm of its probability.
     rank: 1 for the likeliest id, 1 + the number of likelier ids otherwise.
-    top: the likeliest ids with their log probabilities, the likeliest first; as many as were asked for.
+    top: the likeliest ids with their log probabilities, the likeliest first; as many as the request wants.
     """
 
     logprob: float
@@ -39,14 +40,14 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """News about one choice of a request. Exactly one delta of a choice has a finish_reason, and it is its last.
+    """An update on one choice of a request. Exactly one delta of a choice has a finish_reason, and it is its last.
 
     token_ids: newly generated ids, in order; the stop id that ended the choice is included.
-    stop_reason: the id that matched, when finish_reason is 'stop'; None when the reader found the stop.
+    stop_reason: the id that matched, when finish_reason is 'stop'; None when the caller ended the choice.
     num_cached_tokens: prompt tokens whose keys and values were reused rather than computed.
-    message: what went wrong, when finish_reason is 'error'.
-    index: of the choice: choice_index ... choice_index + n - 1.
-    logprobs: one for each of token_ids, where the request asks for them.
+    message: the error, when finish_reason is 'error'.
+    index: the choice's index: choice_index ... choice_index + n - 1.
+    logprobs: one for each of token_ids, where the request wants them.
     prompt_logprobs: one for each of the prompt's ids, None for the first; once, with a delta of the first choice.
     """
 
@@ -62,23 +63,25 @@ class Delta:
 
 
 def ignore_delta(delta: Delta) -> None:
-    """The listener of a request nobody listens to."""
+    """Do nothing: the listener of a request whose own listener has failed."""
 
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One choice of a request: its ids and its place in the engine. Counters are in tokens.
+    """One choice of a request: its ids and its state in the engine. Counters are in tokens.
 
-    siblings: the same list for all choices of a request: those that are not over. They share what one has computed.
-    resumed: how many of output_ids were there before; they were delivered elsewhere.
+    siblings: the same list for all choices of a request: those that have not finished. They share a computed prompt.
+    token_masks: None where every id of the vocabulary may be sampled.
+    num_resumed: how many of output_ids another engine generated and delivered.
     num_computed: tokens whose keys and values are in the cache, counting the steps already dispatched.
     num_cached: prompt tokens that were not computed for this choice, when it was first admitted.
     in_flight: sampled tokens that the device has been asked for and the host has not read yet.
-    blocks: cache blocks in sequence order; block i holds positions [i * block_size, (i + 1) * block_size).
+    blocks: the block table: cache block i holds positions [i * block_size, (i + 1) * block_size).
     digests: of its full blocks, as far as they were needed; num_published of them name blocks of this request.
-    slot: row of the device-side state (last sampled token, penalties, bias) while running, else None.
-    state_is_set: the slot's penalties and bias are this request's.
-    prompt_logprobs: of the prompt's first ids, as far as they are known; prompt_is_told: they were delivered.
+    slot: row of the device's slot state (last sampled token, penalties, bias) while running, else None.
+    slot_state_is_set: the slot's penalties and bias are this request's.
+    prompt_logprobs: of the prompt's first ids, as far as they are known. prompt_logprobs_sent: they were delivered.
+    arrival: order of submission, assigned by the scheduler.
     """
 
     request_id: str
@@ -90,9 +93,9 @@ class Request:
     stop_ids: frozenset[int] = frozenset()
     on_delta: Callable[[Delta], None] = ignore_delta
     siblings: list["Request"] = field(default_factory=list)
-    limits: TokenMasks | None = None
+    token_masks: TokenMasks | None = None
     output_ids: list[int] = field(default_factory=list)
-    resumed: int = 0
+    num_resumed: int = 0
     num_computed: int = 0
     num_cached: int | None = None
     in_flight: int = 0
@@ -100,58 +103,59 @@ class Request:
     digests: list[bytes] = field(default_factory=list)
     num_published: int = 0
     slot: int | None = None
-    state_is_set: bool = False
+    slot_state_is_set: bool = False
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=lambda: [None])
-    prompt_is_told: bool = False
-    arrival: int = -1  # order of submission, given by the scheduler
+    prompt_logprobs_sent: bool = False
+    arrival: int = -1
     finish_reason: FinishReason | None = None
 
     def resume(self, generated: list[int]) -> None:
-        """Go on after ids that were generated elsewhere. Raises `RequestError` where the guide does not allow them."""
-        self.output_ids, self.resumed = generated, len(generated)
-        if self.limits is not None:
+        """Continue after ids that another engine generated. Raises `RequestError` where the grammar rejects them."""
+        self.output_ids, self.num_resumed = generated, len(generated)
+        if self.token_masks is not None:
             try:
                 for token in generated:
-                    self.limits.accept(token)
+                    self.token_masks.accept(token)
             except ValueError:
-                raise RequestError("generated does not match the request's guide") from None
+                raise RequestError("generated does not match the request's grammar") from None
 
     @property
     def order(self) -> tuple[int, int]:
-        """The smaller goes first."""
+        """Return the sort key in queues; see `queue_order`."""
         return queue_order(self.arrival, self.params.priority)
 
     @property
     def num_known(self) -> int:
-        """Tokens whose ids the host knows."""
+        """Return the number of tokens whose ids the host knows."""
         return len(self.prompt_ids) + len(self.output_ids)
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the sequence, counting those still in flight."""
+        """Return the length of the sequence, counting tokens in flight."""
         return len(self.prompt_ids) + len(self.output_ids) + self.in_flight
 
     @property
     def num_generated(self) -> int:
-        """Generated tokens, counting those still in flight."""
+        """Return the number of generated tokens, counting those in flight."""
         return len(self.output_ids) + self.in_flight
 
     @property
     def exhausted(self) -> bool:
-        """Every token that the request may generate has been generated or is in flight."""
+        """Return whether every token that the request may generate has been generated or is in flight."""
         return self.num_generated >= self.max_output
 
     @property
     def is_first(self) -> bool:
-        """The choice that stands for the prompt where that counts once."""
+        """Return whether this choice represents the prompt where that counts once."""
         return self.choice_index == self.params.choice_index
 
     @property
     def wants_prompt_logprobs(self) -> bool:
-        return self.params.prompt_logprobs is not None and self.is_first and not self.resumed
+        """Return whether this choice scores and delivers the prompt's log probabilities."""
+        return self.params.prompt_logprobs is not None and self.is_first and not self.num_resumed
 
     def known_ids(self, start: int, stop: int) -> list[int]:
-        """Ids at positions [start, stop) that the host knows (a token in flight is missing at the end)."""
+        """Return the ids at positions [start, stop) that the host knows; a token in flight is missing at the end."""
         prompt = len(self.prompt_ids)
         if start >= prompt:
             return self.output_ids[start - prompt : stop - prompt]
@@ -161,4 +165,4 @@ class Request:
         """Digest the full blocks of the first `known` ids."""
         begin = len(self.digests) * block_size
         if known - begin >= block_size:
-            extend_chain(self.digests, self.known_ids(begin, known), block_size, chain_start(self.params.cache_salt))
+            extend_digests(self.digests, self.known_ids(begin, known), block_size, first_link(self.params.cache_salt))

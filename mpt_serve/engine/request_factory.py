@@ -1,20 +1,19 @@
-"""From what a caller asks to the engine's own record of it; on the caller's thread."""
+"""Checks of what callers submit, and the engine's own records of it; on the caller's thread."""
 
+import operator
 import secrets
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from mpt_serve.engine.request import Delta, Request
-from mpt_serve.engine.request_checks import check_ids, check_prompt
 from mpt_serve.engine.sampling_params import SamplingParams
-from mpt_serve.engine.token_masks import TokenMasks, mask_below
+from mpt_serve.engine.token_masks import Grammar, TokenMasks, mask_below
 from mpt_serve.errors import RequestError
-from mpt_serve.structured_outputs.compiler import GrammarCompiler, LazyGrammarCompiler
 
 
 class RequestFactory:
     """Checks requests, and makes their choices. Thread-safe.
 
-    vocab_size: of the model, which masks have bits for; ids from vocab_limit on are refused.
+    vocab_size: the model's, which masks have bits for; ids from vocab_limit on are refused.
     """
 
     def __init__(
@@ -24,20 +23,31 @@ class RequestFactory:
         eos_token_ids: Collection[int],
         max_model_len: int,
         block_size: int,
-        guides: GrammarCompiler | LazyGrammarCompiler | None,
     ) -> None:
         self._vocab_limit = vocab_limit
         self._possible = mask_below(vocab_limit, vocab_size)
         self._eos_token_ids = frozenset(eos_token_ids)
         self._max_model_len = max_model_len
         self._block_size = block_size
-        self._guides = guides
 
-    def check(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
-        """Raises `RequestError` for a request that the engine cannot take."""
-        check_prompt(prompt_ids, params, self._vocab_limit, self._max_model_len)
-        if params.guide is not None:
-            self._guides_for(params).check(params.guide)
+    def check(self, prompt_ids: Sequence[int], params: SamplingParams, with_grammar: bool = False) -> None:
+        """Raise `RequestError` for a request that the engine cannot take.
+
+        with_grammar: whether the request comes with a grammar.
+        """
+        self._check_ids("the prompt", prompt_ids)
+        self._check_length(len(prompt_ids), params)
+        if params.allowed_token_ids is not None:
+            self._check_ids("allowed_token_ids", params.allowed_token_ids)
+        self._check_ids("logit_bias", (token for token, _ in params.biases))
+        self._check_ids("bad_words", (token for word in params.bad_words for token in word))
+        if with_grammar and params.ignore_eos:
+            raise RequestError("ignore_eos must be false with a grammar: its output ends with an end-of-sequence id")
+        if with_grammar and not self._eos_token_ids:
+            raise RequestError(
+                "a grammar needs an end-of-sequence id to end the output with, and this model has none: name one in"
+                " the checkpoint's generation_config.json or tokenizer_config.json"
+            )
 
     def make(
         self,
@@ -46,10 +56,11 @@ class RequestFactory:
         on_delta: Callable[[Delta], None],
         request_id: str,
         generated: Sequence[int],
+        grammar: Grammar | None,
     ) -> list[Request]:
-        """A request's choices, which are each other's siblings. As `Engine.submit`, which says what is what."""
-        check_prompt(prompt_ids, params, self._vocab_limit, self._max_model_len)
-        choices = self._choices(tuple(map(int, prompt_ids)), params, on_delta, request_id)
+        """Return a request's choices, which are each other's siblings. Parameters are those of `Engine.submit`."""
+        self.check(prompt_ids, params, with_grammar=grammar is not None)
+        choices = self._choices(tuple(map(int, prompt_ids)), params, on_delta, request_id, grammar)
         if generated:
             self._resume(choices, list(generated))
         choices[0].extend_digests(len(prompt_ids), self._block_size)
@@ -58,14 +69,18 @@ class RequestFactory:
         return choices
 
     def _choices(
-        self, prompt_ids: tuple[int, ...], params: SamplingParams, on_delta: Callable[[Delta], None], request_id: str
+        self,
+        prompt_ids: tuple[int, ...],
+        params: SamplingParams,
+        on_delta: Callable[[Delta], None],
+        request_id: str,
+        grammar: Grammar | None,
     ) -> list[Request]:
         stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos_token_ids)
-        guide = None if params.guide is None else self._guides_for(params).compile(params.guide)
         shared = TokenMasks(params, stop_ids, self._possible)
         choices: list[Request] = []
         for i in range(params.n):
-            limits = shared.with_guide(guide.start()) if guide else shared
+            token_masks = shared if grammar is None else shared.with_grammar(grammar.start())
             request = Request(
                 request_id=request_id,
                 prompt_ids=prompt_ids,
@@ -76,28 +91,40 @@ class RequestFactory:
                 stop_ids=stop_ids,
                 on_delta=on_delta,
                 siblings=choices,
-                limits=limits if limits.binding else None,
+                token_masks=token_masks if token_masks.binding else None,
             )
             choices.append(request)
         return choices
 
-    def _guides_for(self, params: SamplingParams) -> GrammarCompiler | LazyGrammarCompiler:
-        """What compiles the request's guide. Raises RequestError where there is none, or the answer could not end."""
-        if params.ignore_eos:
-            raise RequestError("guided output ends with an end-of-sequence id, which ignore_eos would not let it do")
-        if self._guides is None or not self._eos_token_ids:
-            raise RequestError(
-                "guided output needs the model's tokenizer, and an end-of-sequence id to end with: have the"
-                " checkpoint's generation_config.json or tokenizer_config.json name one"
-            )
-        return self._guides
-
     def _resume(self, choices: list[Request], generated: list[int]) -> None:
-        check_ids("generated", generated, self._vocab_limit)
+        self._check_ids("generated", generated)
         request = choices[0]
         if len(choices) > 1 or len(generated) >= request.max_output or request.stop_ids & set(generated):
-            raise RequestError("generated must be the unfinished answer of one choice")
+            raise RequestError("generated must be the unfinished output of one choice")
         request.resume(generated)
+
+    def _check_length(self, num_prompt_tokens: int, params: SamplingParams) -> None:
+        if num_prompt_tokens == 0:
+            raise RequestError("the prompt is empty; it must have at least one token")
+        min_output = min(1, params.max_tokens)
+        if num_prompt_tokens + min_output > self._max_model_len:
+            with_output = "with at least one output token " if min_output else ""
+            raise RequestError(
+                f"the prompt has {num_prompt_tokens} tokens; {with_output}it must be shorter than the "
+                f"context length of {self._max_model_len}"
+            )
+
+    def _check_ids(self, field: str, ids: Iterable[int]) -> None:
+        """Raise `RequestError` unless all are ids of the vocabulary."""
+        try:
+            numbers = list(map(operator.index, ids))
+        except TypeError:
+            raise RequestError(f"{field} must be a sequence of integer token ids") from None
+        if numbers and (min(numbers) < 0 or max(numbers) >= self._vocab_limit):
+            wrong = next(number for number in numbers if not 0 <= number < self._vocab_limit)
+            raise RequestError(
+                f"{field}: token id {wrong} is not in the vocabulary: ids are 0 to {self._vocab_limit - 1}"
+            )
 
 
 def _seed(params: SamplingParams) -> int:

@@ -1,11 +1,9 @@
-"""How one request wants its tokens chosen."""
+"""The sampling parameters of one request."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-
-from mpt_serve.engine.number_checks import is_finite, is_integer
-from mpt_serve.structured_outputs.spec import GrammarSpec
 
 MAX_LOGPROBS = 20
 MAX_BIASED_IDS = 1024
@@ -25,22 +23,21 @@ class SamplingParams:
     top_k: keep the k most likely ids; 0 keeps all.
     top_p: keep the smallest set of most likely ids whose probability reaches it; (0, 1], 1 keeps all.
     min_p: drop ids less likely than min_p times the most likely one; [0, 1], 0 keeps all.
-    repetition_penalty: divides positive logits, and multiplies negative ones, of ids in prompt or answer; above 0.
-    presence_penalty: taken off the logits of ids in the answer.
-    frequency_penalty: taken off once for each time that the id is in the answer.
-    logit_bias: added to the logits of these ids, at most 1,024 of them; a mapping, kept as pairs.
+    repetition_penalty: divides positive logits, and multiplies negative ones, of ids in prompt or output; above 0.
+    presence_penalty: subtracted from the logits of ids in the output.
+    frequency_penalty: subtracted once for each occurrence of the id in the output.
+    logit_bias: added to the logits of these ids, at most 1,024 of them; a mapping, stored as pairs.
     allowed_token_ids: no other id is sampled; None allows all.
-    bad_words: sequences of ids that the answer never holds; the last id of one is not sampled after the others.
-    guide: what the answer must match; only where the engine has a tokenizer.
-    seed: 64-bit integer; the same seed gives the same ids whatever else the engine is doing. None draws one.
+    bad_words: sequences of ids that the output never contains; the last id of one is not sampled after the others.
+    seed: 64-bit integer; the same seed gives the same ids whatever else the engine is doing. None takes a random one.
     n: choices, each with its own random numbers; they share the prompt's keys and values.
     choice_index: index of the first choice; part of the random key, beside the seed.
     stop_token_ids: generation ends with (and includes) the first of these.
     ignore_eos: do not stop at the model's end-of-sequence ids.
-    logprobs: log probabilities of each generated id and of so many of the most likely ones, 0 ... 20; None for none.
+    logprobs: log probabilities of each generated id and of this many of the most likely ones, 0 ... 20; None for none.
         They are the model's own: before penalties, bias, masks and temperature.
     prompt_logprobs: the same for the prompt's ids.
-    priority: each unit is worth 16 places in the queue, negative ones towards the front; -1,000 ... 1,000.
+    priority: each unit is worth 16 positions in the queue, negative ones towards the front; -1,000 ... 1,000.
     cache_salt: requests reuse each other's cached prompts only where their salts are equal.
     """
 
@@ -56,7 +53,6 @@ class SamplingParams:
     logit_bias: Mapping[int, float] | tuple[tuple[int, float], ...] = ()
     allowed_token_ids: tuple[int, ...] | None = None
     bad_words: tuple[tuple[int, ...], ...] = ()
-    guide: GrammarSpec | None = None
     seed: int | None = None
     n: int = 1
     choice_index: int = 0
@@ -92,11 +88,10 @@ class SamplingParams:
         _require(self, "ignore_eos", isinstance(self.ignore_eos, bool), "true or false")
         _require(self, "priority", -1000 <= self.priority <= 1000, "from -1000 to 1000")
         _require(self, "cache_salt", isinstance(self.cache_salt, str), "a string")
-        _require(self, "guide", self.guide is None or isinstance(self.guide, GrammarSpec), "null or a GrammarSpec")
         self._check_ids()
 
     def _check_ids(self) -> None:
-        """Lists and mappings are accepted and stored as tuples, so that the parameters stay hashable."""
+        """Check lists and mappings, and store them as tuples, so that the parameters stay hashable."""
         for name, optional in _ID_LISTS.items():
             value = getattr(self, name)
             if value is not None or not optional:
@@ -123,22 +118,36 @@ class SamplingParams:
 
     @property
     def biases(self) -> tuple[tuple[int, float], ...]:
-        """logit_bias as pairs."""
+        """Return logit_bias as pairs."""
         assert isinstance(self.logit_bias, tuple)  # as it is stored
         return self.logit_bias
 
     @property
     def greedy(self) -> bool:
+        """Return whether the most likely id is taken."""
         return self.temperature == 0
 
     @property
     def penalised(self) -> bool:
-        """The logits depend on which ids came before."""
+        """Return whether the logits depend on the ids before."""
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
 
+def is_integer(value: Any) -> bool:
+    """Return whether this is an integer; booleans are not."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_finite(value: Any) -> bool:
+    """Return whether this is a number that a float can hold; booleans are not."""
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer that is too large
+        return False
+
+
 def _are_ids(value: Any) -> bool:
-    """A list of ids. It may name a whole vocabulary: judged by its types and extremes, not id by id."""
+    """Return whether this is a list of ids: by its types and extremes, as it may name a whole vocabulary."""
     if not isinstance(value, (list, tuple)):
         return False
     integers = all(issubclass(kind, int) and kind is not bool for kind in set(map(type, value)))

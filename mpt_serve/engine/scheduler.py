@@ -1,92 +1,45 @@
-"""Which tokens of which requests the next step computes. Plain Python, no JAX, no clock, no threads.
+"""Continuous batching: which tokens of which requests the next step computes.
 
-The loop around it keeps one step ahead of the host: `schedule` makes step k + 1 while step k still runs, and `accept`
-takes the sampled ids of step k afterwards. A request's counters therefore run ahead of what the host knows:
-`num_computed` counts tokens of dispatched steps, `in_flight` counts sampled ids not yet read.
+Plain Python: no JAX, no clock, no threads. The pipeline runs one step ahead of the host: `schedule` makes step k + 1
+while step k still runs, and `accept` takes the sampled ids of step k afterwards. A request's counters therefore run
+ahead of what the host knows: `num_computed` counts tokens of dispatched steps, `in_flight` counts sampled ids not yet
+read.
 """
 
 from bisect import insort
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from mpt_serve.engine.block_pool import BlockPool
+from mpt_serve.engine.block_tables import BlockTables
 from mpt_serve.engine.request import FinishReason, Request
-
-Drafts = Mapping[Request, Sequence[int]]
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One request's share of a step: compute the tokens at positions [start, start + length).
-
-    samples: ids are sampled after the last so many of its tokens: 0 for a chunk that ends inside the prompt, 1 at the
-        sequence's end, 1 + len(drafts) where drafts are verified.
-    token_in_flight: the row's last token is one that the host does not know yet; the device has it.
-    drafts: the row's last tokens, which are guesses.
-    """
-
-    request: Request
-    start: int
-    length: int
-    samples: int
-    token_in_flight: bool
-    drafts: tuple[int, ...] = ()
-
-    @property
-    def stop(self) -> int:
-        """The position after its last token."""
-        return self.start + self.length
-
-
-@dataclass(frozen=True, slots=True)
-class StepRows:
-    """The rows of one step; the first `num_decode` rows have one token each.
-
-    copies: (from, to) pairs of cache blocks, to be copied before anything of the step is written.
-    """
-
-    rows: list[Row]
-    num_decode: int
-    copies: list[tuple[int, int]] = field(default_factory=list)
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(row.length for row in self.rows)
-
-    @property
-    def num_samples(self) -> int:
-        return sum(row.samples for row in self.rows)
-
-    @property
-    def speculative(self) -> bool:
-        """What the step samples decides where its rows end."""
-        return any(row.drafts for row in self.rows)
+from mpt_serve.engine.stats import RequestCounters
+from mpt_serve.engine.step_rows import Drafts, Row, StepRows
 
 
 class Scheduler:
-    """Continuous batching in `Request.order`, with chunked prefill, shared blocks and preemption by recompute.
+    """Continuous batching in `Request.order`, with chunked prefill, shared blocks and preemption by recomputation.
 
-    Every step takes the decode rows first (one token each, and drafts where there are some), then spends the rest of
-    the token budget on prefill chunks; a waiting request is admitted when the pool has blocks for all the tokens it
-    has, less what is found in the pool already. When a decode row finds no free block, the last running request gives
-    up its blocks and goes back to the queue with the ids it has generated; it later computes prompt and generated ids
-    as if they were a prompt, as far as they are not found in the pool.
+    Every step takes the decode rows first (one token each, and draft tokens where there are some), then spends the rest
+    of the token budget on prefill chunks; a waiting request is admitted when the pool has blocks for all its tokens,
+    less those found in the pool already. When a decode row finds no free block, the last running request is preempted:
+    it gives up its blocks and returns to the queue with the ids it has generated. It later computes prompt and
+    generated ids as if they were a prompt, as far as they are not found in the pool.
 
-    While a choice of a prompt runs, the others wait until it has computed the prompt; then each takes over the full
-    blocks and a copy of the one that is not full, and computes the prompt's last token alone. While they wait for that,
-    and for nothing else, those behind them may be admitted before them. That ends soon, as the choice that computes is
-    not preempted before those that overtake; and who overtakes leaves a slot and blocks for each choice that it passes,
-    and no more of its own prompt than the next step computes beside them.
+    While a choice of a prompt runs, the others wait until it has computed the prompt; then each shares the full blocks,
+    gets a copy of the one that is not full, and computes the prompt's last token alone. While they wait for that, and
+    for nothing else, requests behind them may be admitted before them. That ends soon, as the choice that computes is
+    not preempted before requests that overtake; and a request that overtakes leaves a slot and blocks for each choice
+    that it passes, and no more of its prompt than the next step computes beside them.
 
     Invariants, checked by `check_integrity`:
-    - running and waiting requests are each in order; the first of all is never preempted, and nobody is admitted
-      before one that waits for slots, blocks or tokens: whoever is accepted finishes.
+    - running and waiting requests are each in order; the first of all is never preempted, and no request is admitted
+      before one that waits for slots, blocks or tokens: every accepted request finishes.
     - running requests hold one slot each and blocks for all their computed tokens; waiting ones hold neither.
     - every block is free or held by running requests (see `BlockPool`).
     - a preempted request is not admitted again before its token in flight has been accepted.
 
-    max_num_batched_tokens: above max_num_seqs (`EngineConfig` checks that), so that prompts go on whoever else runs.
+    max_num_batched_tokens: above max_num_seqs (`EngineConfig` checks that), so that prompts advance in every step.
     max_samples: ids that one step samples at most; drafts share what running requests leave of it.
     """
 
@@ -98,27 +51,28 @@ class Scheduler:
         max_samples: int | None = None,
         prefix_caching: bool = True,
     ) -> None:
-        self.pool = pool
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.running: list[Request] = []
         self.waiting: list[Request] = []
+        self.counters = RequestCounters()
         self.num_preemptions = 0
+        self._tables = BlockTables(pool, prefix_caching)
         self._max_samples = max_num_seqs if max_samples is None else max_samples
-        self._prefix_caching = prefix_caching
-        # Slots are handed out lowest first, so that few requests use few slots.
+        # Slots are taken lowest first, so that few requests use few slots.
         self._free_slots = list(range(max_num_seqs - 1, -1, -1))
         self._arrivals = 0
 
-    # The life of a request
+    @property
+    def pool(self) -> BlockPool:
+        """Return the pool that requests take their blocks from."""
+        return self._tables.pool
+
+    # The lifecycle of a request
 
     def fits(self, num_prompt_tokens: int, max_output: int) -> bool:
-        """Whether a request can run to its end alone."""
-        return self._most_blocks(num_prompt_tokens, max_output) <= self.pool.num_blocks
-
-    def _most_blocks(self, num_prompt_tokens: int, max_output: int) -> int:
-        """Blocks of a request at its end. The last generated token is never fed, hence never stored."""
-        return self.pool.blocks_for(num_prompt_tokens + max(0, max_output - 1))
+        """Return whether a request can run to its end alone."""
+        return self._tables.max_blocks(num_prompt_tokens, max_output) <= self.pool.num_blocks
 
     def add(self, request: Request) -> None:
         """Queue a request. Raises `ValueError` when it could never finish in this pool."""
@@ -126,17 +80,19 @@ class Scheduler:
             raise ValueError(f"request {request.request_id} can never fit {self.pool.num_blocks} blocks")
         request.arrival = self._arrivals
         self._arrivals += 1
+        self.counters.submit(request)
         insort(self.waiting, request, key=_order)
 
     def finish(self, request: Request, reason: FinishReason) -> None:
-        """End a request wherever it is; its blocks and slot are free at once.
+        """End a request, running or waiting; its blocks and slot are free at once.
 
         Steps in flight may still write the freed blocks: the device executes steps in order, so a new owner's writes
-        come later. Their sampled ids are dropped by `accept`.
+        come later. `accept` drops their sampled ids.
         """
         if request.finish_reason is not None:
             return
         request.finish_reason = reason
+        self.counters.finish(request, reason)
         if request.slot is None:
             self.waiting.remove(request)
         else:
@@ -148,7 +104,7 @@ class Scheduler:
     def schedule(self, drafts: Drafts | None = None) -> StepRows:
         """Choose the next step's rows and account for them; no rows when there is nothing to compute now.
 
-        drafts: guesses of what requests without a token in flight generate next; some may be left out.
+        drafts: draft tokens of requests without a token in flight; some may be left out.
         """
         preemptions = self.num_preemptions
         rows, verifying = self._decode_rows(drafts or {})
@@ -157,7 +113,7 @@ class Scheduler:
         for row in self._running_prefills(budget):
             step.rows.append(row)
             budget -= row.length
-        # Blocks given up in this pass are for the requests that lacked them.
+        # Blocks given up in this step are for the requests that lacked them.
         if preemptions == self.num_preemptions:
             self._admit(budget, step)
         return step
@@ -165,8 +121,8 @@ class Scheduler:
     def accept(self, rows: Sequence[Row], sampled: Sequence[int]) -> list[tuple[Row, int]]:
         """Take the ids sampled by a step, those of each row after those of the row before.
 
-        Finishes requests that hit a stop id or their length. Returns each row whose request is not over yet, or only
-        now, with how many of its sampled ids were taken. Rows of requests that ended meanwhile are left out.
+        Finishes requests that reach a stop id or their length. Returns each row with the number of its sampled ids that
+        were taken; rows of requests that had finished before are left out.
         """
         accepted = []
         begin = 0
@@ -179,7 +135,7 @@ class Scheduler:
         return accepted
 
     def _take(self, row: Row, ids: Sequence[int]) -> int:
-        """Append sampled ids to the request as long as the drafts before them were right; how many."""
+        """Append sampled ids to the request as long as the drafts before them were right, and return how many."""
         request = row.request
         taken = 0
         for token, draft in zip(ids, [*row.drafts, None], strict=False):
@@ -191,7 +147,8 @@ class Scheduler:
                 break
         if row.drafts:
             request.num_computed = row.start + taken
-        self._publish(request)
+        self.counters.generated_tokens += taken
+        self._tables.publish(request)
         if taken and request.output_ids[-1] in request.stop_ids:
             self.finish(request, "stop")
         elif row.stop >= len(request.prompt_ids) and len(request.output_ids) >= request.max_output:
@@ -199,13 +156,13 @@ class Scheduler:
         return taken
 
     def _decode_rows(self, drafts: Drafts) -> tuple[list[Row], list[Row]]:
-        """A row for each running request that has exactly one token to compute: those without drafts, those with.
+        """Return rows for running requests with exactly one token to compute: those without drafts, those with.
 
-        Preempts the last for blocks.
+        Preempts the last request where blocks are missing.
         """
         alone: list[Row] = []
         verifying: list[Row] = []
-        arriving = min(len(self.waiting), len(self._free_slots))  # samples that are not to be missed by them
+        arriving = min(len(self.waiting), len(self._free_slots))  # samples reserved for them
         spare = min(self._max_samples, self.max_num_batched_tokens) - len(self.running) - arriving
         index = 0
         # In order; preemption takes from the end of `running`, so no request chosen here is preempted afterwards.
@@ -215,23 +172,21 @@ class Scheduler:
             exhausted = request.exhausted and request.num_computed >= len(request.prompt_ids)
             if exhausted or request.num_tokens - request.num_computed != 1 or not self._grow(request):
                 continue
-            guesses = () if request.in_flight else self._room_for(request, drafts.get(request, ())[: max(0, spare)])
-            spare -= len(guesses)
-            (verifying if guesses else alone).append(self._row(request, 1, guesses))
+            own = () if request.in_flight else self._fitting(request, drafts.get(request, ())[: max(0, spare)])
+            spare -= len(own)
+            (verifying if own else alone).append(self._row(request, 1, own))
         return alone, verifying
 
-    def _room_for(self, request: Request, drafts: Sequence[int]) -> tuple[int, ...]:
-        """As many of the drafts as the request may generate and as blocks are there for."""
+    def _fitting(self, request: Request, drafts: Sequence[int]) -> tuple[int, ...]:
+        """Return as many of the drafts as the request may generate and has blocks for."""
         if not drafts:
             return ()
         drafts = drafts[: request.max_output - request.num_generated - 1]
-        missing = self.pool.blocks_for(request.num_computed + 1 + len(drafts)) - len(request.blocks)
-        # The others' next blocks come first.
-        request.blocks += self.pool.allocate(max(0, min(missing, self.pool.num_free - len(self.running))))
-        room = len(request.blocks) * self.pool.block_size - request.num_computed - 1
-        return tuple(drafts[:room])
+        # A block for each running request's next token comes first.
+        return tuple(drafts[: self._tables.grow_for_drafts(request, len(drafts), reserved=len(self.running))])
 
     def _running_prefills(self, budget: int) -> Iterator[Row]:
+        """Yield a chunk of each running request that has more than one token to compute, within the budget."""
         for request in self.running:
             if budget == 0:
                 return
@@ -242,8 +197,8 @@ class Scheduler:
                 yield self._row(request, length)
 
     def _admit(self, budget: int, step: StepRows) -> None:
-        """Add rows of waiting requests to the step, in order, but for choices whose prompt is just being computed."""
-        passed = 0  # so many of those; they are the first that wait, and a free slot is kept for each
+        """Add rows of waiting requests to the step, in order, but for choices whose prompt is being computed."""
+        passed = 0  # number of those; they are the first that wait, and a free slot is kept for each
         begun = len(step.rows)
         while budget > 0 and step.num_samples < self._max_samples:
             if passed >= min(len(self.waiting), len(self._free_slots)):
@@ -257,15 +212,15 @@ class Scheduler:
                 passed += 1
                 continue
             if source is None:
-                found = self._found(request)
+                found = self._tables.find(request)
                 computed = len(found) * self.pool.block_size
             else:  # all but the prompt's last token, whose logits are needed
                 computed = len(request.prompt_ids) - 1
                 found = source.blocks[: computed // self.pool.block_size]
-            if not self._has_room(request, found, passed):
+            if not self._has_blocks(request, found, passed):
                 return
             pending = request.num_tokens - computed
-            # What it leaves to the next step must leave that one a token for each slot.
+            # The rest of its prompt must leave a token for each slot of the next step.
             if passed and pending - budget > self.max_num_batched_tokens - self.max_num_seqs:
                 return
             self.waiting.pop(passed)
@@ -276,82 +231,50 @@ class Scheduler:
             budget -= step.rows[-1].length
 
     def _readers(self, request: Request) -> list[Request]:
-        """Running choices that have computed the prompt that the request needs, or are about to."""
+        """Return running choices that have computed the prompt that the request needs, or are about to."""
         unscored = request.wants_prompt_logprobs and len(request.prompt_logprobs) < len(request.prompt_ids)
         if request.output_ids or unscored:
             return []
         return [other for other in self.running if other.siblings is request.siblings]
 
-    def _has_room(self, request: Request, found: Sequence[int], passed: int) -> bool:
-        """Whether there are blocks for a request whose first ones are found, and for what it must leave to others."""
+    def _has_blocks(self, request: Request, found: Sequence[int], passed: int) -> bool:
+        """Return whether there are blocks for a request, some of them found, beside those that it leaves to others."""
         needed = self.pool.blocks_for(request.num_tokens) - len(found)
-        # What runs and still grows will soon want a block; admitting into the last ones would preempt.
-        headroom = sum(map(self._grows, self.running))
-        kept = 2 * passed  # each takes one for the end of its prompt, and soon grows
+        # Running requests that still grow will soon want a block; admitting into the last ones would preempt.
+        headroom = sum(map(self._tables.can_grow, self.running))
+        kept = 2 * passed  # each choice takes one for the end of its prompt, and soon grows
         return needed + self.pool.free_among(found) + headroom + kept <= self.pool.num_free
 
-    def _found(self, request: Request) -> list[int]:
-        """Published blocks that hold the request's first tokens, but for the last one: its logits are needed."""
-        most = request.num_tokens - 1
-        if request.wants_prompt_logprobs:
-            most = min(most, len(request.prompt_logprobs) - 1)
-        if self._prefix_caching:
-            request.extend_digests(request.num_known, self.pool.block_size)
-        return self.pool.find(request.digests[: most // self.pool.block_size])
-
     def _start(self, request: Request, found: list[int], computed: int) -> None:
-        """Let a request run: with the blocks found, its other blocks new, and its first tokens computed."""
-        self.pool.acquire(found)
-        request.blocks = [*found, *self.pool.allocate(self.pool.blocks_for(request.num_tokens) - len(found))]
+        """Move a request to the running ones, with its blocks assigned and its first tokens computed."""
+        self._tables.assign(request, found)
         request.num_computed = computed
-        request.num_published = len(found)
         if request.num_cached is None:
             request.num_cached = min(computed, len(request.prompt_ids))
         request.slot = self._free_slots.pop()
-        request.state_is_set = False
+        request.slot_state_is_set = False
         insort(self.running, request, key=_order)
 
     def _row(self, request: Request, length: int, drafts: tuple[int, ...] = ()) -> Row:
-        """The row that computes the next `length` tokens and the drafts after them, accounted as dispatched."""
+        """Return a row of the next `length` tokens and the drafts after them, and count its tokens as dispatched."""
         start, stop = request.num_computed, request.num_computed + length
         samples = 1 + len(drafts) if stop == request.num_tokens and request.max_output > 0 else 0
         row = Row(
             request, start, length + len(drafts), samples, token_in_flight=stop > request.num_known, drafts=drafts
         )
         request.num_computed = row.stop
-        self._publish(request)
+        self._tables.publish(request)
         request.in_flight += bool(samples)
         return row
 
-    def _publish(self, request: Request) -> None:
-        """Let others find the full blocks of known ids that a dispatched step writes: later steps read them after."""
-        if not self._prefix_caching or request.slot is None:
-            return
-        known = min(request.num_computed, request.num_known)
-        full = known // self.pool.block_size
-        if full > request.num_published:
-            request.extend_digests(known, self.pool.block_size)
-            for block, digest in zip(
-                request.blocks[request.num_published : full], request.digests[request.num_published : full], strict=True
-            ):
-                self.pool.publish(block, digest)
-            request.num_published = full
-
     def _grow(self, request: Request) -> bool:
-        """Make room for one more token; False when `request` itself, being the last, had to give up."""
-        if request.num_computed < len(request.blocks) * self.pool.block_size:
-            return True
-        while self.pool.num_free == 0:
+        """Make space for one more token, by preemption if need be; False when that preempts the request itself."""
+        while not self._tables.grow(request):
             last = self.running[-1]
             self._preempt(last)
             if last is request:
                 return False
-        request.blocks += self.pool.allocate(1)
         return True
-
-    def _grows(self, request: Request) -> bool:
-        """Whether the request may need more blocks than it has."""
-        return len(request.blocks) < self._most_blocks(len(request.prompt_ids), request.max_output)
 
     def _preempt(self, request: Request) -> None:
         self.running.remove(request)
@@ -362,12 +285,12 @@ class Scheduler:
 
     def _release(self, request: Request) -> None:
         assert request.slot is not None
-        self.pool.release(request.blocks)
+        self._tables.release(request)
         self._free_slots.append(request.slot)
-        request.blocks, request.slot, request.num_published = [], None, 0
+        request.slot = None
 
     def check_integrity(self) -> None:
-        """Check the invariants of the class. Raises `AssertionError` naming the one that is broken."""
+        """Check the invariants of the class. Raises `AssertionError` that names a broken one."""
         self.pool.check_integrity(request.blocks for request in self.running)
         for queue in (self.running, self.waiting):
             if any(a.order >= b.order for a, b in pairwise(queue)):
@@ -386,9 +309,9 @@ class Scheduler:
 
 
 def _has_written_prompt(request: Request, rows: Sequence[Row], begun: int) -> bool:
-    """Whether steps before this one have computed its prompt: copies come before what the step itself writes.
+    """Return whether steps before this one have computed its prompt: copies come before what the step itself writes.
 
-    Rows from `begun` on are of requests just admitted; even the blocks found for those may be written in this step.
+    Rows from `begun` on belong to requests just admitted; even the blocks found for those may be written in this step.
     """
     prompt = len(request.prompt_ids)
     writing = any(row.request is request and (i >= begun or row.start < prompt) for i, row in enumerate(rows))

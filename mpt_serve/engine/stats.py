@@ -1,4 +1,4 @@
-"""What the engine counts, and how that is told to others."""
+"""What the engine counts. Plain Python, so that other processes can read it."""
 
 from dataclasses import dataclass, field
 
@@ -9,15 +9,15 @@ from mpt_serve.engine.request import FinishReason, Request
 class EngineStats:
     """A snapshot of the engine. Counters start at 0 with the engine.
 
-    running, waiting: choices of requests. free_blocks, total_blocks: of the key-value cache; blocks that are only kept
-    for later prompts are free.
+    running, waiting: choices of requests. free_blocks, total_blocks: of the KV cache; blocks that are only kept for
+    later prompts are free.
     steps: steps dispatched. compilations: programs compiled while serving; with pre_compile it stays 0.
     prompt_tokens, cached_tokens: of prompts, and of those that were found in the cache rather than computed; a prompt
     counts once, however many choices it has.
     drafted_tokens, accepted_tokens: of speculative decoding.
-    finished: choices ended, by finish reason; those that a reader ended at a stop string are 'stop'.
+    finished: choices ended, by finish reason; those that a caller ended at a stop string are 'stop'.
     error: why the engine stopped, None while it works.
-    notes: what was asked for at start and not given (a shortened context), as sentences.
+    notes: where the engine deviates from its settings (a shortened context), as sentences.
     """
 
     running: int
@@ -39,8 +39,11 @@ class EngineStats:
 
 
 @dataclass(slots=True)
-class Counters:
-    """Counters that grow while requests come and go."""
+class RequestCounters:
+    """Counters over all requests; a prompt counts once, however many choices it has.
+
+    cached_tokens: of the prompts of finished choices. finished: choices by finish reason.
+    """
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -49,8 +52,27 @@ class Counters:
         default_factory=lambda: {"stop": 0, "length": 0, "cancelled": 0, "error": 0}
     )
 
+    def submit(self, request: Request) -> None:
+        """Count a choice that was submitted."""
+        if request.is_first:
+            self.prompt_tokens += len(request.prompt_ids)
+
     def finish(self, request: Request, reason: FinishReason) -> None:
-        """Count a choice that ended."""
+        """Count a choice that finished."""
         self.finished[reason] += 1
         if request.is_first:
             self.cached_tokens += request.num_cached or 0
+
+
+@dataclass(slots=True)
+class DraftStats:
+    """Counters of a drafter.
+
+    rows: rows of steps that carried draft tokens. drafted: draft tokens in those rows. accepted: those that were right.
+    emitted: ids that these rows generated, including the one that each row generates without drafts.
+    """
+
+    rows: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    emitted: int = 0

@@ -1,7 +1,6 @@
-"""What a step sampled, on its way from the device to the host: ids and log probabilities in one array of words."""
+"""What a step generated: on its way from the device to the host, and as records for the engine."""
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,33 +8,36 @@ import numpy.typing as npt
 from jax import Array, lax
 
 from model.sampling.logprobs import Logprobs
-from mpt_serve.engine.request import TokenLogprobs
+from mpt_serve.engine.request import FinishReason, Request, TokenLogprobs
 
 
 def pack_sampled(ids: Array, logprobs: Logprobs) -> Array:
-    """ids [S] and their log probabilities -> [S, 3 + 2 * 20] int32, in one transfer to the host."""
+    """Pack ids [S] and their log probabilities into one array, for one transfer to the host.
+
+    -> [S, 3 + 2 * max_logprobs] int32
+    """
     logprob, top = (lax.bitcast_convert_type(x, jnp.int32) for x in (logprobs.logprob, logprobs.top_logprobs))
     return jnp.concatenate([jnp.stack([ids, logprob, logprobs.rank], axis=1), logprobs.top_ids, top], axis=1)
 
 
 @dataclass(frozen=True)
-class Sampled:
-    """The packed array on the host: [S, 3 + 2 * 20] int32."""
+class SampledIds:
+    """The packed array on the host: [S, 3 + 2 * max_logprobs] int32."""
 
     words: npt.NDArray[np.int32]
 
     @classmethod
-    def read(cls, packed: Any) -> "Sampled":
-        """Waits for the device."""
+    def read(cls, packed: Array) -> "SampledIds":
+        """Read the array; waits for the device."""
         return cls(np.asarray(packed))
 
     def ids(self, count: int) -> list[int]:
-        """The first `count` ids."""
+        """Return the first `count` ids."""
         ids: list[int] = self.words[:count, 0].tolist()
         return ids
 
     def logprobs(self, begin: int, end: int, num_top: int) -> list[TokenLogprobs]:
-        """Of the samples [begin, end), with `num_top` of the likeliest ids each."""
+        """Return the log probabilities of the samples [begin, end), with `num_top` of the likeliest ids each."""
         words = self.words[begin:end]
         floats = words.view(np.float32)
         width = (words.shape[1] - 3) // 2
@@ -46,3 +48,38 @@ class Sampled:
                 floats[:, 1].tolist(), words[:, 2].tolist(), top_ids.tolist(), top_logprobs.tolist(), strict=True
             )
         ]
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What one step brought one request.
+
+    finish_reason: when the step ended the request.
+    """
+
+    request: Request
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] | None
+    finish_reason: FinishReason | None
+
+
+@dataclass(frozen=True, slots=True)
+class StepFailure:
+    """A request that cannot continue, and has been ended; message: why, for its client."""
+
+    request: Request
+    message: str
+
+
+@dataclass(slots=True)
+class TurnResult:
+    """What one turn of the pipeline brought; a request's output comes before its failure.
+
+    scheduled: whether there was a next step. outputs: one for each request that the step read has ids for, or that it
+    ended. error: raised by the device, a drafter or the engine's own code; what was read before it counts.
+    """
+
+    scheduled: bool = False
+    outputs: list[StepOutput] = field(default_factory=list)
+    failures: list[StepFailure] = field(default_factory=list)
+    error: Exception | None = None

@@ -1,4 +1,4 @@
-"""Answers as records: piece by piece for those who read along, whole for those who wait."""
+"""Generated outputs as records: piece by piece for callers who read along, whole for callers who wait."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -10,13 +10,12 @@ from mpt_serve.engine.request import FinishReason, TokenLogprobs
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What came for one choice of one prompt. Exactly one piece of a choice has a finish_reason, and it is its last.
+    """An update of one choice of one prompt. Exactly one piece of a choice has a finish_reason, and it is its last.
 
-    prompt_index: which prompt, in the order they were given. index: which choice, as in `Choice`.
-    text: what can be read so far; it may be empty, as half a character and what may become a stop string are held
-        back. None without a tokenizer.
+    prompt_index: of the prompt in the batch. index: of the choice, as in `Choice`.
+    text: may be empty, as half a character and what may become a stop string are held back. None without a tokenizer.
     num_cached_tokens, prompt_logprobs: of the prompt, as in `Completion`; the latter once, with the first choice.
-    The rest is as in `Choice`, for these ids.
+    The other fields are those of `Choice`, for these ids.
     """
 
     prompt_index: int
@@ -33,14 +32,14 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One answer to a prompt.
+    """One output for a prompt.
 
     index: params.choice_index ... params.choice_index + n - 1.
     text: without the stop string or stop id that ended it, and without special tokens; None without a tokenizer.
-    token_ids: all that were generated, with the stop id, or the id that completed the stop string.
+    token_ids: all generated ids, with the stop id, or the id that completed the stop string.
     stop_reason: the stop id or the stop string, when finish_reason is 'stop'.
-    logprobs: one for each of token_ids, where the request asks for them.
-    error: what went wrong, when finish_reason is 'error'.
+    logprobs: one for each of token_ids, where the request wants them.
+    error: the message, when finish_reason is 'error'.
     """
 
     index: int
@@ -70,12 +69,12 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """All that was generated for one prompt. Two are equal when prompt and answers are, log probabilities included.
+    """All outputs for one prompt. Two are equal when prompt and outputs are, log probabilities included.
 
-    prompt_ids: the prompt as the model read it.
+    prompt_ids: the ids that the model read.
     choices: params.n of them, in the order of their indices.
-    num_cached_tokens: prompt tokens whose keys and values were there from an earlier request.
-    prompt_logprobs: one for each of prompt_ids, None for the first, where the request asks for them.
+    num_cached_tokens: prompt tokens whose keys and values were reused from an earlier request.
+    prompt_logprobs: one for each of prompt_ids, None for the first, where the request wants them.
     """
 
     prompt_ids: tuple[int, ...]
@@ -99,26 +98,30 @@ class Completion:
 
     @property
     def num_prompt_tokens(self) -> int:
+        """Return the length of the prompt."""
         return len(self.prompt_ids)
 
     @property
     def num_generated_tokens(self) -> int:
-        """Over all choices."""
+        """Return the number of generated tokens, over all choices."""
         return sum(len(choice.token_ids) for choice in self.choices)
 
     @property
     def text(self) -> str | None:
-        """Of the first choice, as the next three."""
+        """Return the text of the first choice."""
         return self.choices[0].text
 
     @property
     def token_ids(self) -> tuple[int, ...]:
+        """Return the generated ids of the first choice."""
         return self.choices[0].token_ids
 
     @property
     def finish_reason(self) -> FinishReason:
+        """Return the finish reason of the first choice."""
         return self.choices[0].finish_reason
 
     @property
     def stop_reason(self) -> int | str | None:
+        """Return the stop id or stop string of the first choice."""
         return self.choices[0].stop_reason

@@ -1,4 +1,4 @@
-"""A bar that shows how far a batch of prompts is."""
+"""A progress bar for a batch of prompts."""
 
 import sys
 import time
@@ -11,12 +11,12 @@ from mpt_serve.llm.completion import Piece
 
 
 def with_progress(pieces: Generator[Piece], choices: Sequence[int]) -> Generator[Piece]:
-    """Pass the pieces on, with a bar on stderr that counts finished prompts, and generated tokens per second.
+    """Yield the pieces, with a bar on stderr that shows finished prompts, and generated tokens per second.
 
-    choices: how many each prompt has.
+    choices: number of choices of each prompt.
     """
     unfinished, tokens, begin = list(choices), 0, time.monotonic()
-    # miniters: the bar is drawn anew while no prompt is finished, too.
+    # miniters: the bar is also updated while no prompt is finished.
     bar = tqdm(total=len(choices), desc="Generating", unit=" prompts", miniters=0, file=sys.stderr)
     with closing(pieces), bar:
         for piece in pieces:

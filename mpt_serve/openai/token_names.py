@@ -6,10 +6,10 @@ __all__ = ["TokenNames"]
 
 
 class TokenNames:
-    """Names ids.
+    r"""Names ids.
 
     A token's name is its text, special tokens included. Bytes that are not UTF-8 by themselves become `bytes:` and the
-    bytes, those outside printable ASCII as `\\xf0`. An id without text becomes `token_id:` and the id, and so does
+    bytes, those outside printable ASCII as `\xf0`. An id without text becomes `token_id:` and the id, and so does
     every id when `as_ids` is set.
     """
 

@@ -177,7 +177,7 @@ def test_state_that_is_no_tensor(tmp_path: Path, value: Any) -> None:
 
 def test_state_that_is_no_dict(tmp_path: Path) -> None:
     write_zip(tmp_path / "x.bin", [1, 2], {})
-    assert "holds a list" in refusal(tmp_path / "x.bin")
+    assert "contains a list" in refusal(tmp_path / "x.bin")
 
 
 class Payload:

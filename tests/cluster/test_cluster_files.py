@@ -1,6 +1,7 @@
 """Every file in cluster/, checked offline as its consumer would read it, and more strictly."""
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscali
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import ServeDeploySchema
 
+from mpt_serve import __version__
 from mpt_serve.configuration.problems import closest
 from mpt_serve.configuration.serve_schema import check_serve_config
 
@@ -128,3 +130,9 @@ def test_ray_up_would_refuse_a_typo(path: Path) -> None:
     config = yaml.safe_load(path.read_text()) | {"max_worker": 1}
     with pytest.raises(Exception, match="max_worker"):
         validate_config(prepare_config(config))
+
+
+def test_images_have_the_version_of_the_package() -> None:
+    files = [file for file in CLUSTER.rglob("*") if file.is_file()]
+    tags = {tag for file in files for tag in re.findall(r"mpt-serve:(\d[\w.]*)", file.read_text())}
+    assert tags == {__version__}

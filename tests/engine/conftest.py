@@ -1,47 +1,22 @@
 """A tiny MPT, and programs compiled once for all tests of this folder."""
 
-import string
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
+from engine_helpers import compiled_in, shared_folder
+from small_engine import CHARACTERS, END, SETTINGS, VOCAB_LIMIT
 
 from model.config.mpt_config import MptConfig
 from model.params.weights import Weights, init_weights
-from mpt_serve.engine import Engine, EngineConfig
-from mpt_serve.engine.runner import use_compilation_cache
+from mpt_serve.engine import Engine
 from mpt_serve.structured_outputs.compiler import GrammarCompiler
-
-CHARACTERS = string.digits + string.ascii_lowercase + string.ascii_uppercase + '{}[]:,". \\+-#!?é=<>()/*&_@€~'
-END = 89
-VOCAB_LIMIT = 90  # of 96 ids: the rest is padding, as in published checkpoints
-
-SETTINGS = EngineConfig(max_num_seqs=4, max_num_batched_tokens=16, block_size=4, num_blocks=64)
-
-COMPILATION_CACHE_OPTIONS = (
-    "jax_compilation_cache_dir",
-    "jax_persistent_cache_min_compile_time_secs",
-    "jax_persistent_cache_min_entry_size_bytes",
-)
-
-
-@contextmanager
-def compiled_in(folder: Path) -> Iterator[None]:
-    """JAX's persistent cache in `folder`, and as it was before afterwards."""
-    before = {name: getattr(jax.config, name) for name in COMPILATION_CACHE_OPTIONS}
-    use_compilation_cache(str(folder))
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="session")
 def compiled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("compiled")
+    return shared_folder(tmp_path_factory, "compiled")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -69,7 +44,7 @@ def config() -> MptConfig:
 
 @pytest.fixture(scope="package")
 def weights(config: MptConfig) -> Weights:
-    # Large enough that the ids of an answer vary.
+    # Large enough that the ids of an output vary.
     return init_weights(config, jax.random.key(0), scale=0.4)
 
 
@@ -83,8 +58,8 @@ def engine(weights: Weights, config: MptConfig, compiled_folder: Path) -> Iterat
 
 
 @pytest.fixture(scope="package")
-def guides() -> Iterator[GrammarCompiler]:
-    """Compiles guides for a vocabulary of one character per id; END ends a text."""
+def grammars() -> Iterator[GrammarCompiler]:
+    """Compiles grammars over a vocabulary of one character per id; END ends a text."""
     token_bytes = [None if i == END else CHARACTERS[i].encode() for i in range(VOCAB_LIMIT)]
     compiler = GrammarCompiler(token_bytes, [END])
     yield compiler

@@ -9,15 +9,16 @@ from model.checkpoint.save import save_checkpoint
 from model.config.mpt_config import MptConfig
 from model.params.sharding import make_mesh
 from model.params.weights import init_weights
-from mpt_serve.engine import Completion, Engine, EngineConfig, SamplingParams
+from mpt_serve.engine import EngineConfig, SamplingParams
+from mpt_serve.llm import LLM, Completion
 
 CONFIG = {"model_type": "mpt", "d_model": 32, "n_heads": 4, "n_layers": 2, "vocab_size": 96, "max_seq_len": 64}
 SETTINGS = EngineConfig(max_num_seqs=2, max_num_batched_tokens=16, block_size=8, pre_compile=False)
 
 
 def completions(folder: str, mesh: Mesh | None) -> list[Completion]:
-    with Engine.from_pretrained(folder, SETTINGS, mesh=mesh) as engine:
-        return engine.generate([[1, 2, 3], [5] * 20], SamplingParams(max_tokens=10, seed=1))
+    with LLM.from_pretrained(folder, SETTINGS, mesh=mesh) as llm:
+        return llm.generate([[1, 2, 3], [5] * 20], SamplingParams(max_tokens=10, seed=1))
 
 
 def main() -> None:

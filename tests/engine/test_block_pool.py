@@ -104,3 +104,15 @@ def test_the_first_block_of_a_digest_is_the_one_that_is_found() -> None:
     pool.release([first, second])
     with pytest.raises(ValueError, match="may be overwritten"):
         pool.publish(first, b"b")
+
+
+def test_check_integrity_sees_a_used_block_that_is_free_and_a_digest_without_its_block() -> None:
+    pool = BlockPool(2, 4)
+    (block,) = pool.allocate(1)
+    pool._free[block] = None
+    with pytest.raises(AssertionError, match=f"block {block} has 1 references and is free"):
+        pool.check_integrity([[block]])
+    del pool._free[block]
+    pool._digest_of[block] = b"digest"
+    with pytest.raises(AssertionError, match="digests and blocks do not name each other"):
+        pool.check_integrity([[block]])

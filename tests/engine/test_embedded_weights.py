@@ -4,6 +4,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
+from engine_helpers import generate
 
 import mpt_serve
 from mpt_serve.engine import Engine, EngineConfig, SamplingParams
@@ -18,18 +19,18 @@ EMBEDDED = Path(mpt_serve.__path__[0]) / "embedded"
 CROWDED = EngineConfig(max_num_seqs=8, max_num_batched_tokens=32, block_size=4, num_blocks=64, max_model_len=256)
 
 
-def test_answers_are_those_of_the_plain_forward() -> None:
+def test_outputs_are_those_of_the_plain_forward() -> None:
     model = Model(*read_model(EMBEDDED))
     examples = [draw_example(11, i, task, noise=True) for i in range(20) for task in ("memory", "json")]
     prompts = [model.tokenizer.encode(example.prompt).ids for example in examples]
     params = SamplingParams(max_tokens=100, temperature=0.0)
     with Engine.from_pretrained(EMBEDDED, CROWDED, dtype=jnp.float32, eos_token_ids=sorted(model.stop_ids)) as engine:
-        completions = engine.generate(prompts, params)
+        completions = generate(engine, prompts, params)
         stats = engine.stats()
     assert stats.free_blocks == stats.total_blocks
     assert stats.preemptions > 0
-    answers = [model.tokenizer.decode(c.token_ids, skip_special_tokens=False) for c in completions]
-    right = sum(answer == example.reference + IM_END for answer, example in zip(answers, examples, strict=True))
+    outputs = [model.tokenizer.decode(c.token_ids, skip_special_tokens=False) for c in completions]
+    right = sum(output == example.reference + IM_END for output, example in zip(outputs, examples, strict=True))
     assert right >= 40 * 0.7
-    # The same weights in one plain forward; one answer may hang on a float32 tie.
+    # The same weights in one plain forward; one output may depend on a float32 tie.
     assert abs(right - greedy_matches(model, examples)) <= 1

@@ -4,9 +4,8 @@ import logging
 import os
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SETTINGS, VOCAB_LIMIT
+from engine_helpers import Listener, assert_all_free, generate, wait_idle, wait_until
 from fast_compile import FAST_COMPILE_FLAGS
 from reference import check_generated
+from small_engine import SETTINGS, VOCAB_LIMIT
 
 from model.checkpoint.save import save_checkpoint
 from model.config.mpt_config import MptConfig
@@ -27,12 +27,11 @@ from mpt_serve.engine import (
     Engine,
     EngineClosedError,
     EngineConfig,
-    EngineStats,
     RequestError,
     SamplingParams,
 )
 from mpt_serve.engine.block_pool import BlockPool
-from mpt_serve.structured_outputs.spec import GrammarSpec
+from mpt_serve.engine.token_masks import GrammarState
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
 
@@ -41,68 +40,19 @@ def prompt_of(length: int, seed: int = 0) -> list[int]:
     return np.random.default_rng(seed).integers(0, VOCAB_LIMIT, size=length).tolist()
 
 
-class Listener:
-    """Gathers the deltas of one request, and lets a test wait for them."""
-
-    def __init__(self, on_delta: Callable[[Delta], None] = lambda delta: None) -> None:
-        self.deltas: list[Delta] = []
-        self.ended = threading.Event()
-        self._on_delta = on_delta
-
-    def __call__(self, delta: Delta) -> None:
-        self.deltas.append(delta)
-        if delta.finish_reason is not None:
-            self.ended.set()
-        self._on_delta(delta)
-
-    def last(self) -> Delta:
-        assert self.ended.wait(60)
-        return self.deltas[-1]
-
-    @property
-    def token_ids(self) -> list[int]:
-        return [token for delta in self.deltas for token in delta.token_ids]
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-
-
-def wait_idle(engine: Engine) -> EngineStats:
-    """The engine's counters when it has nothing left to do."""
-    seen: list[EngineStats] = []
-
-    def idle() -> bool:
-        seen.append(engine.stats())  # one snapshot: between two, a request may go from waiting to running
-        return seen[-1].running == seen[-1].waiting == 0
-
-    wait_until(idle)
-    return seen[-1]
-
-
-def assert_all_free(engine: Engine) -> None:
-    """Every block is free as soon as everything that was submitted and cancelled has ended."""
-    stats = wait_idle(engine)
-    assert (stats.running, stats.waiting, stats.free_blocks) == (0, 0, stats.total_blocks)
-    engine._scheduler.check_integrity()
-
-
 @contextmanager
 def limited(engine: Engine, num_blocks: int | None = None, budget: int | None = None) -> Iterator[None]:
     """An idle engine with fewer blocks or a smaller token budget than it was compiled for."""
     wait_idle(engine)
     scheduler = engine._scheduler
     before = scheduler.pool, scheduler.max_num_batched_tokens
-    scheduler.pool = BlockPool(num_blocks, scheduler.pool.block_size) if num_blocks else scheduler.pool
+    scheduler._tables.pool = BlockPool(num_blocks, scheduler.pool.block_size) if num_blocks else scheduler.pool
     scheduler.max_num_batched_tokens = budget or scheduler.max_num_batched_tokens
     try:
         yield
     finally:
         # What the pool before kept for later prompts has been overwritten.
-        scheduler.pool = BlockPool(before[0].num_blocks, before[0].block_size)
+        scheduler._tables.pool = BlockPool(before[0].num_blocks, before[0].block_size)
         scheduler.max_num_batched_tokens = before[1]
 
 
@@ -122,7 +72,7 @@ def lazy_engine(weights: Weights, config: MptConfig):  # type: ignore[no-untyped
 
 def test_greedy_ids_are_those_of_the_full_forward_pass(engine: Engine, weights: Weights, config: MptConfig) -> None:
     prompts = [prompt_of(length, length) for length in (1, 2, 4, 5, 15, 16, 17, 33, 50, 63)]
-    for prompt, completion in zip(prompts, engine.generate(prompts, GREEDY), strict=True):
+    for prompt, completion in zip(prompts, generate(engine, prompts, GREEDY), strict=True):
         assert completion.finish_reason == "length"
         assert len(completion.token_ids) == min(12, config.max_seq_len - len(prompt))
         check_generated(weights, config, VOCAB_LIMIT, prompt, GREEDY, completion.token_ids)
@@ -133,7 +83,7 @@ def test_sampled_ids_are_those_that_the_seed_draws_from_the_full_forward_pass(
 ) -> None:
     prompts = [prompt_of(length, length) for length in (3, 12, 30)]
     for params in (SamplingParams(max_tokens=20, seed=5), SamplingParams(max_tokens=20, seed=6, top_k=9, min_p=0.01)):
-        for prompt, completion in zip(prompts, engine.generate(prompts, params), strict=True):
+        for prompt, completion in zip(prompts, generate(engine, prompts, params), strict=True):
             check_generated(weights, config, VOCAB_LIMIT, prompt, params, completion.token_ids)
 
 
@@ -150,10 +100,10 @@ def test_64_requests_together_give_what_each_gives_alone(engine: Engine, weights
         )
         for seed in range(64)
     ]
-    together = engine.generate(prompts, params)
+    together = generate(engine, prompts, params)
     assert_all_free(engine)
     for prompt, own, completion in zip(prompts, params, together, strict=True):
-        (alone,) = engine.generate([prompt], own)
+        (alone,) = generate(engine, [prompt], own)
         if kernels_available():  # no row's numbers depend on another row
             assert alone == completion
         check_generated(weights, config, VOCAB_LIMIT, prompt, own, completion.token_ids)
@@ -163,7 +113,7 @@ def test_preemption_loses_nothing(engine: Engine, weights: Weights, config: MptC
     prompts = [prompt_of(length, length) for length in (9, 3, 20, 14, 1, 30, 7, 8)]
     params = [SamplingParams(max_tokens=30, temperature=seed % 2, seed=seed) for seed in range(8)]
     with limited(engine, num_blocks=16):
-        completions = engine.generate(prompts, params)
+        completions = generate(engine, prompts, params)
         engine._scheduler.check_integrity()
         assert engine._scheduler.pool.num_free == 16
     assert engine.stats().preemptions > 0
@@ -178,24 +128,24 @@ def test_ids_do_not_depend_on_how_the_prompt_is_chunked(
 ) -> None:
     prompts, params = [prompt_of(37), prompt_of(20, 1)], SamplingParams(max_tokens=8, seed=3)
     with limited(engine, budget=chunk):
-        completions = engine.generate(prompts, params)
+        completions = generate(engine, prompts, params)
     for prompt, completion in zip(prompts, completions, strict=True):
         check_generated(weights, config, VOCAB_LIMIT, prompt, params, completion.token_ids)
 
 
 def test_seeds_decide(engine: Engine) -> None:
     prompt, params = prompt_of(10), SamplingParams(max_tokens=20, seed=1)
-    first, again, other, choice = engine.generate(
-        [prompt] * 4, [params, params, replace(params, seed=2), replace(params, choice_index=1)]
+    first, again, other, choice = generate(
+        engine, [prompt] * 4, [params, params, replace(params, seed=2), replace(params, choice_index=1)]
     )
     assert first == again
     assert len({first, other, choice}) == 3
-    unseeded = engine.generate([prompt] * 2, SamplingParams(max_tokens=20))
+    unseeded = generate(engine, [prompt] * 2, SamplingParams(max_tokens=20))
     assert unseeded[0] != unseeded[1]
 
 
 def test_negative_and_large_seeds_are_64_bit_numbers(engine: Engine) -> None:
-    a, b, c = engine.generate([prompt_of(5)] * 3, [SamplingParams(seed=seed) for seed in (-1, 2**64 - 1, 2**32 - 1)])
+    a, b, c = generate(engine, [prompt_of(5)] * 3, [SamplingParams(seed=seed) for seed in (-1, 2**64 - 1, 2**32 - 1)])
     assert a == b
     assert a != c
 
@@ -205,43 +155,43 @@ def test_padding_of_the_vocabulary_is_never_sampled(lazy_engine, weights: Weight
     loud = weights.replace(wte=weights.wte.at[VOCAB_LIMIT:].mul(1e4))  # type: ignore[attr-defined]
     engine = lazy_engine(weights=loud)
     params = [SamplingParams(max_tokens=20, temperature=temperature, seed=1) for temperature in (0, 1, 5)]
-    for completion in engine.generate([prompt_of(6)] * 3, params):
+    for completion in generate(engine, [prompt_of(6)] * 3, params):
         assert max(completion.token_ids) < VOCAB_LIMIT
 
 
 def test_stop_ids_end_a_request_and_are_part_of_it(engine: Engine) -> None:
-    (free,) = engine.generate([prompt_of(8)], GREEDY)
+    (free,) = generate(engine, [prompt_of(8)], GREEDY)
     stop = free.token_ids[5]
     first = free.token_ids.index(stop)
-    (stopped,) = engine.generate([prompt_of(8)], replace(GREEDY, stop_token_ids=(stop, 95)))
+    (stopped,) = generate(engine, [prompt_of(8)], replace(GREEDY, stop_token_ids=(stop, 95)))
     assert stopped.token_ids == free.token_ids[: first + 1]
     assert (stopped.finish_reason, stopped.stop_reason) == ("stop", stop)
 
 
 def test_min_tokens_holds_stop_ids_back(engine: Engine, weights: Weights, config: MptConfig) -> None:
-    (free,) = engine.generate([prompt_of(8)], GREEDY)
+    (free,) = generate(engine, [prompt_of(8)], GREEDY)
     params = replace(GREEDY, stop_token_ids=(free.token_ids[0],), min_tokens=4)
-    (held,) = engine.generate([prompt_of(8)], params)
+    (held,) = generate(engine, [prompt_of(8)], params)
     assert len(held.token_ids) >= 4
     assert free.token_ids[0] not in held.token_ids[:4]
 
 
 def test_end_of_sequence_ends_a_request_unless_it_is_ignored(lazy_engine, engine: Engine) -> None:  # type: ignore[no-untyped-def]
-    (free,) = engine.generate([prompt_of(8)], GREEDY)
+    (free,) = generate(engine, [prompt_of(8)], GREEDY)
     ending = lazy_engine(eos_token_ids=(free.token_ids[3],))
-    stopped, ignored = ending.generate([prompt_of(8)] * 2, [GREEDY, replace(GREEDY, ignore_eos=True)])
+    stopped, ignored = generate(ending, [prompt_of(8)] * 2, [GREEDY, replace(GREEDY, ignore_eos=True)])
     assert stopped.finish_reason == "stop"
     assert stopped.stop_reason == free.token_ids[3]
     assert ignored == free
 
 
 def test_the_context_length_ends_a_request(engine: Engine) -> None:
-    (completion,) = engine.generate([prompt_of(60)], replace(GREEDY, max_tokens=1000))
+    (completion,) = generate(engine, [prompt_of(60)], replace(GREEDY, max_tokens=1000))
     assert len(completion.token_ids) == 4
     assert completion.finish_reason == "length"
 
 
-def test_deltas_tell_the_whole_story_once(engine: Engine) -> None:
+def test_deltas_report_everything_once(engine: Engine) -> None:
     listener = Listener()
     request_id = engine.submit(prompt_of(7), GREEDY, listener, request_id="mine")
     assert request_id == "mine"
@@ -250,7 +200,7 @@ def test_deltas_tell_the_whole_story_once(engine: Engine) -> None:
     assert all(delta.token_ids for delta in listener.deltas)
     assert len(listener.token_ids) == 12
     assert {delta.num_prompt_tokens for delta in listener.deltas} == {7}
-    assert tuple(listener.token_ids) == engine.generate([prompt_of(7)], GREEDY)[0].token_ids
+    assert tuple(listener.token_ids) == generate(engine, [prompt_of(7)], GREEDY)[0].token_ids
 
 
 def test_listeners_may_submit_and_cancel(engine: Engine) -> None:
@@ -278,7 +228,7 @@ def test_cancelled_requests_give_their_blocks_back(engine: Engine) -> None:
 
 
 def test_a_storm_of_cancellations_leaves_every_block_free(engine: Engine) -> None:
-    expected = {length: engine.generate([prompt_of(length, length)], GREEDY)[0].token_ids for length in range(1, 31)}
+    expected = {length: generate(engine, [prompt_of(length, length)], GREEDY)[0].token_ids for length in range(1, 31)}
 
     def client(number: int) -> None:
         random = np.random.default_rng(number)
@@ -329,6 +279,13 @@ def test_bad_prompts_are_refused(engine: Engine, prompt: list[int], message: str
     assert_all_free(engine)
 
 
+class EveryText:
+    """A grammar that is never started, as this engine has no id that ends an output."""
+
+    def start(self) -> GrammarState:
+        raise AssertionError
+
+
 def test_other_bad_requests_are_refused(engine: Engine) -> None:
     listener = Listener(lambda delta: None)
     engine.submit(prompt_of(3), replace(GREEDY, max_tokens=50), listener, "twice")
@@ -337,15 +294,15 @@ def test_other_bad_requests_are_refused(engine: Engine) -> None:
     engine.cancel("twice")
     with pytest.raises(RequestError, match="logit_bias: token id 95 is not in the vocabulary"):
         engine.submit(prompt_of(3), replace(GREEDY, logit_bias={95: 1.0}), Listener())
-    with pytest.raises(RequestError, match="needs the model's tokenizer"):
-        engine.submit(prompt_of(3), replace(GREEDY, guide=GrammarSpec("json_object")), Listener())
-    with pytest.raises(RequestError, match="the unfinished answer of one choice"):
+    with pytest.raises(RequestError, match="a grammar needs an end-of-sequence id"):
+        engine.submit(prompt_of(3), GREEDY, Listener(), grammar=EveryText())
+    with pytest.raises(RequestError, match="the unfinished output of one choice"):
         engine.submit(prompt_of(3), replace(GREEDY, n=2), Listener(), generated=[1])
 
 
 def test_generate_leaves_nothing_behind_when_one_prompt_is_refused(engine: Engine) -> None:
     with pytest.raises(RequestError, match="empty"):
-        engine.generate([prompt_of(30), []], replace(GREEDY, max_tokens=30))
+        generate(engine, [prompt_of(30), []], replace(GREEDY, max_tokens=30))
     assert_all_free(engine)
 
 
@@ -419,10 +376,10 @@ def test_nothing_is_compiled_while_serving(engine: Engine, lazy_engine) -> None:
         replace(GREEDY, temperature=seed % 2, top_k=seed, min_tokens=seed, stop_token_ids=(1,)) for seed in range(6)
     ]
     for count in range(1, 7):
-        engine.generate(prompts[:count], params[:count])
+        generate(engine, prompts[:count], params[:count])
     assert engine.stats().compilations == 0
     late = lazy_engine()
-    late.generate(prompts[:1], GREEDY)
+    generate(late, prompts[:1], GREEDY)
     assert late.stats().compilations > 0  # on the engine's own thread, as they are met
 
 
@@ -435,7 +392,7 @@ def test_a_checkpoint_is_served_from_its_folder(
     with Engine.from_pretrained(tmp_path, settings, vocab_limit=VOCAB_LIMIT) as served:
         assert served.vocab_limit == VOCAB_LIMIT
         assert served.num_blocks == SETTINGS.num_blocks
-        assert served.generate([prompt_of(8)], GREEDY) == engine.generate([prompt_of(8)], GREEDY)
+        assert generate(served, [prompt_of(8)], GREEDY) == generate(engine, [prompt_of(8)], GREEDY)
 
 
 @pytest.mark.slow
@@ -458,7 +415,7 @@ def test_a_mesh_of_devices_gives_the_ids_of_one_device() -> None:
 
 def test_stats_count(engine: Engine) -> None:
     before = engine.stats()
-    engine.generate([prompt_of(5), prompt_of(6)], GREEDY)
+    generate(engine, [prompt_of(5), prompt_of(6)], GREEDY)
     after = engine.stats()
     assert after.prompt_tokens - before.prompt_tokens == 11
     assert after.generated_tokens - before.generated_tokens == 24

@@ -9,10 +9,12 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from test_engine import GREEDY, Listener, assert_all_free, lazy_engine, prompt_of, wait_until
+from engine_helpers import Listener, assert_all_free, generate, wait_until
+from test_engine import GREEDY, lazy_engine, prompt_of
 
-from mpt_serve.engine import Engine, EngineClosedError, Piece, RequestError
+from mpt_serve.engine import Engine, EngineClosedError, RequestError
 from mpt_serve.engine.inbox import AddRequest
+from mpt_serve.llm import LLM, Piece
 
 __all__ = ["lazy_engine"]  # a fixture
 
@@ -36,7 +38,7 @@ def held(engine: Engine) -> Iterator[Callable[[], None]]:
 
 
 class Session:
-    """Reads a stream, and is part of a reference cycle, as is anything with callbacks of its own."""
+    """Reads a stream, and is part of a reference cycle, as is any object that holds its bound methods."""
 
     def __init__(self, stream: Iterator[Piece]) -> None:
         self._stream = stream
@@ -51,7 +53,7 @@ def test_an_abandoned_stream_may_be_collected_in_the_middle_of_a_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     engine = lazy_engine()
-    sessions = [Session(engine.generate([prompt_of(3, seed)], LONG, stream=True)) for seed in range(2)]
+    sessions = [Session(LLM(engine).generate([prompt_of(3, seed)], LONG, stream=True)) for seed in range(2)]
     pool, threads = engine._scheduler.pool, []
     allocate = pool.allocate
 
@@ -71,7 +73,7 @@ def test_an_abandoned_stream_may_be_collected_in_the_middle_of_a_step(
     assert set(threads) == {engine._thread}
     assert engine.stats().error is None
     assert engine.stats().finished["cancelled"] == 2
-    assert len(engine.generate([prompt_of(5)], GREEDY)[0].token_ids) == 12
+    assert len(generate(engine, [prompt_of(5)], GREEDY)[0].token_ids) == 12
 
 
 def test_a_batch_can_be_interrupted_at_every_line_of_a_submission(
@@ -89,11 +91,11 @@ def test_a_batch_can_be_interrupted_at_every_line_of_a_submission(
                     raise KeyboardInterrupt
             return trace
 
-        def submit_traced(*args: Any) -> str:
+        def submit_traced(*args: Any, **options: Any) -> str:
             before = sys.gettrace()
             sys.settrace(trace)
             try:
-                return submit(*args)  # type: ignore[no-any-return]
+                return submit(*args, **options)  # type: ignore[no-any-return]
             finally:
                 sys.settrace(before)
 
@@ -105,11 +107,11 @@ def test_a_batch_can_be_interrupted_at_every_line_of_a_submission(
         seen: list[int] = []
         monkeypatch.setattr(engine, "submit", interrupt_at(line, seen))
         try:
-            engine.generate([prompt_of(3)], replace(LONG, n=2))
+            generate(engine, [prompt_of(3)], replace(LONG, n=2))
         except KeyboardInterrupt:
             assert_all_free(engine)
-            assert not engine._requests
-            assert not engine._names
+            assert not engine._requests._choices
+            assert not engine._requests._claimed
         if len(seen) < line:
             break
     assert line > 20
@@ -159,13 +161,13 @@ def test_a_name_that_two_get_at_once_is_cancelled_for_both(engine: Engine, held:
     listeners = [Listener() for _ in range(3)]
     for listener in listeners[:2]:
         engine.submit(prompt_of(3), LONG, listener, "same")
-        engine._names.pop("same")  # as one who has just cancelled an older request of this name may do too late
+        engine._requests._claimed.pop("same")  # as a late cancellation of an older one may do
     engine.cancel("same")
     engine.submit(prompt_of(3), GREEDY, listeners[2], "same")
     held()
     assert [listener.last().finish_reason for listener in listeners] == ["cancelled", "cancelled", "length"]
     assert_all_free(engine)
-    assert not engine._names
+    assert not engine._requests._claimed
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ from model.sampling.sampler import _uniform, sample, set_slot_state
 
 MAX_LOGPROBS = 20
 
+sample_often = jax.jit(sample, static_argnums=(4, 5, 6))  # for shapes that many tests share
 sample_jit = jax.jit(sample, static_argnums=(4, 5, 6), compiler_options=FAST_COMPILE)
 prompt_logprobs_jit = jax.jit(prompt_logprobs, static_argnums=(2, 3, 4), compiler_options=FAST_COMPILE)
 native = SamplingKernels(choose_ids, log_probabilities)
@@ -66,7 +68,7 @@ def batch_of(rows: int, seed: int = 1, **wanted: Any) -> SamplingBatch:
 
 
 def bit_masks(allowed: np.ndarray) -> np.ndarray:
-    """allowed [S, V] bool -> [S, ceil(V / 32)] uint32"""
+    """allowed [S, V] bool -> [S, ceil(V / 32)] uint32."""
     padded = np.pad(allowed, ((0, 0), (0, -allowed.shape[1] % 32)))
     return np.packbits(padded, axis=1, bitorder="little").view("<u4").astype(np.uint32)
 
@@ -100,7 +102,7 @@ def draw(
     batch = batch_of(rows, masked=allowed is not None, biased=bias is not None, **wanted)
     tiled = jnp.tile(jnp.asarray(logits, jnp.float32), (rows, 1))
     state = state_with(vocab, prompt, generated, bias)
-    return np.asarray(sample_jit(tiled, batch, bit_masks(possible), state, limit, MAX_LOGPROBS, kernel)[0])
+    return np.asarray(sample_often(tiled, batch, bit_masks(possible), state, limit, MAX_LOGPROBS, kernel)[0])
 
 
 def deviation(counts: np.ndarray, probabilities: np.ndarray) -> float:
@@ -358,7 +360,7 @@ def test_slots_are_read_where_the_rows_say() -> None:
 
 
 def exact_logprobs(logits: np.ndarray) -> np.ndarray:
-    """log softmax of [S, V] in float64"""
+    """log softmax of [S, V] in float64."""
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
@@ -432,18 +434,26 @@ def drawable(
     return possible
 
 
-@pytest.mark.parametrize("vocab", [17, 300, 5000])
-def test_native_kernels_choose_what_the_definition_chooses(kernels: str, vocab: int) -> None:
-    if kernels == "xla":
-        pytest.skip("they are compared with the definition")
-    rows, limit = 512, vocab - 5
-    logits, batch, masks, state = mixed_rows(rows, vocab, seed=vocab)
+@cache
+def chosen_by_definition(vocab: int) -> tuple[tuple[Any, ...], jax.Array, Logprobs]:
+    """Inputs of `sample`, ids and log probabilities, for all instruction sets."""
+    logits, batch, masks, state = mixed_rows(512, vocab, seed=vocab)
     logits[::3] = np.round(logits[::3])  # many ties
     logits[1::64, ::2] = np.nan
     batch = batch._replace(masked=batch.masked.at[-1].set(True))
     masks[-1] = 0  # nothing is allowed
-    defined, defined_logprobs, _ = sample_jit(logits, batch, masks, state, limit, MAX_LOGPROBS, None)
-    ids, logprobs, _ = sample_jit(logits, batch, masks, state, limit, MAX_LOGPROBS, native)
+    inputs = logits, batch, masks, state
+    ids, logprobs, _ = sample_jit(*inputs, vocab - 5, MAX_LOGPROBS, None)
+    return inputs, ids, logprobs
+
+
+@pytest.mark.parametrize("vocab", [17, 300, 5000])
+def test_native_kernels_choose_what_the_definition_chooses(kernels: str, vocab: int) -> None:
+    if kernels == "xla":
+        pytest.skip("they are compared with the definition")
+    inputs, defined, defined_logprobs = chosen_by_definition(vocab)
+    (logits, batch, masks, state), limit = inputs, vocab - 5
+    ids, logprobs, _ = sample_jit(*inputs, limit, MAX_LOGPROBS, native)
     # A sum that is rounded otherwise may move a border past the draw, or move an id across top_p's.
     differ = np.flatnonzero(ids != defined)
     assert len(differ) <= 2

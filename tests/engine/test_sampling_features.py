@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import SETTINGS, VOCAB_LIMIT
+from engine_helpers import Listener, assert_all_free, generate, wait_idle
 from reference import check_generated, log_softmax
-from test_engine import Listener, assert_all_free, lazy_engine, limited, prompt_of, wait_idle
+from small_engine import SETTINGS, VOCAB_LIMIT
+from test_engine import lazy_engine, limited, prompt_of
 
 from model.config.mpt_config import MptConfig
 from model.params.weights import Weights
@@ -23,7 +24,7 @@ SAMPLED = SamplingParams(max_tokens=14, seed=11)
 
 @pytest.mark.parametrize("base", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize(
-    "wish",
+    "changes",
     [
         {"repetition_penalty": 1.7},
         {"presence_penalty": 1.5},
@@ -41,15 +42,15 @@ SAMPLED = SamplingParams(max_tokens=14, seed=11)
             "bad_words": ((4,), (6, 8)),
         },
     ],
-    ids=lambda wish: "+".join(wish),
+    ids=lambda changes: "+".join(changes),
 )
-def test_each_wish_changes_the_answer_as_defined(
-    engine: Engine, weights: Weights, config: MptConfig, base: SamplingParams, wish: dict[str, Any]
+def test_each_parameter_changes_the_output_as_defined(
+    engine: Engine, weights: Weights, config: MptConfig, base: SamplingParams, changes: dict[str, Any]
 ) -> None:
-    params = replace(base, **wish)
+    params = replace(base, **changes)
     prompts = [prompt_of(length, length) for length in (4, 17, 40)]
-    completions = engine.generate(prompts, params)
-    plain = engine.generate(prompts, base)
+    completions = generate(engine, prompts, params)
+    plain = generate(engine, prompts, base)
     for prompt, completion in zip(prompts, completions, strict=True):
         check_generated(weights, config, VOCAB_LIMIT, prompt, params, completion.token_ids)
     assert [c.token_ids for c in completions] != [c.token_ids for c in plain]
@@ -57,10 +58,10 @@ def test_each_wish_changes_the_answer_as_defined(
 
 
 def test_bad_words_never_come(engine: Engine) -> None:
-    (free,) = engine.generate([prompt_of(5)], GREEDY)
+    (free,) = generate(engine, [prompt_of(5)], GREEDY)
     ids = free.token_ids
     forbidden = tuple(ids[3:5]), (ids[7],)
-    (completion,) = engine.generate([prompt_of(5)], replace(GREEDY, bad_words=forbidden))
+    (completion,) = generate(engine, [prompt_of(5)], replace(GREEDY, bad_words=forbidden))
     pairs = [tuple(completion.token_ids[i : i + 2]) for i in range(14)]
     assert forbidden[0] not in pairs
     assert ids[7] not in completion.token_ids
@@ -68,7 +69,7 @@ def test_bad_words_never_come(engine: Engine) -> None:
 
 def test_lists_that_leave_nothing_give_way(engine: Engine) -> None:
     params = replace(GREEDY, allowed_token_ids=(5, 6), bad_words=((5,), (6,)), max_tokens=4)
-    (completion,) = engine.generate([prompt_of(5)], params)
+    (completion,) = generate(engine, [prompt_of(5)], params)
     assert set(completion.token_ids) <= {5, 6}
 
 
@@ -77,7 +78,7 @@ def test_lists_that_forbid_the_whole_vocabulary_change_nothing(engine: Engine, b
     everything = tuple((token,) for token in range(VOCAB_LIMIT))
     asked = [base, replace(base, bad_words=everything)]
     asked.append(replace(base, stop_token_ids=tuple(range(VOCAB_LIMIT)), min_tokens=14))
-    free, forbidden, stopping = engine.generate([prompt_of(5)] * 3, asked)
+    free, forbidden, stopping = generate(engine, [prompt_of(5)] * 3, asked)
     assert forbidden.token_ids == free.token_ids
     assert stopping.token_ids == free.token_ids[:1]  # a stop id, as there is nothing else
 
@@ -119,7 +120,7 @@ def test_choices_are_what_each_is_alone_and_read_the_prompt_once(engine: Engine,
     listener = submit(engine, prompt, params)
     assert listener.ended.wait(60)
     for index, ids in enumerate(choices_of(listener, range(6))):
-        (alone,) = engine.generate([prompt], replace(SAMPLED, choice_index=index, max_tokens=9))
+        (alone,) = generate(engine, [prompt], replace(SAMPLED, choice_index=index, max_tokens=9))
         assert tuple(ids) == alone.token_ids
     assert engine.stats().prompt_tokens - before.prompt_tokens == 7 * length
     cached = {delta.index: delta.num_cached_tokens for delta in listener.deltas}
@@ -133,7 +134,7 @@ def test_prompts_count_once_for_all_their_choices(lazy_engine) -> None:  # type:
     engine = lazy_engine()
     for cached in (0, 28):  # all but the block with the last token
         before = engine.stats()
-        engine.generate([prompt_of(32, 9)], replace(SAMPLED, n=6, choice_index=2))
+        generate(engine, [prompt_of(32, 9)], replace(SAMPLED, n=6, choice_index=2))
         after = wait_idle(engine)
         assert after.prompt_tokens - before.prompt_tokens == 32
         assert after.cached_tokens - before.cached_tokens == cached
@@ -147,7 +148,7 @@ def test_choices_hold_the_prompt_once(engine: Engine) -> None:
         assert listener.ended.wait(60)
     assert engine.stats().preemptions == preemptions
     for index, ids in enumerate(choices_of(listener, range(4))):
-        (alone,) = engine.generate([prompt], replace(params, n=1, choice_index=index))
+        (alone,) = generate(engine, [prompt], replace(params, n=1, choice_index=index))
         assert tuple(ids) == alone.token_ids
 
 
@@ -163,16 +164,16 @@ def test_one_choice_can_be_cancelled_with_all_others(engine: Engine) -> None:
 
 
 def check_logprobs(table: np.ndarray, ids: Sequence[int], logprobs: Sequence[TokenLogprobs], num_top: int) -> None:
-    """table [len(ids) or more, V]: what precedes each id gives."""
+    """Compare with a table [len(ids) or more, V] of log probabilities."""
     assert len(ids) == len(logprobs)
-    for row, token, told in zip(table, ids, logprobs, strict=False):
-        assert told.logprob == pytest.approx(row[token], abs=1e-4)
-        assert len(told.top) == num_top
+    for row, token, entry in zip(table, ids, logprobs, strict=False):
+        assert entry.logprob == pytest.approx(row[token], abs=1e-4)
+        assert len(entry.top) == num_top
         best = np.sort(row[:VOCAB_LIMIT])[::-1][:num_top]
-        np.testing.assert_allclose([value for _, value in told.top], best, atol=1e-4)
-        np.testing.assert_allclose([row[i] for i, _ in told.top], best, atol=1e-4)
-        assert 1 + (row > row[token] + 1e-4).sum() <= told.rank <= 1 + (row > row[token] - 1e-4).sum()
-        assert all(value == told.logprob for i, value in told.top if i == token)
+        np.testing.assert_allclose([value for _, value in entry.top], best, atol=1e-4)
+        np.testing.assert_allclose([row[i] for i, _ in entry.top], best, atol=1e-4)
+        assert 1 + (row > row[token] + 1e-4).sum() <= entry.rank <= 1 + (row > row[token] - 1e-4).sum()
+        assert all(value == entry.logprob for i, value in entry.top if i == token)
 
 
 @pytest.mark.parametrize("num_top", [0, 1, 20])
@@ -182,19 +183,19 @@ def test_log_probabilities_are_the_models_own(
 ) -> None:
     prompt = prompt_of(37, 3)  # more than one chunk
     params = replace(base, logprobs=num_top, prompt_logprobs=num_top)
-    for _ in range(2):  # the second time the prompt is in the cache, and repeats what was said before
+    for _ in range(2):  # the second time the prompt is in the cache, and repeats what was reported before
         listener = submit(engine, prompt, params)
         assert listener.ended.wait(60)
         table = log_softmax(weights, config, [*prompt, *listener.token_ids])
-        told = [entry for delta in listener.deltas for entry in delta.logprobs or ()]
-        check_logprobs(table[len(prompt) - 1 :], listener.token_ids, told, num_top)
-        (prompt_told,) = [d.prompt_logprobs for d in listener.deltas if d.prompt_logprobs is not None]
-        assert prompt_told[0] is None
-        check_logprobs(table, prompt[1:], prompt_told[1:], num_top)
+        logprobs = [entry for delta in listener.deltas for entry in delta.logprobs or ()]
+        check_logprobs(table[len(prompt) - 1 :], listener.token_ids, logprobs, num_top)
+        (prompt_logprobs,) = [d.prompt_logprobs for d in listener.deltas if d.prompt_logprobs is not None]
+        assert prompt_logprobs[0] is None
+        check_logprobs(table, prompt[1:], prompt_logprobs[1:], num_top)
     assert_all_free(engine)
 
 
-def test_a_request_without_answer_tells_its_prompts_log_probabilities(
+def test_a_request_without_output_reports_its_prompts_log_probabilities(
     engine: Engine, weights: Weights, config: MptConfig
 ) -> None:
     for length in (1, 4, 5, 33, 64):  # up to the whole context
@@ -217,8 +218,8 @@ def test_prompt_log_probabilities_survive_preemption(engine: Engine, weights: We
         assert engine.stats().preemptions > 0
     for prompt, listener in zip(prompts, listeners, strict=True):
         table = log_softmax(weights, config, [*prompt, *listener.token_ids])
-        (told,) = [d.prompt_logprobs for d in listener.deltas if d.prompt_logprobs is not None]
-        check_logprobs(table, prompt[1:], told[1:], 1)
+        (logprobs,) = [d.prompt_logprobs for d in listener.deltas if d.prompt_logprobs is not None]
+        check_logprobs(table, prompt[1:], logprobs[1:], 1)
         check_logprobs(
             table[len(prompt) - 1 :], listener.token_ids, [e for d in listener.deltas for e in d.logprobs or ()], 1
         )
@@ -237,7 +238,7 @@ def test_a_prompt_that_was_there_before_is_not_computed_again(lazy_engine) -> No
     assert first.deltas[-1].num_cached_tokens == 0
     assert second.deltas[-1].num_cached_tokens == 48  # all but the block with the last token
     assert second.token_ids == first.token_ids
-    # The next turn of the conversation: the answer's keys and values are there, but for the last token's.
+    # The next turn of the conversation: the output's keys and values are there, but for the last token's.
     history = [*prompt, *first.token_ids]
     third = submit(engine, [*history, 1], replace(GREEDY, max_tokens=1))
     assert third.ended.wait(60)
@@ -284,7 +285,7 @@ def test_a_request_goes_on_elsewhere_as_it_would_have(engine: Engine, params: Sa
         assert rest.ended.wait(60)
         assert rest.token_ids == whole.token_ids[known:]
         assert rest.deltas[-1].finish_reason == whole.deltas[-1].finish_reason
-        told = [entry for delta in whole.deltas for entry in delta.logprobs or ()]
-        assert [entry for delta in rest.deltas for entry in delta.logprobs or ()] == told[known:]
-    with pytest.raises(RequestError, match="unfinished answer"):
+        logprobs = [entry for delta in whole.deltas for entry in delta.logprobs or ()]
+        assert [entry for delta in rest.deltas for entry in delta.logprobs or ()] == logprobs[known:]
+    with pytest.raises(RequestError, match="unfinished output"):
         engine.submit(prompt, params, Listener(), generated=whole.token_ids)

@@ -1,13 +1,13 @@
-"""The scheduler and the block pool: random histories against a device without a model, and the rules one by one."""
+"""Scheduler, block pool and pipeline: random histories over a runner without a model, and the rules one by one."""
 
 import pytest
-from fake_device import VOCAB, FakeDevice, completion, make_request, next_id
+from fake_runner import VOCAB, Simulation, completion, make_request
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from mpt_serve.engine.block_pool import BlockPool
-from mpt_serve.engine.request import PLACES_PER_PRIORITY, Request
+from mpt_serve.engine.request import POSITIONS_PER_PRIORITY, Request
 from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.engine.scheduler import Scheduler
 
@@ -17,8 +17,8 @@ MAX_MODEL_LEN = 24
 class Histories(RuleBasedStateMachine):
     """Requests come, are cancelled and are computed in any order, in pools of all sizes from just enough on.
 
-    After every rule all blocks and slots add up; at the end every request that nobody cancelled has generated exactly
-    what it generates alone, and every block is free.
+    After every rule all blocks and slots add up; at the end every request that was not cancelled has generated exactly
+    what it generates alone, the pipeline has returned exactly that, and every block is free.
     """
 
     @initialize(
@@ -41,7 +41,7 @@ class Histories(RuleBasedStateMachine):
         num_blocks = -(-MAX_MODEL_LEN // block_size) + spare_blocks
         limits = max_num_seqs, max_num_seqs + spare_tokens, max_num_seqs + spare_samples
         self.scheduler = Scheduler(BlockPool(num_blocks, block_size), *limits, prefix_caching)
-        self.device = FakeDevice(self.scheduler, MAX_MODEL_LEN, max_num_seqs + spare_samples)
+        self.simulation = Simulation(self.scheduler, MAX_MODEL_LEN, max_num_seqs + spare_samples)
         self.requests: list[Request] = []
 
     @rule(
@@ -52,15 +52,23 @@ class Histories(RuleBasedStateMachine):
         choices=st.integers(1, 3),
         priority=st.integers(-2, 2),
         salt=st.sampled_from(["", "", "other"]),
+        alternating=st.sampled_from([False, False, True]),
     )
     def submit(
-        self, prompt: list[int], max_output: int, stop_ids: frozenset[int], choices: int, priority: int, salt: str
+        self,
+        prompt: list[int],
+        max_output: int,
+        stop_ids: frozenset[int],
+        choices: int,
+        priority: int,
+        salt: str,
+        alternating: bool,
     ) -> None:
         max_output = min(max_output, MAX_MODEL_LEN - len(prompt))
         siblings: list[Request] = []
         for choice in range(choices):
             name = f"{len(self.requests)}.{choice}"
-            request = make_request(name, prompt, max_output, stop_ids, siblings, choice, priority, salt)
+            request = make_request(name, prompt, max_output, stop_ids, siblings, choice, priority, salt, alternating)
             self.requests.append(request)
             self.scheduler.add(request)
 
@@ -72,18 +80,18 @@ class Histories(RuleBasedStateMachine):
         assert not request.blocks
         assert request.slot is None
 
-    @rule(turns=st.integers(1, 6), right=st.lists(st.booleans(), max_size=7), max_ahead=st.integers(0, 1))
-    def compute(self, turns: int, right: list[bool], max_ahead: int) -> None:
+    @rule(turns=st.integers(1, 6), right=st.lists(st.booleans(), max_size=7), reads_first=st.booleans())
+    def compute(self, turns: int, right: list[bool], reads_first: bool) -> None:
         for _ in range(turns):
-            self.turn({request: guesses(request, right) for request in self.scheduler.running}, max_ahead)
+            self.turn(right, reads_first)
 
-    def turn(self, drafts: dict[Request, list[int]], max_ahead: int) -> None:
-        step = self.device.turn(drafts, max_ahead)
+    def turn(self, right: list[bool], reads_first: bool) -> None:
+        step = self.simulation.turn(right, reads_first)
         assert step.num_tokens <= self.scheduler.max_num_batched_tokens
         assert len(step.rows) <= self.scheduler.max_num_seqs
         assert len({id(row.request) for row in step.rows}) == len(step.rows)
         # A step is idle only when the host must first read the one in flight, or when there is nothing to do.
-        assert step.rows or self.device.busy or not (self.scheduler.running and self.scheduler.waiting)
+        assert step.rows or self.simulation.busy or not (self.scheduler.running and self.scheduler.waiting)
 
     @invariant()
     def adds_up(self) -> None:
@@ -93,33 +101,35 @@ class Histories(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "scheduler"):
             return
-        for _ in self.device.drain():
+        for _ in self.simulation.drain():
             self.scheduler.check_integrity()
         assert self.scheduler.pool.num_free == self.scheduler.pool.num_blocks
         for request in self.requests:
-            expected = completion(request.prompt_ids, request.max_output, request.stop_ids, request.choice_index)
+            expected = completion(request)
             if request.finish_reason == "cancelled":
                 assert request.output_ids == expected[: len(request.output_ids)]
             else:
                 assert request.output_ids == expected
                 stopped = bool(expected) and expected[-1] in request.stop_ids
                 assert request.finish_reason == ("stop" if stopped else "length")
+            self.check_outputs(request)
+        finished = self.scheduler.counters.finished
+        assert sum(finished.values()) == len(self.requests)
 
-
-def guesses(request: Request, right: list[bool]) -> list[int]:
-    """Drafts, some of them right."""
-    context = [*request.prompt_ids, *request.output_ids]
-    drafts: list[int] = []
-    for is_right in right:
-        drafts.append((next_id([*context, *drafts], request.choice_index) + (not is_right)) % VOCAB)
-    return drafts
+    def check_outputs(self, request: Request) -> None:
+        """The turns have returned every id once, and the end of the request once, with its last id."""
+        outputs = self.simulation.outputs.get(request, [])
+        assert [token for output in outputs for token in output.token_ids] == request.output_ids
+        ends = [output.finish_reason for output in outputs if output.finish_reason is not None]
+        assert ends == ([] if request.finish_reason == "cancelled" else [request.finish_reason])
+        assert not ends or outputs[-1].finish_reason is not None
 
 
 test_histories = Histories.TestCase
 test_histories.settings = settings(max_examples=120, stateful_step_count=25, deadline=None)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(1200)
 class TestManyHistories(Histories.TestCase):  # type: ignore[name-defined,misc]
     settings = settings(max_examples=250, stateful_step_count=40, deadline=None)
@@ -227,7 +237,7 @@ def test_admission_leaves_a_block_for_each_running_request() -> None:
     assert shares(scheduler) == [("0", 0, 4)]  # the second would fit exactly, and be preempted at the next token
 
 
-def test_nobody_overtakes_a_request_that_waits_for_blocks() -> None:
+def test_no_request_overtakes_one_that_waits_for_blocks() -> None:
     scheduler = scheduler_of(num_blocks=4, block_size=4, max_num_seqs=4)
     add(scheduler, 9, 8, 1, max_output=1)
     assert shares(scheduler) == [("0", 0, 9)]
@@ -274,7 +284,7 @@ def test_a_long_prompt_holds_up_the_others_by_one_chunk_at_most() -> None:
         computed += step.rows[3].length
 
 
-def test_priority_is_worth_places_in_the_queue_and_nobody_starves() -> None:
+def test_priority_is_worth_positions_in_the_queue_and_no_request_starves() -> None:
     scheduler = scheduler_of(max_num_seqs=1)
     scheduler.add(make_request("first", [1], 1))
     patient = make_request("patient", [1], 1, priority=2)
@@ -288,10 +298,10 @@ def test_priority_is_worth_places_in_the_queue_and_nobody_starves() -> None:
         scheduler.accept(rows, [0] * len(rows))
     assert order[:4] == ["urgent", "first", "0", "1"]
     # All that arrived within its two units' places of it went before it, and no more.
-    assert order.index("patient") == PLACES_PER_PRIORITY * 2
+    assert order.index("patient") == POSITIONS_PER_PRIORITY * 2
 
 
-def test_the_last_in_order_is_preempted_whoever_came_last() -> None:
+def test_the_last_in_order_is_preempted_whichever_came_last() -> None:
     scheduler = scheduler_of(num_blocks=6, block_size=2, max_num_seqs=2)
     low = make_request("low", [1, 2, 3], 8, priority=1)
     scheduler.add(low)
@@ -345,10 +355,11 @@ def add_choices(scheduler: Scheduler, name: str, prompt: list[int], count: int, 
 def test_choices_beyond_the_slots_take_over_the_prompt_from_any_that_runs(max_output: int) -> None:
     scheduler = scheduler_of(max_num_seqs=2, budget=16)
     choices = add_choices(scheduler, "six", list(range(33)), 6, max_output)
-    rows = [row for step in FakeDevice(scheduler, 64, 2).drain() for row in step.rows]
+    rows = [row for step in Simulation(scheduler, 64, 2).drain() for row in step.rows]
     assert sum(min(row.stop, 33) - min(row.start, 33) for row in rows) == 33 + 5  # the last token for each
     for index, request in enumerate(choices):
-        assert request.output_ids == completion(request.prompt_ids, max_output, frozenset(), index)
+        assert request.choice_index == index
+        assert request.output_ids == completion(request)
 
 
 def test_a_block_is_not_copied_in_the_step_that_writes_it() -> None:
@@ -389,7 +400,7 @@ def test_requests_with_choices_are_admitted_as_fast_as_others() -> None:
     scheduler.check_integrity()
 
 
-def test_whoever_overtakes_a_choice_leaves_it_a_slot() -> None:
+def test_a_request_that_overtakes_a_choice_leaves_it_a_slot() -> None:
     scheduler = scheduler_of(max_num_seqs=3)
     add_choices(scheduler, "two", [1] * 5, 2)
     add(scheduler, 2, 2)
@@ -397,7 +408,7 @@ def test_whoever_overtakes_a_choice_leaves_it_a_slot() -> None:
     assert shares(scheduler) == [("two", 5, 1), ("0", 2, 1), ("two", 4, 1)]
 
 
-def test_whoever_overtakes_a_choice_leaves_it_blocks() -> None:
+def test_a_request_that_overtakes_a_choice_leaves_it_blocks() -> None:
     scheduler = scheduler_of(num_blocks=9, max_num_seqs=8)
     add_choices(scheduler, "three", [1] * 5, 3)  # two blocks, then one for each, and each grows
     add(scheduler, 4, 4)
@@ -406,7 +417,7 @@ def test_whoever_overtakes_a_choice_leaves_it_blocks() -> None:
     assert scheduler.num_preemptions == 0
 
 
-def test_whoever_overtakes_a_choice_leaves_it_a_token_of_the_next_step() -> None:
+def test_a_request_that_overtakes_a_choice_leaves_it_a_token_of_the_next_step() -> None:
     scheduler = scheduler_of(max_num_seqs=4, budget=16)
     add_choices(scheduler, "two", [1] * 6, 2)
     (long,) = add(scheduler, 23)
@@ -434,7 +445,7 @@ def test_drafts_are_taken_as_far_as_they_were_right() -> None:
     assert [(row.start, row.length) for row in scheduler.schedule({request: [1] * 9}).rows] == [(6, 4)]  # eight in all
 
 
-def test_drafts_leave_room_for_requests_that_arrive() -> None:
+def test_drafts_leave_samples_for_requests_that_arrive() -> None:
     scheduler = Scheduler(BlockPool(64, 4), 4, 32, max_samples=6)
     (request,) = add(scheduler, 3, max_output=20)
     scheduler.accept(scheduler.schedule().rows, [10])

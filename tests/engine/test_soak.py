@@ -1,12 +1,13 @@
-"""Whatever the load, each request's answer is the one it gets alone: to the id, on the CPU."""
+"""Whatever the load, each request's output is the one it gets alone: to the id, on the CPU."""
 
 import json
 import threading
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
-from conftest import END, VOCAB_LIMIT
+from small_engine import END, VOCAB_LIMIT
 
 from model.config.mpt_config import MptConfig
 from model.params.weights import Weights
@@ -14,7 +15,7 @@ from mpt_serve.engine import Delta, Engine, EngineConfig, SamplingParams
 from mpt_serve.structured_outputs.compiler import GrammarCompiler
 from mpt_serve.structured_outputs.spec import GrammarSpec
 
-GUIDES = [
+GRAMMARS = [
     GrammarSpec("regex", r"[a-f0-9]{4}(-[a-f0-9]{2}){1,4}"),
     GrammarSpec("choice", json.dumps(["left", "right", "rightmost"])),
     GrammarSpec("json_schema", json.dumps({"type": "array", "items": {"type": "boolean"}, "maxItems": 3})),
@@ -26,8 +27,16 @@ SOLITARY = EngineConfig(
 CROWDED = EngineConfig(max_num_seqs=6, max_num_batched_tokens=24, block_size=4, num_blocks=20)
 
 
-def draw_request(random: np.random.Generator) -> tuple[list[int], SamplingParams]:
-    """A prompt and parameters; many prompts begin alike, many repeat themselves."""
+class Asked(NamedTuple):
+    """A request."""
+
+    prompt: list[int]
+    params: SamplingParams
+    grammar: GrammarSpec | None
+
+
+def random_request(random: np.random.Generator) -> Asked:
+    """Return a request; many prompts begin alike, many repeat themselves."""
     beginning = np.random.default_rng(int(random.integers(5))).integers(0, END, int(random.integers(0, 30)))
     own = random.integers(0, END, int(random.integers(1, 6))).tolist()
     prompt = [*beginning.tolist(), *(own * int(random.integers(1, 4)))][:48]
@@ -35,9 +44,9 @@ def draw_request(random: np.random.Generator) -> tuple[list[int], SamplingParams
     def sometimes(chance: float, value: object, otherwise: object) -> object:
         return value if random.random() < chance else otherwise
 
-    guide = GUIDES[random.integers(len(GUIDES))] if random.random() < 0.15 else None
-    max_tokens = int(random.integers(0 if guide is None else 1, 16))
-    return prompt, SamplingParams(
+    grammar = GRAMMARS[random.integers(len(GRAMMARS))] if random.random() < 0.15 else None
+    max_tokens = int(random.integers(0 if grammar is None else 1, 16))
+    params = SamplingParams(
         max_tokens=max_tokens,
         min_tokens=int(sometimes(0.2, min(5, max_tokens), 0)),
         temperature=float(random.choice([0.0, 0.3, 1.0])),
@@ -50,19 +59,19 @@ def draw_request(random: np.random.Generator) -> tuple[list[int], SamplingParams
         logit_bias=sometimes(0.15, {3: 2.0, 40: -5.0}, {}),  # type: ignore[arg-type]
         allowed_token_ids=sometimes(0.1, tuple(range(0, VOCAB_LIMIT, 3)), None),  # type: ignore[arg-type]
         bad_words=sometimes(0.15, ((1, 2), (3,), (4, 5, 6)), ()),  # type: ignore[arg-type]
-        guide=guide,
         seed=int(random.integers(2**40)),
         n=int(sometimes(0.2, int(random.integers(2, 5)), 1)),
         stop_token_ids=sometimes(0.3, tuple(range(10, 20)), ()),  # type: ignore[arg-type]
-        ignore_eos=guide is None and random.random() < 0.3,
+        ignore_eos=grammar is None and random.random() < 0.3,
         logprobs=sometimes(0.2, 3, None),  # type: ignore[arg-type]
         prompt_logprobs=sometimes(0.1, 2, None),  # type: ignore[arg-type]
         priority=int(sometimes(0.2, int(random.integers(-3, 4)), 0)),
         cache_salt=str(sometimes(0.1, "salt", "")),
     )
+    return Asked(prompt, params, grammar)
 
 
-class Answer:
+class Output:
     """Gathers the deltas of one request, and after some of them cancels it, or the choice that the last one is of."""
 
     def __init__(self, engine: Engine, name: str, choices: int, cancel_after: int | None) -> None:
@@ -85,23 +94,35 @@ class Answer:
         return [token for delta in own for token in delta.token_ids], own[-1].finish_reason, logprobs
 
 
-def soak(weights: Weights, config: MptConfig, guides: GrammarCompiler, requests: int, kinds: int) -> None:
+def soak(weights: Weights, config: MptConfig, grammars: GrammarCompiler, requests: int, kinds: int) -> None:
     random = np.random.default_rng(4)
-    pool = [draw_request(random) for _ in range(kinds)]
-    options = {"vocab_limit": VOCAB_LIMIT, "eos_token_ids": [END], "guides": guides}
+    pool = [random_request(random) for _ in range(kinds)]
+    options = {"vocab_limit": VOCAB_LIMIT, "eos_token_ids": [END]}
+
+    def submit(engine: Engine, asked: Asked, output: Output, name: str) -> None:
+        grammar = None if asked.grammar is None else grammars.compile(asked.grammar)
+        engine.submit(asked.prompt, asked.params, output, name, grammar=grammar)
+
+    def run_alone(engine: Engine, asked: Asked, index: int) -> Output:
+        """Run one choice of a request with nothing else in the engine."""
+        output = Output(engine, "alone", 1, None)
+        submit(engine, asked._replace(params=replace(asked.params, n=1, choice_index=index)), output, "alone")
+        assert output.done.wait(120)
+        return output
+
     with Engine(weights, config, SOLITARY, **options) as engine:
-        alone = [[ask(engine, prompt, params, i) for i in range(params.n)] for prompt, params in pool]
+        alone = [[run_alone(engine, asked, i) for i in range(asked.params.n)] for asked in pool]
     with Engine(weights, config, CROWDED, **options) as engine:
-        answers: list[tuple[int, Answer]] = []
+        outputs: list[tuple[int, Output]] = []
         for number in range(requests):
             kind = int(random.integers(kinds))
-            prompt, params = pool[kind]
+            asked = pool[kind]
             cancel_after = int(random.integers(1, 6)) if random.random() < 0.1 else None
-            answers.append((kind, Answer(engine, str(number), params.n, cancel_after)))
-            engine.submit(prompt, params, answers[-1][1], str(number))
-            if number >= 40:  # so many wait or run
-                assert answers[number - int(random.integers(1, 40))][1].done.wait(120)
-        assert all(answer.done.wait(120) for _, answer in answers)
+            outputs.append((kind, Output(engine, str(number), asked.params.n, cancel_after)))
+            submit(engine, asked, outputs[-1][1], str(number))
+            if number >= 40:  # that many wait or run
+                assert outputs[number - int(random.integers(1, 40))][1].done.wait(120)
+        assert all(output.done.wait(120) for _, output in outputs)
         stats = engine.stats()
         assert (stats.running, stats.waiting, stats.free_blocks) == (0, 0, stats.total_blocks)
         engine._scheduler.check_integrity()
@@ -110,17 +131,9 @@ def soak(weights: Weights, config: MptConfig, guides: GrammarCompiler, requests:
     assert min(counts) > requests // 100, counts
     assert stats.error is None
     assert stats.compilations == 0
-    for kind, answer in answers:
+    for kind, output in outputs:
         for index, expected in enumerate(alone[kind]):
-            check(answer.of(index), expected.of(index))
-
-
-def ask(engine: Engine, prompt: list[int], params: SamplingParams, index: int) -> Answer:
-    """One choice of a request, alone in the engine."""
-    answer = Answer(engine, "alone", 1, None)
-    engine.submit(prompt, replace(params, n=1, choice_index=index), answer, "alone")
-    assert answer.done.wait(120)
-    return answer
+            check(output.of(index), expected.of(index))
 
 
 def check(given: tuple, expected: tuple) -> None:  # type: ignore[type-arg]
@@ -135,11 +148,11 @@ def check(given: tuple, expected: tuple) -> None:  # type: ignore[type-arg]
         assert own.logprob == pytest.approx(other.logprob, abs=1e-4)
 
 
-def test_some_hundred_requests(weights: Weights, config: MptConfig, guides: GrammarCompiler) -> None:
-    soak(weights, config, guides, requests=400, kinds=80)
+def test_some_hundred_requests(weights: Weights, config: MptConfig, grammars: GrammarCompiler) -> None:
+    soak(weights, config, grammars, requests=400, kinds=80)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_5000_requests(weights: Weights, config: MptConfig, guides: GrammarCompiler) -> None:
-    soak(weights, config, guides, requests=5000, kinds=500)
+def test_5000_requests(weights: Weights, config: MptConfig, grammars: GrammarCompiler) -> None:
+    soak(weights, config, grammars, requests=5000, kinds=500)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from mpt_serve.engine.speculative.ngram_index import Match, NgramIndex
 
-# Few different ids, so that runs of them repeat; and some that are wider than an n-gram's key has room for.
+# Few different ids, so that runs of them repeat; and some that are wider than an n-gram's key can hold.
 SEQUENCES = st.lists(st.integers(0, 3) | st.integers(2**20, 2**20 + 1), max_size=60)
 
 

@@ -1,4 +1,4 @@
-"""A smaller model that drafts: the answers are those of the model alone, and the draft model keeps track of them."""
+"""A smaller model that drafts: outputs are those of the model alone, and the draft model keeps track of them."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import SETTINGS, VOCAB_LIMIT
+from engine_helpers import generate
+from small_engine import SETTINGS, VOCAB_LIMIT
 
 from model.config.mpt_config import MptConfig
 from model.params.kv_cache import kv_bytes_per_token
@@ -76,7 +77,7 @@ def plain(weights: Weights, config: MptConfig) -> Iterator[Engine]:
         yield engine
 
 
-def test_answers_are_those_without_drafts(make_engine: MakeEngine, plain: Engine, weights: Weights) -> None:
+def test_outputs_are_those_without_drafts(make_engine: MakeEngine, plain: Engine, weights: Weights) -> None:
     engine = make_engine(similar(weights))
     params = [
         *MIXED,
@@ -85,7 +86,7 @@ def test_answers_are_those_without_drafts(make_engine: MakeEngine, plain: Engine
         SamplingParams(seed=5, max_tokens=20, min_tokens=10, stop_token_ids=tuple(range(30))),
         SamplingParams(temperature=0, max_tokens=20, bad_words=((5, 6), (9,))),
     ]
-    assert engine.generate(prompts(8), params) == plain.generate(prompts(8), params)
+    assert generate(engine, prompts(8), params) == generate(plain, prompts(8), params)
     stats = engine.stats()
     assert 0 < stats.accepted_tokens < stats.drafted_tokens
     assert stats.free_blocks == stats.total_blocks
@@ -95,8 +96,8 @@ def test_a_model_that_drafts_for_itself_is_always_right(make_engine: MakeEngine,
     """Sampled or greedy: it draws with the same numbers, from the same distribution, if it has read the same."""
     engine = make_engine(weights)
     for params in MIXED:
-        engine.generate(prompts(1), params)
-    engine.generate(prompts(4), MIXED)
+        generate(engine, prompts(1), params)
+    generate(engine, prompts(4), MIXED)
     stats = engine.stats()
     assert stats.accepted_tokens == stats.drafted_tokens > 4 * 24
 
@@ -107,7 +108,7 @@ def test_preemption_and_found_blocks_do_not_lead_it_astray(
     engine = make_engine(weights, DRAFTING.replace(num_blocks=16))
     asked = [*prompts(6), *prompts(6)]  # the second half finds blocks of the first
     params = [replace(MIXED[i % 4], seed=i, max_tokens=30) for i in range(12)]
-    assert engine.generate(asked, params) == plain.generate(asked, params)
+    assert generate(engine, asked, params) == generate(plain, asked, params)
     stats = engine.stats()
     assert stats.preemptions > 0
     assert stats.accepted_tokens == stats.drafted_tokens > 0
@@ -120,16 +121,16 @@ def test_drafts_go_on_to_the_end_of_the_context(
 ) -> None:
     engine = make_engine(weights)
     prompt, params = list(range(length)), SamplingParams(temperature=0, max_tokens=100)
-    (completion,) = engine.generate([prompt], params)
+    (completion,) = generate(engine, [prompt], params)
     assert len(completion.token_ids) == 64 - length
-    assert [completion] == plain.generate([prompt], params)
+    assert [completion] == generate(plain, [prompt], params)
     stats = engine.stats()
     assert stats.accepted_tokens == stats.drafted_tokens > 0
 
 
 def test_choices_of_one_prompt(make_engine: MakeEngine, weights: Weights) -> None:
     engine = make_engine(weights)
-    engine.generate(prompts(1), SamplingParams(seed=9, n=3, max_tokens=20))
+    generate(engine, prompts(1), SamplingParams(seed=9, n=3, max_tokens=20))
     stats = engine.stats()
     assert stats.accepted_tokens == stats.drafted_tokens > 0
 
@@ -141,16 +142,16 @@ def test_drafts_end_with_a_draft_model_that_is_mostly_wrong(
     monkeypatch.setattr(model_drafter, "_FORGET_AFTER", 30)
     params = SamplingParams(temperature=0, max_tokens=50)
     engine = make_engine(stranger, cost_share=0.3)
-    engine.generate([[1, 2, 3]], replace(params, max_tokens=28))
+    generate(engine, [[1, 2, 3]], replace(params, max_tokens=28))
     first = engine.stats().drafted_tokens
     assert 0 < first < 28
-    engine.generate([[1, 2, 3]], params)
+    generate(engine, [[1, 2, 3]], params)
     assert engine.stats().drafted_tokens > 2 * first  # it was tried again after 30 ids without
 
 
-def test_a_long_unread_prompt_is_not_worth_a_short_answer(make_engine: MakeEngine, weights: Weights) -> None:
+def test_a_long_unread_prompt_is_not_worth_a_short_output(make_engine: MakeEngine, weights: Weights) -> None:
     engine = make_engine(weights)
-    engine.generate([list(range(60))], SamplingParams(temperature=0, max_tokens=2))
+    generate(engine, [list(range(60))], SamplingParams(temperature=0, max_tokens=2))
     assert engine.stats().drafted_tokens == 0
 
 

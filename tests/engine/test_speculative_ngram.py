@@ -35,19 +35,19 @@ def propose(drafter: NgramDrafter, requests: Sequence[Request]) -> list[list[int
 
 
 class Decoding:
-    """One request in an engine that generates `answer`, whatever is drafted."""
+    """One request in an engine that generates `expected`, whatever is drafted."""
 
-    def __init__(self, drafter: NgramDrafter, prompt: Sequence[int], answer: Sequence[int]) -> None:
+    def __init__(self, drafter: NgramDrafter, prompt: Sequence[int], expected: Sequence[int]) -> None:
         self._drafter = drafter
-        self.request = request_of(prompt, len(answer))
-        self.answer = list(answer)
+        self.request = request_of(prompt, len(expected))
+        self.expected = list(expected)
         self.steps: list[int] = []  # ids drafted for each
 
     def run(self) -> None:
         output = self.request.output_ids
-        while len(output) < len(self.answer):
+        while len(output) < len(self.expected):
             (draft,) = propose(self._drafter, [self.request])
-            rest = self.answer[len(output) :]
+            rest = self.expected[len(output) :]
             accepted = next((i for i, token in enumerate(draft) if token != rest[i]), len(draft))
             output += rest[: accepted + 1]
             self.steps.append(len(draft))
@@ -67,7 +67,7 @@ def misleading(pairs: int) -> list[int]:
 def test_a_copied_text_takes_a_fraction_of_the_steps(drafter: NgramDrafter) -> None:
     decoding = Decoding(drafter, TEXT, TEXT[50:250])
     decoding.run()
-    assert decoding.request.output_ids == decoding.answer
+    assert decoding.request.output_ids == decoding.expected
     assert len(decoding.steps) < 200 / 6
     stats = drafter.stats
     assert stats.rows == sum(length > 0 for length in decoding.steps)
@@ -99,8 +99,8 @@ def test_a_text_that_starts_to_copy_is_noticed(drafter: NgramDrafter) -> None:
 @pytest.mark.parametrize("replacement", [[], [2001], [2001, 2002]], ids=["left out", "replaced", "longer"])
 def test_a_copy_goes_on_after_a_change(drafter: NgramDrafter, replacement: list[int]) -> None:
     # Every tenth id is another: the ten after it have no id before them that was there before.
-    answer = [new for i, token in enumerate(TEXT) for new in (replacement if i % 10 == 9 else [token])]
-    decoding = Decoding(drafter, TEXT, answer)
+    expected = [new for i, token in enumerate(TEXT) for new in (replacement if i % 10 == 9 else [token])]
+    decoding = Decoding(drafter, TEXT, expected)
     decoding.run()
     changes = len(TEXT) // 10
     assert len(decoding.steps) < changes * (2.5 + len(replacement))
@@ -155,7 +155,7 @@ def test_forgotten_requests_leave_nothing_behind(drafter: NgramDrafter) -> None:
     assert not drafter._sequences
 
 
-def test_a_resumed_answer_counts_as_known(drafter: NgramDrafter) -> None:
+def test_a_resumed_output_counts_as_known(drafter: NgramDrafter) -> None:
     request = request_of(TEXT)
     request.output_ids += TEXT[10:40]
     assert propose(drafter, [request]) == [TEXT[40:51]]

@@ -118,16 +118,16 @@ def test_the_size_with_the_most_tokens_per_second_is_filled() -> None:
     assert draft_lengths(survivals, 1, costs_of({1: 1.0, 4: 4.0, 8: 8.0})) == [0]
 
 
-def test_a_step_gives_its_room_to_the_likeliest_drafts() -> None:
+def test_a_step_gives_its_space_to_the_likeliest_drafts() -> None:
     costs = costs_of({4: 1.0, 8: 1.2, 64: 9.0})
     assert draft_lengths([[0.9, 0.8, 0.7], [], [0.6, 0.1], [0.2]], 4, costs) == [3, 0, 1, 0]
 
 
-def test_room_in_a_padded_step_is_free() -> None:
+def test_space_in_a_padded_step_is_free() -> None:
     assert draft_lengths([[0.2, 0.1], []], 3, costs_of({4: 1.0, 8: 5.0})) == [1, 0]
 
 
-def test_a_full_step_has_no_room() -> None:
+def test_a_full_step_has_no_space() -> None:
     assert draft_lengths([[0.9], [0.9]], 8, costs_of({4: 1.0, 8: 1.0})) == [0, 0]
 
 

@@ -297,7 +297,8 @@ void check_attention(const Case& c) {
   }
   expect(worst < 2e-5, c.name, worst);
   const double left_out = static_cast<double>(batch.counts->left_out) / static_cast<double>(batch.counts->met);
-  expect((left_out > 0) == (c.slopes && c.window < 0 && c.H > 1), "  keys beyond the horizon left out, of all", left_out);
+  expect((left_out > 0) == (c.slopes && c.window < 0 && c.H > 1), "  keys beyond the horizon left out, of all",
+         left_out);
   double padding = 0;
   for (int64_t i = (batch.a.T - 2) * c.H * c.hd; i < batch.a.T * c.H * c.hd; ++i) padding += std::abs(batch.out[i]);
   expect(padding == 0, "  zeros for padding", padding);
@@ -330,11 +331,13 @@ struct Rows {
   std::vector<int32_t> counts, slot, top_k, ids;
   std::unique_ptr<bool[]> biased, masked;
 
-  Rows(int64_t S, int64_t V) : S(S), V(V), limit(V - 7), logits(normal(S * V)), bias(normal(V)), biased(new bool[S]), masked(new bool[S]) {
+  Rows(int64_t S, int64_t V)
+      : S(S), V(V), limit(V - 7), logits(normal(S * V)), bias(normal(V)), biased(new bool[S]), masked(new bool[S]) {
     auto number = [](float low, float high) { return std::uniform_real_distribution<float>(low, high)(generator); };
     auto some = [&](float value, float otherwise) { return generator() % 2 ? value : otherwise; };
     for (float& x : logits) x *= 3;
-    for (int64_t i = 0; i < V; ++i) counts.push_back((generator() % 5 == 0) << 30 | (generator() % 5 ? 0 : generator() % 4));
+    for (int64_t i = 0; i < V; ++i)
+      counts.push_back((generator() % 5 == 0) << 30 | (generator() % 5 ? 0 : generator() % 4));
     for (int64_t i = 0; i < S * ((V + 31) / 32); ++i) masks.push_back(generator());
     for (int64_t s = 0; s < S; ++s) {
       temperature.push_back(s % 8 ? number(0.3f, 2) : 0), uniform.push_back(number(0, 0.9999f));
@@ -411,7 +414,17 @@ void check_logprobs(int64_t V) {
   for (int64_t i = 0; i < V; ++i) logits[i] = std::round(logits[i]);  // many ties
   std::vector<int32_t> ids, num_logprobs(S, most), rank(S), top_ids(S * most);
   for (int64_t s = 0; s < S; ++s) ids.push_back(generator() % V);
-  const LogprobsArgs a = {logits.data(), S, V, V - 7, most, ids.data(), num_logprobs.data(), logprob.data(), rank.data(), top_ids.data(), top_logprobs.data()};
+  const LogprobsArgs a = {logits.data(),
+                          S,
+                          V,
+                          V - 7,
+                          most,
+                          ids.data(),
+                          num_logprobs.data(),
+                          logprob.data(),
+                          rank.data(),
+                          top_ids.data(),
+                          top_logprobs.data()};
   Threads one(1);
   log_probabilities(a, one);
   double worst = 0;

@@ -95,7 +95,7 @@ def test_what_surrounds_the_product(library, norm, bias, activation, combine, fo
     y = linear(
         x, matrix, b, rule, activation, other if combine == "times" else None, other if combine == "plus" else None
     )
-    prepared = x if rule is None else norm_of(x, rule)  # the very same norm: rounding hides no difference then
+    prepared = x if rule is None else norm_of(x, rule)  # the same norm, so that rounding hides no difference
     expected = np.asarray(rounded(prepared, matrix)) @ np.asarray(unpacked(matrix)).T
     expected = expected if b is None else expected + np.asarray(b, np.float32)
     expected = expected if activation is None else activated(expected, activation)

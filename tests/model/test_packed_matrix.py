@@ -3,10 +3,12 @@
 from typing import Any
 from unittest import mock
 
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from fast_compile import FAST_COMPILE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +18,8 @@ from model.params.packed_matrix import PANEL, PackedMatrix, packed_arrays, take_
 
 FLOATS = [np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16)]
 FORMATS = ["float32", "bfloat16", "int8", "int4"]
+unpacked = jax.jit(unpack, compiler_options=FAST_COMPILE)
+
 # Around the sizes of a panel, a word and a group; few, since XLA compiles `unpack` for each.
 SHAPES = st.tuples(st.sampled_from([1, 31, 33, 64]), st.sampled_from([1, 3, 8, 41]))
 
@@ -34,7 +38,7 @@ def random_codes(shape: tuple[int, int], format: str) -> np.ndarray:
 def test_floats_come_back_to_the_last_bit(shape: tuple[int, int], dtype: Any) -> None:
     weight = random_matrix(shape, dtype)
     packed = pack_matrix(weight, dtype.name, 32)
-    np.testing.assert_array_equal(unpack(packed), weight.astype(np.float32))
+    np.testing.assert_array_equal(unpacked(packed), weight.astype(np.float32))
     assert packed.dtype == dtype
 
 
@@ -53,7 +57,7 @@ def test_quantised_numbers_come_back_with_their_scales(shape: tuple[int, int], f
         expected = codes * (
             row_scale[:, None] * np.repeat(per_group.astype(np.float32), group, 1)[: len(codes), : shape[1]]
         )
-    np.testing.assert_allclose(unpack(packed), expected, rtol=1e-6)
+    np.testing.assert_allclose(unpacked(packed), expected, rtol=1e-6)
 
 
 @given(SHAPES, st.sampled_from(FORMATS))
@@ -61,7 +65,7 @@ def test_quantised_numbers_come_back_with_their_scales(shape: tuple[int, int], f
 def test_rows_taken_are_rows_of_the_whole(shape: tuple[int, int], format: str) -> None:
     packed = pack_matrix(random_matrix(shape).astype(ml_dtypes.bfloat16), format, 8)
     ids = np.random.default_rng(1).integers(0, shape[0], (3, 2))
-    np.testing.assert_array_equal(take_rows(packed, jnp.asarray(ids)), np.asarray(unpack(packed))[ids])
+    np.testing.assert_array_equal(take_rows(packed, jnp.asarray(ids)), np.asarray(unpacked(packed))[ids])
 
 
 @pytest.mark.skipif(kernel_library() is None, reason="compares with the native library, which was not built")

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fast_compile import FAST_COMPILE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +16,9 @@ from model.layers.forward import forward
 from model.params.packed_matrix import PANEL, PackedMatrix, unpack
 from model.params.weight_format import WeightFormat
 from model.params.weights import Weights, assemble_weights, leaf_paths, weight_specs
+
+full_forward = jax.jit(forward, static_argnums=1, compiler_options=FAST_COMPILE)
+unpacked = jax.jit(unpack, compiler_options=FAST_COMPILE)
 
 # Around the sizes of a panel, a word and a group; few, since XLA compiles `unpack` for each.
 SHAPES = st.tuples(st.sampled_from([1, 33, 64]), st.sampled_from([3, 64, 130]))
@@ -62,7 +66,7 @@ def test_int8_moves_a_weight_by_half_a_step_at_most(shape: tuple[int, int], magn
     matrix = pack_matrix(weight, "int8", 64)
     step = np.abs(weight).max(axis=1, keepdims=True) / 127
     np.testing.assert_allclose(matrix.row_scale, step[:, 0], rtol=1e-6)
-    assert (np.abs(np.asarray(unpack(matrix)) - weight) <= step * 0.50001).all()
+    assert (np.abs(np.asarray(unpacked(matrix)) - weight) <= step * 0.50001).all()
 
 
 @given(SHAPES, MAGNITUDES, st.sampled_from([4, 32, 64]))
@@ -72,7 +76,7 @@ def test_int4_moves_a_weight_by_half_a_step_unless_it_is_cut_off(
 ) -> None:
     weight = random_matrix(shape, magnitude)
     matrix = pack_matrix(weight, "int4", group)
-    step, after = group_scales(matrix), np.asarray(unpack(matrix))
+    step, after = group_scales(matrix), np.asarray(unpacked(matrix))
     inside = (weight / step > -8.5) & (weight / step < 7.5)
     assert (np.abs(after - weight)[inside] <= np.abs(step[inside]) * 0.501).all()
     assert (np.abs(after) <= np.abs(weight))[~inside].all()
@@ -84,7 +88,7 @@ def test_int4_is_no_worse_than_the_whole_range_of_each_group() -> None:
     groups = weight.reshape(96, -1, group)
     scale = np.take_along_axis(groups, np.abs(groups).argmax(2)[..., None], 2) / -8
     plain = np.clip(np.rint(groups / scale), -8, 7) * scale
-    error = ((np.asarray(unpack(pack_matrix(weight, "int4", group))) - weight) ** 2).reshape(groups.shape).sum(2)
+    error = ((np.asarray(unpacked(pack_matrix(weight, "int4", group))) - weight) ** 2).reshape(groups.shape).sum(2)
     assert error.sum() < 0.95 * ((plain - groups) ** 2).sum()
 
 
@@ -95,16 +99,16 @@ def test_numbers_of_the_format_itself_are_kept(format: str) -> None:
     codes[:, ::32] = -most
     weight = np.float32(0.25) * codes.astype(np.float32)
     weight[3] = 0
-    np.testing.assert_allclose(unpack(pack_matrix(weight, format, 32)), weight, rtol=1e-6)
+    np.testing.assert_allclose(unpacked(pack_matrix(weight, format, 32)), weight, rtol=1e-6)
 
 
 @pytest.mark.parametrize("format", ["int8", "int4"])
 @pytest.mark.parametrize("shape", [(5 * PANEL + 3, 12), (1030, 520)])  # several parts, the last one not full
 def test_a_row_does_not_depend_on_the_others(format: str, shape: tuple[int, int]) -> None:
     weight = random_matrix(shape)
-    whole = np.asarray(unpack(pack_matrix(weight, format, 64)))
+    whole = np.asarray(unpacked(pack_matrix(weight, format, 64)))
     for row in (0, PANEL, shape[0] - 1):
-        alone = unpack(pack_matrix(weight[row : row + 1], format, 64))
+        alone = unpacked(pack_matrix(weight[row : row + 1], format, 64))
         np.testing.assert_array_equal(np.asarray(alone)[0], whole[row])
 
 
@@ -120,7 +124,7 @@ def test_numbers_that_are_not_finite_are_refused(format: str, value: float) -> N
 @pytest.mark.parametrize("tiny_number", [0.0, 1e-42, 1e-37])
 @pytest.mark.parametrize("format", ["int8", "int4"])
 def test_numbers_next_to_zero_do_no_harm(format: str, tiny_number: float) -> None:
-    after = np.asarray(unpack(pack_matrix(np.full((3, 8), tiny_number, np.float32), format, 8)))
+    after = np.asarray(unpacked(pack_matrix(np.full((3, 8), tiny_number, np.float32), format, 8)))
     assert np.abs(after).max() <= 2 * tiny_number
 
 
@@ -144,7 +148,7 @@ def test_packing_alone_keeps_every_number(dtype: str) -> None:
     assert (formats_in(packed)["wte"] is None) is (dtype == "float16")  # which no kernel reads
     before = leaf_paths(weights)
     for path, leaf in leaf_paths(packed, is_leaf=lambda node: isinstance(node, PackedMatrix)).items():
-        after = unpack(leaf) if isinstance(leaf, PackedMatrix) else leaf
+        after = unpacked(leaf) if isinstance(leaf, PackedMatrix) else leaf
         np.testing.assert_array_equal(np.asarray(after, np.float32), np.asarray(before[path], np.float32), path)
 
 
@@ -160,8 +164,8 @@ def test_packed_weights_stay_as_they_are() -> None:
 def test_a_quantised_model_says_nearly_the_same(config: MptConfig, quantization: str, limit: float) -> None:
     weights = random_weights(config)
     tokens = jax.random.randint(jax.random.key(1), (2, 16), 0, config.vocab_size)
-    expected = forward(weights, config, tokens)
-    actual = forward(pack_weights(weights, config, WeightFormat(quantization, packed=True)), config, tokens)
+    expected = full_forward(weights, config, tokens)
+    actual = full_forward(pack_weights(weights, config, WeightFormat(quantization, packed=True)), config, tokens)
     assert float(jnp.linalg.norm(actual - expected) / jnp.linalg.norm(expected)) < limit
 
 

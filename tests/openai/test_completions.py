@@ -284,3 +284,8 @@ def test_official_client_streams(client: openai.OpenAI) -> None:
     chunks = list(client.completions.create(model="mpt-echo", prompt="hello", max_tokens=20, stream=True))
     assert "".join(chunk.choices[0].text for chunk in chunks) == "hello"
     assert chunks[-1].choices[0].finish_reason == "stop"
+
+
+def test_bad_words_reach_the_engine_in_both_spellings(http: httpx.Client, backend: FakeBackend) -> None:
+    complete(http, prompt="a", bad_words=["no"])
+    assert [backend.tokenizer.decode(list(ids)) for ids in backend.started[0][1].bad_words] == ["no", " no"]

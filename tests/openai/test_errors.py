@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from loopback_server import Server, serving
 
 from mpt_serve.configuration.limits import Limits
+from mpt_serve.errors import BusyError, EngineClosedError, RequestError
 from mpt_serve.openai.backend import Readiness
-from mpt_serve.openai.errors import ERROR_KINDS, InvalidValueError, NotReadyError, error_response
+from mpt_serve.openai.errors import ERROR_KINDS, InvalidValueError, NotReadyError, as_api_error, error_response
+from mpt_serve.text.chat_template import ChatTemplateError
 
 POSTS = ["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"]
 GOOD = {
@@ -523,3 +525,19 @@ def test_any_json_gets_a_response_or_an_error_of_the_contract(
     if response.status_code != 200:
         check_error(response)
         assert response.status_code < 500
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "param"),
+    [
+        (EngineClosedError("closed"), 503, None),
+        (BusyError("too many grammars"), 503, None),
+        (ChatTemplateError("roles must alternate"), 400, "messages"),
+        (RequestError("the prompt is empty"), 400, None),
+        (RuntimeError("a secret"), 500, None),
+    ],
+)
+def test_errors_of_other_packages_have_their_status(error: Exception, status: int, param: str | None) -> None:
+    found = as_api_error(error)
+    assert (found.status, found.param) == (status, param)
+    assert "secret" not in found.message

@@ -13,6 +13,7 @@ from mpt_serve.openai.protocol import responses
 from mpt_serve.openai.protocol.chat import ChatCompletionRequest
 from mpt_serve.openai.protocol.completions import CompletionRequest
 from mpt_serve.openai.protocol.request_model import RequestModel, json_schema
+from mpt_serve.openai.protocol.schema_words import subschema
 from mpt_serve.openai.protocol.tokenize import DetokenizeRequest, TokenizeChatRequest, TokenizeRequest
 
 REQUESTS: dict[str, type[RequestModel]] = {
@@ -153,3 +154,12 @@ class TestErrors:
         part = {"role": "user", "content": [{"type": "text", "text": text}]}
         error = check_error(post(http, "/tokenize", {"messages": [part]}), 400)
         assert error["param"] == "messages[0].content[0].text"
+
+
+def test_parts_of_a_value_have_the_schemas_of_their_places() -> None:
+    text = {"type": "string"}
+    root = {"$defs": {"a": {"properties": {"b": text}}}}
+    assert subschema({"anyOf": [{"type": "null"}, {"$ref": "#/$defs/a"}]}, root, "b") == text
+    assert subschema({"items": text}, root, 3) == text
+    assert subschema({"patternProperties": {".*": text}}, root, "any") == text
+    assert subschema(text, root, "b") == {}

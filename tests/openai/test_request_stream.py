@@ -109,3 +109,15 @@ def test_leaving_cancels_what_has_not_finished_and_waits_for_that() -> None:
 
     asyncio.run(scenario())
     assert ended == [True, True]
+
+
+def test_deltas_of_a_choice_that_has_ended_are_dropped() -> None:
+    backend = FakeBackend()
+    request = GenerationRequest([1], SamplingParams(), None, "r")
+    prompt = PromptStream(request, [OutputChoice(0, TextStream(backend.tokenizer, ["stop"]))])
+    parts: list[ChoicePart] = []
+    for text in ("a stop", "more"):
+        prompt.advance(delta(text), parts.append)
+    assert prompt.done
+    assert prompt.stopped_choices == {0}
+    assert [(part.text, part.finish_reason) for part in parts] == [("a ", "stop")]

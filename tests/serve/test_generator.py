@@ -25,6 +25,7 @@ class FakeEngine:
         self.listeners: dict[str, Callable[[Delta], None]] = {}
         self.cancelled: list[str] = []
         self.generated: Sequence[int] = ()
+        self.grammars: list[object] = []
         self.threads: list[threading.Thread] = []  # that submitted
         self.compiling = threading.Event()  # set when that is over
         self.compiling.set()
@@ -37,14 +38,23 @@ class FakeEngine:
         on_delta: Callable[[Delta], None],
         request_id: str,
         generated: Sequence[int] = (),
+        grammar: object = None,
     ) -> str:
-        if not ids:
-            raise RequestError("the prompt is empty")
-        self.compiling.wait(30)
+        self.check(ids, params)
         self.generated = generated
+        self.grammars.append(grammar)
         self.threads.append(threading.current_thread())
         self.listeners[request_id] = on_delta
         return request_id
+
+    def check(self, ids: Sequence[int], params: SamplingParams, with_grammar: bool = False) -> None:
+        if not ids:
+            raise RequestError("the prompt is empty")
+
+    def compile(self, spec: GrammarSpec) -> GrammarSpec:
+        """Stand in for the compiler, too."""
+        self.compiling.wait(30)
+        return spec
 
     def cancel(self, request_id: str, index: int | None = None, reason: str = "cancelled") -> None:
         self.cancelled.append(request_id if index is None else f"{request_id} {index} {reason}")
@@ -56,6 +66,7 @@ class FakeEngine:
 def generator_over(engine: FakeEngine, stall_timeout_s: float = 10) -> Generator:
     generator = Generator.__new__(Generator)  # its constructor loads a model
     generator._engine = engine  # type: ignore[assignment]
+    generator._grammars = engine  # type: ignore[assignment]
     generator._stall_watch = StallWatch(stall_timeout_s)
     generator._mailbox = None
     return generator
@@ -71,17 +82,17 @@ def test_the_model_is_loaded_as_the_settings_say(
     monkeypatch.setattr("mpt_serve.deployments.generator._check_accelerator", lambda: None)  # asks a running Ray
     monkeypatch.setattr("model.kernel_selection.kernels_available", lambda: kernels)
     args = {"model": str(tiny_checkpoint), "quantization": "int4", "quantization_cache_dir": "~/quantised"}
-    generator._load_engine(Settings.from_mapping(args))
+    generator._load(Settings.from_mapping(args))
     assert (asked["quantization"], asked["quantization_cache_dir"]) == ("int4", "~/quantised")
     assert (asked["mesh"], asked["dtype"]) == (None, dtype)  # 'auto', on a CPU
     assert (asked["draft_model"], asked["speculation"], asked["cache_dtype"]) == (None, "ngram", "auto")
     draft = {"speculation": "draft", "draft_model": str(tiny_checkpoint), "num_draft_tokens": 3}
-    generator._load_engine(Settings.from_mapping(args | {"engine": draft | {"prefix_caching": False}}))
+    generator._load(Settings.from_mapping(args | {"engine": draft | {"prefix_caching": False}}))
     assert (asked["draft_model"], asked["num_draft_tokens"]) == (str(tiny_checkpoint), 3)
     assert (asked["speculation"], asked["prefix_caching"]) == ("draft", False)
-    generator._load_engine(Settings.from_mapping(args | {"dtype": "bfloat16"}))
+    generator._load(Settings.from_mapping(args | {"dtype": "bfloat16"}))
     assert asked["dtype"] == "bfloat16"
-    generator._load_engine(Settings.from_mapping(args | {"engine": {"kernels": "xla"}}))
+    generator._load(Settings.from_mapping(args | {"engine": {"kernels": "xla"}}))
     assert asked["dtype"] == "float32"
 
 
@@ -168,6 +179,7 @@ def test_a_grammar_is_compiled_off_the_event_loop() -> None:
 
     asyncio.run(scenario())
     assert engine.threads != [threading.current_thread()]
+    assert engine.grammars == [SPEC]
 
 
 def test_a_request_that_is_closed_while_its_grammar_compiles_is_cancelled() -> None:

@@ -106,6 +106,13 @@ def test_folder_without_tokenizer_says_what_to_add(tmp_path: Path) -> None:
         TextTokenizer.from_folder(tmp_path)
 
 
+def test_a_tokenizer_is_found_if_there_is_one(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    found = TextTokenizer.find(folder)
+    assert found is not None
+    assert found.vocab_len == TextTokenizer.from_folder(folder).vocab_len
+    assert TextTokenizer.find(tmp_path_factory.mktemp("empty")) is None
+
+
 def test_broken_tokenizer_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(TokenizerError, match=r"tokenizer\.json"):

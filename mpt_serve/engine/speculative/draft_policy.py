@@ -5,18 +5,18 @@ from collections.abc import Sequence
 
 from mpt_serve.engine.speculative.step_costs import StepCosts
 
-# A step with drafts must promise so many times the tokens per second of one without: its ids are read before the next
-# step starts, so that the device waits for the host in between.
+# A step with drafts must promise this multiple of the tokens per second of one without: its ids are read before the
+# next step starts, so that the device waits for the host in between.
 _MARGIN = 1.05
 
 
 def draft_lengths(
     survivals: Sequence[Sequence[float]], num_rows: int, costs: StepCosts, cost_of_drafting: float = 0.0
 ) -> list[int]:
-    """How many ids to draft for each request: where the step promises the most tokens per second; zeros where none pay.
+    """Return how many ids to draft for each request, for the most expected tokens per second; zeros where none pay.
 
     survivals: for each request, the probability that its first, second ... drafted id is accepted; falling.
-    num_rows: rows of the step, each of which yields one id without drafts (requests without survivals included).
+    num_rows: rows of the step, each of which generates one id without drafts (requests without survivals included).
     cost_of_drafting: of one more id for all requests together, in the unit of `costs`.
 
     A step of R rows and n drafted ids, the longest draft being of m, promises R + sum of the ids' survivals tokens in

@@ -1,4 +1,4 @@
-"""A smaller model of the same vocabulary guesses: it reads what the large one reads, and generates ahead of it."""
+"""Drafts of a smaller model with the same vocabulary: it reads what the large one reads, and generates ahead of it."""
 
 import statistics
 import time
@@ -6,9 +6,9 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
-from typing import Any
 
 from jax import Array
+from jax.typing import DTypeLike
 
 from model.config.mpt_config import MptConfig
 from model.params.weights import Weights
@@ -16,11 +16,11 @@ from mpt_serve.engine.memory import CachePlan
 from mpt_serve.engine.request import Request
 from mpt_serve.engine.runner import Runner
 from mpt_serve.engine.sampling_params import SamplingParams
-from mpt_serve.engine.scheduler import Row, StepRows
 from mpt_serve.engine.speculative.acceptance import AcceptanceRates
 from mpt_serve.engine.speculative.draft_policy import draft_lengths
 from mpt_serve.engine.speculative.drafter import Drafter, before_stop
-from mpt_serve.engine.step_output import Sampled
+from mpt_serve.engine.step_output import SampledIds
+from mpt_serve.engine.step_rows import Row, StepRows
 
 _PRIOR_RATE = {1: 0.7}
 # Ids that a request generates without drafts before what was learned about it is forgotten, and drafts are tried again.
@@ -33,26 +33,26 @@ _WINDOW = 7
 class _Sequence:
     """How far the draft model has read a request.
 
-    num_read: positions whose keys and values are in `blocks`. guessed: ids at the positions after those, whose keys and
-    values are there too; the request may have taken another way. known: its ids when it was last drafted for.
+    num_read: positions whose keys and values are in `blocks`. drafted: ids at the positions after those, whose keys and
+    values are there too; the request may have continued otherwise. known: its number of known ids at the last draft.
     """
 
     def __init__(self, request: Request) -> None:
-        self.params = _drawing_alike(request.params)
+        self.params = _filters_of(request.params)
         self.rates = AcceptanceRates(_PRIOR_RATE)
         self.known = request.num_known
         self.num_read = 0
-        self.guessed: list[int] = []
+        self.drafted: list[int] = []
         self.blocks: list[int] = []
 
     def follow(self, request: Request, block_size: int) -> None:
-        """Keep what has been read of the request as it is now: its ids, and its blocks, which preemption changes."""
-        ids = request.known_ids(self.num_read, self.num_read + len(self.guessed))
-        self.num_read += _common(ids, self.guessed)
-        self.guessed = []
+        """Keep what is still valid of the request: its ids may differ from the draft, preemption changes its blocks."""
+        ids = request.known_ids(self.num_read, self.num_read + len(self.drafted))
+        self.num_read += _common(ids, self.drafted)
+        self.drafted = []
         if request.blocks[: len(self.blocks)] != self.blocks:
             del self.blocks[_common(request.blocks, self.blocks) :]
-        # The last id is read again where need be: its logits are wanted. What went beyond the blocks is lost.
+        # The last id is read again if necessary: its logits are needed. What went beyond the blocks is lost.
         self.num_read = min(self.num_read, len(self.blocks) * block_size, request.num_known - 1)
         self.blocks = list(request.blocks)
         if request.num_known - self.known > _FORGET_AFTER:
@@ -61,7 +61,7 @@ class _Sequence:
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """length ids to be drafted for a request; copy: what the draft model's runner reads of it."""
+    """length ids to draft for a request; copy: what the draft model's runner reads of it."""
 
     sequence: _Sequence
     copy: Request
@@ -71,15 +71,16 @@ class _Task:
 class ModelDrafter(Drafter):
     """Drafts what a smaller model generates, with the request's own sampling parameters and random numbers.
 
-    The draft model draws each id with the same number as the large one (see `sampler.py`), so that they mostly agree
-    where their distributions are alike, sampled or greedy. Masks, biases and guides are the large model's alone.
+    The draft model samples each id with the same random number as the large one (see `sampler.py`), so that they mostly
+    agree where their distributions are alike, sampled or greedy. Masks, biases and grammars apply to the large model
+    alone.
 
-    Its cache has the blocks of the large model's, by the same tables, and one more for each slot, for guesses beyond a
-    request's blocks. It reads a prompt when the request first decodes, `max_num_batched_tokens` ids at a time, and what
-    other requests have left in shared blocks it reads again.
+    Its cache has the blocks of the large model's, by the same tables, and one more for each slot, for draft tokens
+    beyond a request's blocks. It reads a prompt when the request first decodes, `max_num_batched_tokens` ids at a time,
+    and reads again what other requests have left in shared blocks.
 
-    Whether it drafts is decided by `draft_lengths`, from each request's rate of acceptance and the measured cost of its
-    own steps. Where that says no, it tries again after some hundred ids.
+    `draft_lengths` decides whether it drafts, from each request's acceptance rate and the measured cost of the draft
+    model's steps. Where that is no, it tries again after some hundred ids.
 
     cache_plan, max_num_seqs, max_num_batched_tokens, vocab_limit: the large model's. cost_share: time of a step of the
     draft model, as a share of one of the large model, until it is measured.
@@ -90,7 +91,7 @@ class ModelDrafter(Drafter):
         weights: Weights,
         config: MptConfig,
         cache_plan: CachePlan,
-        cache_dtype: Any,
+        cache_dtype: DTypeLike,
         max_num_seqs: int,
         max_num_batched_tokens: int,
         vocab_limit: int,
@@ -150,24 +151,24 @@ class ModelDrafter(Drafter):
     def forget(self, request: Request) -> None:
         self._sequences.pop(request, None)
 
-    # How many ids
+    # The number of draft tokens
 
     def _lengths(self, survivals: Sequence[Sequence[float]], num_rows: int) -> list[int]:
         cost = statistics.median_low(self._shares) * self._costs.cost(num_rows)
         return draft_lengths(survivals, num_rows, self._costs, cost)
 
     def _survivals(self, request: Request) -> list[float]:
-        room = min(self.room(request), self._length_limit - request.num_tokens)
-        # One block beyond the request's own is there for guesses.
-        room = min(room, (len(request.blocks) + 1) * self._block_size + 1 - request.num_tokens)
-        if room <= 0:
+        count = min(self.max_drafts(request), self._length_limit - request.num_tokens)
+        # There is one block for draft tokens beyond the request's own.
+        count = min(count, (len(request.blocks) + 1) * self._block_size + 1 - request.num_tokens)
+        if count <= 0:
             return []
         sequence = self._sequences.get(request)
         if sequence is None:
             sequence = self._sequences[request] = _Sequence(request)
         sequence.follow(request, self._block_size)
         unread, left = request.num_known - sequence.num_read, request.max_output - request.num_generated
-        return sequence.rates.survivals([1] * room) if unread <= _READ_PER_ID * left else []
+        return sequence.rates.survivals([1] * count) if unread <= _READ_PER_ID * left else []
 
     # The drafts themselves
 
@@ -184,34 +185,36 @@ class ModelDrafter(Drafter):
             request.max_output,
             request.choice_index,
             output_ids=list(request.output_ids),
-            blocks=blocks[: self._max_blocks],  # no guesses go beyond the end of the context
+            blocks=blocks[: self._max_blocks],  # no draft goes beyond the end of the context
             slot=request.slot,
         )
         return _Task(sequence, copy, length)
 
     def _generate(self, tasks: Sequence[_Task], started: float) -> list[list[int]]:
-        """Read what is unread, then one id after the other; the device goes from step to step without the host."""
+        """Read what is unread, then generate one id after the other; the device does so without the host in between."""
         drafts: dict[int, list[int]] = {id(task): [] for task in tasks}
         reading, ready = self._reading_rows(tasks)
         short = all(row.length <= 2 for row in reading)  # no chunks
         steps = [(ready, self._step(reading))] if reading else []
-        for place in range(1, max((task.length for task in ready), default=0)):
-            going = [task for task in ready if task.length > place]
-            rows = [Row(task.copy, task.copy.num_known + place - 1, 1, 1, True) for task in going]
-            steps.append((going, self._step(rows)))
-        for going, packed in steps:
-            for task, token in zip(going, Sampled.read(packed).ids(len(going)), strict=True):
+        for index in range(1, max((task.length for task in ready), default=0)):
+            active = [task for task in ready if task.length > index]
+            rows = [Row(task.copy, task.copy.num_known + index - 1, 1, 1, True) for task in active]
+            steps.append((active, self._step(rows)))
+        for active, packed in steps:
+            for task, token in zip(active, SampledIds.read(packed).ids(len(active)), strict=True):
                 drafts[id(task)].append(token)
         for task in ready:
-            task.sequence.num_read, task.sequence.guessed = task.copy.num_known, drafts[id(task)][:-1]
+            task.sequence.num_read, task.sequence.drafted = task.copy.num_known, drafts[id(task)][:-1]
         if ready and short and self._costs.known:
             share = (time.monotonic() - started) / len(steps) / self._costs.cost(len(ready))
             self._shares.append(share)
         return [drafts[id(task)] for task in tasks]
 
     def _reading_rows(self, tasks: Sequence[_Task]) -> tuple[list[Row], list[_Task]]:
-        """Rows for the ids that the draft model has not read, within its budget; and, in the order of their rows, the
-        tasks that have read all then."""
+        """Return rows for the ids that the draft model has not read, within its budget.
+
+        And the tasks that have no unread ids after that, in the order of their rows.
+        """
         rows: list[tuple[Row, _Task]] = []
         budget = self._max_num_batched_tokens
         for task in tasks:
@@ -231,11 +234,11 @@ class ModelDrafter(Drafter):
         return sampled
 
 
-def _drawing_alike(params: SamplingParams) -> SamplingParams:
-    """What the draft model needs to draw as the large one does; all else is the large one's."""
+def _filters_of(params: SamplingParams) -> SamplingParams:
+    """Return the parameters with which the draft model samples as the large one does; all others are for that one."""
     return SamplingParams(temperature=params.temperature, top_k=params.top_k, top_p=params.top_p, min_p=params.min_p)
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the longest common beginning."""
+    """Return the length of the longest common prefix."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))

@@ -1,7 +1,8 @@
-"""Prompt lookup: an answer that repeats its prompt, or itself, goes on as it went on before.
+"""Prompt lookup: drafts for an output that repeats its prompt, or itself.
 
-Two guesses compete at every place: what followed the longest earlier occurrence of the sequence's end; and, where a
-copy was left for a few other ids, what follows them in the original. The one that has been right more often is taken.
+Two candidates compete at every position: what followed the longest earlier occurrence of the sequence's end; and, where
+the output left a copy for a few other ids, what follows them in the original. The one that was right more often is
+taken.
 """
 
 from collections.abc import Sequence
@@ -14,18 +15,18 @@ from mpt_serve.engine.speculative.ngram_index import Match, NgramIndex
 
 # Ids of a prompt that one call indexes: about 3 ms. Longer prompts are indexed over several steps.
 _IDS_PER_CALL = 4096
-# A copy that goes another way for a few ids (a renamed word) comes back to the place after them, more often than not:
-# how often, by 1 + the number of ids since that were as there.
+# A copy that differs for a few ids (a renamed word) mostly continues after them: how often, by 1 + the number of ids
+# since then that were as in the original.
 _RESUMED_RATES = {1: 0.4, 2: 0.6, 3: 0.7, 5: 0.8}
 _COPY = 3  # ids in common that make a match a copy
-_PATIENCE = 3  # wrong guesses after which a copy is not resumed
+_PATIENCE = 3  # wrong drafts after which a copy is not resumed
 
 
 class _Sequence:
     """A request's ids as far as they are indexed, where they match now, and how often matches were right.
 
-    Every id that the request generates tells whether the guess for it was right, drafted or not: a request that does
-    not repeat itself costs nothing but this comparison, and one that starts to is noticed.
+    Every generated id shows whether its prediction was right, drafted or not: a request that does not repeat itself
+    costs nothing but this comparison, and one that starts to is noticed.
     """
 
     def __init__(self) -> None:
@@ -33,11 +34,11 @@ class _Sequence:
         self._rates = AcceptanceRates()
         self._match: Match | None = None
         self._resumed_rates = AcceptanceRates(_RESUMED_RATES)
-        self._resumed: Match | None = None  # of a copy that was left: length is 1 + the ids since that were right
+        self._resumed: Match | None = None  # of a copy that was left: length is 1 + the number of right ids since then
         self._misses = 0
 
     def advance(self, request: Request) -> bool:
-        """Take in what the host knows of the request; False while a part of it is left for the next call."""
+        """Index what the host knows of the request; False while a part of it is left for the next call."""
         known, prompt = len(self._index.ids), len(request.prompt_ids)
         stop = min(request.num_known, known + _IDS_PER_CALL)
         if known < prompt:
@@ -60,7 +61,7 @@ class _Sequence:
             self._match = index.extended(match)
 
     def _resume(self, token: int, hit: bool) -> None:
-        """Follow the copy that was left, or start to where one is left now."""
+        """Follow the copy that was left, or start to follow one that is left now."""
         resumed, match = self._resumed, self._match
         if resumed is not None:
             right = self._index.ids[resumed.source] == token
@@ -70,36 +71,37 @@ class _Sequence:
             elif resumed.length > 1:
                 self._resumed, self._misses = Match(resumed.source + 1, 1), 1  # left once more
             elif self._misses < _PATIENCE:
-                self._misses += 1  # more ids in the place of one
+                self._misses += 1  # several ids instead of one
             else:
                 self._resumed = None
         if match is not None and not hit and match.length >= _COPY:
             self._resumed, self._misses = Match(match.source + 1, 1), 1
 
     def survivals(self, count: int, in_flight: int) -> list[float]:
-        """Of `count` drafted ids after `in_flight` ids that are guessed too."""
-        guess = self._guess()
-        if guess is None:
+        """Return the survivals of `count` draft tokens after `in_flight` ids that are predicted too."""
+        best = self._best()
+        if best is None:
             return []
-        (_, length), rates = guess
+        (_, length), rates = best
         return rates.survivals(range(length, length + in_flight + count))[in_flight:]
 
     def draft(self, count: int) -> list[int]:
-        guess = self._guess()
-        return [] if guess is None else self._index.continuation(guess[0].source, count)
+        """Return `count` draft tokens; none without a match."""
+        best = self._best()
+        return [] if best is None else self._index.continuation(best[0].source, count)
 
-    def _guess(self) -> tuple[Match, AcceptanceRates] | None:
-        """The match to draft from, which is the one that is more often right, with its rates."""
-        guesses = [(self._match, self._rates), (self._resumed, self._resumed_rates)]
-        known = [(match, rates) for match, rates in guesses if match is not None]
-        return max(known, key=lambda guess: guess[1].rate(guess[0].length), default=None)
+    def _best(self) -> tuple[Match, AcceptanceRates] | None:
+        """Return the match to draft from, the one that is right more often, with its rates."""
+        matches = [(self._match, self._rates), (self._resumed, self._resumed_rates)]
+        known = [(match, rates) for match, rates in matches if match is not None]
+        return max(known, key=lambda candidate: candidate[1].rate(candidate[0].length), default=None)
 
 
 class NgramDrafter(Drafter):
-    """Drafts copies of what the prompt or the answer has said before.
+    """Drafts copies of earlier text in prompt or output.
 
-    How many ids it drafts is decided by `draft_lengths`, from the rates at which each request's guesses were right and
-    the measured durations of steps.
+    `draft_lengths` decides how many ids it drafts, from each request's acceptance rates and the measured durations of
+    steps.
     """
 
     def __init__(self, step_sizes: Sequence[int], max_draft_tokens: int = 11) -> None:
@@ -123,10 +125,10 @@ class NgramDrafter(Drafter):
         self._sequences.pop(request, None)
 
     def _survivals(self, request: Request) -> list[float]:
-        room = self.room(request)
-        if room == 0:
+        count = self.max_drafts(request)
+        if count == 0:
             return []
         sequence = self._sequences.get(request)
         if sequence is None:
             sequence = self._sequences[request] = _Sequence()
-        return sequence.survivals(room, request.in_flight) if sequence.advance(request) else []
+        return sequence.survivals(count, request.in_flight) if sequence.advance(request) else []

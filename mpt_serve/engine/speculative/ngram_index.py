@@ -1,4 +1,4 @@
-"""Where a sequence has said the same before: a hash chain over its n-grams, as LZ77 compressors keep one."""
+"""Earlier occurrences of a sequence's end: a hash chain over its n-grams, as in LZ77 compressors."""
 
 from array import array
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ class Match(NamedTuple):
 
 
 class NgramIndex:
-    """The ids of one sequence, and for every run of `min_length` of them the place where that run occurred before.
+    """The ids of one sequence, and for every run of `min_length` of them the position where that run occurred before.
 
     Adding an id, and finding the longest match of the end, cost a bounded number of steps however long the sequence
     is: `max_candidates` occurrences are compared, the most recent first, each over `max_length` ids. An index
@@ -35,7 +35,7 @@ class NgramIndex:
         self.ids: list[int] = []
         self._min_length, self._max_length, self._max_candidates = min_length, max_length, max_candidates
         self._mask = (1 << _ID_BITS * min_length) - 1
-        self._run = 0  # the last min_length ids; wider ids may collide, which comparing finds out
+        self._run = 0  # the last min_length ids; larger ids may collide, which the comparison finds
         self._latest: dict[int, int] = {}  # run of ids -> the position after its last occurrence
         self._earlier = array("i", [-1])  # position -> the position after the occurrence before, -1 for none
 
@@ -53,7 +53,7 @@ class NgramIndex:
         self._run = run
 
     def match(self) -> Match | None:
-        """The longest earlier occurrence of the end, the most recent of equals; None below `min_length`."""
+        """Return the longest earlier occurrence of the end, the most recent of equals; None below `min_length`."""
         best: Match | None = None
         source = self._earlier[len(self.ids)]
         for _ in range(self._max_candidates):
@@ -68,18 +68,18 @@ class NgramIndex:
         return best
 
     def extended(self, match: Match) -> Match:
-        """The match after an id was added that continued it as it had predicted."""
+        """Return the match after adding the id that it predicted."""
         return Match(match.source + 1, min(match.length + 1, self._max_length))
 
     def continuation(self, source: int, length: int) -> list[int]:
-        """`length` ids from `source` on; what runs past the end repeats the ids since `source`."""
+        """Return `length` ids from `source` on; past the end, the ids since `source` repeat."""
         ids = self.ids[source : source + length]
         while len(ids) < length:
             ids += ids[: length - len(ids)]
         return ids
 
     def _common(self, source: int) -> int:
-        """Ids that the sequence before `source` and the end have in common."""
+        """Return how many ids the sequence before `source` and the end have in common."""
         ids, end, length = self.ids, len(self.ids), 0
         limit = min(source, self._max_length)
         while length < limit and ids[source - 1 - length] == ids[end - 1 - length]:

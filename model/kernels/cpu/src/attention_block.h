@@ -33,8 +33,8 @@ struct KeyRun {
 };
 
 struct KeyBlock {
-  int64_t start;              // position of its first key
-  const float* key_scales;    // [kKeys] factors of its keys and values, or null
+  int64_t start;            // position of its first key
+  const float* key_scales;  // [kKeys] factors of its keys and values, or null
   const float* value_scales;
   int runs;
   KeyRun run[kKeys];

@@ -53,7 +53,8 @@ MPT_INLINE vi lane_numbers() {
 
 // The first n of VL lanes, -infinity behind them.
 MPT_INLINE vf load_logits(const float* p, int64_t n) {
-  return n == VL ? load<vf>(p) : select(lane_numbers() < static_cast<int32_t>(n), load_some<vf>(p, n), splat(-INFINITY));
+  return n == VL ? load<vf>(p)
+                 : select(lane_numbers() < static_cast<int32_t>(n), load_some<vf>(p, n), splat(-INFINITY));
 }
 
 // A row of numbers, NaN counting as -infinity, with the maximum of each group of 16: lane j of the vectors of a block

@@ -7,9 +7,9 @@
 
 namespace mpt {
 
-#define MPT_DECLARE(isa)           \
-  namespace isa {                  \
-  extern const KernelTable table;  \
+#define MPT_DECLARE(isa)          \
+  namespace isa {                 \
+  extern const KernelTable table; \
   }
 MPT_EACH_ISA(MPT_DECLARE)
 

@@ -103,7 +103,8 @@ ffi::Error check_weight(const LinearArgs& a, const ffi::AnyBuffer& weight) {
     default: return wrong("no such weight format");
   }
   if (weight.element_type() != type) return wrong("the weight's element type is not its format's");
-  if (count(weight) != elements) return wrong("the weight has " + std::to_string(count(weight)) + " elements, not " + std::to_string(elements));
+  if (count(weight) != elements)
+    return wrong("the weight has " + std::to_string(count(weight)) + " elements, not " + std::to_string(elements));
   return ffi::Error::Success();
 }
 
@@ -114,7 +115,8 @@ ffi::Error linear(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::AnyBuffer 
   a.K = last(x);
   a.M = a.K ? count(x) / a.K : 0;
   a.N = y->dimensions()[1];
-  if (x.element_type() != ffi::F32 || y->dimensions()[0] != a.M) return wrong("x [M, K] and y [M, N] float32 are needed");
+  if (x.element_type() != ffi::F32 || y->dimensions()[0] != a.M)
+    return wrong("x [M, K] and y [M, N] float32 are needed");
   a.x = x.typed_data<float>();
   a.y = y->typed_data();
   a.format = static_cast<WeightFormat>(format);
@@ -128,7 +130,8 @@ ffi::Error linear(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::AnyBuffer 
   if (a.format == WeightFormat::kInt4) {
     if (group < 4 || group % 4) return wrong("a group of inputs is a multiple of 4");
     a.group = group;
-    a.group_scale = rest.typed<uint16_t>("group scale", ceil_div(a.N, kPanel) * kPanel * ceil_div(a.K, group), ffi::F16);
+    a.group_scale =
+        rest.typed<uint16_t>("group scale", ceil_div(a.N, kPanel) * kPanel * ceil_div(a.K, group), ffi::F16);
   }
   if (bias) a.bias = rest.vector("bias", a.N);
   a.activation = static_cast<Activation>(activation);
@@ -198,11 +201,13 @@ ffi::Error attention(ffi::ThreadPool thread_pool, ffi::BufferR2<ffi::F32> qkv, f
   AttentionArgs a = {};
   const auto pool_shape = k_pool->dimensions();
   const auto v_shape = v_pool->dimensions();
-  if (pool_shape.size() != 4 || !std::equal(pool_shape.begin(), pool_shape.end(), v_shape.begin(), v_shape.end())) return wrong("pools [N, Hkv, block, hd] are needed");
+  if (pool_shape.size() != 4 || !std::equal(pool_shape.begin(), pool_shape.end(), v_shape.begin(), v_shape.end()))
+    return wrong("pools [N, Hkv, block, hd] are needed");
   a.N = pool_shape[0], a.Hkv = pool_shape[1], a.block = pool_shape[2], a.hd = pool_shape[3];
   const ffi::DataType type = k_pool->element_type();
   const bool whole = type == ffi::S8;
-  if (type != v_pool->element_type() || (type != ffi::F32 && type != ffi::BF16 && !whole)) return wrong("pools are float32, bfloat16 or int8");
+  if (type != v_pool->element_type() || (type != ffi::F32 && type != ffi::BF16 && !whole))
+    return wrong("pools are float32, bfloat16 or int8");
   a.cache_dtype = whole ? DType::kInt8 : type == ffi::F32 ? DType::kFloat32 : DType::kBfloat16;
   a.k_pool = k_pool->untyped_data();
   a.v_pool = v_pool->untyped_data();
@@ -215,7 +220,8 @@ ffi::Error attention(ffi::ThreadPool thread_pool, ffi::BufferR2<ffi::F32> qkv, f
   a.counts = &key_counts;
   a.T = qkv.dimensions()[0];
   a.H = a.hd ? qkv.dimensions()[1] / a.hd - 2 * a.Hkv : 0;
-  if (a.H < 1 || a.H % a.Hkv || (a.H + 2 * a.Hkv) * a.hd != qkv.dimensions()[1]) return wrong("qkv [T, (H + 2 Hkv) hd] is needed");
+  if (a.H < 1 || a.H % a.Hkv || (a.H + 2 * a.Hkv) * a.hd != qkv.dimensions()[1])
+    return wrong("qkv [T, (H + 2 Hkv) hd] is needed");
   if (out->dimensions()[0] != a.T || out->dimensions()[1] != a.H * a.hd) return wrong("out [T, H hd] is needed");
   a.R = block_tables.dimensions()[0], a.W = block_tables.dimensions()[1];
   for (const Integers* rows : {&query_start, &query_len, &context_len}) {
@@ -247,13 +253,14 @@ ffi::Error sample(ffi::ThreadPool thread_pool, ffi::BufferR2<ffi::F32> logits, f
   SampleArgs a = {};
   a.S = logits.dimensions()[0], a.V = logits.dimensions()[1], a.limit = limit, a.slots = counts.dimensions()[0];
   if (limit < 1 || limit > a.V) return wrong("ids to choose from are needed, and no more than there are logits");
-  if (masks.dimensions()[0] != a.S || masks.dimensions()[1] != ceil_div(a.V, 32)) return wrong("masks [S, ceil(V / 32)] are needed");
+  if (masks.dimensions()[0] != a.S || masks.dimensions()[1] != ceil_div(a.V, 32))
+    return wrong("masks [S, ceil(V / 32)] are needed");
   if (a.slots < 1 || counts.dimensions()[1] != a.V) return wrong("counts [slots, V] are needed");
   if (bias.dimensions()[0] != a.slots || bias.dimensions()[1] != a.V) return wrong("bias [slots, V] is needed");
-  for (const size_t rows : {slot.element_count(), temperature.element_count(), top_k.element_count(),
-                            top_p.element_count(), min_p.element_count(), repetition.element_count(),
-                            presence.element_count(), frequency.element_count(), biased.element_count(),
-                            masked.element_count(), uniform.element_count(), ids->element_count()}) {
+  for (const size_t rows :
+       {slot.element_count(), temperature.element_count(), top_k.element_count(), top_p.element_count(),
+        min_p.element_count(), repetition.element_count(), presence.element_count(), frequency.element_count(),
+        biased.element_count(), masked.element_count(), uniform.element_count(), ids->element_count()}) {
     if (static_cast<int64_t>(rows) != a.S) return wrong("every row has its parameters");
   }
   a.logits = logits.typed_data(), a.masks = masks.typed_data();
@@ -275,11 +282,12 @@ ffi::Error log_probabilities(ffi::ThreadPool thread_pool, ffi::BufferR2<ffi::F32
   LogprobsArgs a = {};
   a.S = logits.dimensions()[0], a.V = logits.dimensions()[1], a.limit = limit, a.most = top_ids->dimensions()[1];
   if (limit < 1 || limit > a.V) return wrong("ids to list are needed, and no more than there are logits");
-  for (const size_t rows : {ids.element_count(), num_logprobs.element_count(), logprob->element_count(),
-                            rank->element_count()}) {
+  for (const size_t rows :
+       {ids.element_count(), num_logprobs.element_count(), logprob->element_count(), rank->element_count()}) {
     if (static_cast<int64_t>(rows) != a.S) return wrong("every row has its id and its log probability");
   }
-  if (top_ids->dimensions()[0] != a.S || top_logprobs->dimensions()[0] != a.S || top_logprobs->dimensions()[1] != a.most) {
+  if (top_ids->dimensions()[0] != a.S || top_logprobs->dimensions()[0] != a.S ||
+      top_logprobs->dimensions()[1] != a.most) {
     return wrong("as many top ids as their log probabilities are needed, for every row");
   }
   a.logits = logits.typed_data(), a.ids = ids.typed_data(), a.num_logprobs = num_logprobs.typed_data();

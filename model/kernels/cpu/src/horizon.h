@@ -33,9 +33,7 @@ inline float horizon_allowance(float slope) {
 }
 
 // A lower bound of log(x) for x >= 1, at most log(2) below it.
-inline float log_below(float x) {
-  return static_cast<float>((bits<int32_t>(x) >> 23) - 127) * 0.69314718f;
-}
+inline float log_below(float x) { return static_cast<float>((bits<int32_t>(x) >> 23) - 127) * 0.69314718f; }
 
 // Whether query i has to read a group of keys that begins at `start` and whose lengths are at most `longest`.
 inline bool needs(const Queries& queries, int64_t i, int64_t start, float longest, const ScoreRule& rule) {

@@ -49,10 +49,10 @@ struct LinearArgs {
   Norm norm;
   WeightFormat format;
   const void* weight;
-  const float* row_scale = nullptr;         // [N], quantised weights
-  const uint16_t* group_scale = nullptr;    // int4
-  int64_t group = 0;                        // int4: inputs that share a scale, a multiple of 4
-  Vector bias;                              // [N] or nothing
+  const float* row_scale = nullptr;       // [N], quantised weights
+  const uint16_t* group_scale = nullptr;  // int4
+  int64_t group = 0;                      // int4: inputs that share a scale, a multiple of 4
+  Vector bias;                            // [N] or nothing
   Activation activation = Activation::kNone;
   Combine combine = Combine::kNone;
   const float* other = nullptr;  // [M, N]; may be y itself
@@ -100,11 +100,11 @@ struct AttentionArgs {
 
 // Chooses one id per row of logits.
 struct SampleArgs {
-  const float* logits;       // [S, V]
-  int64_t S, V, limit;       // ids below `limit` only
-  const uint32_t* masks;     // [S, ceil(V / 32)], bit i of word w allows id 32 w + i
-  const int32_t* counts;     // [slots, V], times generated, + 2^30 where the prompt has the id
-  const float* bias;         // [slots, V]
+  const float* logits;    // [S, V]
+  int64_t S, V, limit;    // ids below `limit` only
+  const uint32_t* masks;  // [S, ceil(V / 32)], bit i of word w allows id 32 w + i
+  const int32_t* counts;  // [slots, V], times generated, + 2^30 where the prompt has the id
+  const float* bias;      // [slots, V]
   int64_t slots;
   const int32_t* slot;       // [S], clamped
   const float* temperature;  // [S], 0 for the largest logit
@@ -122,7 +122,7 @@ struct SampleArgs {
 
 // Log probabilities of ids and of the most likely ones below `limit`; zeros where not requested.
 struct LogprobsArgs {
-  const float* logits;          // [S, V]
+  const float* logits;  // [S, V]
   int64_t S, V, limit, most;
   const int32_t* ids;           // [S]
   const int32_t* num_logprobs;  // [S], most likely ids to list, up to `most`; negative for nothing

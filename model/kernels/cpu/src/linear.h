@@ -33,11 +33,11 @@ struct Runs {
 template <class Format>
 class Linear {
   static constexpr int kRows = kRegisters == 32 ? kRowTile : kRowTile / 2;  // rows of inputs of a pass
-  static constexpr int kPasses = kPanel / (kPair * VL);         // over a panel, a pair of vectors each
-  static constexpr int64_t kRowsAtOnce = 1024;                  // rows whose prepared inputs are in memory at a time
-  static constexpr int64_t kAhead = 4096;                       // bytes of weights to prefetch ahead of use
-  static constexpr int64_t kAloneBytes = 128 * 1024;            // weights and products below which a second thread
-  static constexpr int64_t kAloneProducts = 1'500'000;          // costs more than it saves
+  static constexpr int kPasses = kPanel / (kPair * VL);                     // over a panel, a pair of vectors each
+  static constexpr int64_t kRowsAtOnce = 1024;          // rows whose prepared inputs are in memory at a time
+  static constexpr int64_t kAhead = 4096;               // bytes of weights to prefetch ahead of use
+  static constexpr int64_t kAloneBytes = 128 * 1024;    // weights and products below which a second thread
+  static constexpr int64_t kAloneProducts = 1'500'000;  // costs more than it saves
 
  public:
   static void run(const LinearArgs& args, Pool& pool) {
@@ -56,7 +56,9 @@ class Linear {
       : a_(a),
         row_panels_(a.M, kRows),
         steps_((a.K + Format::kInputs - 1) / Format::kInputs),
-        group_(Format::kGrouped ? a.group : Format::kQuantised ? kInt8InputGroup : a.K),
+        group_(Format::kGrouped     ? a.group
+               : Format::kQuantised ? kInt8InputGroup
+                                    : a.K),
         groups_((a.K + group_ - 1) / group_) {}
 
   void run_rows(Pool& pool) {

@@ -77,11 +77,12 @@ class PagedAttention {
   static std::vector<int64_t> heads_of(const AttentionArgs& a, int64_t group) {
     std::vector<int64_t> heads(a.Hkv);
     std::iota(heads.begin(), heads.end(), 0);
-    const auto flattest = [&](int64_t h) { return *std::min_element(a.slopes + h * group, a.slopes + (h + 1) * group); };
+    const auto flattest = [&](int64_t h) {
+      return *std::min_element(a.slopes + h * group, a.slopes + (h + 1) * group);
+    };
     // Not std::stable_sort: parts of it are functions that all instruction sets would share.
-    std::sort(heads.begin(), heads.end(), [&](int64_t x, int64_t y) {
-      return flattest(x) != flattest(y) ? flattest(x) < flattest(y) : x < y;
-    });
+    std::sort(heads.begin(), heads.end(),
+              [&](int64_t x, int64_t y) { return flattest(x) != flattest(y) ? flattest(x) < flattest(y) : x < y; });
     return heads;
   }
 
@@ -233,9 +234,8 @@ class PagedAttention {
   float longest_key(int64_t row, int64_t kv_head, int64_t start) const {
     vf longest = {};
     for_runs(row, kv_head, start, start + kKeys, [&](int64_t at, int64_t position, int64_t stop) {
-      for_lanes(stop - position, [&](int64_t i, int64_t n) {
-        longest = max(longest, load_some<vf>(a.key_norms + at + i, n));
-      });
+      for_lanes(stop - position,
+                [&](int64_t i, int64_t n) { longest = max(longest, load_some<vf>(a.key_norms + at + i, n)); });
     });
     return largest(longest);
   }

@@ -57,18 +57,12 @@ MPT_INLINE vf normal_cdf(vf x) {
 
 MPT_INLINE vf activate(Activation a, vf x) {
   switch (a) {
-    case Activation::kNone:
-      return x;
-    case Activation::kGelu:
-      return x * normal_cdf(x);
-    case Activation::kGeluTanh:
-      return 0.5f * x * (1.f + tanh(0.797884561f * (x + 0.044715f * x * x * x)));
-    case Activation::kSilu:
-      return x * sigmoid(x);
-    case Activation::kRelu:
-      return max(x, vf{});
-    case Activation::kQuickGelu:
-      return x * sigmoid(1.702f * x);
+    case Activation::kNone: return x;
+    case Activation::kGelu: return x * normal_cdf(x);
+    case Activation::kGeluTanh: return 0.5f * x * (1.f + tanh(0.797884561f * (x + 0.044715f * x * x * x)));
+    case Activation::kSilu: return x * sigmoid(x);
+    case Activation::kRelu: return max(x, vf{});
+    case Activation::kQuickGelu: return x * sigmoid(1.702f * x);
   }
   return x;
 }

@@ -50,12 +50,10 @@ MPT_INLINE vf from_f16(const uint16_t* p) {
 struct Float32Weights {
   using Sum = vf;
   static constexpr bool kQuantised = false, kGrouped = false;
-  static constexpr int kInputs = 1;       // per step
+  static constexpr int kInputs = 1;        // per step
   static constexpr int kPanelBytes = 128;  // per step
   using W = vf;
-  static MPT_INLINE void weights(const uint8_t* p, W (&w)[kPair]) {
-    w[0] = load<vf>(p), w[1] = load<vf>(p + 4 * VL);
-  }
+  static MPT_INLINE void weights(const uint8_t* p, W (&w)[kPair]) { w[0] = load<vf>(p), w[1] = load<vf>(p + 4 * VL); }
   static MPT_INLINE Sum add(Sum sum, uint32_t x, W w) { return bits<vf>(splat(static_cast<int32_t>(x))) * w + sum; }
 };
 
@@ -66,9 +64,7 @@ struct Bfloat16Weights {
   static constexpr int kPanelBytes = 128;
 #if defined(__AVX512BF16__)
   using W = __m512bh;
-  static MPT_INLINE void weights(const uint8_t* p, W (&w)[kPair]) {
-    w[0] = load<W>(p), w[1] = load<W>(p + 4 * VL);
-  }
+  static MPT_INLINE void weights(const uint8_t* p, W (&w)[kPair]) { w[0] = load<W>(p), w[1] = load<W>(p + 4 * VL); }
   static MPT_INLINE Sum add(Sum sum, uint32_t x, W w) {
     return _mm512_dpbf16_ps(sum, bits<W>(splat(static_cast<int32_t>(x))), w);
   }
@@ -98,9 +94,7 @@ struct Int8Weights {
   static constexpr int kPanelBytes = 128;
   static constexpr int kOffset = 128;
   using W = vi;
-  static MPT_INLINE void weights(const uint8_t* p, W (&w)[kPair]) {
-    w[0] = load<vi>(p), w[1] = load<vi>(p + 4 * VL);
-  }
+  static MPT_INLINE void weights(const uint8_t* p, W (&w)[kPair]) { w[0] = load<vi>(p), w[1] = load<vi>(p + 4 * VL); }
   static MPT_INLINE Sum add(Sum sum, uint32_t x, W w) { return dot4(sum, w, splat(static_cast<int32_t>(x))); }
 };
 

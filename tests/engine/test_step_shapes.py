@@ -1,11 +1,11 @@
 """Step shapes: few, and enough for any step."""
 
-from fake_device import make_request
+from fake_runner import make_request
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpt_serve.engine.scheduler import Row, StepRows
-from mpt_serve.engine.step_inputs import choose_shape, step_shapes
+from mpt_serve.engine.step_rows import Row, StepRows
+from mpt_serve.engine.step_shapes import choose_shape, step_shapes
 
 
 def test_usual_settings_need_few_programs() -> None:
@@ -17,14 +17,14 @@ def test_usual_settings_need_few_programs() -> None:
     assert shapes == tuple(sorted((*n, False) for n in [*small, (12, 12, 12), *mixed]))
 
 
-def test_steps_with_drafts_have_programs_of_their_own_where_few_requests_run() -> None:
+def test_steps_with_drafts_have_separate_programs_where_few_requests_run() -> None:
     shapes = step_shapes(2, 64, 16, ragged_decode=False)
     assert [key for key in shapes if key.num_tokens < 16] == [
         *((1, 1, 1, True), (2, 2, 2, False), (2, 2, 2, True), (4, 2, 4, False), (8, 2, 8, False)),
     ]
 
 
-def test_limits_that_are_no_powers_of_two_are_shapes_of_their_own() -> None:
+def test_limits_that_are_no_powers_of_two_are_separate_shapes() -> None:
     tokens = {key.num_tokens for key in step_shapes(6, 40, 6, ragged_decode=True, row_tile=12)}
     assert tokens == {1, 2, 4, 6, 16, 32, 40}
 

@@ -1,14 +1,14 @@
-"""Which drafter an engine gets."""
+"""The drafter that an engine's settings name."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
+from jax.typing import DTypeLike
 
 from model.checkpoint.pack import pack_weights
 from model.config.mpt_config import MptConfig
 from model.kernel_selection import weight_format
-from model.params.weights import Weights
+from model.params.weights import Weights, weight_bytes
 from mpt_serve.configuration.engine_config import EngineConfig
 from mpt_serve.engine.memory import CachePlan
 from mpt_serve.engine.speculative.drafter import Drafter
@@ -24,10 +24,11 @@ class DraftModel(NamedTuple):
 
 
 def check_draft(settings: EngineConfig, draft: DraftModel | None, vocab_size: int) -> None:
-    """ValueError unless there is a draft model where speculation is 'draft', and nowhere else, with this vocabulary."""
+    """Raise ValueError unless a draft model is there exactly where speculation is 'draft', with this vocabulary."""
     if (settings.speculation == "draft") != (draft is not None):
         raise ValueError(
-            f"speculation={settings.speculation!r} {'takes a' if draft is None else 'takes no'} draft model"
+            f"speculation={settings.speculation!r} {'takes a' if draft is None else 'takes no'} draft model: set"
+            " speculation to 'draft' and give a draft model, or neither"
         )
     if draft is not None and draft.config.vocab_size != vocab_size:
         raise ValueError(
@@ -41,11 +42,11 @@ def make_drafter(
     draft: DraftModel | None,
     weights: Weights,
     cache_plan: CachePlan,
-    cache_dtype: Any,
+    cache_dtype: DTypeLike,
     vocab_limit: int,
     step_sizes: Sequence[int],
 ) -> Drafter | None:
-    """What `settings.speculation` names, ready to draft for the model of these weights; None for 'none'."""
+    """Return the drafter that `settings.speculation` names, ready for the model of these weights; None for 'none'."""
     if not settings.speculates:
         return None
     if draft is None:
@@ -62,13 +63,9 @@ def make_drafter(
         vocab_limit=vocab_limit,
         step_sizes=step_sizes,
         max_draft_tokens=settings.num_draft_tokens,
-        cost_share=_nbytes(packed) / _nbytes(weights),  # reading the weights is what takes the time
+        cost_share=weight_bytes(packed) / weight_bytes(weights),  # most of the time goes into reading the weights
         kernels=settings.kernels,
     )
     if settings.pre_compile:
         drafter.compile_all()
     return drafter
-
-
-def _nbytes(weights: Weights) -> int:
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(weights))

@@ -3,14 +3,14 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpt_serve.engine.prefix_cache import chain_start, extend_chain
+from mpt_serve.engine.block_pool import extend_digests, first_link
 
 ids = st.lists(st.integers(0, 2), max_size=12)
 
 
 def digests(sequence: list[int], salt: str, block_size: int = 3) -> list[bytes]:
     chain: list[bytes] = []
-    extend_chain(chain, sequence, block_size, chain_start(salt))
+    extend_digests(chain, sequence, block_size, first_link(salt))
     return chain
 
 
@@ -28,5 +28,5 @@ def test_digests_are_equal_where_salts_and_all_ids_so_far_are(
 @given(sequence=ids, cut=st.integers(0, 12))
 def test_a_chain_grows_as_ids_come(sequence: list[int], cut: int) -> None:
     chain = digests(sequence[:cut], "salt")
-    extend_chain(chain, sequence[3 * len(chain) :], 3, chain_start("salt"))
+    extend_digests(chain, sequence[3 * len(chain) :], 3, first_link("salt"))
     assert chain == digests(sequence, "salt")

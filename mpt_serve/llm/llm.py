@@ -1,0 +1,275 @@
+"""The engine with text: whole batches of prompts, for callers who wait for the completions or read along."""
+
+import sys
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Literal, Self, overload
+
+import jax
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+
+from model.pretrained import resolve_checkpoint
+from mpt_serve.configuration.engine_config import EngineConfig
+from mpt_serve.configuration.model_folder import model_path
+from mpt_serve.engine.engine import Engine
+from mpt_serve.engine.sampling_params import SamplingParams
+from mpt_serve.engine.token_masks import Grammar
+from mpt_serve.errors import RequestError
+from mpt_serve.llm.completion import Completion, Piece
+from mpt_serve.llm.piece_stream import stream_pieces
+from mpt_serve.llm.progress import with_progress
+from mpt_serve.llm.prompts import Conversation, Prompt, PromptEncoder, PromptLike, as_conversations, as_prompts
+from mpt_serve.structured_outputs.compiler import GrammarCompiler, LazyGrammarCompiler
+from mpt_serve.structured_outputs.spec import GrammarSpec
+from mpt_serve.text.text_stream import TextStream
+from mpt_serve.text.tokenizer import TextTokenizer
+
+Params = SamplingParams | Sequence[SamplingParams]
+Grammars = GrammarSpec | Sequence[GrammarSpec | None] | None
+
+_DEFAULTS = SamplingParams()
+
+
+class LLM:
+    """A model that completes prompts of text or token ids. Threads may share one: their requests run together.
+
+    engine: closed with this object.
+    prompts: the model's tokenizer and chat template; None for token ids alone.
+    """
+
+    def __init__(self, engine: Engine, prompts: PromptEncoder | None = None) -> None:
+        self.engine = engine
+        self._prompts = prompts or PromptEncoder(None)
+        self._grammars = LazyGrammarCompiler(self._make_compiler)  # its tables cost time and memory
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_id: str | Path,
+        config: EngineConfig | None = None,
+        dtype: DTypeLike | None = None,
+        device: jax.Device | str | None = None,
+        mesh: Mesh | None = None,
+        vocab_limit: int | None = None,
+        eos_token_ids: Sequence[int] | None = None,
+        quantization: str = "none",
+        quantization_cache_dir: str | Path | None = None,
+        draft_model: str | Path | None = None,
+        tokenizer: TextTokenizer | None = None,
+        chat_template: str | None = None,
+    ) -> Self:
+        """Load a checkpoint and its tokenizer, and start an engine for it.
+
+        vocab_limit, eos_token_ids: None takes the tokenizer's, where there is one.
+        tokenizer: instead of the checkpoint's own; without either, prompts and outputs are token ids alone.
+        chat_template: 'chatml', 'dolly', a template's text or file; None takes the checkpoint's.
+        The other parameters are those of `Engine.from_pretrained`. Raises also `TokenizerError` for a damaged
+        tokenizer.
+        """
+        folder = resolve_checkpoint(model_path(path_or_id) if isinstance(path_or_id, str) else path_or_id)
+        tokenizer = tokenizer or TextTokenizer.find(folder)
+        if tokenizer is not None:
+            vocab_limit = tokenizer.vocab_len if vocab_limit is None else vocab_limit
+            eos_token_ids = tokenizer.eos_token_ids if eos_token_ids is None else eos_token_ids
+        engine = Engine.from_pretrained(
+            folder,
+            config,
+            dtype,
+            device,
+            mesh,
+            vocab_limit,
+            eos_token_ids,
+            quantization,
+            quantization_cache_dir,
+            draft_model,
+        )
+        return cls(engine, PromptEncoder(tokenizer, folder, chat_template))
+
+    @property
+    def tokenizer(self) -> TextTokenizer | None:
+        """Return the model's tokenizer, where it has one."""
+        return self._prompts.tokenizer
+
+    @overload
+    def generate(
+        self,
+        prompts: PromptLike | Sequence[PromptLike],
+        params: Params = ...,
+        *,
+        structured_outputs: Grammars = ...,
+        stop: str | Sequence[str] = ...,
+        stream: Literal[False] = ...,
+        progress: bool | None = ...,
+    ) -> list[Completion]: ...
+
+    @overload
+    def generate(
+        self,
+        prompts: PromptLike | Sequence[PromptLike],
+        params: Params = ...,
+        *,
+        structured_outputs: Grammars = ...,
+        stop: str | Sequence[str] = ...,
+        stream: Literal[True],
+        progress: bool | None = ...,
+    ) -> Generator[Piece]: ...
+
+    def generate(
+        self,
+        prompts: PromptLike | Sequence[PromptLike],
+        params: Params = _DEFAULTS,
+        *,
+        structured_outputs: Grammars = None,
+        stop: str | Sequence[str] = (),
+        stream: bool = False,
+        progress: bool | None = None,
+    ) -> list[Completion] | Generator[Piece]:
+        """Complete prompts, all of them at once, and return their completions in order.
+
+        prompts: strings, or sequences of token ids; a single string or sequence is a batch of one.
+        params: for all prompts, or one for each. With a seed and one `SamplingParams`, prompts use the same random
+            numbers, so equal prompts have equal completions: use `n` for different ones.
+        structured_outputs: what each output must match, for all prompts, or one for each (None for free text).
+        stop: strings that end an output; they are not part of its text.
+        stream: return an iterator of pieces, as they come. The work begins with the first piece; leaving its loop, or
+            `close()` where it has a name, cancels what is unfinished.
+        progress: a bar on stderr; None shows it on a terminal, for several prompts that are not streamed.
+
+        Every prompt is checked before the first runs. Raises `RequestError` for what the engine cannot take,
+        `EngineClosedError` when it was closed or fails; on any exception, `KeyboardInterrupt` too, nothing keeps
+        running. A request that fails alone has the finish_reason 'error'.
+        """
+        return self._generate(as_prompts(prompts), params, structured_outputs, stop, stream, progress)
+
+    @overload
+    def chat(
+        self,
+        conversations: Conversation | Sequence[Conversation],
+        params: Params = ...,
+        *,
+        structured_outputs: Grammars = ...,
+        stop: str | Sequence[str] = ...,
+        stream: Literal[False] = ...,
+        progress: bool | None = ...,
+    ) -> list[Completion]: ...
+
+    @overload
+    def chat(
+        self,
+        conversations: Conversation | Sequence[Conversation],
+        params: Params = ...,
+        *,
+        structured_outputs: Grammars = ...,
+        stop: str | Sequence[str] = ...,
+        stream: Literal[True],
+        progress: bool | None = ...,
+    ) -> Generator[Piece]: ...
+
+    def chat(
+        self,
+        conversations: Conversation | Sequence[Conversation],
+        params: Params = _DEFAULTS,
+        *,
+        structured_outputs: Grammars = None,
+        stop: str | Sequence[str] = (),
+        stream: bool = False,
+        progress: bool | None = None,
+    ) -> list[Completion] | Generator[Piece]:
+        """Complete conversations: lists of messages `{"role": ..., "content": ...}`, or one such list.
+
+        The other parameters are those of `generate`. Raises also `ChatTemplateError`: where the checkpoint has no
+        template, or its template refuses.
+        """
+        prompts = [self._prompts.encode_chat(messages) for messages in as_conversations(conversations)]
+        return self._generate(prompts, params, structured_outputs, stop, stream, progress)
+
+    def close(self) -> None:
+        """Cancel what is left, stop the engine, and end the processes of templates and grammars. Idempotent."""
+        self.engine.close()
+        self._prompts.close()
+        self._grammars.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _generate(
+        self,
+        prompts: Sequence[PromptLike],
+        params: Params,
+        grammars: Grammars,
+        stop: str | Sequence[str],
+        stream: bool,
+        progress: bool | None,
+    ) -> list[Completion] | Generator[Piece]:
+        new_text = self._new_text((stop,) if isinstance(stop, str) else tuple(stop))
+        batch = self._checked(prompts, params, grammars)
+        pieces = stream_pieces(self.engine, batch, self._compile, new_text)
+        if progress is None:
+            progress = not stream and len(batch) > 1 and sys.stderr.isatty()
+        if progress:
+            pieces = with_progress(pieces, [prompt.params.n for prompt in batch])
+        return pieces if stream else _gather(batch, pieces)
+
+    def _new_text(self, stop: tuple[str, ...]) -> Callable[[SamplingParams], TextStream] | None:
+        """Return a maker of one choice's text; None without a tokenizer."""
+        if not all(isinstance(string, str) and string for string in stop):
+            raise RequestError(f"stop must be a string or a list of strings, none of them empty, got {stop!r:.100}")
+        tokenizer = self._prompts.require_tokenizer("a stop string") if stop else self.tokenizer
+        if tokenizer is None:
+            return None
+        return lambda params: TextStream(tokenizer, stop, min_tokens=params.min_tokens)
+
+    def _checked(self, prompts: Sequence[PromptLike], params: Params, grammars: Grammars) -> list[Prompt]:
+        """Return the batch as the engine takes it. Raises RequestError that names the prompt."""
+        count = len(prompts)
+        each = [params] * count if isinstance(params, SamplingParams) else list(params)
+        if len(each) != count:
+            raise RequestError(f"params must be one SamplingParams or one for each of {count} prompts, got {len(each)}")
+        specs = [grammars] * count if grammars is None or isinstance(grammars, GrammarSpec) else list(grammars)
+        if len(specs) != count:
+            raise RequestError(
+                f"structured_outputs must be one GrammarSpec or one for each of {count} prompts, got {len(specs)}"
+            )
+        batch = []
+        for i, (prompt, own, spec) in enumerate(zip(prompts, each, specs, strict=True)):
+            try:
+                ids = self._prompts.encode(prompt)
+                if spec is not None:
+                    self._prompts.require_tokenizer("a grammar")
+                self.engine.check(ids, own, with_grammar=spec is not None)
+                if spec is not None:
+                    self._grammars.check(spec)
+            except RequestError as error:
+                error.add_note(f"This is about prompts[{i}].")
+                raise
+            batch.append(Prompt(tuple(map(int, ids)), own, spec))
+        return batch
+
+    def _compile(self, spec: GrammarSpec) -> Grammar:
+        return self._grammars.compile(spec)
+
+    def _make_compiler(self) -> GrammarCompiler:
+        tokenizer = self._prompts.require_tokenizer("a grammar")
+        token_bytes = tokenizer.text_token_bytes()[: self.engine.vocab_limit]
+        return GrammarCompiler(token_bytes, sorted(self.engine.eos_token_ids))
+
+
+def _gather(batch: Sequence[Prompt], pieces: Generator[Piece]) -> list[Completion]:
+    """Join the pieces of each prompt as soon as all of its choices have finished."""
+    gathered: list[list[Piece]] = [[] for _ in batch]
+    completions: list[Completion | None] = [None] * len(batch)
+    unfinished = [prompt.params.n for prompt in batch]
+    with closing(pieces):  # also when an interrupt comes between two pieces, and its traceback keeps this frame alive
+        for piece in pieces:
+            i = piece.prompt_index
+            gathered[i].append(piece)
+            unfinished[i] -= piece.finish_reason is not None
+            if unfinished[i] == 0:
+                completions[i] = Completion.of(batch[i].ids, gathered[i])
+                gathered[i] = []
+    return [completion for completion in completions if completion is not None]
