@@ -14,6 +14,7 @@ from ray.serve.exceptions import RayServeException
 from mpt_serve.configuration.problems import ConfigurationError
 from mpt_serve.deployments.generator import Generator
 from mpt_serve.deployments.ingress import Ingress
+from mpt_serve.deployments.same_model_router import ROUTER
 from mpt_serve.deployments.tokenizer import Tokenizer
 from mpt_serve.driver import end_serve_run, first_serve_run
 from mpt_serve.one_loop import replica_runtime_env
@@ -56,13 +57,15 @@ def build(args: dict[str, Any]) -> Application:
     }
     # A Generator holds twice the requests that it can run, so that no slot is ever idle; the rest wait in the Ingress
     # (`DispatchQueue`) for the first free replica.
+    to_same_model = {"request_router_class": ROUTER}
     generator = serve.deployment(
         Generator,
         max_ongoing_requests=2 * settings.engine.max_num_seqs,
         ray_actor_options={"num_cpus": 1, **runtime_env},
         max_surge_percent=generator_surge_percent(args, report.memory),
+        request_router_config=to_same_model,
     ).bind(settings)
-    tokenizer = serve.deployment(Tokenizer, **edge).bind(settings)
+    tokenizer = serve.deployment(Tokenizer, request_router_config=to_same_model, **edge).bind(settings)
     application: Application = serve.deployment(Ingress, **edge).bind(settings, tokenizer, generator)
     return application
 

@@ -19,6 +19,7 @@ from mpt_serve.deployments.logs import log_through_serve
 from mpt_serve.deployments.metrics import exposition
 from mpt_serve.deployments.readiness import Waiting
 from mpt_serve.deployments.replica_updates import ReplicaUpdates
+from mpt_serve.deployments.same_model_router import SameModelRouter
 from mpt_serve.deployments.serve_backend import ServeBackend
 from mpt_serve.deployments.takeover import Takeover
 from mpt_serve.deployments.version import Version
@@ -41,6 +42,7 @@ class Ingress:
         limits = settings.limits
         self._limits = limits
         self._version = Version.of(settings)
+        SameModelRouter.model = self._version.model  # of the handles' routers in this process
         updates = ReplicaUpdates(["Ingress", "Tokenizer", "Generator"])
         self._takeover = Takeover("Ingress", ["Tokenizer", "Generator"], self._version, updates)
         self._backend = ServeBackend(

@@ -68,6 +68,7 @@ class Deploys:
 
 def beyond_float16(folder: Path) -> Path:
     """Write a checkpoint whose numbers float16 cannot hold, which shows only when they are read."""
+    folder.mkdir()
     write_tiny_checkpoint(folder)
     weights = load_file(folder / "model.safetensors")
     weights["transformer.norm_f.weight"] = weights["transformer.norm_f.weight"] * 1e6
@@ -107,9 +108,9 @@ def test_bad_deploys_harm_nothing_and_a_good_one_loses_no_request(tiny_checkpoin
 
 
 def test_a_start_that_fails_ends_with_one_message(tmp_path: Path) -> None:
-    deploys = Deploys(beyond_float16(tmp_path))
+    deploys = Deploys(beyond_float16(tmp_path / "beyond"))
     with ServerProcess.of(deploys.config(dtype="float16"), tmp_path, "mpt-serve") as server:
-        assert server.wait_end() == 1
+        assert server.wait_end(600) == 1
         output = server.output()
     (message,) = [line for line in output.splitlines() if line.startswith("mpt-serve: ")]
     assert message.startswith("mpt-serve: the application 'mpt' cannot start: Generator: ")
