@@ -72,6 +72,13 @@ def sampling_kernels(devices: Set[jax.Device], kernels: str = "auto") -> Samplin
     return SamplingKernels(choose_ids, log_probabilities) if _has_cpu_kernels(devices, kernels) else None
 
 
+def limit_kernel_threads(threads: int | None) -> None:
+    """Let the CPU kernels use at most that many threads in this process; None for one on each core."""
+    library = kernel_library()
+    if library is not None:
+        library.limit_threads(threads)
+
+
 def weight_format(devices: Set[jax.Device], quantization: str = "none", kernels: str = "auto") -> WeightFormat:
     """Return how weights are to be kept for the kernels of the devices that will hold them.
 

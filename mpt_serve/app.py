@@ -24,7 +24,10 @@ __all__ = ["app", "build"]
 
 app: Application  # the application with its defaults, for `serve build`, which does not call builders
 
-_OTHER_REQUESTS = 256  # capacity of an Ingress beside generation: /ready, /v1/models, refused requests
+# Requests that a replica of the Ingress or of the Tokenizer has at once, by Serve's count. Those above our own bounds
+# are refused at once, and bodies that do not arrive have separate places, so Serve's bound must never be reached:
+# behind it even /health would wait.
+_UNBOUNDED = 1_000_000
 
 
 def build(args: dict[str, Any]) -> Application:
@@ -49,9 +52,8 @@ def build(args: dict[str, Any]) -> Application:
     # Serve refuses requests in plain text, so its limits are above ours, which refuse with the API's errors. Only the
     # Generator reserves a CPU, so that the three deployments fit on a machine with two.
     runtime_env = replica_runtime_env()
-    max_requests = settings.limits.max_waiting_requests + _OTHER_REQUESTS
     edge = {
-        "max_ongoing_requests": max_requests,
+        "max_ongoing_requests": _UNBOUNDED,
         "ray_actor_options": {"num_cpus": 0, **runtime_env},
         "max_surge_percent": 100,  # a new replica starts before the old one stops
     }

@@ -1,4 +1,4 @@
-"""One event loop per replica, shared by Serve and our code.
+"""Environment variables of Ray's processes: one event loop per replica, and our middleware in Serve's HTTP proxy.
 
 By default a replica runs our code on one thread and Serve's on another, which costs a thread switch per token and puts
 an unbounded queue between engine and client. Our code never blocks, so it can share Serve's loop: that halves the CPU
@@ -8,9 +8,12 @@ time per streamed token, and deltas are merged while a client reads slowly.
 import os
 from typing import Any
 
-__all__ = ["ONE_LOOP", "replica_runtime_env"]
+__all__ = ["ONE_LOOP", "PROXY_GUARD", "replica_runtime_env"]
 
 ONE_LOOP = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0", "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0"}
+
+# Serve's proxies inherit their node's environment: this works if it is set when the node starts.
+PROXY_GUARD = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "mpt_serve.deployments.proxy_guard:middlewares"}
 
 
 def replica_runtime_env() -> dict[str, Any]:

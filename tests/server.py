@@ -16,6 +16,8 @@ from typing import Any
 import httpx
 import yaml
 
+from mpt_serve.one_loop import PROXY_GUARD
+
 ROOT = Path(__file__).parents[1]
 START_TIMEOUT_S = 240.0
 
@@ -27,15 +29,18 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def environment(folder: Path) -> dict[str, str]:
-    """Return the environment of a Ray program that keeps to `folder` and to this machine."""
+def environment(folder: Path, *, guarded: bool = True) -> dict[str, str]:
+    """Return the environment of a Ray program that keeps to `folder` and to this machine.
+
+    guarded: with our middleware in Serve's proxy, as `mpt-serve run` sets it and the files in cluster/ do.
+    """
     own = {
         "RAY_TMPDIR": str(folder),
         "RAY_AUTH_MODE": "disabled",  # otherwise Ray writes a token into the user's home
         "RAY_USAGE_STATS_ENABLED": "0",
         "PYTHONPATH": str(ROOT),
     }
-    return {"JAX_PLATFORMS": "cpu", **os.environ, **own}
+    return {"JAX_PLATFORMS": "cpu", **os.environ, **own, **(PROXY_GUARD if guarded else {})}
 
 
 def serve_config(
@@ -83,11 +88,19 @@ for config, status in json.load(sys.stdin):
 class ServerProcess:
     """One `serve run`; a context manager that leaves no process behind.
 
-    file: the configuration. command: `serve run`, or `mpt-serve run`. Ray's own files go to a new folder with a short
-    name, as its sockets need.
+    file: the configuration. command: `serve`, or `mpt-serve`. Ray's own files go to a new folder with a short name, as
+    its sockets need. variables: of the environment, beside the usual ones.
     """
 
-    def __init__(self, file: Path, port: int, command: str = "serve") -> None:
+    def __init__(
+        self,
+        file: Path,
+        port: int,
+        *,
+        command: str = "serve",
+        guarded: bool = True,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self._folder = Path(tempfile.mkdtemp(prefix="mpt-", dir="/tmp"))
         self._log = self._folder / "serve.log"
@@ -96,7 +109,7 @@ class ServerProcess:
             self.process = subprocess.Popen(
                 [program, "run", file.name],
                 cwd=file.parent,
-                env=environment(self._folder),
+                env={**environment(self._folder, guarded=guarded), **(variables or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -104,11 +117,19 @@ class ServerProcess:
             )
 
     @classmethod
-    def of(cls, config: Mapping[str, Any], folder: Path, command: str = "serve") -> "ServerProcess":
+    def of(
+        cls,
+        config: Mapping[str, Any],
+        folder: Path,
+        *,
+        command: str = "serve",
+        guarded: bool = True,
+        variables: Mapping[str, str] | None = None,
+    ) -> "ServerProcess":
         """Write the configuration into `folder` and start it."""
         file = folder / "serve_config.yaml"
         file.write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
-        return cls(file, config["http_options"]["port"], command)
+        return cls(file, config["http_options"]["port"], command=command, guarded=guarded, variables=variables)
 
     def output(self) -> str:
         """Return what the program has written so far."""

@@ -26,6 +26,11 @@ class EngineOptions(SettingsGroup):
         description="Tokens computed in one step, prompts and generated ones together; above `max_num_seqs`. Larger"
         " finishes long prompts sooner, smaller lets running streams wait less for them.",
     )
+    max_gap_ms: Count | None = Field(
+        default=200,
+        description="Milliseconds that running streams may wait for a step with chunks of prompts: a step computes as"
+        " many tokens of prompts as it usually can in that time, and at least 16. `null`: `max_num_batched_tokens`.",
+    )
     block_size: Count = Field(default=32, description="Tokens in one block of the KV cache.")
     num_blocks: Count | None = Field(
         default=None, description="Blocks of the KV cache. Unset: as many as `kv_cache_memory` holds."
@@ -55,6 +60,11 @@ class EngineOptions(SettingsGroup):
         description="`auto` takes the fastest kernels that the device's platform has: C++ on CPUs, Pallas on GPUs and"
         " TPUs (lowered and interpreted so far, not run on such hardware). `xla` leaves attention, sampling and"
         " unquantised products to XLA.",
+    )
+    threads: Count | None = Field(
+        default=None,
+        description="Threads that the C++ kernels of one process use. Unset: one on each core. Where clients and"
+        " replicas share the cores of a small model, one less leaves a core for HTTP.",
     )
     pre_compile: bool = Field(
         default=True,

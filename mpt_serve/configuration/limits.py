@@ -31,6 +31,19 @@ class Limits(SettingsGroup):
     max_body_bytes: Size = Field(
         default=ByteSize(4 * 1024**2), description="Size of one request's body, such as `4MiB`; counted while reading."
     )
+    body_timeout_s: Seconds = Field(
+        default=30.0, description="Seconds in which a body must arrive; then the request ends with an error 408."
+    )
+    max_unread_bodies: Count = Field(
+        default=256,
+        description="Bodies that one Ingress replica reads at the same time. One more takes the place of the body whose"
+        " client has been silent for longest, which gets an error 408.",
+    )
+    max_unread_body_bytes: Size = Field(
+        default=ByteSize(64 * 1024**2),
+        description="Size of all bodies that arrive or wait to be parsed in one Ingress replica; more are refused with"
+        " 503.",
+    )
     max_json_depth: Annotated[int, Field(ge=1, le=256), not_boolean("an integer")] = Field(
         default=32, description="Depth of a body's arrays and objects."
     )
@@ -43,6 +56,12 @@ class Limits(SettingsGroup):
     max_choices: Count = Field(
         default=256, description="Choices in one request: prompts times `n`, or times `best_of`."
     )
+    max_text_chars: Count = Field(
+        default=524_288,
+        description="Characters of all texts to tokenize in one request: prompts, messages, or the text of /tokenize."
+        " `truncate_prompt_tokens` does not raise it.",
+    )
+    max_detokenize_tokens: Count = Field(default=262_144, description="Ids in one /detokenize request.")
     max_prompt_logprobs: Count = Field(
         default=262_144,
         description="Log probabilities of prompts in one response: tokens times choices times those of one token. Each"
@@ -51,10 +70,16 @@ class Limits(SettingsGroup):
     max_waiting_requests: Count = Field(
         default=256,
         description="Choices (one for each prompt, unless a request asks for more) that one Ingress replica keeps"
-        " waiting or running, over all its Generator replicas. More are refused with 503 and a Retry-After header.",
+        " waiting or running, over all its Generator replicas. More are refused, before their bodies are read, with 503"
+        " and a Retry-After header.",
     )
     max_waiting_prompt_tokens: Count = Field(
         default=262_144,
         description="Prompt tokens of those requests together; more are refused in the same way. A request that is"
         " alone is always admitted.",
+    )
+    max_waiting_texts: Count = Field(
+        default=256,
+        description="Requests to /tokenize and /detokenize that one Ingress replica works on; more are refused with 503"
+        " and a Retry-After header.",
     )

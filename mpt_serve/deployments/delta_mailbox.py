@@ -2,9 +2,10 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 
-from mpt_serve.engine.request import Delta, TokenLogprobs
+from mpt_serve.deployments.delta_wire import merged
+from mpt_serve.engine.request import Delta
 
 __all__ = ["DeltaMailbox", "RequestDeltas"]
 
@@ -38,31 +39,11 @@ class RequestDeltas(AsyncIterator[Delta]):
         if self._unfinished == 0:
             raise StopAsyncIteration
         await self._arrived.wait()
-        delta = _merged(self._waiting.pop(next(iter(self._waiting))))
+        delta = merged(self._waiting.pop(next(iter(self._waiting))))
         if not self._waiting:
             self._arrived.clear()
         self._unfinished -= delta.finish_reason is not None
         return delta
-
-
-def _merged(deltas: Sequence[Delta]) -> Delta:
-    """Return one choice's deltas as one."""
-    if len(deltas) == 1:
-        return deltas[0]
-    last = deltas[-1]
-    logprobs: list[TokenLogprobs] = [entry for delta in deltas if delta.logprobs for entry in delta.logprobs]
-    prompts = (delta.prompt_logprobs for delta in deltas if delta.prompt_logprobs is not None)
-    return Delta(
-        token_ids=tuple(token_id for delta in deltas for token_id in delta.token_ids),
-        finish_reason=last.finish_reason,
-        stop_reason=last.stop_reason,
-        num_prompt_tokens=last.num_prompt_tokens,
-        num_cached_tokens=last.num_cached_tokens,
-        message=last.message,
-        index=last.index,
-        logprobs=tuple(logprobs) if any(delta.logprobs is not None for delta in deltas) else None,
-        prompt_logprobs=next(prompts, None),
-    )
 
 
 class DeltaMailbox:

@@ -13,7 +13,9 @@ from ray.serve.exceptions import RayServeException
 
 from mpt_serve.configuration.model_folder import model_path, tokenizer_folder
 from mpt_serve.configuration.settings import Settings
+from mpt_serve.deployments.delta_link import DeltaLinks
 from mpt_serve.deployments.delta_mailbox import DeltaMailbox
+from mpt_serve.deployments.delta_wire import LinkAddress
 from mpt_serve.deployments.logs import log_through_serve
 from mpt_serve.deployments.version import Version
 from mpt_serve.engine.request import Delta
@@ -55,6 +57,8 @@ class Generator:
         self._replica = _replica_name()
         self._version = Version.of(settings)
         self._engine, self._grammars = _load(settings)
+        self._links = DeltaLinks(self._engine.cancel)
+        self._engine.on_delivered = self._links.flush
         self._stall_watch = StallWatch(settings.engine.stall_timeout_s)
         self._mailbox: DeltaMailbox | None = None
 
@@ -65,26 +69,43 @@ class Generator:
         request_id: str,
         generated: Sequence[int] = (),
         spec: GrammarSpec | None = None,
-    ) -> AsyncIterator[Delta]:
-        """Yield the deltas of the request's choices; closing the iterator ends them in the engine.
+        address: LinkAddress | None = None,
+    ) -> AsyncIterator[Delta | str]:
+        """Generate the request's choices; closing the iterator ends them in the engine.
+
+        Yields the id of the link that carries the deltas, and ends when they have been sent. Without a link it yields
+        the deltas themselves, those of one choice merged while the reader is busy.
 
         generated: ids that a request of one choice has already; it continues after them.
         spec: the grammar that every choice must match, which is compiled first.
-        Raises RequestError for a request that the engine refuses, EngineClosedError when it has stopped.
+        address: of the Ingress, for its link.
+        Raises RequestError for a request that the engine refuses, EngineClosedError when it has stopped or the link is
+        lost.
         """
-        if self._mailbox is None:
-            self._mailbox = DeltaMailbox(asyncio.get_running_loop())
-        deltas = self._mailbox.subscribe(params.n)
-        submit = partial(self._submit, prompt_ids, params, deltas.post, request_id, generated, spec)
-        if spec is None:
-            submit()
-        else:
-            await self._in_thread(submit, request_id)
+        submit = partial(self._submit, prompt_ids, params, request_id, generated, spec)
+        link = None if address is None else await self._links.to(address)
+        if link is None or address is None:
+            if self._mailbox is None:
+                self._mailbox = DeltaMailbox(asyncio.get_running_loop())
+            deltas = self._mailbox.subscribe(params.n)
+            await self._begin(partial(submit, deltas.post), request_id, spec)
+            try:
+                async for delta in deltas:
+                    yield delta
+            finally:
+                self._engine.cancel(request_id)
+            return
+        request = link.open(address.number, request_id, params.n)
         try:
-            async for delta in deltas:
-                yield delta
+            await self._begin(partial(submit, request.post), request_id, spec)
+            try:
+                link.flush()  # what `submit` itself may have posted
+                yield link.id
+                await request.ended
+            finally:
+                self._engine.cancel(request_id)
         finally:
-            self._engine.cancel(request_id)
+            link.close_request(address.number)
 
     async def end_choice(self, request_id: str, index: int) -> None:
         """End a choice that reached a stop string, if this replica has it; the request's other choices continue."""
@@ -94,10 +115,10 @@ class Generator:
         self,
         prompt_ids: Sequence[int],
         params: SamplingParams,
-        on_delta: Callable[[Delta], None],
         request_id: str,
         generated: Sequence[int],
         spec: GrammarSpec | None,
+        on_delta: Callable[[Delta], None],
     ) -> str:
         """Compile the grammar, if there is one, and submit the request. What the engine refuses is not compiled."""
         grammar = None
@@ -106,8 +127,11 @@ class Generator:
             grammar = self._grammars.compile(spec)
         return self._engine.submit(prompt_ids, params, on_delta, request_id, generated, grammar)
 
-    async def _in_thread(self, submit: Callable[[], str], request_id: str) -> None:
-        """Submit on another thread, since compiling a grammar takes time that the event loop does not have."""
+    async def _begin(self, submit: Callable[[], str], request_id: str, spec: GrammarSpec | None) -> None:
+        """Submit, on another thread where a grammar is to be compiled: the event loop does not have that time."""
+        if spec is None:
+            submit()
+            return
         submitted = asyncio.get_running_loop().run_in_executor(None, submit)
 
         def withdraw(_: asyncio.Future[str]) -> None:

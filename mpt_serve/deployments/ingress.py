@@ -4,6 +4,7 @@ import asyncio
 import time
 from pathlib import Path
 
+import ray
 from prometheus_client import CONTENT_TYPE_LATEST
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -66,6 +67,7 @@ class Ingress:
 
         By then the readiness is known, so that a replica that takes over from another refuses no request for that.
         """
+        self._backend.listen(ray.util.get_node_ip_address())
         await self._takeover.wait()
         watch = self._backend.watch
         watch.has_served = self._takeover.replaces

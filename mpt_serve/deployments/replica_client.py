@@ -2,13 +2,14 @@
 
 import asyncio
 import secrets
-from collections.abc import Callable, Sequence, Set
-from typing import Any
+from collections.abc import Coroutine, Sequence, Set
+from typing import Any, TypeVar
 
 from ray.exceptions import RayTaskError
 from ray.serve.exceptions import RayServeException
-from ray.serve.handle import DeploymentHandle
+from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
+from mpt_serve.deployments.delta_receiver import Delivery, DeltaReceiver
 from mpt_serve.engine.request import Delta
 from mpt_serve.errors import RequestError
 from mpt_serve.openai.backend import GenerationRequest, OnDelta
@@ -19,16 +20,20 @@ __all__ = ["ReplicaClient", "translated"]
 
 _BROADCAST_WAIT_S = 10.0
 
+T = TypeVar("T")
+
 
 class ReplicaClient:
     """Generates on whichever Generator replica Serve chooses, and calls all of them at once where it cannot choose.
 
-    Each request has its own stream from its replica. What happens to a delta, however it arrives, is `_Delivery`.
+    Each request has its own call, through which Serve balances and counts; its deltas come over the link of its
+    replica, or as the items of the call where there is no link. What happens to them, either way, is `Delivery`.
     """
 
     def __init__(self, generator: DeploymentHandle) -> None:
-        # By gRPC rather than by Ray's object store: a delta is a few bytes, and costs half the time that way.
+        # By gRPC rather than by Ray's object store: an item is a few bytes, and costs half the time that way.
         self._generator = generator.options(stream=True, _by_reference=False)
+        self.receiver = DeltaReceiver()
         self._background: set[asyncio.Task[Any]] = set()
 
     async def generate(
@@ -40,40 +45,61 @@ class ReplicaClient:
     ) -> None:
         """Generate on one replica: as `Backend.generate`, after the ids that a request of one choice has already.
 
-        Raises RayActorError when the replica dies, NotReadyError when none takes the request.
+        Raises RayActorError when the replica dies, EngineClosedError when its link does, NotReadyError when no replica
+        takes the request.
         """
         params = request.params
         # Clients choose request ids, so two may be the same; those in the engine must not be.
         engine_id = f"{request.request_id}/{secrets.token_hex(4)}"
 
         def end_choice(index: int) -> None:
-            self._call_in_background("end_choice", engine_id, index)
+            self._in_background(self._broadcast("end_choice", engine_id, index))
 
         choices = range(params.choice_index, params.choice_index + params.n)
-        delivery = _Delivery(choices, on_delta, stopped_choices, end_choice)
-        response = self._generator.generate.remote(
-            list(request.ids), params, engine_id, tuple(generated), request.grammar
-        )
-        try:
-            async for delta in response:
-                delivery.deliver(delta)
-                if delivery.done:
-                    return
-        except (RayTaskError, RayServeException) as error:
-            raise translated(error) from error
-        finally:
-            if delivery.unfinished:  # leaving the loop alone would let the engine generate to the end
-                response.cancel()
+        delivery = Delivery(choices, on_delta, stopped_choices, end_choice)
+        with self.receiver.receive(delivery):
+            address = await self.receiver.address(delivery.number)
+            response = self._generator.generate.remote(
+                list(request.ids), params, engine_id, tuple(generated), request.grammar, address
+            )
+            reader = self._in_background(self._read(response, delivery))
+            try:
+                await delivery.ended
+            finally:
+                if delivery.unfinished:  # leaving the call alone would let the engine generate to the end
+                    delivery.abort()
+                    response.cancel()
+                    reader.cancel()
 
     async def stats(self) -> list[dict[str, Any]]:
         """Return the engine's counters of every replica that replies in time."""
         return await self._broadcast("stats")
 
-    def _call_in_background(self, method: str, *args: object) -> None:
-        """Call all replicas, one of which has the request; no output waits for that."""
-        task = asyncio.create_task(self._broadcast(method, *args))
+    async def _read(self, response: DeploymentResponseGenerator, delivery: Delivery) -> None:
+        """Read a call to its end, which Serve counts, or until it fails."""
+        try:
+            async for item in response:
+                if isinstance(item, Delta):
+                    delivery.deliver(item)
+                else:
+                    self.receiver.bind(delivery, item)
+        except (RayTaskError, RayServeException) as error:
+            delivery.fail(translated(error))
+        except asyncio.CancelledError:
+            delivery.ended.cancel()
+            raise
+        except Exception as error:
+            delivery.fail(error)
+        else:
+            if delivery.connection is None:  # else the last deltas may still be on their way, or the link is lost
+                delivery.end()
+
+    def _in_background(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run a task that nobody awaits."""
+        task = asyncio.create_task(work)
         self._background.add(task)  # the loop itself does not keep tasks alive
         task.add_done_callback(self._background.discard)
+        return task
 
     async def _broadcast(self, method: str, *args: object) -> list[Any]:
         """Call all replicas; return the results of those that reply in time."""
@@ -83,42 +109,6 @@ class ReplicaClient:
         except (RayServeException, TimeoutError):  # there are no replicas now, or one neither lives nor dies
             return []
         return [result for result in results if not isinstance(result, BaseException)]
-
-
-class _Delivery:
-    """Passes one request's deltas on, and ends its choices in the engine when they are stopped.
-
-    unfinished: choices whose last delta has not come.
-    """
-
-    def __init__(
-        self,
-        choices: Sequence[int],
-        on_delta: OnDelta,
-        stopped_choices: Set[int],
-        end_choice: Callable[[int], None],
-    ) -> None:
-        self.unfinished = set(choices)
-        self._on_delta = on_delta
-        self._stopped_choices = stopped_choices
-        self._end_choice = end_choice
-        self._ending: set[int] = set()
-
-    @property
-    def done(self) -> bool:
-        """Return whether each choice has had its last delta or is stopped."""
-        return not self.unfinished or (bool(self._stopped_choices) and self.unfinished <= self._stopped_choices)
-
-    def deliver(self, delta: Delta) -> None:
-        """Pass a delta on, then end the choices that this has stopped."""
-        if delta.finish_reason is not None:
-            self.unfinished.discard(delta.index)
-        if delta.index not in self._ending:
-            self._on_delta(delta)
-        if self._stopped_choices and not self.done:
-            for index in (self.unfinished & self._stopped_choices) - self._ending:
-                self._ending.add(index)
-                self._end_choice(index)
 
 
 def translated(error: Exception) -> Exception:

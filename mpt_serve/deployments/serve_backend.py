@@ -9,7 +9,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
-from mpt_serve.deployments.admission import Admission
+from mpt_serve.deployments.admission import Admission, Reservation
 from mpt_serve.deployments.dispatch_queue import DispatchQueue
 from mpt_serve.deployments.failover import FailoverStream
 from mpt_serve.deployments.readiness import ReplicaWatch, Waiting
@@ -51,23 +51,28 @@ class ServeBackend:
         self._generator_replicas = ReplicaClient(generator)
         self._admission = admission
 
-    async def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+    def listen(self, host: str) -> None:
+        """Take the Generators' deltas on a separate socket at `host`, an address of this node."""
+        self._generator_replicas.receiver.start(host)
+
+    async def encode(self, text: str, add_special_tokens: bool) -> Sequence[int]:
         """Return the text's ids."""
         return await _ids(lambda: self._tokenizer_replicas.encode.remote(text, add_special_tokens))
 
     async def encode_chat(
         self, messages: Sequence[Message], add_generation_prompt: bool, continue_final_message: bool
-    ) -> list[int]:
+    ) -> Sequence[int]:
         """Return the ids of the rendered conversation. Raises ChatTemplateError."""
         chat = (list(messages), add_generation_prompt, continue_final_message)
         return await _ids(lambda: self._tokenizer_replicas.encode_chat.remote(*chat))
 
-    def admit(self, prompts: Sequence[Sequence[int]], choices: int) -> AbstractContextManager[None]:
-        """Count one HTTP request with n `choices` of each prompt towards the capacity while entered.
+    def retry_after_s(self) -> float | None:
+        """Return None while a new request would be counted, or else the seconds after which to send it again."""
+        return self._admission.retry_after_s() if self._admission.full else None
 
-        Raises NotReadyError if the capacity is exhausted.
-        """
-        return self._admission.admit([len(ids) for ids in prompts], choices)
+    def reserve(self) -> AbstractContextManager[Reservation]:
+        """Count one HTTP request towards the capacity while entered. Raises NotReadyError if that is exhausted."""
+        return self._admission.reserve()
 
     async def generate(
         self, request: GenerationRequest, on_delta: OnDelta, stopped_choices: Set[int] = frozenset()
@@ -100,11 +105,11 @@ class ServeBackend:
         self.model = replace(self.model, max_model_len=max_model_len)
 
 
-async def _ids(call: Callable[[], DeploymentResponse]) -> list[int]:
+async def _ids(call: Callable[[], DeploymentResponse]) -> Sequence[int]:
     """Return a Tokenizer's result; if its replica dies, another one is called, as nothing is lost with it."""
     try:
         try:
-            ids: list[int] = await call()
+            ids: Sequence[int] = await call()
         except RayActorError:
             ids = await call()
     except (RayTaskError, RayActorError, RayServeException) as error:

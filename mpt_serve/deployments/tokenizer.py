@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from mpt_serve.configuration.model_folder import tokenizer_folder
 from mpt_serve.configuration.settings import Settings
+from mpt_serve.deployments.encoding_lanes import EncodingLanes
 from mpt_serve.deployments.logs import log_through_serve
 from mpt_serve.deployments.replica_updates import ReplicaUpdates
 from mpt_serve.deployments.takeover import Takeover
@@ -16,7 +17,7 @@ __all__ = ["Tokenizer"]
 
 
 class Tokenizer:
-    """Runs the tokenizer and the chat template on threads, so that a long prompt does not delay a short one."""
+    """Runs the tokenizer and the chat template outside of the event loop; see `EncodingLanes`."""
 
     def __init__(self, settings: Settings) -> None:
         log_through_serve()
@@ -26,6 +27,7 @@ class Tokenizer:
         )
         folder = tokenizer_folder(settings.model)
         self._tokenizer = TextTokenizer.from_folder(folder)
+        self._lanes = EncodingLanes(self._tokenizer)
         self._missing: str | None = None
         try:
             self._template = ChatTemplate.from_folder(folder, settings.chat_template, self._tokenizer)
@@ -42,19 +44,16 @@ class Tokenizer:
             await self._takeover.wait()
             self._takeover = None
 
-    async def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Return the text's ids."""
-        return await asyncio.to_thread(self._tokenizer.encode, text, add_special_tokens)
+    async def encode(self, text: str, add_special_tokens: bool = True) -> Sequence[int]:
+        """Return the text's ids. Raises RequestError, BusyError."""
+        return await self._lanes.encode(text, add_special_tokens)
 
     async def encode_chat(
         self, messages: Sequence[Message], add_generation_prompt: bool = True, continue_final_message: bool = False
-    ) -> list[int]:
+    ) -> Sequence[int]:
         """Return the ids of the conversation, rendered by the model's chat template. Raises ChatTemplateError."""
         if self._missing is not None:
             raise MissingChatTemplateError(self._missing)
-
-        def render_and_encode() -> list[int]:
-            prompt = self._template.render(messages, add_generation_prompt, continue_final_message)
-            return self._tokenizer.encode(prompt, add_special_tokens=False)  # the template writes its own
-
-        return await asyncio.to_thread(render_and_encode)
+        render = self._template.render
+        prompt = await asyncio.to_thread(render, messages, add_generation_prompt, continue_final_message)
+        return await self._lanes.encode(prompt, add_special_tokens=False)  # the template writes its own

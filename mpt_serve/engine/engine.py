@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 
 from model.checkpoint.pack import pack_weights
 from model.config.mpt_config import MptConfig
-from model.kernel_selection import weight_format
+from model.kernel_selection import limit_kernel_threads, weight_format
 from model.params.weight_format import WeightFormat
 from model.params.weights import Weights, weight_bytes
 from model.pretrained import find_device, mpt_from_pretrained
@@ -27,6 +27,7 @@ from mpt_serve.engine.inbox import Abort, AddRequest, Inbox
 from mpt_serve.engine.memory import cache_dtype_for, cache_plan_for
 from mpt_serve.engine.outbox import refuse
 from mpt_serve.engine.pipeline import Pipeline
+from mpt_serve.engine.prefill_limit import PrefillLimit
 from mpt_serve.engine.programs import CompilationCounter, use_compilation_cache
 from mpt_serve.engine.request import AbortReason, Delta, FinishReason
 from mpt_serve.engine.request_factory import RequestFactory
@@ -56,6 +57,8 @@ class Engine:
     eos_token_ids: ids that end a request unless it ignores them; None takes the config's.
     draft: the smaller model that drafts, where settings.speculation is 'draft'.
     weight_bytes: the memory that the model's weights take.
+    on_delivered: called on the engine's thread each time that it has called the listeners of all requests with the
+        deltas of a step; must not block. Set it before the first request.
     Raises `ValueError` when the settings do not fit the model.
     """
 
@@ -74,6 +77,8 @@ class Engine:
         self.eos_token_ids = frozenset(config.eos_token_ids if eos_token_ids is None else eos_token_ids)
         if settings.compilation_cache_dir is not None:
             use_compilation_cache(settings.compilation_cache_dir)
+        if settings.threads is not None:
+            limit_kernel_threads(settings.threads)
         format = weight_format(weights.norm_f.weight.devices(), "none", settings.kernels)
         weights = pack_weights(weights, config, format)
         self.weight_bytes = weight_bytes(weights)
@@ -96,13 +101,17 @@ class Engine:
         self._stats = StatsBoard(
             self._scheduler, DraftStats() if drafter is None else drafter.stats, plan, self._compilations
         )
-        self._pipeline = Pipeline(self._scheduler, self._runner, config.vocab_size, drafter, self._stats)
+        prefill_limit = None
+        if settings.max_gap_ms is not None:
+            prefill_limit = PrefillLimit(self._runner.step_sizes, settings.max_gap_ms / 1000)
+        self._pipeline = Pipeline(self._scheduler, self._runner, config.vocab_size, drafter, self._stats, prefill_limit)
         self._factory = RequestFactory(
             config.vocab_size, self.vocab_limit, self.eos_token_ids, plan.max_model_len, plan.block_size
         )
         self._requests = ActiveRequests(self._scheduler, drafter)
         self._inbox = Inbox()
         self._request_numbers = itertools.count()
+        self.on_delivered: Callable[[], None] = _nothing
         self._closed = False
         self._thread_ended = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -238,7 +247,7 @@ class Engine:
             self._stats.error = f"the engine stopped because a step failed ({type(error).__name__})"
         self._requests.end_all(*self._end_reason())
         self._stats.publish()
-        self._requests.deliver()
+        self._deliver()
         self._thread_ended = True
         self._refuse_rest()
 
@@ -249,7 +258,7 @@ class Engine:
             if result.error is not None:
                 raise result.error
             self._stats.publish()
-            self._requests.deliver()
+            self._deliver()
         self._pipeline.drain()
 
     def _take_requests(self) -> bool:
@@ -266,6 +275,10 @@ class Engine:
             self._inbox.done(len(items))
         return not self._closed
 
+    def _deliver(self) -> None:
+        self._requests.deliver()
+        self.on_delivered()
+
     def _end_reason(self) -> tuple[FinishReason, str | None]:
         """Return how requests finish that are there when the engine ends."""
         return ("cancelled", None) if self._stats.error is None else ("error", self._stats.error)
@@ -275,3 +288,7 @@ class Engine:
         while (item := self._inbox.pop()) is not None:
             for request in item.choices if isinstance(item, AddRequest) else ():
                 refuse(request, *self._end_reason())
+
+
+def _nothing() -> None:
+    """Do nothing."""

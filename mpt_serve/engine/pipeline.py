@@ -11,6 +11,7 @@ import numpy.typing as npt
 from jax import Array
 
 from model.sampling.batch import PROMPT
+from mpt_serve.engine.prefill_limit import PrefillLimit
 from mpt_serve.engine.programs import SCORED
 from mpt_serve.engine.request import Request
 from mpt_serve.engine.runner import PreparedStep
@@ -67,12 +68,14 @@ class Pipeline:
         vocab_size: int,
         drafter: Drafter | None,
         stats: StatsBoard,
+        prefill_limit: PrefillLimit | None = None,
     ) -> None:
         self._scheduler = scheduler
         self._runner = runner
         self._vocab_size = vocab_size
         self._drafter = drafter
         self._stats = stats
+        self._prefill_limit = prefill_limit
         self._ahead: _Step | None = None
         self._read_at: float | None = None  # when the step before was read; None after a pause
 
@@ -145,7 +148,8 @@ class Pipeline:
         return {request: _verifiable(request, ids) for request, ids in zip(decoding, drafts, strict=True)}
 
     def _schedule(self) -> _Step | None:
-        rows = self._scheduler.schedule(self._drafts())
+        limit = None if self._prefill_limit is None else self._prefill_limit.tokens
+        rows = self._scheduler.schedule(self._drafts(), limit)
         if not rows.rows:
             return None
         # Published before the device is asked: a step that hangs there must be seen as one that has begun.
@@ -221,11 +225,13 @@ class Pipeline:
         self._accept(step.rows.rows, sampled, result)
 
     def _measure(self, step: StepRows) -> None:
-        """Report to the drafter how long a step without prompts took, from one reading to the next."""
+        """Note how long a step took, from one reading to the next; the drafter takes those without prompts."""
         now = time.monotonic()
-        decodes = all(row.samples == row.length for row in step.rows)
-        if self._drafter is not None and self._read_at is not None and decodes:
-            self._drafter.step_took(step.num_tokens, now - self._read_at)
+        if self._read_at is not None:
+            if self._prefill_limit is not None:
+                self._prefill_limit.measured(step.num_tokens, now - self._read_at)
+            if self._drafter is not None and all(row.samples == row.length for row in step.rows):
+                self._drafter.step_took(step.num_tokens, now - self._read_at)
         self._read_at = now
 
     def _accept(self, rows: Sequence[Row], sampled: SampledIds, result: TurnResult) -> None:

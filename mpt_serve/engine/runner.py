@@ -86,6 +86,11 @@ class Runner:
         }
 
     @property
+    def step_sizes(self) -> list[int]:
+        """Return the numbers of tokens that steps are padded to."""
+        return sorted({key.num_tokens for key in self._keys})
+
+    @property
     def decode_sizes(self) -> list[int]:
         """Return the numbers of tokens of the programs that sample after every token."""
         return sorted({key.num_tokens for key in self._keys if key.num_samples == key.num_tokens})

@@ -16,6 +16,8 @@ from mpt_serve.engine.request import FinishReason, Request
 from mpt_serve.engine.stats import RequestCounters
 from mpt_serve.engine.step_rows import Drafts, Row, StepRows
 
+_MIN_PROMPT_TOKENS = 16  # that a step computes at least, where there are some
+
 
 class Scheduler:
     """Continuous batching in `Request.order`, with chunked prefill, shared blocks and preemption by recomputation.
@@ -101,21 +103,25 @@ class Scheduler:
 
     # One step
 
-    def schedule(self, drafts: Drafts | None = None) -> StepRows:
+    def schedule(self, drafts: Drafts | None = None, max_tokens_beside: int | None = None) -> StepRows:
         """Choose the next step's rows and account for them; no rows when there is nothing to compute now.
 
         drafts: draft tokens of requests without a token in flight; some may be left out.
+        max_tokens_beside: tokens of a step with chunks of prompts beside decode rows; a few of the prompts' always go
+            in. None: max_num_batched_tokens.
         """
         preemptions = self.num_preemptions
         rows, verifying = self._decode_rows(drafts or {})
         step = StepRows([*rows, *verifying], len(rows))
         budget = self.max_num_batched_tokens - step.num_tokens
+        if step.rows and max_tokens_beside is not None:
+            budget = min(budget, max(_MIN_PROMPT_TOKENS, max_tokens_beside - step.num_tokens))
         for row in self._running_prefills(budget):
             step.rows.append(row)
             budget -= row.length
         # Blocks given up in this step are for the requests that lacked them.
         if preemptions == self.num_preemptions:
-            self._admit(budget, step)
+            self._admit(budget, step, max_tokens_beside or self.max_num_batched_tokens)
         return step
 
     def accept(self, rows: Sequence[Row], sampled: Sequence[int]) -> list[tuple[Row, int]]:
@@ -188,16 +194,17 @@ class Scheduler:
     def _running_prefills(self, budget: int) -> Iterator[Row]:
         """Yield a chunk of each running request that has more than one token to compute, within the budget."""
         for request in self.running:
-            if budget == 0:
-                return
             pending = request.num_tokens - request.num_computed
-            if pending > 1:  # one pending token is a decode row: taken already, or exhausted
+            if pending > 1 and budget > 0:  # one pending token is a decode row: taken already, or exhausted
                 length = min(budget, pending)
                 budget -= length
                 yield self._row(request, length)
 
-    def _admit(self, budget: int, step: StepRows) -> None:
-        """Add rows of waiting requests to the step, in order, but for choices whose prompt is being computed."""
+    def _admit(self, budget: int, step: StepRows, limit: int) -> None:
+        """Add rows of waiting requests to the step, in order, but for choices whose prompt is being computed.
+
+        limit: tokens of the next step, if it has decode rows.
+        """
         passed = 0  # number of those; they are the first that wait, and a free slot is kept for each
         begun = len(step.rows)
         while budget > 0 and step.num_samples < self._max_samples:
@@ -221,7 +228,7 @@ class Scheduler:
                 return
             pending = request.num_tokens - computed
             # The rest of its prompt must leave a token for each slot of the next step.
-            if passed and pending - budget > self.max_num_batched_tokens - self.max_num_seqs:
+            if passed and pending - budget > limit - self.max_num_seqs:
                 return
             self.waiting.pop(passed)
             self._start(request, found, computed)

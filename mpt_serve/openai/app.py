@@ -12,6 +12,7 @@ from mpt_serve.openai.completions import prepare_completion
 from mpt_serve.openai.endpoint import GenerationEndpoint
 from mpt_serve.openai.envelope import Envelope
 from mpt_serve.openai.errors import on_http_exception
+from mpt_serve.openai.gate import Gate
 from mpt_serve.openai.health import get_version, health, ready
 from mpt_serve.openai.models import get_model, list_models
 from mpt_serve.openai.server_context import ServerContext
@@ -25,7 +26,7 @@ def create_app(backend: Backend, limits: Limits | None = None) -> Starlette:
     limits = limits or Limits()
     app = Starlette(
         routes=_routes(ServerContext(backend, limits)),
-        middleware=[Middleware(Envelope, limits=limits)],
+        middleware=[Middleware(Gate, retry_after_s=backend.retry_after_s), Middleware(Envelope, limits=limits)],
         exception_handlers={HTTPException: on_http_exception},
     )
     app.router.redirect_slashes = False  # one spelling per path, so that a proxy's rule for it cannot be evaded

@@ -11,7 +11,7 @@ from mpt_serve.structured_outputs.spec import GrammarSpec
 from mpt_serve.text.chat_template import Message
 from mpt_serve.text.tokenizer import TextTokenizer
 
-__all__ = ["Backend", "GenerationRequest", "ModelInfo", "OnDelta", "Readiness"]
+__all__ = ["Backend", "GenerationRequest", "ModelInfo", "OnDelta", "Readiness", "Reservation"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,16 @@ class GenerationRequest:
 OnDelta = Callable[[Delta], None]  # a plain function, called on the event loop
 
 
+class Reservation(Protocol):
+    """One HTTP request's part of the server's capacity."""
+
+    def admit(self, prompts: Sequence[int], choices: int) -> None:
+        """Count the request by its n `choices` of prompts with these numbers of tokens.
+
+        Raises `NotReadyError` if the capacity is exhausted.
+        """
+
+
 class Backend(Protocol):
     """Tokenizer and generator behind the endpoints.
 
@@ -69,16 +79,19 @@ class Backend(Protocol):
     def tokenizer(self) -> TextTokenizer:
         """Return the model's tokenizer, for what is made of generated ids."""
 
-    async def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+    async def encode(self, text: str, add_special_tokens: bool) -> Sequence[int]:
         """Return the text's ids."""
 
     async def encode_chat(
         self, messages: Sequence[Message], add_generation_prompt: bool, continue_final_message: bool
-    ) -> list[int]:
+    ) -> Sequence[int]:
         """Return the ids of the rendered conversation; raises `ChatTemplateError`."""
 
-    def admit(self, prompts: Sequence[Sequence[int]], choices: int) -> AbstractContextManager[None]:
-        """Count an HTTP request with n `choices` of each prompt towards the server's capacity while entered.
+    def retry_after_s(self) -> float | None:
+        """Return None while a new request would be counted, or else the seconds after which to send it again."""
+
+    def reserve(self) -> AbstractContextManager[Reservation]:
+        """Count an HTTP request towards the server's capacity while entered, before its body is read.
 
         Raises `NotReadyError` if the capacity is exhausted.
         """

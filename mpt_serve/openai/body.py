@@ -1,26 +1,18 @@
-"""The JSON body of a request: its size and structure are bounded before it is parsed."""
+"""A JSON object in bytes: its structure is bounded before it is parsed."""
 
 import json
 import math
 import re
 from typing import Any, NoReturn
 
-from starlette.requests import Request
-
 from mpt_serve.configuration.limits import Limits
-from mpt_serve.openai.errors import InvalidValueError, RequestTooLargeError, UnsupportedMediaTypeError
+from mpt_serve.openai.errors import InvalidValueError
 
-__all__ = ["parse_json_object", "read_json_object"]
+__all__ = ["parse_json_object"]
 
 # Possessive and with an optional end, so that the scan is linear on any input.
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"?', re.DOTALL)
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
-
-
-async def read_json_object(request: Request, limits: Limits) -> dict[str, Any]:
-    """Read and parse the body. Raises UnsupportedMediaTypeError, RequestTooLargeError or InvalidValueError."""
-    _check_media_type(request)
-    return parse_json_object(await _read(request, limits.max_body_bytes), limits)
 
 
 def parse_json_object(body: bytes, limits: Limits, what: str = "The body") -> dict[str, Any]:
@@ -48,29 +40,6 @@ def parse_json_object(body: bytes, limits: Limits, what: str = "The body") -> di
 
 class _BadJsonError(ValueError):
     """Text that may be JSON, but is refused; the message says why."""
-
-
-def _check_media_type(request: Request) -> None:
-    media_type, _, parameters = request.headers.get("content-type", "").partition(";")
-    if media_type.strip().lower() != "application/json":
-        raise UnsupportedMediaTypeError("The body must be JSON: send the header 'Content-Type: application/json'.")
-    if "charset" in parameters.lower() and "utf-8" not in parameters.lower():
-        raise UnsupportedMediaTypeError("The body must be JSON in UTF-8.")
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise UnsupportedMediaTypeError("The body must not be compressed: send no Content-Encoding.")
-
-
-async def _read(request: Request, max_bytes: int) -> bytes:
-    declared = request.headers.get("content-length", "")
-    too_large = RequestTooLargeError(f"The body is larger than {max_bytes} bytes.")
-    if declared.isdecimal() and int(declared[:20]) > max_bytes:
-        raise too_large
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > max_bytes:
-            raise too_large
-    return bytes(body)
 
 
 def _check_structure(body: bytes, limits: Limits) -> None:

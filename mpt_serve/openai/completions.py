@@ -104,6 +104,7 @@ def _check_prompts(context: ServerContext, request: CompletionRequest, options: 
         message = f"'prompt' must hold at most {context.limits.max_prompts} prompts; got {len(prompts)}."
         raise InvalidValueError(message, param="prompt")
     options.check_choices(len(prompts), context.limits)
+    context.require_bounded((prompt for prompt in prompts if isinstance(prompt, str)), "prompt")
     vocab_len = context.backend.model.vocab_len
     for prompt in prompts:
         if isinstance(prompt, str):
@@ -113,10 +114,10 @@ def _check_prompts(context: ServerContext, request: CompletionRequest, options: 
             raise InvalidValueError(f"'prompt' must hold token ids from 0 to {vocab_len - 1}.", param="prompt")
 
 
-async def _tokenize(context: ServerContext, request: CompletionRequest) -> Sequence[list[int]]:
-    async def ids(prompt: Prompt) -> list[int]:
+async def _tokenize(context: ServerContext, request: CompletionRequest) -> Sequence[Sequence[int]]:
+    async def ids(prompt: Prompt) -> Sequence[int]:
         if not isinstance(prompt, str):
-            return list(prompt)
+            return prompt
         return await context.backend.encode(prompt, request.add_special_tokens)
 
     return await asyncio.gather(*map(ids, request.prompt))

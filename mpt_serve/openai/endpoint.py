@@ -15,8 +15,7 @@ from starlette.types import Receive, Scope, Send
 from mpt_serve.configuration.limits import Limits
 from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.errors import BusyError, EngineClosedError, RequestError
-from mpt_serve.openai.backend import GenerationRequest
-from mpt_serve.openai.body import read_json_object
+from mpt_serve.openai.backend import GenerationRequest, Reservation
 from mpt_serve.openai.disconnect import ClientDisconnectedError, run_while_connected
 from mpt_serve.openai.echo import Echo
 from mpt_serve.openai.errors import ApiError, DeadlineError, InvalidValueError, as_api_error
@@ -41,7 +40,7 @@ logger = logging.getLogger(__name__)
 class Prepared:
     """A validated request: its prompts as ids, and how to generate and respond."""
 
-    prompts: Sequence[list[int]]
+    prompts: Sequence[Sequence[int]]
     param: str  # the field that the prompts came from
     options: SamplingOptions
     default_max_tokens: int | None  # None: as many as the context leaves
@@ -64,9 +63,11 @@ class GenerationEndpoint:
         limits = self._context.limits
         try:
             async with asyncio.timeout(limits.request_timeout_s) as deadline:
-                body = await read_json_object(request, limits)
-                work = self._respond(body, request.state.request_id, stream)
-                response = await run_while_connected(receive, work)
+                body = await self._context.bodies.read_json_object(request)
+                with self._context.backend.reserve() as reservation:
+                    work = self._respond(body, request.state.request_id, stream, reservation)
+                    del body  # the work drops it too when it has read it
+                    response = await run_while_connected(receive, work)
         except (ClientDisconnect, ClientDisconnectedError):
             logger.info("%s: the client disconnected", request.state.request_id)
             return
@@ -80,9 +81,12 @@ class GenerationEndpoint:
         if response is not None:
             await response(scope, receive, send)
 
-    async def _respond(self, body: Mapping[str, Any], request_id: str, stream: EventStream) -> Response | None:
+    async def _respond(
+        self, body: Mapping[str, Any], request_id: str, stream: EventStream, reservation: Reservation
+    ) -> Response | None:
         """Return the response, or None if it was sent as a stream."""
         prepared = await self._prepare(self._context, body)
+        del body
         options = prepared.options
         headers = self._context.ignored_fields_header(prepared.unknown)
         backend = self._context.backend
@@ -90,7 +94,8 @@ class GenerationEndpoint:
         names = TokenNames(backend.tokenizer.token_bytes, options.output.tokens_as_ids)
         ids = [prompt.request.ids for prompt in prompts]
         builder = prepared.builder(backend.model.id, options.output, names, ids, options.request.n)
-        with backend.admit(ids, options.request.num_choices), _grammar_errors(options.grammar_field):
+        reservation.admit([len(prompt) for prompt in ids], options.request.num_choices)
+        with _grammar_errors(options.grammar_field):
             async with RequestStream(backend, prompts) as output:
                 if not options.request.stream:
                     response = await whole_response(output, builder, options)

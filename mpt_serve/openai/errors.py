@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 __all__ = [
     "ERROR_KINDS",
     "ApiError",
+    "BodyTimeoutError",
     "ContextLengthError",
     "DeadlineError",
     "HeadersTooLargeError",
@@ -33,6 +34,7 @@ __all__ = [
     "error_body",
     "error_response",
     "on_http_exception",
+    "retry_headers",
 ]
 
 MAX_MESSAGE_CHARS = 600  # a character takes at most 6 bytes, so every error body stays below 4 KiB
@@ -88,6 +90,15 @@ class MethodNotAllowedError(ApiError):
     status, type, code = 405, "not_found_error", "method_not_allowed"
 
 
+class BodyTimeoutError(ApiError):
+    """The body did not arrive in time; the connection is closed."""
+
+    status, type, code = 408, "invalid_request_error", "body_timeout"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, headers={"connection": "close"})
+
+
 class RequestTooLargeError(ApiError):
     """The body is too large."""
 
@@ -110,7 +121,7 @@ class TemporaryError(ApiError):
     """An error that passes by itself: `retry_after_s` (1 to 120, what clients honour) says when to try again."""
 
     def __init__(self, message: str, *, retry_after_s: float = 5) -> None:
-        super().__init__(message, headers={"retry-after": str(min(120, max(1, round(retry_after_s))))})
+        super().__init__(message, headers=retry_headers(retry_after_s))
 
 
 class NotReadyError(TemporaryError):
@@ -153,6 +164,7 @@ ERROR_KINDS: tuple[type[ApiError], ...] = (
     RouteNotFoundError,
     ModelNotFoundError,
     MethodNotAllowedError,
+    BodyTimeoutError,
     RequestTooLargeError,
     UnsupportedMediaTypeError,
     HeadersTooLargeError,
@@ -160,6 +172,12 @@ ERROR_KINDS: tuple[type[ApiError], ...] = (
     NotReadyError,
     DeadlineError,
 )
+
+
+def retry_headers(seconds: float) -> dict[str, str]:
+    """Return the headers that say when to send a request again: in whole seconds, and in OpenAI's milliseconds."""
+    seconds = min(120.0, max(0.05, seconds))
+    return {"retry-after": str(max(1, round(seconds))), "retry-after-ms": str(round(1000 * seconds))}
 
 
 def as_api_error(error: Exception) -> ApiError:

@@ -103,7 +103,29 @@ _ERRORS = """\
 ## Errors
 
 Always `{"error": {"message", "type", "param", "code"}}`; `param` is the field's path or null. A 503 is temporary and
-carries `Retry-After` in seconds.
+carries `Retry-After` in seconds and `Retry-After-Ms` in milliseconds. When the server is at capacity they spread over
+the time in which the accepted work drains, by its measured rate, so that the refused do not return together.
+
+A request to generate is refused before its body is read. A body has `body_timeout_s` to arrive, then its connection is
+closed with a 408; bodies that do not arrive keep nobody from a place. `/health`, `/ready`, `/v1/models` and `/version`
+never wait for other requests.
+
+`X-Request-Id` names the request in logs and comes back with the response if it matches `[\\w.-]{1,128}`; another one is
+replaced.
+
+### Responses of Ray Serve itself
+
+Some responses come from Serve's HTTP proxy, in plain text:
+
+- 404 and 503, until the first replica of the Ingress has started;
+- 500 to a header `X-Request-Id`, `X-Session-Id` or `Serve-Multiplexed-Model-Id` that is not UTF-8, and 408 after the
+  seconds in a header `X-Request-Timeout-Seconds`. With the variable
+  `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=mpt_serve.deployments.proxy_guard:middlewares` in the environment of every
+  node (`mpt-serve run` sets it, and so do the files in `cluster/`) these headers are replaced or removed;
+- 400 to what is not HTTP.
+
+Serve bounds neither the time that a client takes for its headers nor the number of connections; idle ones are closed
+after `http_options.keep_alive_timeout_s`. Where clients are not trusted, put a load balancer with such limits in front.
 """
 
 

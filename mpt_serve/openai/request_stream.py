@@ -1,7 +1,8 @@
 """All choices of one HTTP request, generated at the same time."""
 
 import asyncio
-from collections.abc import Sequence
+import contextvars
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
 
@@ -30,6 +31,9 @@ class RequestStream:
         self._parts: dict[int, list[ChoicePart]] = {}  # by choice, in the order in which they began to wait
         self._failure: Exception | None = None
         self._reader: asyncio.Future[None] | None = None  # waits for parts
+        self._listener: Callable[[], None] | None = None  # is called instead
+        self._listener_due = False
+        self._context = contextvars.copy_context()
         self._tasks: list[asyncio.Task[None]] = []
         self._unfinished = sum(len(prompt.choices) for prompt in prompts)
 
@@ -65,14 +69,30 @@ class RequestStream:
         Returns an empty list if none arrives within `timeout` seconds. Raises what ended a prompt, after the parts that
         came before.
         """
-        if not self._parts and self._failure is None:
+        if not self.ready:
             await self._wait(timeout)
+        return self.take()
+
+    @property
+    def ready(self) -> bool:
+        """Return whether `take` has something to return or to raise."""
+        return bool(self._parts) or self._failure is not None
+
+    def take(self) -> list[ChoicePart]:
+        """Return the parts that have arrived, as `next` does, without waiting for any."""
         if not self._parts and self._failure is not None:
             raise self._failure
         parts = [ChoicePart.joined(parts) for parts in self._parts.values()]
         self._parts.clear()
         self._unfinished -= sum(part.finish_reason is not None for part in parts)
         return parts
+
+    def listen(self, listener: Callable[[], None] | None) -> None:
+        """Call something on the event loop, in the context of this request, whenever there are parts or an error.
+
+        It is called once for all that arrive together. None: nothing any more; `next` may be called again.
+        """
+        self._listener = listener
 
     async def _wait(self, timeout: float | None) -> None:
         loop = asyncio.get_running_loop()
@@ -84,6 +104,19 @@ class RequestStream:
             self._reader = None
             if timer is not None:
                 timer.cancel()
+
+    def _wake(self) -> None:
+        """Tell whoever waits for parts that there are some."""
+        if self._listener is None:
+            self._wake_reader()
+        elif not self._listener_due:
+            self._listener_due = True
+            asyncio.get_running_loop().call_soon(self._call_listener, context=self._context)
+
+    def _call_listener(self) -> None:
+        self._listener_due = False
+        if self._listener is not None:
+            self._listener()
 
     def _wake_reader(self) -> None:
         if self._reader is not None and not self._reader.done():
@@ -98,9 +131,9 @@ class RequestStream:
                 raise InternalServerError("The engine ended this request without finishing it.")
         except Exception as error:
             self._failure = self._failure or error
-            self._wake_reader()
+            self._wake()
 
     def _queue(self, part: ChoicePart) -> None:
         if self._failure is None:  # nothing follows an error
             self._parts.setdefault(part.index, []).append(part)
-            self._wake_reader()
+            self._wake()

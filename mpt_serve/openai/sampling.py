@@ -1,5 +1,6 @@
 """A generating request checked against the served model, and made into the engine's parameters."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mpt_serve.configuration.limits import Limits
@@ -44,7 +45,7 @@ class SamplingOptions:
             message = f"'{param}' must not make more than {limits.max_choices} choices, over {prompts} prompts."
             raise InvalidValueError(message, param=param)
 
-    def fit(self, ids: list[int], model: ModelInfo, default_max_tokens: int | None, param: str) -> list[int]:
+    def fit(self, ids: Sequence[int], model: ModelInfo, default_max_tokens: int | None, param: str) -> list[int]:
         """Return the prompt, cut if the request says so. Raises ContextLengthError if it does not fit."""
         requested = self.request.requested_tokens
         keep = self.request.truncate_prompt_tokens
@@ -57,7 +58,7 @@ class SamplingOptions:
             raise InvalidValueError(f"'{param}' is empty: there is no token to continue.", param=param)
         if len(ids) + (1 if requested is None else requested) > model.max_model_len:
             raise _too_long(len(ids), requested, model.max_model_len, param)
-        return ids
+        return list(ids)
 
     def max_tokens_for(self, prompt_tokens: int, model: ModelInfo, default_max_tokens: int | None) -> int:
         """Return the number of tokens that may be generated for a prompt that fits.

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 
 from mpt_serve.configuration.limits import Limits
 from mpt_serve.openai.backend import Backend
-from mpt_serve.openai.errors import ContextLengthError, ModelNotFoundError, NotReadyError
+from mpt_serve.openai.body_reader import BodyReader
+from mpt_serve.openai.errors import ContextLengthError, InvalidValueError, ModelNotFoundError, NotReadyError
+from mpt_serve.openai.gate import TextRequests
 
 __all__ = ["ServerContext"]
 
@@ -24,7 +26,13 @@ class ServerContext:
 
     backend: Backend
     limits: Limits
+    bodies: BodyReader = field(init=False)
+    text_requests: TextRequests = field(init=False)
     _warned: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bodies", BodyReader(self.limits))
+        object.__setattr__(self, "text_requests", TextRequests(self.limits.max_waiting_texts))
 
     def require_model(self, model_id: str | None) -> None:
         """Raise ModelNotFoundError unless the id is omitted or the served model's."""
@@ -38,6 +46,13 @@ class ServerContext:
         if not readiness.ready:
             message = readiness.reason or "The server cannot take requests now."
             raise NotReadyError(message, code=readiness.code, retry_after_s=readiness.retry_after_s)
+
+    def require_bounded(self, texts: Iterable[str], param: str) -> None:
+        """Raise InvalidValueError for more text than one request may have tokenized, whatever is cut off later."""
+        chars, limit = sum(map(len, texts)), self.limits.max_text_chars
+        if chars > limit:
+            message = f"'{param}' has {chars} characters; this server tokenizes at most {limit} for one request."
+            raise InvalidValueError(message, param=param)
 
     def require_short(self, text: str, param: str) -> None:
         """Raise ContextLengthError for a text that cannot fit into the context, without tokenizing it."""

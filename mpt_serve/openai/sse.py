@@ -1,14 +1,18 @@
 """Server-sent events."""
 
 import json
-from collections.abc import Iterable, Mapping
+import types
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Mapping
+from functools import partial
+from json.encoder import encode_basestring
+from typing import Any
 
 from starlette.types import Message, Send
 
 from mpt_serve.openai.disconnect import ClientDisconnectedError
 from mpt_serve.openai.errors import ApiError, error_body
 
-__all__ = ["DONE", "KEEP_ALIVE", "EventStream", "event"]
+__all__ = ["DONE", "KEEP_ALIVE", "EventStream", "event", "json_string"]
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
@@ -28,8 +32,16 @@ _ESCAPED = str.maketrans({end: f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029
 
 def event(data: Mapping[str, object]) -> bytes:
     """Return one event with a JSON object, without a line end of any kind in it."""
-    text = _encode(data)
-    return b"data: " + (text if text.isascii() else text.translate(_ESCAPED)).encode() + b"\n\n"
+    return b"data: " + _bytes(_encode(data)) + b"\n\n"
+
+
+def json_string(text: str) -> bytes:
+    """Return a text as it stands in an event, with its quotes."""
+    return _bytes(encode_basestring(text))
+
+
+def _bytes(text: str) -> bytes:
+    return (text if text.isascii() else text.translate(_ESCAPED)).encode()
 
 
 class EventStream:
@@ -49,7 +61,15 @@ class EventStream:
     async def send(self, events: Iterable[bytes]) -> None:
         """Send events together, in one message."""
         if body := b"".join(events):
-            await self._send({"type": "http.response.body", "body": body, "more_body": True})
+            await self._send(_body(body))
+
+    def send_now(self, body: bytes) -> Awaitable[None] | None:
+        """Send events without a task, from a callback of the event loop.
+
+        Returns None if they have been sent. Otherwise the server has to wait for the client: returns the rest of the
+        work, which a task must await before it sends anything else.
+        """
+        return _start(self._send(_body(body)))
 
     async def end(self) -> None:
         """Send `[DONE]` and end the response."""
@@ -65,3 +85,34 @@ class EventStream:
             await self._raw_send(message)
         except OSError:  # what servers of ASGI 2.4 raise after a disconnect
             raise ClientDisconnectedError from None
+
+
+def _body(body: bytes) -> Message:
+    return {"type": "http.response.body", "body": body, "more_body": True}
+
+
+def _start(work: Coroutine[Any, None, None]) -> Awaitable[None] | None:
+    """Run a coroutine up to where it waits; return the rest of it, None if it has ended."""
+    try:
+        future = work.send(None)
+    except StopIteration:
+        return None
+    return _rest(work, future)
+
+
+@types.coroutine
+def _rest(work: Coroutine[Any, None, None], future: Any) -> Generator[Any, None, None]:
+    """Continue a coroutine that waits for a future."""
+    while True:
+        advance: Callable[[], Any] = partial(work.send, None)
+        try:
+            yield future
+        except GeneratorExit:
+            work.close()
+            raise
+        except BaseException as error:
+            advance = partial(work.throw, error)
+        try:
+            future = advance()
+        except StopIteration:
+            return

@@ -1,7 +1,8 @@
 """A request's output as a stream of events, or as one response."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+import secrets
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TypeVar
 
 from starlette.responses import JSONResponse
@@ -12,9 +13,9 @@ from mpt_serve.openai.output_choice import ChoicePart
 from mpt_serve.openai.request_stream import RequestStream
 from mpt_serve.openai.response_builder import Chunk, ResponseBuilder
 from mpt_serve.openai.sampling import SamplingOptions
-from mpt_serve.openai.sse import KEEP_ALIVE, EventStream, event
+from mpt_serve.openai.sse import KEEP_ALIVE, EventStream, event, json_string
 
-__all__ = ["StreamedResponse", "whole_response"]
+__all__ = ["PlainEvents", "StreamedResponse", "whole_response"]
 
 MANY_TOKENS = 512  # with 20 alternatives each, some 20 ms of work
 
@@ -35,10 +36,31 @@ async def whole_response(output: RequestStream, builder: ResponseBuilder, option
     return await _build(lambda: JSONResponse(builder.whole(parts, usage)), parts)
 
 
+class PlainEvents:
+    """Encodes chunks that bring nothing but text; all else in them is the same for one choice, and encoded once.
+
+    encode: returns the event of a part's chunk.
+    """
+
+    def __init__(self, encode: Callable[[ChoicePart], bytes]) -> None:
+        self._encode = encode
+        self._around: dict[int, tuple[bytes, bytes]] = {}  # by choice: what stands before and after the text
+
+    def event(self, part: ChoicePart) -> bytes:
+        """Return the event of a part with text alone."""
+        if part.index not in self._around:
+            mark = secrets.token_hex(16)
+            before, _, after = self._encode(ChoicePart(part.index, mark)).partition(json_string(mark))
+            self._around[part.index] = before, after
+        before, after = self._around[part.index]
+        return before + json_string(part.text) + after
+
+
 class StreamedResponse:
     """Sends an output as it is generated.
 
-    Waits a limited time for the first token before it starts, so that an error until then keeps its status.
+    Waits a limited time for the first token before it starts, so that an error until then keeps its status. As long as
+    the client keeps up, a callback of the event loop sends what has come; a switch of tasks would cost as much again.
     """
 
     def __init__(
@@ -54,25 +76,97 @@ class StreamedResponse:
         self._stream = stream
         self._options = options
         self._limits = limits
+        plain = options.output.logprobs is None and not (options.output.token_ids or options.request.continuous_usage)
+        self._plain_events = PlainEvents(self._chunk_event) if plain else None
+        self._loop = asyncio.get_running_loop()
+        self._sent_at = 0.0  # on the loop's clock
+        self._waiting: asyncio.Future[None] | None = None  # the task, while the callback sends
+        self._unsent: Awaitable[None] | None = None  # the rest of what the callback has begun to send
+        self._large_parts: Sequence[ChoicePart] = ()  # what the callback has left to the task
+        self._failure: Exception | None = None  # of the callback
 
     async def send(self) -> None:
         """Send the whole stream, `[DONE]` included. Raises what ended the output, before or after the start."""
         parts = await self._output.next(self._limits.first_token_wait_s)
         await self._stream.start()
         opening = [self._event(chunk) for chunk in self._builder.opening()]
-        await self._stream.send([*opening, *await self._events(parts)])
+        await self._send([*opening, *await self._events(parts)])
         while not self._output.done:
-            parts = await self._output.next(self._limits.keep_alive_s)
-            await self._stream.send(await self._events(parts) if parts else [KEEP_ALIVE])
+            if not self._output.ready:
+                await self._let_callback_send()
+            if self._failure is not None:
+                raise self._failure
+            if self._unsent is not None:
+                await self._unsent
+                self._unsent = None
+            if self._large_parts:
+                await self._send(await self._events(self._large_parts))
+                self._large_parts = ()
+            elif self._output.ready:
+                await self._send(await self._events(self._output.take()))
+            elif not self._output.done and self._loop.time() >= self._keep_alive_at:
+                await self._send([KEEP_ALIVE])
         if self._options.request.include_usage:
             last = self._builder.chunk(None)
             last["usage"] = self._output.usage.body()
             await self._stream.send([event(last)])
         await self._stream.end()
 
+    async def _send(self, events: Iterable[bytes]) -> None:
+        await self._stream.send(events)
+        self._sent_at = self._loop.time()
+
+    @property
+    def _keep_alive_at(self) -> float:
+        return self._sent_at + self._limits.keep_alive_s
+
+    # While the client keeps up
+
+    async def _let_callback_send(self) -> None:
+        """Return when the callback cannot go on, or when it may be time for a comment that keeps the client waiting."""
+        self._waiting = self._loop.create_future()
+        timer = self._loop.call_at(self._keep_alive_at, self._wake)
+        self._output.listen(self._send_parts)
+        try:
+            await self._waiting
+        finally:
+            self._output.listen(None)
+            timer.cancel()
+            self._waiting = None
+
+    def _wake(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+    def _send_parts(self) -> None:
+        """Send what has come, or wake the task, whatever is left to do."""
+        if self._waiting is None or self._waiting.done():
+            return
+        try:
+            parts = _visible(self._output.take())
+            if _num_tokens(parts) > MANY_TOKENS:
+                self._large_parts = parts
+            elif body := b"".join(map(self._event_of, parts)):
+                self._unsent = self._stream.send_now(body)
+                self._sent_at = self._loop.time()
+        except Exception as error:
+            self._failure = error
+        if self._output.done or self._unsent is not None or self._large_parts or self._failure is not None:
+            self._wake()
+
+    # Parts as events
+
     async def _events(self, parts: Sequence[ChoicePart]) -> list[bytes]:
-        visible = [part for part in parts if part.text or part.tokens or part.finish_reason]
-        return await _build(lambda: [self._event(self._builder.chunk(part)) for part in visible], visible)
+        visible = _visible(parts)
+        return await _build(lambda: [self._event_of(part) for part in visible], visible)
+
+    def _event_of(self, part: ChoicePart) -> bytes:
+        if self._plain_events is not None and part.text and part.finish_reason is None and not part.prompt_logprobs:
+            return self._plain_events.event(part)
+        return self._chunk_event(part)
+
+    def _chunk_event(self, part: ChoicePart) -> bytes:
+        return self._event(self._builder.chunk(part))
 
     def _event(self, chunk: Chunk) -> bytes:
         if self._options.request.include_usage:
@@ -80,7 +174,15 @@ class StreamedResponse:
         return event(chunk)
 
 
+def _visible(parts: Sequence[ChoicePart]) -> list[ChoicePart]:
+    return [part for part in parts if part.text or part.tokens or part.finish_reason]
+
+
 async def _build(build: Callable[[], T], parts: Sequence[ChoicePart]) -> T:
     """Return what `build` makes of the parts, off the event loop if they report many tokens."""
-    tokens = sum(len(part.tokens) + len(part.prompt_logprobs or ()) for part in parts)
-    return await asyncio.to_thread(build) if tokens > MANY_TOKENS else build()
+    return await asyncio.to_thread(build) if _num_tokens(parts) > MANY_TOKENS else build()
+
+
+def _num_tokens(parts: Sequence[ChoicePart]) -> int:
+    """Return how many tokens the parts report."""
+    return sum(len(part.tokens) + len(part.prompt_logprobs or ()) for part in parts)

@@ -1,6 +1,7 @@
 """Text to ids and back, with the tokenizer of a checkpoint folder."""
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from mpt_serve.text.token_bytes import TokenBytes, TokenizerError
 __all__ = ["TextTokenizer", "TokenizerError"]
 
 _NFC_SHRINKAGE = 4  # NFC joins at most four characters into one
+# The library would start a pool of threads for batches, and warn of it whenever the process forks; ours have one text.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
 _VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json")
 
 
@@ -45,9 +49,20 @@ class TextTokenizer:
         return None
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Return the text's ids. `<|endoftext|>` and other special tokens in the text become their special ids."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        """Return the text's ids. `<|endoftext|>` and other special tokens in the text become their special ids.
+
+        Other threads run meanwhile: the library keeps the interpreter's lock in `encode`, but not in this call, which
+        takes a third of the time as well, because it leaves out the offsets.
+        """
+        (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        ids: list[int] = encoding.ids
         return ids
+
+    @property
+    def serialized(self) -> str:
+        """Return the tokenizer as the text of a tokenizer.json, for another process."""
+        text: str = self._tokenizer.to_str()
+        return text
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
         """Return the text of any ids: bytes that are not UTF-8 become U+FFFD, ids without a token add nothing."""

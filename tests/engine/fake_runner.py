@@ -7,6 +7,7 @@ key at the wrong position.
 
 import zlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from model.params.sampling_batch import SamplingBatch
 from mpt_serve.engine.memory import CachePlan
 from mpt_serve.engine.pipeline import Pipeline
+from mpt_serve.engine.prefill_limit import PrefillLimit
 from mpt_serve.engine.programs import CompilationCounter
 from mpt_serve.engine.request import Request
 from mpt_serve.engine.runner import PreparedStep
@@ -257,13 +259,16 @@ class ScriptedDrafter(Drafter):
 class Simulation:
     """A scheduler's pipeline over a `FakeRunner`, and everything that it returned."""
 
-    def __init__(self, scheduler: Scheduler, max_model_len: int, max_samples: int) -> None:
+    def __init__(
+        self, scheduler: Scheduler, max_model_len: int, max_samples: int, prefill_limit: PrefillLimit | None = None
+    ) -> None:
         self._scheduler = scheduler
         self._runner = FakeRunner(scheduler, max_model_len, max_samples)
         self._drafter = ScriptedDrafter()
         plan = CachePlan(scheduler.pool.num_blocks, scheduler.pool.block_size, max_model_len)
         self.stats = StatsBoard(scheduler, self._drafter.stats, plan, CompilationCounter())
-        self._pipeline = Pipeline(scheduler, self._runner, VOCAB, self._drafter, self.stats)  # type: ignore[arg-type]
+        runner: Any = self._runner
+        self._pipeline = Pipeline(scheduler, runner, VOCAB, self._drafter, self.stats, prefill_limit)
         self.outputs: dict[Request, list[StepOutput]] = {}
 
     @property

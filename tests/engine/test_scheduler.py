@@ -7,11 +7,24 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from mpt_serve.engine.block_pool import BlockPool
+from mpt_serve.engine.prefill_limit import PrefillLimit
 from mpt_serve.engine.request import POSITIONS_PER_PRIORITY, Request
 from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.engine.scheduler import Scheduler
 
 MAX_MODEL_LEN = 24
+
+
+class FixedLimit(PrefillLimit):
+    """A limit that no measurement changes."""
+
+    def __init__(self, tokens: int | None) -> None:
+        super().__init__([1], 1.0)
+        self._tokens = tokens
+
+    @property
+    def tokens(self) -> int | None:
+        return self._tokens
 
 
 class Histories(RuleBasedStateMachine):
@@ -28,6 +41,7 @@ class Histories(RuleBasedStateMachine):
         block_size=st.sampled_from([1, 2, 4, 8]),
         spare_blocks=st.integers(0, 12),
         prefix_caching=st.booleans(),
+        max_tokens_beside=st.none() | st.integers(1, 24),
     )
     def start(
         self,
@@ -37,11 +51,13 @@ class Histories(RuleBasedStateMachine):
         block_size: int,
         spare_blocks: int,
         prefix_caching: bool,
+        max_tokens_beside: int | None,
     ) -> None:
         num_blocks = -(-MAX_MODEL_LEN // block_size) + spare_blocks
         limits = max_num_seqs, max_num_seqs + spare_tokens, max_num_seqs + spare_samples
         self.scheduler = Scheduler(BlockPool(num_blocks, block_size), *limits, prefix_caching)
-        self.simulation = Simulation(self.scheduler, MAX_MODEL_LEN, max_num_seqs + spare_samples)
+        limit = FixedLimit(max_tokens_beside)
+        self.simulation = Simulation(self.scheduler, MAX_MODEL_LEN, max_num_seqs + spare_samples, limit)
         self.requests: list[Request] = []
 
     @rule(
@@ -453,3 +469,40 @@ def test_drafts_leave_samples_for_requests_that_arrive() -> None:
         scheduler.add(make_request(name, [1, 2], 2))
     step = scheduler.schedule({request: [11] * 9})
     assert [(row.request.request_id, row.samples) for row in step.rows] == [("0", 4), ("b", 1), ("c", 1)]
+
+
+def test_prompts_take_what_the_limit_leaves_beside_running_streams() -> None:
+    scheduler = Scheduler(BlockPool(100, 8), 4, 64)
+    simulation = Simulation(scheduler, 200, 4, FixedLimit(24))
+    first = make_request("first", [1] * 100, 60)
+    scheduler.add(first)
+    assert [simulation.turn().num_tokens for _ in range(2)] == [64, 36]  # alone: all that a step holds
+    scheduler.add(make_request("second", [0] * 100, 5))
+    chunks = [simulation.turn().num_tokens for _ in range(5)]
+    assert chunks == [24, 24, 24, 24, 9]
+    for tokens in (5, None):
+        scheduler.add(make_request(f"third {tokens}", [0, 1] * 50, 5))
+        simulation._pipeline._prefill_limit = FixedLimit(tokens)
+        step = simulation.turn()
+        assert step.num_tokens - step.num_decode == (64 - step.num_decode if tokens is None else 16)
+        scheduler.finish(scheduler.running[-1], "cancelled")
+
+
+def test_the_limit_follows_the_durations_of_steps() -> None:
+    limit = PrefillLimit([16, 32, 64, 128, 256, 512], max_gap_s=0.2)
+    assert limit.tokens is None
+    limit.measured(300, 0.5)
+    few = limit.tokens
+    assert few is not None
+    assert few < 256
+    for _ in range(5):
+        for size in (16, 32, 64, 128, 256):
+            limit.measured(size, size / 1000)
+    assert limit.tokens == 128
+    for _ in range(9):
+        limit.measured(100, 0.3)  # the prompts are longer now
+    assert limit.tokens == 64
+    for _ in range(9):
+        for size in (16, 32, 64, 128):
+            limit.measured(size, 1.0)
+    assert limit.tokens == 16

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mpt_serve.engine.speculative.acceptance import AcceptanceRates
 from mpt_serve.engine.speculative.draft_policy import draft_lengths
-from mpt_serve.engine.speculative.step_costs import StepCosts
+from mpt_serve.engine.step_costs import StepCosts
 
 
 def costs_of(seconds: dict[int, float]) -> StepCosts:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from model.checkpoint.pack import pack_matrix
 from model.kernels.cpu import linear as cpu
+from model.kernels.cpu.library import kernel_library
 from model.ops.activations import Activation
 from model.ops.norm import Norm, normalise
 from model.params.packed_matrix import round_inputs, unpack
@@ -156,3 +157,16 @@ def test_a_wrong_shape_is_refused_by_name(library):
         cpu.linear(jnp.ones((2, 64)), matrix, jnp.ones(63)).block_until_ready()
     with pytest.raises(jax.errors.JaxRuntimeError, match="the weight has 4096 elements, not 2048"):
         cpu.linear(jnp.ones((2, 32)), matrix.replace(shape=(64, 32))).block_until_ready()
+
+
+def test_the_number_of_threads_changes_no_bit(library):
+    kernels = kernel_library()
+    source = np.random.default_rng(0)
+    matrix, x = make_matrix(source, 300, 700, "bfloat16"), array(source, 90, 700)
+    everywhere = cpu.linear(x, matrix)
+    try:
+        for threads in (1, 2, 3):
+            kernels.limit_threads(threads)
+            np.testing.assert_array_equal(cpu.linear(x, matrix), everywhere)
+    finally:
+        kernels.limit_threads(None)

@@ -22,6 +22,8 @@ class PagedRun:
     """A paged cache of `rows` sequences of up to `length` tokens, whose blocks lie scattered in the pool.
 
     Every call compiles to one program: T = rows * length tokens at most, padded.
+
+    optimised: let XLA optimise the program, which takes longer, for runs of many tokens.
     """
 
     def __init__(
@@ -34,7 +36,9 @@ class PagedRun:
         attention: CacheAttention = xla_attention,
         block: int = BLOCK,
         dtype: DTypeLike = jnp.float32,
+        optimised: bool = False,
     ) -> None:
+        self._step = _optimised_step if optimised else _step
         self._weights, self._rows, self._tokens, self._attention = weights, rows, tokens, attention
         self._block = block
         width = -(-length // block)
@@ -53,12 +57,13 @@ class PagedRun:
         """Run chunks (row, position of its first token, ids) in one step -> logits [V] of each row's last token."""
         ordered = sorted(chunks, key=lambda chunk: len(chunk[2]) > 1)  # decode rows first
         batch = self._batch(ordered)
-        logits, self._cache = _step(self._config, self._attention, self._weights, self._cache, batch)
+        logits, self._cache = self._step(self._config, self._attention, self._weights, self._cache, batch)
         return {sequence: np.asarray(logits[r]) for r, (sequence, _, _) in enumerate(ordered)}
 
     def temporary_bytes(self) -> int:
         """Return the memory that a step takes beside its arguments and results."""
-        program = _step.lower(self._config, self._attention, self._weights, self._cache, self._batch([])).compile()
+        arguments = self._config, self._attention, self._weights, self._cache, self._batch([])
+        program = self._step.lower(*arguments).compile()
         return int(program.memory_analysis().temp_size_in_bytes)
 
     def _batch(self, chunks: Sequence[tuple[int, int, Sequence[int]]]) -> StepBatch:
@@ -78,7 +83,11 @@ class PagedRun:
         return StepBatch(*token, tables, *row, np.int32(decodes))  # type: ignore[arg-type]
 
 
-@partial(jax.jit, static_argnums=(0, 1), donate_argnums=3, compiler_options=FAST_COMPILE)
-def _step(config, attention, weights, cache, batch):  # type: ignore[no-untyped-def]
+def _run(config, attention, weights, cache, batch):  # type: ignore[no-untyped-def]
     hidden, cache = forward_step(weights, config, cache, batch, attention)
     return lm_logits(weights, config, hidden[row_ends(batch)]), cache
+
+
+_jit = partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+_step = _jit(_run, compiler_options=FAST_COMPILE)
+_optimised_step = _jit(_run)

@@ -82,7 +82,7 @@ def test_far_beyond_the_training_length(kernels: str, length: int, chunk: int) -
         own, attention = pack_weights(weights, CONFIG, WeightFormat(packed=True)), cpu_attention
     ids = np.random.default_rng(0).integers(0, CONFIG.vocab_size, length)
     checks = [3, chunk - 1, length // 2, length - 2, length - 1]
-    run = PagedRun(own, CONFIG, rows=1, length=length, tokens=chunk, attention=attention, block=128)
+    run = PagedRun(own, CONFIG, rows=1, length=length, tokens=chunk, attention=attention, block=128, optimised=True)
     found, at = [], 0
     for stop in checks:
         while at <= stop:

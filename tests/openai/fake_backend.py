@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator, Sequence, Set
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain, cycle, islice, repeat, zip_longest
 from typing import Any
@@ -13,6 +13,7 @@ from mpt_serve.engine.request import Delta, TokenLogprobs
 from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.errors import RequestError
 from mpt_serve.openai.backend import GenerationRequest, ModelInfo, OnDelta, Readiness
+from mpt_serve.openai.errors import NotReadyError
 from mpt_serve.structured_outputs.spec import GrammarSpec
 from mpt_serve.text.chat_template import Message
 from mpt_serve.text.tokenizer import TextTokenizer
@@ -65,6 +66,8 @@ class FakeBackend:
     started: list[tuple[str, SamplingParams]] = field(default_factory=list)
     grammars: list[GrammarSpec | None] = field(default_factory=list)  # of the requests in `started`
     admitted: list[tuple[int, int]] = field(default_factory=list)
+    full: bool = False  # the capacity is exhausted
+    reserved: int = 0  # requests that are counted now
     running: set[str] = field(default_factory=set)
     cancelled: list[str] = field(default_factory=list)
     stopped_choices: Set[int] = frozenset()
@@ -87,9 +90,21 @@ class FakeBackend:
     async def wait_ready(self) -> Readiness:
         return self.state
 
-    def admit(self, prompts: Sequence[Sequence[int]], choices: int) -> AbstractContextManager[None]:
+    def retry_after_s(self) -> float | None:
+        return 3.0 if self.full else None
+
+    @contextmanager
+    def reserve(self) -> Iterator["FakeBackend"]:
+        if self.full:
+            raise NotReadyError("The server is at capacity.", retry_after_s=3)
+        self.reserved += 1
+        try:
+            yield self
+        finally:
+            self.reserved -= 1
+
+    def admit(self, prompts: Sequence[int], choices: int) -> None:
         self.admitted.append((len(prompts), choices))
-        return nullcontext()
 
     async def generate(self, request: GenerationRequest, on_delta: OnDelta, stopped_choices: Set[int]) -> None:
         self.stopped_choices = stopped_choices

@@ -77,7 +77,7 @@ def test_every_choice_counts_and_shares_the_prompt() -> None:
 
 def test_an_old_rate_does_not_count() -> None:
     now = 0.0
-    admission = Admission(max_requests=1, max_prompt_tokens=100, clock=lambda: now)
+    admission = Admission(max_requests=1, max_prompt_tokens=100, clock=lambda: now, spread=lambda: 1.0)
     for _ in range(5):
         with admission.admit([1]):
             now += 7.0
@@ -89,10 +89,82 @@ def test_an_old_rate_does_not_count() -> None:
 
 def test_retry_after_follows_the_rate_of_ends() -> None:
     now = 0.0
-    admission = Admission(max_requests=1, max_prompt_tokens=100, clock=lambda: now)
+    admission = Admission(max_requests=1, max_prompt_tokens=100, clock=lambda: now, spread=lambda: 1.0)
     for _ in range(5):
         with admission.admit([1]):
             now += 7.0
     with admission.admit([1]), pytest.raises(NotReadyError) as error, admission.admit([1]):
         pass
     assert error.value.headers["retry-after"] == "7"
+
+
+def test_a_request_is_counted_as_one_until_it_is_known() -> None:
+    admission = Admission(max_requests=3, max_prompt_tokens=100)
+    with admission.reserve() as reservation:
+        assert (admission.requests, admission.prompt_tokens, admission.full) == (1, 0, False)
+        reservation.admit([10, 20], choices=1)
+        assert (admission.requests, admission.prompt_tokens) == (2, 30)
+        with admission.reserve():
+            assert admission.full
+            with pytest.raises(NotReadyError, match="3 choices wait or run"), admission.reserve():
+                pass
+        assert not admission.full
+    assert (admission.requests, admission.prompt_tokens) == (0, 0)
+
+
+def test_requests_that_are_only_read_do_not_keep_a_large_one_out() -> None:
+    admission = Admission(max_requests=2, max_prompt_tokens=100)
+    with admission.reserve(), admission.reserve() as large:
+        large.admit([1] * 5)
+        assert admission.requests == 6
+
+
+def test_another_prompt_of_the_usual_length_is_not_read_in_vain() -> None:
+    admission = Admission(max_requests=100, max_prompt_tokens=100)
+    with ExitStack() as admitted:
+        for _ in range(9):
+            admitted.enter_context(admission.admit([11]))
+        assert admission.full
+        with pytest.raises(NotReadyError, match="99 prompt tokens"), admission.reserve():
+            pass
+
+
+def test_a_request_that_was_refused_or_failed_is_no_end_of_work() -> None:
+    now = 0.0
+    admission = Admission(max_requests=1, max_prompt_tokens=100, clock=lambda: now, spread=lambda: 1.0)
+    for _ in range(20):
+        with pytest.raises(KeyError), admission.reserve():
+            raise KeyError
+        now += 1.0
+    assert admission.retry_after_s() == 5.0  # there is no rate
+
+
+def test_the_refused_return_over_the_time_in_which_the_work_drains() -> None:
+    """200 choices that drain by 4 a second: the refused return evenly within the next 50 s."""
+    now = 0.0
+    admission = Admission(max_requests=201, max_prompt_tokens=10_000, clock=lambda: now)
+    with ExitStack() as admitted:
+        for _ in range(200):
+            admitted.enter_context(admission.admit([1]))
+        for _ in range(40):
+            with admission.admit([1]):
+                now += 0.25
+        waits = sorted(admission.retry_after_s() for _ in range(2000))
+    assert 5 <= waits[0] < 7
+    assert 48 < waits[-1] <= 50
+    per_second = [sum(second <= wait < second + 1 for wait in waits) for second in range(5, 50)]
+    assert max(per_second) < 3 * 2000 / 45
+
+
+def test_no_wait_is_longer_than_clients_honour() -> None:
+    now = 0.0
+    admission = Admission(max_requests=1000, max_prompt_tokens=10_000, clock=lambda: now)
+    with ExitStack() as admitted:
+        for _ in range(900):
+            admitted.enter_context(admission.admit([1]))
+        for _ in range(5):
+            with admission.admit([1]):
+                now += 10.0
+        waits = [admission.retry_after_s() for _ in range(100)]
+    assert max(waits) <= 120
+    assert max(waits) - min(waits) > 50

@@ -11,6 +11,8 @@ import pytest
 
 from mpt_serve.configuration.settings import Settings
 from mpt_serve.deployments import generator
+from mpt_serve.deployments.delta_link import DeltaLinks
+from mpt_serve.deployments.delta_receiver import Delivery, DeltaReceiver
 from mpt_serve.deployments.generator import Generator, StallWatch
 from mpt_serve.engine.request import Delta
 from mpt_serve.engine.sampling_params import SamplingParams
@@ -69,6 +71,7 @@ def generator_over(engine: FakeEngine, stall_timeout_s: float = 10) -> Generator
     generator._grammars = engine  # type: ignore[assignment]
     generator._stall_watch = StallWatch(stall_timeout_s)
     generator._mailbox = None
+    generator._links = DeltaLinks(generator._engine.cancel)
     return generator
 
 
@@ -100,7 +103,7 @@ def test_a_stream_ends_with_its_finish_reason_and_leaves_nothing_behind() -> Non
     engine = FakeEngine()
 
     async def scenario() -> list[Delta]:
-        stream = generator_over(engine).generate([1], SamplingParams(), "a")
+        stream: Any = generator_over(engine).generate([1], SamplingParams(), "a")
         first = asyncio.ensure_future(anext(stream))
         await asyncio.sleep(0)
         engine.listeners["a"](Delta((5,), None, None, 1))
@@ -116,7 +119,7 @@ def test_closing_a_stream_cancels_in_the_engine() -> None:
     engine = FakeEngine()
 
     async def scenario() -> None:
-        stream = generator_over(engine).generate([1], SamplingParams(), "a")
+        stream: Any = generator_over(engine).generate([1], SamplingParams(), "a")
         waiting = asyncio.ensure_future(anext(stream))
         await asyncio.sleep(0)
         waiting.cancel()
@@ -130,7 +133,7 @@ def test_all_choices_end_before_a_stream_does() -> None:
     engine = FakeEngine()
 
     async def scenario() -> list[int]:
-        stream = generator_over(engine).generate([1], SamplingParams(n=2), "a")
+        stream: Any = generator_over(engine).generate([1], SamplingParams(n=2), "a")
         first = asyncio.ensure_future(anext(stream))
         await asyncio.sleep(0)
         for index in (1, 0):
@@ -150,7 +153,7 @@ def test_a_request_continues_after_its_ids() -> None:
     engine = FakeEngine()
 
     async def scenario() -> None:
-        stream = generator_over(engine).generate([1], SamplingParams(), "a", [7, 8])
+        stream: Any = generator_over(engine).generate([1], SamplingParams(), "a", [7, 8])
         first = asyncio.ensure_future(anext(stream))
         await asyncio.sleep(0)
         engine.listeners["a"](Delta((9,), "length", None, 1))
@@ -168,7 +171,7 @@ def test_a_grammar_is_compiled_off_the_event_loop() -> None:
     engine.compiling.clear()
 
     async def scenario() -> None:
-        stream = generator_over(engine).generate([1], SamplingParams(), "a", spec=SPEC)
+        stream: Any = generator_over(engine).generate([1], SamplingParams(), "a", spec=SPEC)
         first = asyncio.ensure_future(anext(stream))
         await asyncio.sleep(0.01)  # the loop runs meanwhile
         engine.compiling.set()
@@ -227,3 +230,35 @@ def test_a_stall_is_work_without_steps_for_too_long() -> None:
     watch.check(steps=6, busy=True, now=109)
     with pytest.raises(RuntimeError, match="took no step for 11 s"):
         watch.check(steps=6, busy=True, now=111)
+
+
+def test_over_a_link_a_call_yields_its_id_and_ends_when_all_is_sent() -> None:
+    engine = FakeEngine()
+
+    async def scenario() -> None:
+        generator = generator_over(engine)
+        receiver = DeltaReceiver()
+        receiver.start("127.0.0.1")
+        received: list[Delta] = []
+        with receiver.receive(delivery := Delivery(range(2), received.append, frozenset(), lambda index: None)):
+            address = await receiver.address(delivery.number)
+            call: Any = generator.generate([1], SamplingParams(n=2), "a", (), None, address)
+            receiver.bind(delivery, await anext(call))
+            for index in range(2):
+                engine.listeners["a"](Delta((5,), "length", None, 1, index=index))
+            generator._links.flush()
+            assert await anext(call, None) is None
+            await delivery.ended
+            assert [delta.index for delta in received] == [0, 1]
+            assert engine.cancelled == ["a"]
+        with receiver.receive(delivery):  # refused: the call says why, and the link has nothing of it
+            address = await receiver.address(delivery.number)
+            with pytest.raises(RequestError):
+                await anext(generator.generate([], SamplingParams(), "b", (), None, address))
+        for link in generator._links._open:
+            assert not link._requests
+            link.close()
+        receiver.close()
+        await asyncio.sleep(0)
+
+    asyncio.run(scenario())

@@ -64,7 +64,13 @@ class FakeGenerator:
         return SimpleNamespace(results_async=results)
 
     def _generate(
-        self, ids: list[int], params: SamplingParams, request_id: str, generated: tuple[int, ...], spec: object
+        self,
+        ids: list[int],
+        params: SamplingParams,
+        request_id: str,
+        generated: tuple[int, ...],
+        spec: object,
+        address: object,
     ) -> FakeResponse:
         self.specs.append(spec)
         self.calls.append((list(ids), params, request_id, generated))
@@ -234,12 +240,15 @@ def test_a_choice_can_be_stopped_wherever_it_has_moved(monkeypatch: pytest.Monke
 
 def test_admission_refuses_all_prompts_of_a_request_together() -> None:
     served = backend(FakeGenerator(), max_requests=3)
-    with served.admit([[1], [1, 2]], 1):
-        for prompts, choices in (([[1], [1]], 1), ([[1]], 2)):
-            with pytest.raises(NotReadyError), served.admit(prompts, choices):
-                pass
-        with served.admit([[1]], 1):
-            pass
+    with served.reserve() as first:
+        first.admit([1, 2], 1)
+        assert served.retry_after_s() is None
+        for prompts, choices in (([1, 1], 1), ([1], 2)):
+            with pytest.raises(NotReadyError), served.reserve() as other:
+                other.admit(prompts, choices)
+        with served.reserve() as other:
+            other.admit([1], 1)
+            assert served.retry_after_s() is not None
 
 
 def test_a_request_is_moved_from_a_closed_engine() -> None:

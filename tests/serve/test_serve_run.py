@@ -3,8 +3,10 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import httpx
 import openai
 import pytest
 import yaml
@@ -31,8 +33,9 @@ def test_the_shipped_configuration_serves_the_embedded_model(tmp_path: Path) -> 
     config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
     config["http_options"]["port"] = free_port()
     config["applications"][0]["args"]["engine"] = {"pre_compile": False}  # minutes, on the first start of a machine
-    with ServerProcess.of(config, tmp_path) as server:
-        server.wait_ready()
+    with ServerProcess.of(config, tmp_path, guarded=False) as server:
+        assert _plain_text_until_ready(server) <= {404, 503}
+        _check_what_serves_proxy_answers_itself(server.url)
         with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=200) as client:
             model = client.models.list().data[0].id
             messages = [{"role": "user", "content": "Hello!"}]
@@ -59,3 +62,32 @@ def test_what_serve_build_writes_is_a_configuration_without_mistakes(tmp_path: P
     (application,) = ServeDeploySchema.model_validate(config).applications
     assert {deployment.name for deployment in application.deployments} == {"Ingress", "Tokenizer", "Generator"}
     assert check_serve_config(json.loads(json.dumps(config))) == []
+
+
+def _check_what_serves_proxy_answers_itself(url: str) -> None:
+    """Serve's own answers to headers that it cannot decode, without our middleware in its proxy (docs/api.md)."""
+    for header in (b"x-request-id", b"x-session-id", b"serve_multiplexed_model_id"):
+        with httpx.Client(base_url=url) as http:
+            response = http.get("/health", headers=[(header, b"\xff")])
+        assert (response.status_code, response.text) == (500, "Internal Server Error")
+        assert response.headers["content-type"].startswith("text/plain")
+    assert httpx.get(f"{url}/health").json() == {"status": "ok"}
+
+
+def _plain_text_until_ready(server: ServerProcess) -> set[int]:
+    """Wait for the server; return the statuses of Serve's own answers until an Ingress replica ran (docs/api.md)."""
+    statuses = set()
+    while True:
+        try:
+            response = httpx.get(f"{server.url}/health", timeout=60)
+        except httpx.TransportError:  # the proxy does not listen yet
+            assert server.process.poll() is None, server.output()
+            time.sleep(0.1)
+            continue
+        if response.status_code == 200:
+            break
+        assert response.headers["content-type"].startswith("text/plain")
+        statuses.add(response.status_code)
+        time.sleep(0.1)
+    server.wait_ready()
+    return statuses

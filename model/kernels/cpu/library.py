@@ -43,6 +43,7 @@ class KernelLibrary:
         self._library.mpt_pack_panels.restype = None
         self._library.mpt_key_counts.restype = None
         self._library.mpt_row_tile.restype = ctypes.c_int
+        self._library.mpt_limit_threads.restype = None
         self.row_tile: int = self._library.mpt_row_tile()
         count = ctypes.c_int()
         names = self._library.mpt_supported_kernels(ctypes.byref(count))
@@ -60,6 +61,10 @@ class KernelLibrary:
         if not self._library.mpt_use_kernels(instruction_set.encode()):
             known = ", ".join(self.instruction_sets)
             raise ValueError(f"this machine has no CPU kernels for {instruction_set!r}; it has {known}")
+
+    def limit_threads(self, threads: int | None) -> None:
+        """Use at most that many threads from now on, in the whole process; None for one on each core."""
+        self._library.mpt_limit_threads(ctypes.c_int(threads or 0))
 
     def key_counts(self) -> KeyCounts:
         """Return the counts of this process so far."""

@@ -3,7 +3,7 @@
 import heapq
 from collections.abc import Sequence
 
-from mpt_serve.engine.speculative.step_costs import StepCosts
+from mpt_serve.engine.step_costs import StepCosts
 
 # A step with drafts must promise this multiple of the tokens per second of one without: its ids are read before the
 # next step starts, so that the device waits for the host in between.

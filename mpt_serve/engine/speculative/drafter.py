@@ -4,8 +4,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from mpt_serve.engine.request import Request
-from mpt_serve.engine.speculative.step_costs import StepCosts
 from mpt_serve.engine.stats import DraftStats
+from mpt_serve.engine.step_costs import StepCosts
 
 
 class Drafter(ABC):

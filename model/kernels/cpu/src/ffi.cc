@@ -389,6 +389,7 @@ extern "C" {
 MPT_EXPORT const char* const* mpt_supported_kernels(int* count) { return mpt::supported_kernels(count); }
 MPT_EXPORT const char* mpt_kernels_in_use() { return mpt::kernels().name; }
 MPT_EXPORT int mpt_row_tile() { return mpt::kRowTile; }
+MPT_EXPORT void mpt_limit_threads(int threads) { mpt::limit_threads(threads); }
 MPT_EXPORT bool mpt_use_kernels(const char* name) { return mpt::use_kernels(name); }
 MPT_EXPORT void mpt_pack_panels(const uint32_t* from, int64_t N, int64_t steps, uint32_t padding, int64_t first,
                                 int64_t last, uint32_t* to) {

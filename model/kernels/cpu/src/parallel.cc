@@ -15,6 +15,12 @@ Pool::~Pool() = default;
 
 namespace {
 
+// Spins before a waiting thread lets others have its core: some 20 us. A thread that it waits for may have lost its own
+// core to another process in the middle of a chunk, and gets one back only from the scheduler.
+constexpr int kSpins = 1000;
+
+std::atomic<int> thread_limit{0};
+
 void relax() {
 #if defined(__x86_64__)
   _mm_pause();
@@ -49,10 +55,10 @@ struct Job {
 
   void wait(int i) {
     for (int spins = 0; progress[i].done.load(std::memory_order_acquire) < phases[i].count; ++spins) {
-      if (spins < 20000) {
+      if (spins < kSpins) {
         relax();
       } else {
-        std::this_thread::yield();  // the thread that we wait for may need this core
+        std::this_thread::yield();
       }
     }
   }
@@ -113,6 +119,7 @@ class WaitingHelpers {
           }
           relax();
         }
+        std::this_thread::yield();  // returns at once unless another process needs the core
       } while (std::chrono::steady_clock::now() < deadline);
       expected = waiting();
       if (slot.job.compare_exchange_strong(expected, nullptr)) return nullptr;
@@ -127,6 +134,8 @@ class WaitingHelpers {
 
 }  // namespace
 
+void limit_threads(int threads) { thread_limit = threads; }
+
 void run_phases(Pool& pool, int threads, const Phase* phases, int count) {
   auto job = std::make_shared<Job>();
   int64_t most = 0;
@@ -135,6 +144,7 @@ void run_phases(Pool& pool, int threads, const Phase* phases, int count) {
     if (phases[job->num_phases].count > most) most = phases[job->num_phases].count;
   }
   if (threads > pool.threads()) threads = pool.threads();
+  if (const int limit = thread_limit; limit > 0 && threads > limit) threads = limit;
   if (threads > most) threads = static_cast<int>(most);
   for (int helper = 1; helper < threads; ++helper) {
     if (WaitingHelpers::instance().hand_over(job)) continue;

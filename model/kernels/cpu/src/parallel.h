@@ -20,6 +20,9 @@ class Pool {
   virtual void schedule(void (*task)(void*), void* data) = 0;
 };
 
+// The most threads that one call may use in this process from now on, the caller included; 0 for all of the pool.
+void limit_threads(int threads);
+
 // `count` chunks of work; `run(context, chunk)` computes one.
 struct Phase {
   int64_t count;

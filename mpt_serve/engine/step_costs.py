@@ -38,7 +38,7 @@ class StepCosts:
         return self.sizes[i] if i < len(self.sizes) else num_tokens
 
     def measured(self, num_tokens: int, seconds: float) -> None:
-        """Take note of how long a step of num_tokens tokens took, without chunks of prompts."""
+        """Take note of how long a step of num_tokens tokens took."""
         size = self.padded(num_tokens)
         self._steps += 1
         self._seconds.setdefault(size, deque(maxlen=_WINDOW)).append(seconds)

@@ -1,0 +1,105 @@
+"""Deltas as bytes, on their way from a Generator to an Ingress; see `delta_link`.
+
+A frame is a list of entries, one for each choice that has something new; an entry is `[number, index, ...]`, where
+`number` is the Ingress' name of the request. Frames are msgpack objects, which need no length before them.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+
+from mpt_serve.engine.request import Delta, TokenLogprobs
+
+__all__ = ["SECRET_BYTES", "LinkAddress", "Unpacker", "decode", "encode", "merged", "pack"]
+
+SECRET_BYTES = 32
+
+# Reads objects from a stream of bytes. Its buffer is bounded by what a request may report.
+Unpacker = msgpack.Unpacker
+pack = msgpack.Packer(autoreset=True).pack
+
+Logprobs = tuple[TokenLogprobs | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LinkAddress:
+    """Where the deltas of one request go.
+
+    host, port: of the Ingress. secret: what a Generator proves itself with. number: the Ingress' name of the request.
+    """
+
+    host: str
+    port: int
+    secret: bytes
+    number: int
+
+
+def encode(entries: Iterable[tuple[int, Delta]]) -> bytes:
+    """Return a frame of deltas, each with its request's number, at most one for each choice."""
+    return bytes(msgpack.packb([_entry(number, delta) for number, delta in entries]))
+
+
+def _entry(number: int, delta: Delta) -> tuple[object, ...]:
+    common = (number, delta.index, delta.token_ids, delta.num_prompt_tokens, delta.num_cached_tokens)
+    if delta.finish_reason is None and delta.logprobs is None and delta.prompt_logprobs is None:
+        return common
+    return (
+        *common,
+        delta.finish_reason,
+        delta.stop_reason,
+        delta.message,
+        _plain(delta.logprobs),
+        _plain(delta.prompt_logprobs),
+    )
+
+
+def _plain(logprobs: Logprobs | None) -> list[object] | None:
+    if logprobs is None:
+        return None
+    return [None if entry is None else (entry.logprob, entry.rank, entry.top) for entry in logprobs]
+
+
+def decode(entry: Sequence[Any]) -> Delta:
+    """Return the delta of one entry of a frame, without its number."""
+    _, index, token_ids, num_prompt_tokens, num_cached_tokens, *rest = entry
+    if not rest:
+        return Delta(tuple(token_ids), None, None, num_prompt_tokens, num_cached_tokens, index=index)
+    finish_reason, stop_reason, message, logprobs, prompt_logprobs = rest
+    return Delta(
+        tuple(token_ids),
+        finish_reason,
+        stop_reason,
+        num_prompt_tokens,
+        num_cached_tokens,
+        message,
+        index,
+        None if logprobs is None else tuple(_logprobs(values) for values in logprobs),
+        None if prompt_logprobs is None else tuple(v and _logprobs(v) for v in prompt_logprobs),
+    )
+
+
+def _logprobs(values: Sequence[Any]) -> TokenLogprobs:
+    logprob, rank, top = values
+    return TokenLogprobs(logprob, rank, tuple((token, value) for token, value in top))
+
+
+def merged(deltas: Sequence[Delta]) -> Delta:
+    """Return one choice's deltas as one."""
+    if len(deltas) == 1:
+        return deltas[0]
+    last = deltas[-1]
+    logprobs: list[TokenLogprobs] = [entry for delta in deltas if delta.logprobs for entry in delta.logprobs]
+    prompts = (delta.prompt_logprobs for delta in deltas if delta.prompt_logprobs is not None)
+    return Delta(
+        token_ids=tuple(token_id for delta in deltas for token_id in delta.token_ids),
+        finish_reason=last.finish_reason,
+        stop_reason=last.stop_reason,
+        num_prompt_tokens=last.num_prompt_tokens,
+        num_cached_tokens=last.num_cached_tokens,
+        message=last.message,
+        index=last.index,
+        logprobs=tuple(logprobs) if any(delta.logprobs is not None for delta in deltas) else None,
+        prompt_logprobs=next(prompts, None),
+    )

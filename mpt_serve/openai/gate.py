@@ -1,0 +1,66 @@
+"""Refuses requests to generate while the server's capacity is exhausted, before anything else is done for them."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from mpt_serve.openai.errors import NotReadyError, error_body, retry_headers
+
+__all__ = ["GENERATING_PATHS", "OVERLOADED_HEADER", "Gate", "TextRequests", "send_refusal"]
+
+GENERATING_PATHS = frozenset({"/v1/completions", "/v1/chat/completions"})
+OVERLOADED_HEADER = b"x-mpt-overloaded"  # its value: seconds after which to try again
+
+_BODY = json.dumps(
+    error_body(NotReadyError("The server is at capacity: its queue of requests is full. Retry later."))
+).encode()
+_HEADERS = ((b"content-type", b"application/json"), (b"content-length", str(len(_BODY)).encode()))
+
+
+class Gate:
+    """ASGI middleware, the outermost: a refusal must cost little, since there are the more of them the more load.
+
+    retry_after_s: returns None while a new request would be counted, or else when it should be sent again.
+    """
+
+    def __init__(self, app: ASGIApp, retry_after_s: Callable[[], float | None]) -> None:
+        self._app = app
+        self._retry_after_s = retry_after_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST":
+            path = scope["path"].removeprefix(scope.get("root_path", ""))
+            seconds = self._retry_after_s() if path in GENERATING_PATHS else None
+            if seconds is not None:
+                await send_refusal(send, seconds, [(OVERLOADED_HEADER, b"%.2f" % seconds)])
+                return
+        await self._app(scope, receive, send)
+
+
+async def send_refusal(send: Send, retry_after_s: float, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
+    """Send the 503 of an exhausted capacity, with further headers."""
+    retry = [(name.encode(), value.encode()) for name, value in retry_headers(retry_after_s).items()]
+    await send({"type": "http.response.start", "status": 503, "headers": [*_HEADERS, *retry, *headers]})
+    await send({"type": "http.response.body", "body": _BODY})
+
+
+class TextRequests:
+    """Bounds the requests to /tokenize and /detokenize that are worked on, apart from those that generate."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self.count = 0
+
+    @contextmanager
+    def enter(self) -> Iterator[None]:
+        """Count a request while the context is entered. Raises NotReadyError (503, `overloaded`)."""
+        if self.count >= self._limit:
+            message = f"The server is at capacity: {self.count} requests to /tokenize or /detokenize wait or run."
+            raise NotReadyError(message, retry_after_s=1)
+        self.count += 1
+        try:
+            yield
+        finally:
+            self.count -= 1

@@ -1,0 +1,302 @@
+"""Deltas from a Generator to an Ingress over a separate connection."""
+
+import asyncio
+import logging
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mpt_serve.deployments import delta_link
+from mpt_serve.deployments.delta_link import DeltaLink, DeltaLinks
+from mpt_serve.deployments.delta_receiver import Delivery, DeltaReceiver
+from mpt_serve.deployments.delta_wire import LinkAddress, Unpacker, decode, encode
+from mpt_serve.engine.request import Delta, TokenLogprobs
+from mpt_serve.errors import EngineClosedError
+
+LOOPBACK = "127.0.0.1"
+
+
+def delta(*ids: int, end: bool = False, index: int = 0) -> Delta:
+    return Delta(ids, "length" if end else None, None, 3, index=index)
+
+
+class Pair:
+    """Both ends of a link, and the deltas that have come."""
+
+    def __init__(self) -> None:
+        self.receiver = DeltaReceiver()
+        self.aborted: list[tuple[str, int | None, str]] = []
+        self.links = DeltaLinks(lambda *call: self.aborted.append(call))
+        self.received: list[Delta] = []
+        self.ended_choices: list[int] = []
+
+    def delivery(self, choices: Sequence[int] = (0,), stopped: frozenset[int] = frozenset()) -> Delivery:
+        return Delivery(choices, self.received.append, stopped, self.ended_choices.append)
+
+    async def link(self) -> DeltaLink:
+        address = await self.receiver.address(0)
+        assert address is not None
+        link = await self.links.to(address)
+        assert link is not None
+        return link
+
+
+@asynccontextmanager
+async def pair() -> AsyncIterator[Pair]:
+    both = Pair()
+    both.receiver.start(LOOPBACK)
+    try:
+        yield both
+    finally:
+        for link in both.links._open:
+            link.close()
+        both.receiver.close()
+        await asyncio.sleep(0)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+def test_every_field_of_a_delta_arrives() -> None:
+    entry = TokenLogprobs(-0.5, 2, ((7, -0.25), (8, -0.5)))
+    full = Delta((5, 6), "stop", 6, 9, 4, "text", 3, (entry, replace(entry, top=())), (None, entry))
+    (frame,) = _frames(encode([(11, full), (12, delta(1, index=2))]))
+    assert [values[0] for values in frame] == [11, 12]
+    assert [decode(values) for values in frame] == [full, delta(1, index=2)]
+
+
+def _frames(data: bytes) -> list[Any]:
+    unpacker = Unpacker()
+    unpacker.feed(data)
+    return list(unpacker)
+
+
+def test_a_step_of_all_requests_is_one_frame() -> None:
+    steps, streams = 20, 32
+
+    async def scenario() -> list[int]:
+        async with pair() as both:
+            link = await both.link()
+            requests = [link.open(number, f"r{number}", 1) for number in range(streams)]
+            sizes: list[int] = []
+            link._socket = _Counting(link._socket, sizes)  # type: ignore[assignment]
+            for step in range(steps):
+                for request in requests:
+                    request.post(delta(step))
+                both.links.flush()
+            return sizes
+
+    assert len(asyncio.run(scenario())) == steps
+
+
+class _Counting:
+    """A socket that notes what it sends."""
+
+    def __init__(self, plain: socket.socket, sizes: list[int]) -> None:
+        self._plain = plain
+        self._sizes = sizes
+
+    def send(self, data: bytes) -> int:
+        self._sizes.append(len(data))
+        return self._plain.send(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._plain, name)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 3)), min_size=1, max_size=8), st.booleans())
+def test_nothing_is_lost_or_reordered(requests: list[tuple[int, int]], slow: bool) -> None:
+    async def scenario() -> list[dict[int, list[int]]]:
+        async with pair() as both:
+            link = await both.link()
+            outputs: list[dict[int, list[int]]] = [{} for _ in requests]
+            deliveries = []
+            linked = []
+            for output, (_, choices) in zip(outputs, requests, strict=True):
+
+                def take(item: Delta, output: dict[int, list[int]] = output) -> None:
+                    output.setdefault(item.index, []).extend(item.token_ids)
+
+                delivery = Delivery(range(choices), take, frozenset(), both.ended_choices.append)
+                deliveries.append(delivery)
+                delivery.number = len(linked)
+                both.receiver._deliveries[delivery.number] = delivery
+                linked.append(link.open(delivery.number, f"r{len(linked)}", choices))
+
+            def engine() -> None:
+                for position in range(max(length for length, _ in requests)):
+                    for request, (length, choices) in zip(linked, requests, strict=True):
+                        for index in range(choices if position < length else 0):
+                            request.post(delta(position, end=position == length - 1, index=index))
+                    both.links.flush()
+
+            thread = threading.Thread(target=engine)
+            if slow:  # the engine is far ahead before the Ingress reads
+                for connection in both.receiver._connections.values():
+                    connection._transport.pause_reading()  # type: ignore[union-attr]
+            thread.start()
+            if slow:
+                await asyncio.to_thread(thread.join)
+                for connection in both.receiver._connections.values():
+                    connection._transport.resume_reading()  # type: ignore[union-attr]
+            async with asyncio.timeout(30):
+                await asyncio.gather(*(delivery.ended for delivery in deliveries))
+                await asyncio.gather(*(request.ended for request in linked))
+            await asyncio.to_thread(thread.join)
+            return outputs
+
+    expected = [{index: list(range(length)) for index in range(choices)} for length, choices in requests]
+    assert asyncio.run(scenario()) == expected
+
+
+def test_deltas_are_merged_while_the_ingress_does_not_read() -> None:
+    steps = 3000
+
+    async def scenario() -> list[Delta]:
+        async with pair() as both:
+            link = await both.link()
+            link._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            with both.receiver.receive(delivery := both.delivery()):
+                request = link.open(delivery.number, "r", 1)
+                (connection,) = both.receiver._connections.values()
+                connection._transport.pause_reading()  # type: ignore[union-attr]
+                for step in range(steps):
+                    request.post(delta(*[step] * 500, end=step == steps - 1))
+                    link.flush()
+                assert link._blocked
+                connection._transport.resume_reading()  # type: ignore[union-attr]
+                async with asyncio.timeout(60):
+                    await delivery.ended
+            return both.received
+
+    received = asyncio.run(scenario())
+    assert len(received) < steps
+    assert [token for item in received for token in item.token_ids] == [s for s in range(steps) for _ in range(500)]
+
+
+def test_both_ends_notice_a_lost_connection() -> None:
+    async def scenario() -> None:
+        async with pair() as both:
+            link = await both.link()
+            with both.receiver.receive(delivery := both.delivery()):
+                request = link.open(delivery.number, "r", 1)
+                request.post(delta(5))
+                link.flush()
+                await until(lambda: len(both.received) == 1)
+                (connection,) = both.receiver._connections.values()
+                connection.close()
+                with pytest.raises(EngineClosedError):
+                    await delivery.ended
+                with pytest.raises(EngineClosedError):
+                    await request.ended
+            with pytest.raises(EngineClosedError):
+                link.open(9, "r", 1)
+            assert await both.link() is not link  # the next request gets a new one
+
+    asyncio.run(scenario())
+
+
+def test_a_request_whose_link_was_lost_before_it_was_known_fails() -> None:
+    async def scenario() -> None:
+        async with pair() as both:
+            link = await both.link()
+            link.close()
+            await until(lambda: not both.receiver._connections)
+            both.receiver.bind(delivery := both.delivery(), link.id)
+            with pytest.raises(EngineClosedError):
+                await delivery.ended
+
+    asyncio.run(scenario())
+
+
+def test_requests_and_choices_are_ended_over_the_link() -> None:
+    async def scenario() -> None:
+        async with pair() as both:
+            link = await both.link()
+            stopped: set[int] = set()
+            delivery = Delivery((0, 1), lambda item: stopped.update([1]), stopped, both.ended_choices.append)
+            with both.receiver.receive(delivery):
+                request = link.open(delivery.number, "r", 2)
+                both.receiver.bind(delivery, link.id)
+                request.post(delta(5))
+                link.flush()
+                await until(lambda: bool(both.aborted))
+                delivery.abort()
+                await until(lambda: len(both.aborted) == 2)
+            assert both.aborted == [("r", 1, "stop"), ("r", None, "cancelled")]
+            assert not both.ended_choices  # no call of Serve's
+
+    asyncio.run(scenario())
+
+
+def test_what_a_reader_raises_ends_its_request_alone() -> None:
+    async def scenario() -> None:
+        async with pair() as both:
+            link = await both.link()
+
+            def fail(item: Delta) -> None:
+                raise KeyError("reader")
+
+            failing = Delivery((0,), fail, frozenset(), both.ended_choices.append)
+            with both.receiver.receive(failing), both.receiver.receive(other := both.delivery()):
+                for delivery in (failing, other):
+                    link.open(delivery.number, "r", 1).post(delta(5, end=True))
+                link.flush()
+                with pytest.raises(KeyError, match="reader"):
+                    await failing.ended
+                await other.ended
+
+    asyncio.run(scenario())
+
+
+def test_a_stranger_is_not_accepted(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        async with pair() as both:
+            address = await both.receiver.address(0)
+            assert address is not None
+            with caplog.at_level(logging.WARNING, "ray.serve"):
+                assert await both.links.to(replace(address, secret=b"?" * 32)) is None
+            assert not both.receiver._connections
+
+    asyncio.run(scenario())
+
+
+def test_without_a_connection_deltas_are_left_to_serve(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(delta_link, "_RETRY_PAUSE_S", 0.0)
+
+    async def scenario() -> None:
+        with socket.socket() as unused:
+            unused.bind((LOOPBACK, 0))  # nobody listens
+            address = LinkAddress(LOOPBACK, unused.getsockname()[1], b"x" * 32, 0)
+            links = DeltaLinks(lambda *_: None)
+            assert await links.to(address) is None
+        await asyncio.sleep(0.01)
+        assert not links._links  # it is tried again later
+
+    with caplog.at_level(logging.WARNING, "ray.serve"):
+        asyncio.run(scenario())
+
+
+def test_what_ray_encrypts_does_not_go_over_a_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_USE_TLS", "1")
+
+    async def scenario() -> None:
+        receiver = DeltaReceiver()
+        assert await receiver.address(0) is None  # not started
+        receiver.start(LOOPBACK)
+        assert await receiver.address(0) is None
+
+    asyncio.run(scenario())
