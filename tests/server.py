@@ -89,27 +89,26 @@ for config, status in json.load(sys.stdin):
 class ServerProcess:
     """One `serve run`; a context manager that leaves no process behind.
 
-    file: the configuration. Ray's own files go to a new folder with a short name, as its sockets need.
-    program: `serve` or `mpt-serve`.
-    variables: of the environment, beside the usual ones.
+    file: the configuration. command: `serve`, or `mpt-serve`. Ray's own files go to a new folder with a short name, as
+    its sockets need. variables: of the environment, beside the usual ones.
     """
 
     def __init__(
         self,
         file: Path,
         port: int,
-        program: str = "serve",
         *,
+        command: str = "serve",
         guarded: bool = True,
         variables: Mapping[str, str] | None = None,
     ) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self._folder = Path(tempfile.mkdtemp(prefix="mpt-", dir="/tmp"))
         self._log = self._folder / "serve.log"
-        command = [str(Path(sys.executable).with_name(program)), "run", file.name]
+        program = str(Path(sys.executable).with_name(command))
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                command,
+                [program, "run", file.name],
                 cwd=file.parent,
                 env={**environment(self._folder, guarded=guarded), **(variables or {})},
                 stdin=subprocess.DEVNULL,
@@ -123,15 +122,15 @@ class ServerProcess:
         cls,
         config: Mapping[str, Any],
         folder: Path,
-        program: str = "serve",
         *,
+        command: str = "serve",
         guarded: bool = True,
         variables: Mapping[str, str] | None = None,
     ) -> "ServerProcess":
         """Write the configuration into `folder` and start it."""
         file = folder / "serve_config.yaml"
         file.write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
-        return cls(file, config["http_options"]["port"], program, guarded=guarded, variables=variables)
+        return cls(file, config["http_options"]["port"], command=command, guarded=guarded, variables=variables)
 
     def output(self) -> str:
         """Return what the program has written so far."""

@@ -19,6 +19,7 @@ from mpt_serve.deployments.delta_mailbox import DeltaMailbox
 from mpt_serve.deployments.delta_wire import LinkAddress
 from mpt_serve.deployments.logs import log_through_serve
 from mpt_serve.deployments.numbers_watch import NumbersWatch
+from mpt_serve.deployments.version import Version
 from mpt_serve.deployments.watchdog import ReplicaReport
 from mpt_serve.engine.request import Delta
 from mpt_serve.engine.sampling_params import SamplingParams
@@ -65,6 +66,7 @@ class Generator:
     def __init__(self, settings: Settings) -> None:
         log_through_serve()
         self._replica, self._actor = _replica_names()
+        self._version = Version.of(settings)
         self._engine, self._grammars = _load(settings)
         self._links = DeltaLinks(self._engine.cancel)
         self._engine.on_delivered = self._links.flush
@@ -156,6 +158,10 @@ class Generator:
         except asyncio.CancelledError:  # the thread cannot be stopped, but what it submits can
             submitted.add_done_callback(withdraw)
             raise
+
+    def record_replica_metadata(self) -> dict[str, str]:
+        """Return what Serve tells other replicas about this one."""
+        return self._version.metadata()
 
     async def stats(self) -> dict[str, Any]:
         """Return the engine's `EngineStats` as a dictionary, readable without JAX, with the name of this `replica`."""

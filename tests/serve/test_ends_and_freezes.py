@@ -34,7 +34,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> I
     }
     deployments = [{"name": "Generator", "num_replicas": 2, "ray_actor_options": {"num_cpus": 0}}]
     config = serve_config(args, free_port(), deployments)
-    with ServerProcess.of(config, tmp_path_factory.mktemp("server"), "mpt-serve") as server:
+    with ServerProcess.of(config, tmp_path_factory.mktemp("server"), command="mpt-serve") as server:
         server.wait_ready()
         deadline = time.monotonic() + 120
         while len(httpx.get(f"{server.url}/stats", timeout=30).json()["replicas"]) < 2:

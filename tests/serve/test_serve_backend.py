@@ -14,7 +14,10 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from mpt_serve.deployments import generator_replicas
 from mpt_serve.deployments.admission import Admission
 from mpt_serve.deployments.generator_replicas import GeneratorReplicas
+from mpt_serve.deployments.readiness import Waiting
+from mpt_serve.deployments.replica_updates import ReplicaUpdates
 from mpt_serve.deployments.serve_backend import ServeBackend
+from mpt_serve.deployments.version import Version
 from mpt_serve.deployments.watchdog import Watchdog
 from mpt_serve.engine.request import Delta
 from mpt_serve.engine.sampling_params import SamplingParams
@@ -130,7 +133,8 @@ def continuing(until: int | None = None) -> Script:
 def backend(generator: FakeGenerator, max_requests: int = 8, capacity: int = 8, tokenizer: Any = None) -> ServeBackend:
     info = ModelInfo(id="m", created=0, max_model_len=64, vocab_len=300)
     handles: Any = (None, tokenizer, generator)
-    served = ServeBackend(info, *handles, Admission(max_requests, 1000))
+    admission, waiting = Admission(max_requests, 1000), Waiting(1.0, max_requests)
+    served = ServeBackend(info, *handles, admission, ReplicaUpdates(()), Version("s", "m"), waiting)
     served.queue.resize(capacity)
     return served
 
