@@ -443,7 +443,7 @@ class FakeTokenizer:
         self.outcomes = list(outcomes)
         self.encode = SimpleNamespace(remote=self._encode)
 
-    async def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+    async def _encode(self, text: str, add_special_tokens: bool, parse_special_tokens: bool) -> list[int]:
         outcome = self.outcomes.pop(0)
         if isinstance(outcome, Exception):
             raise outcome
