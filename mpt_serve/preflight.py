@@ -26,7 +26,7 @@ from mpt_serve.configuration.serve_schema import check_file, check_serve_config,
 from mpt_serve.configuration.settings import Settings
 from mpt_serve.engine.memory import plan_cache
 from mpt_serve.resources import Machine, resource_problems
-from mpt_serve.text.chat_template import ChatTemplate, ChatTemplateError, MissingChatTemplateError
+from mpt_serve.text.chat_template import ChatTemplate, ChatTemplateError
 from mpt_serve.text.tokenizer import TextTokenizer, TokenizerError
 
 __all__ = ["ModelReport", "check_config_file", "check_deployment", "check_model"]
@@ -143,14 +143,11 @@ def _check_text(folder: Path, settings: Settings, report: ModelReport) -> None:
         return
     try:
         ChatTemplate.from_folder(folder, settings.chat_template, tokenizer).close()
-    except MissingChatTemplateError:
-        if settings.chat_template is None:
-            report.notes.append("the model has no chat template: /v1/chat/completions will refuse requests")
     except (ChatTemplateError, TokenizerError, OSError, UnicodeDecodeError) as error:
-        if settings.chat_template is not None:
+        if settings.chat_template is None:  # the model completes text nevertheless
+            report.notes.append(f"chat is not available: {error}")
+        elif settings.chat_template != "none":
             report.problems.append(Problem(("chat_template",), str(error)))
-        else:  # the model completes text nevertheless
-            report.notes.append(f"chat is not available with the model's own template: {error}")
 
 
 def _check_fit(config: MptConfig, settings: Settings, report: ModelReport) -> None:

@@ -104,7 +104,7 @@ def test_a_model_whose_own_template_is_faulty_completes_text(folder: Path) -> No
     (folder / "chat_template.jinja").write_text("{% if %}")
     report = check_model(Settings(model=str(folder)))
     assert report.problems == []
-    assert any("chat is not available with the model's own template" in note for note in report.notes)
+    assert any("chat is not available: the chat template failed" in note for note in report.notes)
 
 
 def test_a_node_without_the_weights_may_build(folder: Path) -> None:
@@ -161,5 +161,5 @@ def test_check_finds_it_and_run_does_not_start(
     file = config_file(tmp_path, folder, {}, chat_template="chatml")
     for command in ("check", "run"):
         assert cli.main([command, file]) == 2
-        assert "line 11: applications[0].args.chat_template: the chat template writes" in capsys.readouterr().err
+        assert "line 13: applications[0].args.chat_template: the chat template writes" in capsys.readouterr().err
     assert cli.main(["check", "--for-cluster", file]) == 0
