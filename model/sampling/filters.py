@@ -40,9 +40,9 @@ def filter_and_sample(
 ) -> Array:
     """Sample one id per row from what the filters leave: logits [S, V], the rest [S] -> [S] int32.
 
-    greedy: the id of the largest logit; it is the result where that logit is infinite. uniform: in [0, 1).
+    greedy: the id of the largest logit, or negative; it is the result where that logit is infinite. uniform: in [0, 1).
     """
-    top = jnp.take_along_axis(logits, greedy[:, None], axis=1)
+    top = jnp.take_along_axis(logits, jnp.maximum(greedy, 0)[:, None], axis=1)
     # Subtracting first keeps tiny temperatures finite. Greedy rows are computed too; their result is not used.
     scaled = (logits - top) / jnp.maximum(temperature, jnp.finfo(jnp.float32).tiny)[:, None]  # [S, V], <= 0
     threshold = _filter(scaled, top_k, top_p, min_p)

@@ -1,8 +1,8 @@
 """Log probabilities of sampled ids and of the most likely ones: the model's own, before any sampling parameter.
 
 They are the float32 log-softmax of the raw logits over all V ids, padding of the vocabulary included. nan counts as
--inf, so that nothing becomes nan: an infinite logit shares all probability with its equals, and where every logit is
--inf all ids are equally likely.
+-inf: an infinite logit shares all probability with its equals. Where every logit is -inf there is no distribution, and
+every log probability is nan.
 """
 
 from typing import NamedTuple
@@ -71,6 +71,7 @@ def _log_probabilities(logits: Array, ids: Array, vocab_limit: int, max_logprobs
     chosen = jnp.take_along_axis(logits, jnp.maximum(wanted, 0), axis=1)
     top = jnp.max(logits, axis=1, keepdims=True)
     log_total = jnp.log(row_sums(jnp.exp(_below(logits, top))))[:, None]
+    log_total = jnp.where(top == -jnp.inf, jnp.nan, log_total)  # no logit is a number, and no log probability either
     # One expression for the id and for the list: they hold the very same number.
     logprobs = jnp.where(wanted < 0, -jnp.inf, _below(chosen, top) - log_total)
     rank = 1 + jnp.sum(logits > chosen[:, :1], axis=1, dtype=jnp.int32)

@@ -16,8 +16,9 @@ takes its share of what top_k left, before min_p, and so keeps more ids than her
 both libraries cut ties by the order of their sort; this code keeps them.
 
 Where no id is allowed, the row takes its largest raw logit below the vocabulary limit instead; an id from the limit on
-is never sampled. nan counts as -inf; a row without any number takes id 0. A row's result depends on its own logits,
-parameters, mask and slot state alone: not on the other rows, nor on their number.
+is never sampled. nan counts as -inf; a row whose logits below the limit are all nan or -inf takes the id `NO_NUMBER`:
+the computation is broken, and nothing can be sampled. A row's result depends on its own logits, parameters, mask and
+slot state alone: not on the other rows, nor on their number.
 
 Each sampled id uses one uniform number from a counter: Threefry-2x32 keyed with the seed, at (choice index, position of
 the token). It does not depend on the batch, on preemption, on how prefill was chunked, or on a restart.
@@ -35,7 +36,10 @@ from model.sampling.batch import PROMPT, SamplerState, SamplingKernels
 from model.sampling.filters import filter_and_sample, first_largest, mask_impossible
 from model.sampling.logprobs import Logprobs, log_probabilities
 
-__all__ = ["choose_ids", "sample", "set_slot_state"]
+__all__ = ["NO_NUMBER", "choose_ids", "sample", "set_slot_state"]
+
+NO_NUMBER = -1
+"""In place of an id: the logits hold no number."""
 
 
 def set_slot_state(state: SamplerState, slot: Array, counts: Array, bias: Array) -> SamplerState:
@@ -58,7 +62,7 @@ def sample(
     max_logprobs: int,
     kernel: SamplingKernels | None = None,
 ) -> tuple[Array, Logprobs, SamplerState]:
-    """Sample one id per row, always below vocab_limit.
+    """Sample one id per row, always below vocab_limit; `NO_NUMBER` where the row's logits hold no number.
 
     logits [S, V] float32; masks [S, ceil(V / 32)] uint32, bit i of word w allows id 32 w + i -> ids [S] int32, their
     log probabilities, and the state with each id written to its row's write_slot.
@@ -68,8 +72,9 @@ def sample(
     batch = batch._replace(slot=jnp.clip(batch.slot, 0, state.counts.shape[0] - 1))
     choose = choose_ids if kernel is None else kernel.choose_ids
     ids = choose(logits, batch, masks, state.counts, state.bias, uniform, vocab_limit)
-    logprobs = log_probabilities(logits, ids, batch.num_logprobs, vocab_limit, max_logprobs, kernel)
-    return ids, logprobs, _write(state, batch, ids)
+    known = jnp.maximum(ids, 0)  # steps in flight compute with it until the host has read that there is none
+    logprobs = log_probabilities(logits, known, batch.num_logprobs, vocab_limit, max_logprobs, kernel)
+    return ids, logprobs, _write(state, batch, known)
 
 
 def _write(state: SamplerState, batch: SamplingBatch, ids: Array) -> SamplerState:
@@ -99,12 +104,18 @@ def choose_ids(
     greedy = first_largest(logits)
     nothing_left = jnp.take_along_axis(logits, greedy[:, None], axis=1)[:, 0] == -jnp.inf
     greedy = lax.cond(
-        jnp.any(nothing_left), lambda: jnp.where(nothing_left, first_largest(raw), greedy), lambda: greedy
+        jnp.any(nothing_left), lambda: jnp.where(nothing_left, _largest_number(raw), greedy), lambda: greedy
     )
     random = batch.temperature > 0
     filters = (batch.temperature, batch.top_k, batch.top_p, batch.min_p)
     sampled = lax.cond(jnp.any(random), lambda: filter_and_sample(logits, greedy, *filters, uniform), lambda: greedy)
     return jnp.where(random, sampled, greedy)
+
+
+def _largest_number(logits: Array) -> Array:
+    """Return the lowest id among the largest logits, [S, V] -> [S] int32; NO_NUMBER where all are -inf."""
+    ids = first_largest(logits)
+    return jnp.where(jnp.take_along_axis(logits, ids[:, None], axis=1)[:, 0] == -jnp.inf, NO_NUMBER, ids)
 
 
 def _transform(

@@ -16,6 +16,12 @@ class Limits(SettingsGroup):
         default=600.0,
         description="Seconds from a request's first byte to its response's last; then it ends with an error 504.",
     )
+    replica_wait_s: Seconds = Field(
+        default=60.0,
+        description="Seconds that a request waits for a replica while the last one is being replaced (after a crash,"
+        " or by a new version where two do not fit at once); then it is refused with 503 `loading`. A server that has"
+        " never been ready refuses at once.",
+    )
     first_token_wait_s: Seconds = Field(
         default=15.0,
         description="Seconds after which a stream begins without its first token, so that no proxy takes it for dead;"

@@ -56,6 +56,12 @@ class Settings(SettingsGroup):
         description="`chatml` (MPT chat models), `dolly` (MPT instruct models), the path of a .jinja file, the text of"
         " a template, or `none`. Unset: the checkpoint's own template.",
     )
+    chat_special_tokens: Literal["text", "parse"] = Field(
+        default="text",
+        description="What control tokens such as `<|im_end|>` in the messages of a chat become. `text`: ordinary text,"
+        " so that no message can end its turn or begin another one. `parse`: control tokens, as those that the template"
+        " writes; only for clients that may write every turn.",
+    )
     max_model_len: ModelLen = None
     engine: EngineSettings = Field(
         default_factory=EngineSettings, description="Scheduling and memory of a Generator replica."

@@ -1,6 +1,7 @@
 """The Ingress deployment: HTTP in, HTTP out."""
 
 import asyncio
+import logging
 import time
 from pathlib import Path
 
@@ -18,13 +19,21 @@ from mpt_serve.configuration.settings import Settings
 from mpt_serve.deployments.admission import Admission
 from mpt_serve.deployments.logs import log_through_serve
 from mpt_serve.deployments.metrics import exposition
+from mpt_serve.deployments.readiness import Waiting
+from mpt_serve.deployments.replica_end import follow_replica_end, graceful_shutdown_timeout_s
+from mpt_serve.deployments.replica_updates import ReplicaUpdates
+from mpt_serve.deployments.same_model_router import SameModelRouter
 from mpt_serve.deployments.serve_backend import ServeBackend
+from mpt_serve.deployments.takeover import Takeover
+from mpt_serve.deployments.version import Version
 from mpt_serve.openai.app import create_app
 from mpt_serve.openai.backend import ModelInfo
 from mpt_serve.text.chat_template import ChatTemplate, MissingChatTemplateError
 from mpt_serve.text.tokenizer import TextTokenizer
 
-__all__ = ["Ingress"]
+__all__ = ["Ingress", "chat_refusal"]
+
+logger = logging.getLogger(__name__)
 
 
 @serve.ingress()
@@ -37,23 +46,54 @@ class Ingress:
         text = TextTokenizer.from_folder(folder)
         limits = settings.limits
         self._limits = limits
+        self._version = Version.of(settings)
+        SameModelRouter.model = self._version.model  # of the handles' routers in this process
+        updates = ReplicaUpdates(["Ingress", "Tokenizer", "Generator"])
+        self._takeover = Takeover("Ingress", ["Tokenizer", "Generator"], self._version, updates)
         self._backend = ServeBackend(
-            _model_info(settings, text, _has_chat_template(folder, settings, text)),
+            _model_info(settings, text, chat_refusal(folder, settings, text)),
             text,
             tokenizer,
             generator,
             Admission(limits.max_waiting_requests, limits.max_waiting_prompt_tokens),
+            updates,
+            self._version,
+            Waiting(limits.replica_wait_s, limits.max_waiting_requests),
+            settings.engine.reply_timeout_s,
         )
-        self._watch: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
-    def __serve_build_asgi_app__(self) -> ASGIApp:
-        """Return the application; Serve calls this on its event loop after the constructor."""
-        self._watch = asyncio.get_running_loop().create_task(self._backend.watch.run())
+    def record_replica_metadata(self) -> dict[str, str]:
+        """Return what Serve tells other replicas about this one."""
+        return self._version.metadata()
+
+    async def __serve_build_asgi_app__(self) -> ASGIApp:
+        """Return the application when it may take requests; Serve calls this on its event loop after the constructor.
+
+        By then the readiness is known, so that a replica that takes over from another refuses no request for that.
+        """
         self._backend.listen(ray.util.get_node_ip_address())
+        await self._takeover.wait()
+        watch = self._backend.watch
+        watch.has_served = self._takeover.replaces
+        await watch.check()
+        background = (watch.run(), self._backend.watchdog.run(), follow_replica_end(self._backend.drain))
+        self._tasks = [asyncio.get_running_loop().create_task(work) for work in background]
         app = create_app(self._backend, self._limits)
         app.router.routes.append(Route("/stats", self._stats, methods=["GET"]))
         app.router.routes.append(Route("/metrics", self._metrics, methods=["GET"]))
-        return app
+        return self._backend.drain.following(app)
+
+    async def begin_drain(self) -> float:
+        """Refuse new requests, and return the seconds after which those that run will have ended."""
+        seconds = graceful_shutdown_timeout_s()
+        self._backend.drain.refuse()
+        self._backend.drain.end_within(seconds)
+        return seconds
+
+    async def num_responses(self) -> int:
+        """Return how many HTTP requests have not been answered to the end."""
+        return self._backend.drain.responses
 
     async def _stats(self, request: Request) -> JSONResponse:
         """Respond with the counters of every Generator replica as JSON, for operators and tests."""
@@ -64,15 +104,17 @@ class Ingress:
         return Response(exposition(await self._backend.stats()), media_type=CONTENT_TYPE_LATEST)
 
 
-def _has_chat_template(folder: Path, settings: Settings, text: TextTokenizer) -> bool:
+def chat_refusal(folder: Path, settings: Settings, text: TextTokenizer) -> str | None:
+    """Return why the model takes no conversations; None if it does."""
     try:
         ChatTemplate.from_folder(folder, settings.chat_template, text).close()
-    except MissingChatTemplateError:
-        return False
-    return True
+    except MissingChatTemplateError as error:
+        logger.warning("Chat is disabled: %s", error)
+        return str(error)
+    return None
 
 
-def _model_info(settings: Settings, text: TextTokenizer, has_chat_template: bool) -> ModelInfo:
+def _model_info(settings: Settings, text: TextTokenizer, chat_refusal: str | None) -> ModelInfo:
     return ModelInfo(
         id=settings.model_name,
         created=int(time.time()),
@@ -81,6 +123,6 @@ def _model_info(settings: Settings, text: TextTokenizer, has_chat_template: bool
         root=Path(settings.model).name
         if Path(settings.model).is_dir()
         else settings.model,  # paths on the server stay private
-        has_chat_template=has_chat_template,
+        chat_refusal=chat_refusal,
         max_chars_per_token=text.max_chars_per_token,
     )

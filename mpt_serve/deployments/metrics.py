@@ -76,6 +76,11 @@ METRICS = (
     ),
     EngineMetric("mpt_serve_compilations_total", "compilations", "Programs compiled while serving; 0 with pre_compile"),
     EngineMetric(
+        "mpt_serve_choices_without_numbers_total",
+        "without_numbers",
+        "Choices that ended with an error because the model's logits held no finite number",
+    ),
+    EngineMetric(
         "mpt_serve_finished_choices_total",
         "finished",
         "Choices that ended; `cancelled`: the client disconnected, or the request had reached its stop strings",

@@ -7,6 +7,10 @@ from mpt_serve.configuration.model_folder import tokenizer_folder
 from mpt_serve.configuration.settings import Settings
 from mpt_serve.deployments.encoding_lanes import EncodingLanes
 from mpt_serve.deployments.logs import log_through_serve
+from mpt_serve.deployments.replica_updates import ReplicaUpdates
+from mpt_serve.deployments.takeover import Takeover
+from mpt_serve.deployments.version import Version
+from mpt_serve.text.chat_prompt import ChatEncoder
 from mpt_serve.text.chat_template import ChatTemplate, Message, MissingChatTemplateError
 from mpt_serve.text.tokenizer import TextTokenizer
 
@@ -18,18 +22,41 @@ class Tokenizer:
 
     def __init__(self, settings: Settings) -> None:
         log_through_serve()
+        self._version = Version.of(settings)
+        self._takeover: Takeover | None = Takeover(
+            "Tokenizer", ["Generator"], self._version, ReplicaUpdates(["Tokenizer", "Generator"])
+        )
         folder = tokenizer_folder(settings.model)
         self._tokenizer = TextTokenizer.from_folder(folder)
         self._lanes = EncodingLanes(self._tokenizer)
         self._missing: str | None = None
+        source = ""
         try:
-            self._template = ChatTemplate.from_folder(folder, settings.chat_template, self._tokenizer)
+            template = ChatTemplate.from_folder(folder, settings.chat_template, self._tokenizer)
+            self._chat = ChatEncoder(template, self._tokenizer, settings.chat_special_tokens)
+            source = template.source
         except MissingChatTemplateError as error:
             self._missing = str(error)
+        self._control = self._tokenizer.control_tokens(source)
+        self._plain_lanes = EncodingLanes(TextTokenizer(self._control.renamed))  # for them control tokens are text
 
-    async def encode(self, text: str, add_special_tokens: bool = True) -> Sequence[int]:
-        """Return the text's ids. Raises RequestError, BusyError."""
-        return await self._lanes.encode(text, add_special_tokens)
+    def record_replica_metadata(self) -> dict[str, str]:
+        """Return what Serve tells other replicas about this one."""
+        return self._version.metadata()
+
+    async def check_health(self) -> None:
+        """Wait, in Serve's first call, until this replica may take over from those of other settings."""
+        if self._takeover is not None:
+            await self._takeover.wait()
+            self._takeover = None
+
+    async def encode(
+        self, text: str, add_special_tokens: bool = True, parse_special_tokens: bool = True
+    ) -> Sequence[int]:
+        """Return the text's ids; see `TextTokenizer.encode`. Raises RequestError, BusyError."""
+        if parse_special_tokens:
+            return await self._lanes.encode(text, add_special_tokens)
+        return self._control.original_ids(await self._plain_lanes.encode(text, add_special_tokens))
 
     async def encode_chat(
         self, messages: Sequence[Message], add_generation_prompt: bool = True, continue_final_message: bool = False
@@ -37,6 +64,7 @@ class Tokenizer:
         """Return the ids of the conversation, rendered by the model's chat template. Raises ChatTemplateError."""
         if self._missing is not None:
             raise MissingChatTemplateError(self._missing)
-        render = self._template.render
+        render = self._chat.render
         prompt = await asyncio.to_thread(render, messages, add_generation_prompt, continue_final_message)
-        return await self._lanes.encode(prompt, add_special_tokens=False)  # the template writes its own
+        # The template writes its own special tokens.
+        return await self.encode(prompt, add_special_tokens=False, parse_special_tokens=not self._chat.renames)

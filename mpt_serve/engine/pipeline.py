@@ -11,9 +11,10 @@ import numpy.typing as npt
 from jax import Array
 
 from model.sampling.batch import PROMPT
+from model.sampling.sampler import NO_NUMBER
 from mpt_serve.engine.prefill_limit import PrefillLimit
 from mpt_serve.engine.programs import SCORED
-from mpt_serve.engine.request import Request
+from mpt_serve.engine.request import NO_NUMBERS_MESSAGE, Request
 from mpt_serve.engine.runner import PreparedStep
 from mpt_serve.engine.scheduler import Scheduler
 from mpt_serve.engine.speculative import Drafter
@@ -220,7 +221,9 @@ class Pipeline:
         scores = [(request, first, SampledIds.read(packed), count) for request, first, count, packed in step.scores]
         self._measure(step.rows)
         for request, first, scored, count in scores:
-            if first == len(request.prompt_logprobs):
+            if not scored.has_numbers(0, count):
+                self._end_without_numbers(request, result)
+            elif first == len(request.prompt_logprobs):
                 request.prompt_logprobs += scored.logprobs(0, count, request.params.prompt_logprobs or 0)
         self._accept(step.rows.rows, sampled, result)
 
@@ -236,7 +239,12 @@ class Pipeline:
 
     def _accept(self, rows: Sequence[Row], sampled: SampledIds, result: TurnResult) -> None:
         begins = dict(zip(map(id, rows), np.cumsum([0, *(row.samples for row in rows)]).tolist(), strict=False))
-        for row, count in self._scheduler.accept(rows, sampled.ids(sum(row.samples for row in rows))):
+        ids = sampled.ids(sum(row.samples for row in rows))
+        if min(ids, default=0) < 0:
+            for row in rows:
+                if NO_NUMBER in ids[begins[id(row)] :][: row.samples]:
+                    self._end_without_numbers(row.request, result)
+        for row, count in self._scheduler.accept(rows, ids):
             request = row.request
             if not count and request.finish_reason is None:
                 continue
@@ -250,6 +258,14 @@ class Pipeline:
             result.outputs.append(StepOutput(request, token_ids, logprobs, request.finish_reason))
             self._advance_grammar(request, token_ids, result)
 
+    def _end_without_numbers(self, request: Request, result: TurnResult) -> None:
+        """End a request for which the model computes logits without a number."""
+        if request.finish_reason is None:
+            logger.error("%s: %s", request.request_id, NO_NUMBERS_MESSAGE)
+            self._scheduler.counters.without_numbers += 1
+            self._scheduler.finish(request, "error")
+            result.failures.append(StepFailure(request, NO_NUMBERS_MESSAGE))
+
     def _advance_grammar(self, request: Request, token_ids: Sequence[int], result: TurnResult) -> None:
         if request.token_masks is None or request.finish_reason is not None:
             return
@@ -261,7 +277,8 @@ class Pipeline:
 
     def _fail(self, request: Request, error: Exception, result: TurnResult) -> None:
         """End a request whose grammar cannot continue within its limits of work or memory."""
-        logger.warning("%s: its grammar failed: %s", request.request_id, error)
+        logger.warning("%s: its grammar failed (%s)", request.request_id, type(error).__name__)
+        logger.debug("the grammar's error", exc_info=error)  # with the client's text
         self._scheduler.finish(request, "error")
         # Other errors are bugs of this program, and their texts are for the log alone.
         known = isinstance(error, RequestError)

@@ -14,6 +14,11 @@ AbortReason = Literal["stop", "cancelled"]  # why a caller ends a request
 
 POSITIONS_PER_PRIORITY = 16
 
+NO_NUMBERS_MESSAGE = (
+    "the model's logits for this request hold no finite number, so nothing can be sampled: its weights or its"
+    " computation are broken"
+)
+
 
 def queue_order(arrival: int, priority: int) -> tuple[int, int]:
     """Return a request's sort key in the queue, the smallest first.

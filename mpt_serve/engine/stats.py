@@ -15,6 +15,8 @@ class EngineStats:
     prompt_tokens, cached_tokens: of prompts, and of those that were found in the cache rather than computed; a prompt
     counts once, however many choices it has.
     drafted_tokens, accepted_tokens: of speculative decoding.
+    without_numbers: choices ended because the model's logits held no finite number; also among those `finished` with an
+    error.
     finished: choices ended, by finish reason; those that a caller ended at a stop string are 'stop'.
     error: why the engine stopped, None while it works.
     notes: where the engine deviates from its settings (a shortened context), as sentences.
@@ -33,6 +35,7 @@ class EngineStats:
     accepted_tokens: int
     preemptions: int
     compilations: int
+    without_numbers: int
     finished: dict[FinishReason, int]
     error: str | None
     notes: tuple[str, ...]
@@ -48,6 +51,7 @@ class RequestCounters:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     generated_tokens: int = 0
+    without_numbers: int = 0
     finished: dict[FinishReason, int] = field(
         default_factory=lambda: {"stop": 0, "length": 0, "cancelled": 0, "error": 0}
     )

@@ -32,9 +32,13 @@ class SampledIds:
         return cls(np.asarray(packed))
 
     def ids(self, count: int) -> list[int]:
-        """Return the first `count` ids."""
+        """Return the first `count` ids; `NO_NUMBER` in place of one that could not be sampled."""
         ids: list[int] = self.words[:count, 0].tolist()
         return ids
+
+    def has_numbers(self, begin: int, end: int) -> bool:
+        """Return whether the log probabilities of the samples [begin, end) are numbers."""
+        return not np.isnan(self.words[begin:end, 1].view(np.float32)).any()
 
     def logprobs(self, begin: int, end: int, num_top: int) -> list[TokenLogprobs]:
         """Return the log probabilities of the samples [begin, end), with `num_top` of the likeliest ids each."""

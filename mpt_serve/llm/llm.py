@@ -23,6 +23,7 @@ from mpt_serve.llm.progress import with_progress
 from mpt_serve.llm.prompts import Conversation, Prompt, PromptEncoder, PromptLike, as_conversations, as_prompts
 from mpt_serve.structured_outputs.compiler import GrammarCompiler, LazyGrammarCompiler
 from mpt_serve.structured_outputs.spec import GrammarSpec
+from mpt_serve.text.chat_prompt import SpecialTokens
 from mpt_serve.text.text_stream import TextStream
 from mpt_serve.text.tokenizer import TextTokenizer
 
@@ -59,12 +60,15 @@ class LLM:
         draft_model: str | Path | None = None,
         tokenizer: TextTokenizer | None = None,
         chat_template: str | None = None,
+        chat_special_tokens: SpecialTokens = "text",
     ) -> Self:
         """Load a checkpoint and its tokenizer, and start an engine for it.
 
         vocab_limit, eos_token_ids: None takes the tokenizer's, where there is one.
         tokenizer: instead of the checkpoint's own; without either, prompts and outputs are token ids alone.
         chat_template: 'chatml', 'dolly', a template's text or file; None takes the checkpoint's.
+        chat_special_tokens: what control tokens in messages become, 'text' or, as in the template, control tokens with
+            'parse'.
         The other parameters are those of `Engine.from_pretrained`. Raises also `TokenizerError` for a damaged
         tokenizer.
         """
@@ -85,7 +89,7 @@ class LLM:
             quantization_cache_dir,
             draft_model,
         )
-        return cls(engine, PromptEncoder(tokenizer, folder, chat_template))
+        return cls(engine, PromptEncoder(tokenizer, folder, chat_template, chat_special_tokens))
 
     @property
     def tokenizer(self) -> TextTokenizer | None:

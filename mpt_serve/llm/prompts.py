@@ -9,6 +9,7 @@ from pathlib import Path
 from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.errors import RequestError
 from mpt_serve.structured_outputs.spec import GrammarSpec
+from mpt_serve.text.chat_prompt import ChatEncoder, SpecialTokens
 from mpt_serve.text.chat_template import ChatTemplate, Message, MissingChatTemplateError
 from mpt_serve.text.tokenizer import TextTokenizer
 
@@ -30,16 +31,22 @@ class PromptEncoder:
 
     tokenizer: None where there is none; what needs one then raises `RequestError`.
     folder: the checkpoint's, with its chat template. chat_template: as in `ChatTemplate.from_folder`.
+    chat_special_tokens: what control tokens in messages become; see `ChatEncoder`.
     """
 
     def __init__(
-        self, tokenizer: TextTokenizer | None, folder: Path | None = None, chat_template: str | None = None
+        self,
+        tokenizer: TextTokenizer | None,
+        folder: Path | None = None,
+        chat_template: str | None = None,
+        chat_special_tokens: SpecialTokens = "text",
     ) -> None:
         self.tokenizer = tokenizer
         self._folder = folder
         self._setting = chat_template
         self._lock = threading.Lock()
-        self._template: ChatTemplate | None = None
+        self._special_tokens = chat_special_tokens
+        self._chat: ChatEncoder | None = None
 
     def require_tokenizer(self, purpose: str) -> TextTokenizer:
         """Return the tokenizer. Raises `RequestError` where there is none."""
@@ -61,22 +68,22 @@ class PromptEncoder:
     def encode_chat(self, messages: Conversation) -> list[int]:
         """Return the ids of a conversation that the model continues. Raises ChatTemplateError."""
         tokenizer = self.require_tokenizer("a conversation")
-        prompt = self._chat_template(tokenizer).render(messages)
-        return tokenizer.encode(prompt, add_special_tokens=False)  # the template writes its own
+        return self._chat_encoder(tokenizer).encode(messages)
 
     def close(self) -> None:
         """End the chat template's process, if there is one; it is started again when needed."""
         with self._lock:
-            if self._template is not None:
-                self._template.close()
+            if self._chat is not None:
+                self._chat.close()
 
-    def _chat_template(self, tokenizer: TextTokenizer) -> ChatTemplate:
+    def _chat_encoder(self, tokenizer: TextTokenizer) -> ChatEncoder:
         with self._lock:
-            if self._template is None:
+            if self._chat is None:
                 if self._folder is None:
                     raise MissingChatTemplateError("chat templates come with checkpoints: see LLM.from_pretrained")
-                self._template = ChatTemplate.from_folder(self._folder, self._setting, tokenizer)
-            return self._template
+                template = ChatTemplate.from_folder(self._folder, self._setting, tokenizer)
+                self._chat = ChatEncoder(template, tokenizer, self._special_tokens)
+            return self._chat
 
 
 def as_prompts(prompts: PromptLike | Sequence[PromptLike]) -> Sequence[PromptLike]:

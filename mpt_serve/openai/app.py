@@ -3,7 +3,7 @@
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.routing import BaseRoute, Route
+from starlette.routing import Route
 
 from mpt_serve.configuration.limits import Limits
 from mpt_serve.openai.backend import Backend
@@ -15,6 +15,7 @@ from mpt_serve.openai.errors import on_http_exception
 from mpt_serve.openai.gate import Gate
 from mpt_serve.openai.health import get_version, health, ready
 from mpt_serve.openai.models import get_model, list_models
+from mpt_serve.openai.request_log import RequestLog
 from mpt_serve.openai.server_context import ServerContext
 from mpt_serve.openai.tokenize import detokenize, tokenize
 
@@ -24,16 +25,21 @@ __all__ = ["create_app"]
 def create_app(backend: Backend, limits: Limits | None = None) -> Starlette:
     """Return the application that serves a backend's model."""
     limits = limits or Limits()
+    routes = _routes(ServerContext(backend, limits))
     app = Starlette(
-        routes=_routes(ServerContext(backend, limits)),
-        middleware=[Middleware(Gate, retry_after_s=backend.retry_after_s), Middleware(Envelope, limits=limits)],
+        routes=routes,
+        middleware=[
+            Middleware(Gate, retry_after_s=backend.retry_after_s),
+            Middleware(RequestLog, paths=[route.path for route in routes]),
+            Middleware(Envelope, limits=limits),
+        ],
         exception_handlers={HTTPException: on_http_exception},
     )
     app.router.redirect_slashes = False  # one spelling per path, so that a proxy's rule for it cannot be evaded
     return app
 
 
-def _routes(context: ServerContext) -> list[BaseRoute]:
+def _routes(context: ServerContext) -> list[Route]:
     return [
         Route("/v1/completions", GenerationEndpoint(context, prepare_completion), methods=["POST"]),
         Route("/v1/chat/completions", GenerationEndpoint(context, prepare_chat), methods=["POST"]),

@@ -23,7 +23,7 @@ class ModelInfo:
     max_model_len: int  # tokens of prompt and output together; 0 while the model loads and it is not known
     vocab_len: int  # ids in [0, vocab_len) have a token; others are refused in prompts
     root: str | None = None  # the checkpoint of the model; None shows the id
-    has_chat_template: bool = False
+    chat_refusal: str | None = None  # why it takes no conversations; None: it does
     max_chars_per_token: int | None = None  # no token stands for more characters; None: no bound before tokenizing
 
 
@@ -79,8 +79,8 @@ class Backend(Protocol):
     def tokenizer(self) -> TextTokenizer:
         """Return the model's tokenizer, for what is made of generated ids."""
 
-    async def encode(self, text: str, add_special_tokens: bool) -> Sequence[int]:
-        """Return the text's ids."""
+    async def encode(self, text: str, add_special_tokens: bool, parse_special_tokens: bool) -> Sequence[int]:
+        """Return the text's ids; see `TextTokenizer.encode`."""
 
     async def encode_chat(
         self, messages: Sequence[Message], add_generation_prompt: bool, continue_final_message: bool
@@ -107,4 +107,7 @@ class Backend(Protocol):
         """
 
     async def readiness(self) -> Readiness:
-        """Return whether a request would be served now; called for every request, so it answers from memory."""
+        """Return whether a request would be served now, from memory."""
+
+    async def wait_ready(self) -> Readiness:
+        """Return the readiness for a request that can wait: while replicas are replaced, after a bounded wait."""

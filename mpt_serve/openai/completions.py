@@ -118,6 +118,6 @@ async def _tokenize(context: ServerContext, request: CompletionRequest) -> Seque
     async def ids(prompt: Prompt) -> Sequence[int]:
         if not isinstance(prompt, str):
             return prompt
-        return await context.backend.encode(prompt, request.add_special_tokens)
+        return await context.backend.encode(prompt, request.add_special_tokens, request.parse_special_tokens)
 
     return await asyncio.gather(*map(ids, request.prompt))

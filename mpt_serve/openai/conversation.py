@@ -10,14 +10,10 @@ __all__ = ["tokenize_conversation"]
 
 
 async def tokenize_conversation(context: ServerContext, request: ConversationRequest) -> Sequence[int]:
-    """Render and tokenize a conversation. Raises InvalidValueError if the model has no chat template."""
-    if not context.backend.model.has_chat_template:
-        raise InvalidValueError(
-            "This model has no chat template, so it takes no conversations: use /v1/completions, or set the server's"
-            " setting 'chat_template' to a format ('chatml' for the MPT chat models, 'dolly' for the MPT instruct"
-            " models, or a .jinja file).",
-            param="messages",
-        )
+    """Render and tokenize a conversation. Raises InvalidValueError if the model has no usable chat template."""
+    refusal = context.backend.model.chat_refusal
+    if refusal is not None:
+        raise InvalidValueError(f"This model takes no conversations: {refusal}.", param="messages")
     messages = request.template_messages
     context.require_bounded((message["content"] for message in messages), "messages")
     return await context.backend.encode_chat(messages, request.generation_prompt, request.continue_final_message)

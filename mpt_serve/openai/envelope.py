@@ -42,7 +42,7 @@ class Envelope:
             self._check_headers(scope)
             await self._app(scope, receive, send_watched)
         except ClientDisconnect:
-            logger.info("%s: the client disconnected", request_id)
+            logger.debug("%s: the client disconnected", request_id)
         except Exception as error:
             if started:  # too late for another status; the server closes the connection
                 raise

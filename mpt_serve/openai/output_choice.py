@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from mpt_serve.engine.request import Delta, TokenLogprobs
+from mpt_serve.engine.request import NO_NUMBERS_MESSAGE, Delta, TokenLogprobs
 from mpt_serve.openai.errors import InternalServerError, ShuttingDownError
 from mpt_serve.text.text_stream import TextStream
 
@@ -89,6 +89,8 @@ class OutputChoice:
     def advance(self, delta: Delta) -> ChoicePart:
         """Return the piece that the engine's next delta adds. Raises an ApiError if the engine gave the request up."""
         if delta.finish_reason == "error":
+            if delta.message == NO_NUMBERS_MESSAGE:  # the engine has logged it
+                raise InternalServerError(f"{NO_NUMBERS_MESSAGE[0].upper()}{NO_NUMBERS_MESSAGE[1:]}.")
             logger.error("the engine failed a request: %s", delta.message)
             raise InternalServerError
         if delta.finish_reason == "cancelled":

@@ -40,9 +40,9 @@ class ServerContext:
             message = f"The requested model does not exist; the served model is '{self.backend.model.id}'."
             raise ModelNotFoundError(message, param="model")
 
-    async def require_ready(self) -> None:
-        """Raise NotReadyError while requests cannot be served."""
-        readiness = await self.backend.readiness()
+    async def require_ready(self, wait: bool = True) -> None:
+        """Raise NotReadyError while requests cannot be served; with `wait`, only if a bounded wait does not help."""
+        readiness = await (self.backend.wait_ready() if wait else self.backend.readiness())
         if not readiness.ready:
             message = readiness.reason or "The server cannot take requests now."
             raise NotReadyError(message, code=readiness.code, retry_after_s=readiness.retry_after_s)
@@ -66,11 +66,11 @@ class ServerContext:
         )
 
     def ignored_fields_header(self, unknown: Iterable[str]) -> Mapping[str, str]:
-        """Return the header that names unknown fields, and log a warning for each, once in the life of the process."""
+        """Return the header that names unknown fields, and log each at DEBUG, once in the life of the process."""
         names = [name for name in unknown if _PLAIN_NAME.fullmatch(name)]
         shown = names[:_MAX_NAMES] + (["..."] if len(names) > _MAX_NAMES or not set(unknown) <= set(names) else [])
         new = [name for name in names[:_MAX_NAMES] if name not in self._warned]
         if new and len(self._warned) < _MAX_REMEMBERED:
             self._warned.update(new)
-            logger.warning("ignored unknown request fields: %s", ", ".join(new))
+            logger.debug("ignored unknown request fields: %s", ", ".join(new))
         return {"x-mpt-ignored-fields": ", ".join(shown)} if shown else {}

@@ -42,7 +42,7 @@ async def _text_ids(context: ServerContext, body: Mapping[str, Any]) -> tuple[Se
     context.require_model(request.model)
     await context.require_ready()
     context.require_bounded([request.prompt], "prompt")
-    ids = await context.backend.encode(request.prompt, request.add_special_tokens)
+    ids = await context.backend.encode(request.prompt, request.add_special_tokens, request.parse_special_tokens)
     return ids, TokenizeRequest.unknown_fields(body)
 
 

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Literal, TypedDict
 
 from mpt_serve.text.template_process import TemplateProcess, TemplateRenderError
-from mpt_serve.text.tokenizer import TextTokenizer, read_json_object, token_text
+from mpt_serve.text.tokenizer import CHATML_MARKERS, TextTokenizer, read_json_object, token_text
 
-__all__ = ["BUILT_IN_TEMPLATES", "ChatTemplate", "ChatTemplateError", "Message", "MissingChatTemplateError"]
+__all__ = ["BUILT_IN_TEMPLATES", "ChatTemplate", "ChatTemplateError", "Message", "MissingChatTemplateError", "Role"]
 
 MAX_TEMPLATE_CHARS = 128 * 1024
-CHATML_MARKERS = ("<|im_start|>", "<|im_end|>")
 
 # The newline belongs after <|im_end|>: the chat models were trained on it there.
 _CHATML = """\
@@ -42,6 +41,11 @@ _DOLLY = """\
 {%- endif -%}
 """
 
+_REMEDY = (
+    "Set chat_template to 'chatml' (for the MPT chat models), 'dolly' (for the MPT instruct models) or the path of a"
+    " .jinja file; for a base model use /v1/completions"
+)
+
 BUILT_IN_TEMPLATES = {"chatml": _CHATML, "dolly": _DOLLY}
 
 
@@ -50,13 +54,16 @@ class ChatTemplateError(ValueError):
 
 
 class MissingChatTemplateError(ChatTemplateError):
-    """The model has no chat template: it can complete text, but not continue conversations."""
+    """The model has no usable chat template: it can complete text, but not continue conversations."""
+
+
+Role = Literal["system", "user", "assistant"]
 
 
 class Message(TypedDict):
     """One message of a conversation."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Role
     content: str
 
 
@@ -82,16 +89,25 @@ class ChatTemplate:
 
         setting: a built-in name (`chatml`, `dolly`), the path of a .jinja file or the text of a template. None takes
             the folder's chat_template.jinja, or else the chat_template in tokenizer_config.json; `none` takes nothing.
-        Raises MissingChatTemplateError if there is none, and ChatTemplateError if the template cannot render a plain
-        question or the tokenizer lacks the ChatML tokens that the template writes.
+        Raises MissingChatTemplateError if there is none or it cannot render a plain question, or if the checkpoint's
+        own writes ChatML tokens that the tokenizer lacks. Raises ChatTemplateError for a setting that names no
+        template, or one of ChatML where the tokenizer lacks its tokens.
         """
         folder = Path(path)
         config = read_json_object(folder / "tokenizer_config.json")
         source = _from_setting(setting) if setting is not None else _from_checkpoint(folder, config)
         if any(marker in source for marker in CHATML_MARKERS):
-            _require_chatml_tokens(source, tokenizer or TextTokenizer.from_folder(folder))
-        template = cls(source, token_text(config.get("bos_token")), token_text(config.get("eos_token")))
-        template.render([Message(role="user", content="Hi")])  # fail now, not at the first request
+            try:
+                _require_chatml_tokens(source, tokenizer or TextTokenizer.from_folder(folder))
+            except ChatTemplateError as error:
+                if setting is not None:
+                    raise
+                raise MissingChatTemplateError(str(error)) from None  # text can be completed without it
+        try:
+            template = cls(source, token_text(config.get("bos_token")), token_text(config.get("eos_token")))
+            template._try_out()
+        except ChatTemplateError as error:
+            raise MissingChatTemplateError(f"{error}. {_REMEDY}") from error
         return template
 
     def render(
@@ -115,6 +131,14 @@ class ChatTemplate:
         if mark not in prompt:
             raise ChatTemplateError("continue_final_message needs a template that writes the last message's content")
         return prompt.rpartition(mark)[0] if mark else prompt
+
+    def _try_out(self) -> None:
+        """Render a plain question, to fail now rather than at the first request. Raises ChatTemplateError."""
+        try:
+            self.render([Message(role="user", content="Hi")])
+        except ChatTemplateError:
+            self.close()
+            raise
 
     def close(self) -> None:
         """End the rendering process; the next `render` starts another one."""
@@ -140,16 +164,18 @@ def _from_setting(setting: str) -> str:
 def _from_checkpoint(folder: Path, config: dict[str, object]) -> str:
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        try:
+            return file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise MissingChatTemplateError(
+                f"the model's {file.name} is not UTF-8 ({error.reason}). {_REMEDY}"
+            ) from None
     source = config.get("chat_template")
     if isinstance(source, list):  # several named templates
         named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
         source = named.get("default")
     if not isinstance(source, str):
-        raise MissingChatTemplateError(
-            "this model has no chat template. Set chat_template to 'chatml' (for the MPT chat models), 'dolly' (for the"
-            " MPT instruct models) or the path of a .jinja file; for a base model use /v1/completions"
-        )
+        raise MissingChatTemplateError(f"this model has no chat template. {_REMEDY}")
     return source
 
 

@@ -3,14 +3,18 @@
 import json
 import os
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
+from mpt_serve.text.control_tokens import ControlTokens
 from mpt_serve.text.token_bytes import TokenBytes, TokenizerError
 
 __all__ = ["TextTokenizer", "TokenizerError"]
+
+CHATML_MARKERS = ("<|im_start|>", "<|im_end|>")
 
 _NFC_SHRINKAGE = 4  # NFC joins at most four characters into one
 # The library would start a pool of threads for batches, and warn of it whenever the process forks; ours have one text.
@@ -33,6 +37,7 @@ class TextTokenizer:
         )
         self.max_chars_per_token = _max_chars_per_token(tokenizer, self._token_bytes)
         self.eos_token_ids = tuple(dict.fromkeys(i for i in eos_token_ids if 0 <= i < self.vocab_len))
+        self._control_tokens = cache(lambda ids: ControlTokens(tokenizer, {i: self._token_text(i) for i in ids}))
 
     @classmethod
     def from_folder(cls, path: str | Path) -> "TextTokenizer":
@@ -48,15 +53,45 @@ class TextTokenizer:
             return cls.from_folder(path)
         return None
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Return the text's ids. `<|endoftext|>` and other special tokens in the text become their special ids.
+    def encode(self, text: str, add_special_tokens: bool = True, parse_special_tokens: bool = True) -> list[int]:
+        """Return the text's ids.
+
+        add_special_tokens: the tokenizer adds its own, such as one that begins every text.
+        parse_special_tokens: `<|endoftext|>` and other control tokens in the text become their special ids; otherwise
+            they are ordinary text.
 
         Other threads run meanwhile: the library keeps the interpreter's lock in `encode`, but not in this call, which
         takes a third of the time as well, because it leaves out the offsets.
         """
+        if not parse_special_tokens:
+            return self.control_tokens().encode(text, add_special_tokens)
         (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         ids: list[int] = encoding.ids
         return ids
+
+    def control_tokens(self, template: str = "") -> ControlTokens:
+        """Return the tokens that direct the model rather than spell text.
+
+        These are the special ones, those that end a text, ChatML's, and other added tokens that the chat template's
+        source names.
+        """
+        return self._control_tokens(self._control_ids(template))
+
+    def _control_ids(self, template: str) -> frozenset[int]:
+        chatml = {self.token_id(marker) for marker in CHATML_MARKERS}
+        added = self._tokenizer.get_added_tokens_decoder()
+        named = {i for i, token in added.items() if token.special or i in chatml or token.content in template}
+        # The end of text may be a word of the model's vocabulary that nobody declared.
+        named |= {i for i in self.eos_token_ids if i in added or self._spells(i)}
+        return frozenset(i for i in named if self._token_text(i).strip())
+
+    def _spells(self, token_id: int) -> bool:
+        """Return whether the token's own text becomes the token."""
+        return self.encode(self._token_text(token_id), add_special_tokens=False) == [token_id]
+
+    def _token_text(self, token_id: int) -> str:
+        added = self._tokenizer.get_added_tokens_decoder().get(token_id)
+        return added.content if added is not None else self._tokenizer.id_to_token(token_id) or ""
 
     @property
     def serialized(self) -> str:

@@ -19,7 +19,7 @@ from model.kernels.cpu.sampling import choose_ids, log_probabilities
 from model.params.sampling_batch import SamplingBatch
 from model.sampling.batch import PROMPT, SamplerState, SamplingKernels, init_sampler_state
 from model.sampling.logprobs import Logprobs, prompt_logprobs
-from model.sampling.sampler import _uniform, sample, set_slot_state
+from model.sampling.sampler import NO_NUMBER, _uniform, sample, set_slot_state
 
 MAX_LOGPROBS = 20
 
@@ -251,12 +251,28 @@ def test_where_nothing_is_allowed_the_largest_logit_is_taken(temperature: float,
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
-def test_broken_logits_still_give_an_id_of_the_vocabulary(temperature: float, poison: float) -> None:
+def test_logits_without_a_number_give_none_and_others_an_id_of_the_vocabulary(
+    temperature: float, poison: float
+) -> None:
     one, everywhere = LOGITS.copy(), np.full(VOCAB, poison, np.float32)
     one[5] = poison
-    for logits in (one, everywhere):
-        ids = draw(logits, LIMIT, temperature=temperature, top_k=3, top_p=0.9, bias={5: -math.inf}, repetition=2.0)
+    everywhere[LIMIT:] = 1.0  # ids that are never sampled do not help
+    wanted = {"temperature": temperature, "top_k": 3, "top_p": 0.9, "bias": {5: -math.inf}, "repetition": 2.0}
+    for changes in (wanted, {"temperature": temperature}):
+        ids = draw(one, LIMIT, **changes)
         assert ((ids >= 0) & (ids < LIMIT)).all()
+        ids = draw(everywhere, LIMIT, **changes)
+        assert ((ids >= 0) & (ids < LIMIT)).all() if poison == math.inf else (ids == NO_NUMBER).all()
+
+
+def test_a_row_without_numbers_leaves_an_id_of_the_vocabulary_in_its_slot() -> None:
+    logits = np.stack([np.full(VOCAB, math.nan, np.float32), LOGITS])
+    batch = batch_of(2, temperature=0.0)._replace(write_slot=jnp.arange(2, dtype=jnp.int32))
+    masks, state = np.zeros((2, 2), np.uint32), init_sampler_state(2, VOCAB)
+    ids, _, state = sample_jit(logits, batch, masks, state, LIMIT, MAX_LOGPROBS, kernel)
+    best = LOGITS[:LIMIT].argmax()
+    assert ids.tolist() == [NO_NUMBER, best]
+    assert state.last_tokens.tolist() == [0, best]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -401,11 +417,11 @@ def test_log_probabilities_of_logits_that_are_no_numbers() -> None:
     ids = np.array([2, 3, 1, 0], np.int32)
     found: Logprobs = prompt_logprobs_jit(logits, ids, 3, MAX_LOGPROBS, kernel)
     softmax = [math.log(1 / (1 + math.exp(-1))), math.log(1 / (1 + math.exp(1)))]
-    np.testing.assert_allclose(found.logprob, [softmax[0], math.log(0.5), math.log(0.25), math.log(0.25)], rtol=1e-6)
+    np.testing.assert_allclose(found.logprob, [softmax[0], math.log(0.5), nan, nan], rtol=1e-6)
     assert found.rank.tolist() == [1, 1, 1, 1]
     assert found.top_ids[:, :4].tolist() == [[2, 0, 1, -1], [0, 1, 2, -1], [0, 1, 2, -1], [0, 1, 2, -1]]
-    quarter = [math.log(0.25)] * 3 + [-inf]
-    expected = [[*softmax, -inf, -inf], [math.log(0.5), -inf, -inf, -inf], quarter, quarter]
+    none = [nan] * 3 + [-inf]
+    expected = [[*softmax, -inf, -inf], [math.log(0.5), -inf, -inf, -inf], none, none]
     np.testing.assert_allclose(found.top_logprobs[:, :4], expected, rtol=1e-6)
     assert (found.top_ids[:, 4:] == -1).all()
     assert (found.top_logprobs[:, 4:] == -inf).all()

@@ -35,7 +35,6 @@ MODEL = ModelInfo(
     created=1_700_000_000,
     max_model_len=256,
     vocab_len=257,
-    has_chat_template=True,
     max_chars_per_token=13,
 )
 
@@ -75,8 +74,8 @@ class FakeBackend:
     def __post_init__(self) -> None:
         self.tokenizer = byte_tokenizer()
 
-    async def encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens)
+    async def encode(self, text: str, add_special_tokens: bool, parse_special_tokens: bool) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens, parse_special_tokens)
 
     async def encode_chat(
         self, messages: Sequence[Message], add_generation_prompt: bool, continue_final_message: bool
@@ -85,6 +84,9 @@ class FakeBackend:
         return self.tokenizer.encode(text + ("[assistant]" if add_generation_prompt else ""))
 
     async def readiness(self) -> Readiness:
+        return self.state
+
+    async def wait_ready(self) -> Readiness:
         return self.state
 
     def retry_after_s(self) -> float | None:

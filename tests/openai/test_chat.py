@@ -152,6 +152,7 @@ def test_a_conversation_that_is_cut_to_what_fits_leaves_a_quarter_to_the_output(
         ({"echo": True}, "echo"),
         ({"chat_template": "{{ 1 }}"}, "chat_template"),
         ({"chat_template_kwargs": {"a": 1}}, "chat_template_kwargs"),
+        ({"parse_special_tokens": True}, "parse_special_tokens"),
     ],
 )
 def test_bad_conversations_are_refused_by_name(http: httpx.Client, body: dict[str, Any], param: str) -> None:
@@ -182,7 +183,7 @@ def test_unknown_fields_of_messages_are_named(http: httpx.Client) -> None:
 
 
 def test_model_without_template_names_the_setting(http: httpx.Client, backend: FakeBackend) -> None:
-    backend.model = replace(backend.model, has_chat_template=False)
+    backend.model = replace(backend.model, chat_refusal="it has no chat template. Set 'chat_template' to 'chatml'")
     response = chat(http)
     assert response.status_code == 400
     assert "'chat_template'" in response.json()["error"]["message"]

@@ -11,7 +11,7 @@ from fake_backend import FakeBackend
 from loopback_server import Server, serving
 
 from mpt_serve.configuration.limits import Limits
-from mpt_serve.engine.request import Delta
+from mpt_serve.engine.request import NO_NUMBERS_MESSAGE, Delta
 from mpt_serve.errors import EngineClosedError, RequestError
 from mpt_serve.openai.errors import NotReadyError
 
@@ -152,6 +152,14 @@ class TestEngineFailure:
         response = http.post("/v1/completions", json={**BODY, "stream": True})
         assert (response.status_code, response.json()["error"]["code"]) == (status, code)
         assert "/srv" not in response.text
+
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_broken_numbers_are_named(self, http: httpx.Client, backend: FakeBackend, stream: bool) -> None:
+        backend.fail_after = 0
+        backend.failure = Delta((), "error", None, 3, message=NO_NUMBERS_MESSAGE)
+        response = http.post("/v1/completions", json={**BODY, "stream": stream})
+        assert (response.status_code, response.json()["error"]["code"]) == (500, "internal_error")
+        assert "logits for this request hold no finite number" in response.json()["error"]["message"]
 
     def test_failure_midway_is_an_event_and_ends_the_other_prompts(
         self, http: httpx.Client, backend: FakeBackend

@@ -69,6 +69,14 @@ class TestTokenize:
         response = http.post("/tokenize", json={"prompt": "a", "x": 1})
         assert response.headers["x-mpt-ignored-fields"] == "x"
 
+    def test_control_tokens_are_parsed_unless_the_request_says_otherwise(self, shared_http: httpx.Client) -> None:
+        body = {"prompt": "a<|endoftext|>", "parse_special_tokens": False}
+        assert shared_http.post("/tokenize", json={**body, "parse_special_tokens": True}).json()["count"] == 2
+        assert shared_http.post("/tokenize", json=body).json()["count"] == 14
+        completion = shared_http.post("/v1/completions", json=body).json()
+        assert completion["usage"]["prompt_tokens"] == 14
+        assert completion["choices"][0]["text"] == "a<|endoftext|>"
+
     @settings(max_examples=30)
     @given(text=st.text(max_size=50))
     def test_detokenize_is_the_way_back(self, shared_http: httpx.Client, text: str) -> None:
@@ -117,7 +125,26 @@ def test_each_unknown_field_is_logged_once_and_no_value_ever(
     with caplog.at_level(logging.DEBUG, logger="mpt_serve"):
         for _ in range(2):
             http.post("/v1/completions", json={"prompt": "\x1b[31msecret", "user": "secret", "once\x1b": 1, "twice": 1})
-    assert [record.getMessage() for record in caplog.records] == ["ignored unknown request fields: twice"]
+    named = [(r.levelno, r.getMessage()) for r in caplog.records if r.name.endswith("server_context")]
+    assert named == [(logging.DEBUG, "ignored unknown request fields: twice")]
+    assert "secret" not in caplog.text
+
+
+def test_each_request_but_polls_has_one_line(http: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="mpt_serve"):
+        http.post("/v1/completions", json={"prompt": "secret"}, headers={"x-request-id": "mine"})
+        http.post("/v1/completions", json={"prompt": 1}, headers={"x-request-id": "bad"})
+        http.get("/secret?secret", headers={"x-request-id": "lost"})
+        http.request("PROPFIND", "/v1/models", headers={"x-request-id": "odd"})
+        for poll in ("/health", "/ready", "/version"):
+            http.get(poll)
+    lines = [record.getMessage().rsplit(" in ", 1)[0] for record in caplog.records]
+    assert lines == [
+        "mine: POST /v1/completions 200",
+        "bad: POST /v1/completions 400",
+        "lost: GET (other path) 404",
+        "odd: (other method) /v1/models 405",
+    ]
 
 
 def test_docs_are_what_the_tables_say() -> None:

@@ -64,7 +64,7 @@ def test_responses_are_the_applications_own(served: Served) -> None:
     assert streamed(url) == whole["choices"][0]["text"]
     missing = httpx.get(f"{url}/nothing", headers={"x-request-id": "r1"}, timeout=30)
     assert (missing.status_code, missing.headers["x-request-id"]) == (404, "r1")
-    assert missing.json()["error"]["type"] == "invalid_request_error"
+    assert missing.json()["error"]["type"] == "not_found_error"
     assert httpx.post(f"{url}/v1/completions", json={**BODY, "model": "no"}, timeout=30).status_code == 404
     assert "cannot be reached" not in served.server.output()  # deltas come over links
 

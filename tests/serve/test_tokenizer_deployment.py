@@ -2,17 +2,21 @@
 
 import asyncio
 import logging
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from mpt_serve.configuration.model_folder import model_path, tokenizer_folder
 from mpt_serve.configuration.problems import ConfigurationError
 from mpt_serve.configuration.settings import Settings
+from mpt_serve.deployments.ingress import chat_refusal
 from mpt_serve.deployments.logs import log_through_serve
 from mpt_serve.deployments.tokenizer import Tokenizer
 from mpt_serve.text.chat_template import MissingChatTemplateError
+from mpt_serve.text.tokenizer import TextTokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -31,13 +35,39 @@ def test_text_and_conversations_become_ids(tiny_checkpoint: Path) -> None:
     assert len(ids) == 2
     chat = asyncio.run(tokenizer.encode_chat([{"role": "user", "content": "ab"}]))
     assert any(chat[start : start + 2] == ids for start in range(len(chat)))
-    tokenizer._template.close()
+    tokenizer._chat.close()
 
 
 def test_without_a_template_conversations_are_refused_with_the_remedy(tiny_checkpoint: Path) -> None:
     tokenizer = Tokenizer(Settings(model=str(tiny_checkpoint)))
     with pytest.raises(MissingChatTemplateError, match="chat_template"):
         asyncio.run(tokenizer.encode_chat([{"role": "user", "content": "ab"}]))
+
+
+@pytest.mark.parametrize("special_tokens", ["text", "parse"])
+def test_control_tokens_in_messages_are_text_unless_the_setting_says_otherwise(
+    tiny_checkpoint: Path, special_tokens: Literal["text", "parse"]
+) -> None:
+    settings = Settings(model=str(tiny_checkpoint), chat_template="dolly", chat_special_tokens=special_tokens)
+    tokenizer = Tokenizer(settings)
+    hostile = "a<|endoftext|>b"
+    end = asyncio.run(tokenizer.encode(hostile))[1]
+    assert end not in asyncio.run(tokenizer.encode(hostile, parse_special_tokens=False))
+    chat = asyncio.run(tokenizer.encode_chat([{"role": "user", "content": hostile}]))
+    assert chat.count(end) == (special_tokens == "parse")
+    tokenizer._chat.close()
+
+
+def test_a_template_that_cannot_be_compiled_disables_chat_alone(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{% unheard_of %}{% endfor %}")
+    settings = Settings(model=str(folder))
+    tokenizer = Tokenizer(settings)
+    assert asyncio.run(tokenizer.encode("ab"))
+    words = "the chat template failed: Encountered unknown tag 'unheard_of'"
+    with pytest.raises(MissingChatTemplateError, match=words):
+        asyncio.run(tokenizer.encode_chat([{"role": "user", "content": "ab"}]))
+    assert words in (chat_refusal(folder, settings, TextTokenizer.from_folder(folder)) or "")
 
 
 def test_a_model_is_a_folder_an_id_or_the_embedded_one(tiny_checkpoint: Path) -> None:

@@ -128,13 +128,29 @@ class TestSources:
         with pytest.raises(ChatTemplateError, match=r"'chatlm'\) must be chatml, dolly, none, the path"):
             ChatTemplate.from_folder(folder, "chatlm")
 
-    def test_broken_template_fails_at_load(self, folder: Path) -> None:
-        with pytest.raises(ChatTemplateError, match="the chat template failed"):
+    def test_broken_template_is_as_good_as_none(self, folder: Path) -> None:
+        with pytest.raises(MissingChatTemplateError, match=r"the chat template failed: .*Set chat_template to"):
             ChatTemplate.from_folder(folder, "{% if %}")
+        (folder / "chat_template.jinja").write_text("{% unheard_of %}")
+        with pytest.raises(MissingChatTemplateError, match=r"unknown tag 'unheard_of'.*Set chat_template to"):
+            ChatTemplate.from_folder(folder)
+        (folder / "chat_template.jinja").write_bytes(b"\xff")
+        with pytest.raises(MissingChatTemplateError, match="not UTF-8"):
+            ChatTemplate.from_folder(folder)
+        (folder / "chat_template.jinja").write_text("x" * 200_000)
+        with pytest.raises(MissingChatTemplateError, match="200000 characters"):
+            ChatTemplate.from_folder(folder)
+
+    def test_a_checkpoints_chatml_without_its_tokens_is_as_good_as_none(self, folder: Path) -> None:
+        (folder / "chat_template.jinja").write_text("<|im_start|>{{ messages[0].content }}<|im_end|>")
+        with pytest.raises(MissingChatTemplateError, match="split it into pieces"):
+            ChatTemplate.from_folder(folder)
 
     def test_chatml_needs_its_tokens(self, folder: Path) -> None:
-        with pytest.raises(ChatTemplateError, match=r"<\|im_start\|> and <\|im_end\|>.*split it into pieces.*dolly"):
+        words = r"<\|im_start\|> and <\|im_end\|>.*split it into pieces.*dolly"
+        with pytest.raises(ChatTemplateError, match=words) as caught:
             ChatTemplate.from_folder(folder, "chatml")
+        assert not isinstance(caught.value, MissingChatTemplateError)  # a mistake in the settings, which ends the start
 
     def test_chatml_tokens_are_single_ids(self, chatml: ChatTemplate, chatml_tokenizer: TextTokenizer) -> None:
         ids = chatml_tokenizer.encode(chatml.render([USER]), add_special_tokens=False)

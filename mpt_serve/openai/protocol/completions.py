@@ -75,6 +75,10 @@ class CompletionRequest(SamplingRequest):
     model: ModelId = None
     prompt: Prompts = Field(description="What the text continues. Several prompts make several choices.")
     add_special_tokens: bool = Field(True, description="Let the tokenizer add its own special tokens to text prompts.")
+    parse_special_tokens: bool = Field(
+        True,
+        description="Control tokens such as `<|endoftext|>` in text prompts become their ids; `false`: ordinary text.",
+    )
     max_tokens: int | None = Field(
         None,
         ge=0,

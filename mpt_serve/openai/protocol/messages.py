@@ -94,6 +94,7 @@ class ConversationRequest(RequestModel):
 
     refused: ClassVar[tuple[Refused, ...]] = (
         Refused("chat_template", "templates come from the checkpoint or the server's setting chat_template"),
+        Refused("parse_special_tokens", "the server's setting chat_special_tokens decides it for conversations"),
         Refused("chat_template_kwargs", "templates take no variables from requests", ({},)),
         Refused("documents", "the chat formats have no documents", ([],)),
     )

@@ -19,6 +19,9 @@ class TokenizeRequest(RequestModel):
     model: ModelId = None
     prompt: Text = Field(description="The text; send `messages` instead for a conversation.")
     add_special_tokens: bool = Field(True, description="Let the tokenizer add its own special tokens.")
+    parse_special_tokens: bool = Field(
+        True, description="Control tokens such as `<|endoftext|>` in the text become their ids; `false`: ordinary text."
+    )
 
     refused: ClassVar[tuple[Refused, ...]] = (_TOKEN_STRS,)
 

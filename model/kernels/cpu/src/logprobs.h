@@ -26,6 +26,7 @@ class RowLogprobs {
     for (int64_t i = a_.limit; i < a_.V; ++i) top_ = std::max(top_, number(logits_[i]));
     const float chosen = number(logits_[std::clamp<int64_t>(a_.ids[row_], 0, a_.V - 1)]);
     a_.rank[row_] = 1 + add_up(chosen);
+    if (top_ == -INFINITY) log_total_ = NAN;  // no logit is a number, and no log probability either
     a_.logprob[row_] = logprob(chosen);
     const int64_t listed = list(groups, requested, ids, logprobs);
     std::fill(ids + listed, ids + requested, -1);

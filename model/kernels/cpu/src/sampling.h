@@ -22,7 +22,10 @@ class RowSampler {
     const float* x = changed_logits();
     const GroupMaxima groups(x, a_.limit);
     const float top = groups.largest_value(), temperature = a_.temperature[row_];
-    if (top == -INFINITY) return static_cast<int32_t>(GroupMaxima(logits_, a_.limit).largest_index());
+    if (top == -INFINITY) {
+      const GroupMaxima raw(logits_, a_.limit);
+      return raw.largest_value() == -INFINITY ? kNoNumber : static_cast<int32_t>(raw.largest_index());
+    }
     if (!(temperature > 0) || top == INFINITY) return static_cast<int32_t>(groups.largest_index());
     // Subtracting first keeps tiny temperatures finite.
     const auto scaled = [top, temperature = std::max(temperature, 1.17549435e-38f)](auto logit) {
@@ -44,6 +47,7 @@ class RowSampler {
 
  private:
   static constexpr int32_t kPrompt = 1 << 30;  // in a count: the prompt has the id
+  static constexpr int32_t kNoNumber = -1;     // the id where no logit is a number
 
   // Applies the mask, bias and penalties that the row has.
   const float* changed_logits() const {

@@ -1,0 +1,52 @@
+"""One log line for each request."""
+
+import logging
+import time
+from collections.abc import Collection
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+__all__ = ["POLLS", "RequestLog"]
+
+logger = logging.getLogger(__name__)
+
+POLLS = frozenset({"/health", "/ready", "/version", "/stats", "/metrics"})  # these come every few seconds
+_METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"})
+
+
+class RequestLog:
+    """ASGI middleware that logs each request when it has ended: at INFO, or at DEBUG if it is a poll.
+
+    paths: those of the API; others are not shown, as they are the client's text.
+    """
+
+    def __init__(self, app: ASGIApp, paths: Collection[str]) -> None:
+        self._app = app
+        self._paths = frozenset(paths) | POLLS
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.monotonic()
+        outcome = "client disconnected"
+
+        async def send_watched(message: Message) -> None:
+            nonlocal outcome
+            if message["type"] == "http.response.start":
+                outcome = str(message["status"])
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_watched)
+        finally:
+            path, method = scope["path"], scope["method"]
+            logger.log(
+                logging.DEBUG if path in POLLS else logging.INFO,
+                "%s: %s %s %s in %.3f s",
+                scope.get("state", {}).get("request_id", "-"),
+                method if method in _METHODS else "(other method)",
+                path if path in self._paths else "(other path)",
+                outcome,
+                time.monotonic() - started,
+            )
