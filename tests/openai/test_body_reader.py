@@ -106,12 +106,12 @@ def test_unfinished_bodies_do_not_stop_others() -> None:
         )
         silent = []
         with httpx.Client(base_url=server.url) as http:
-            for _ in range(100):
+            for _ in range(30):
                 silent.append(socket.create_connection(("127.0.0.1", port)))
                 silent[-1].sendall(head)
                 assert http.post("/v1/completions", json={"prompt": "a"}).status_code == 200
             assert http.get("/health").status_code == 200
-        answers = [connection.recv(4096) for connection in silent[:80]]
+        answers = [connection.recv(4096) for connection in silent[:20]]
         assert all(answer.startswith(b"HTTP/1.1 503") for answer in answers)
         assert b"connection: close" in answers[0].lower()
         for connection in silent:
