@@ -62,9 +62,12 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 async def drain_applications() -> None:
     """Refuse new requests at every Ingress, and return when all others are answered or have run out of time."""
     from ray import serve
+    from ray.serve.exceptions import RayServeException
 
-    names = list(serve.status().applications)
-    handles = [serve.get_app_handle(name) for name in names]
+    handles = []
+    for name in serve.status().applications:
+        with contextlib.suppress(RayServeException):  # it could not start: there is no Ingress
+            handles.append(serve.get_app_handle(name))
     seconds = [s for handle in handles for s in await _ask(handle, "begin_drain")]
     deadline = time.monotonic() + max(seconds, default=0.0)
     running = -1

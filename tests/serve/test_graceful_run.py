@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import ray
 from ray import serve
+from ray.serve.exceptions import RayServeException
 
 from mpt_serve import graceful_run
 from mpt_serve.graceful_run import drain_applications, ending_gracefully
@@ -98,8 +99,14 @@ def test_a_drain_waits_for_the_last_response_or_the_deadline(
     ingress = FakeIngress(seconds, 3)
     other = SimpleNamespace(broadcast=lambda method: ingress.undefined)  # not one of our applications
     handles = {"mpt": ingress, "other": other}
-    monkeypatch.setattr(serve, "status", lambda: SimpleNamespace(applications=handles))
-    monkeypatch.setattr(serve, "get_app_handle", handles.__getitem__)
+
+    def handle_of(name: str) -> Any:
+        if name == "failed":
+            raise RayServeException("The application has no ingress.")
+        return handles[name]
+
+    monkeypatch.setattr(serve, "status", lambda: SimpleNamespace(applications=[*handles, "failed"]))
+    monkeypatch.setattr(serve, "get_app_handle", handle_of)
     monkeypatch.setattr(graceful_run, "_LOOK_PERIOD_S", 0)
     monkeypatch.setattr(graceful_run, "_LAST_BYTES_S", 0)
     asyncio.run(drain_applications())
