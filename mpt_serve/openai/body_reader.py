@@ -39,11 +39,6 @@ class BodyReader:
         self._arriving: dict[_Arrival, None] = {}  # in the order of their last bytes, oldest first
         self._bytes = 0
 
-    @property
-    def arriving(self) -> int:
-        """Return the number of bodies that are being read."""
-        return len(self._arriving)
-
     async def read_json_object(self, request: Request) -> dict[str, Any]:
         """Read and parse a body.
 

@@ -10,13 +10,14 @@ import httpx
 import pytest
 from fake_backend import FakeBackend
 from loopback_server import Server, serving
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message
 from test_errors import check_error
-from test_gate import Sent, scope
+from test_gate import Sent, forever, scope
 
 from mpt_serve.configuration.limits import Limits
 from mpt_serve.openai.app import create_app
-from mpt_serve.openai.body_reader import Turns
+from mpt_serve.openai.body_reader import BodyReader, Turns
 
 PATHS = ["/v1/completions", "/tokenize"]
 
@@ -95,6 +96,23 @@ def test_the_client_that_is_silent_for_longest_loses_its_place() -> None:
         assert [(await client.ended()).status for client in (first, third)] == [200, 200]
 
     run(scenario, max_unread_bodies=2)
+
+
+def test_a_body_whose_last_bytes_have_come_is_read_though_another_takes_its_place() -> None:
+    """Both happen in one turn of the event loop, the other body's begin first."""
+
+    async def scenario() -> None:
+        reader = BodyReader(Limits(max_unread_bodies=1))
+        messages: asyncio.Queue[Message] = asyncio.Queue()
+        first = asyncio.create_task(reader.read_json_object(Request(scope("/tokenize"), messages.get)))
+        await asyncio.sleep(0)
+        second = asyncio.create_task(reader.read_json_object(Request(scope("/tokenize"), forever)))
+        messages.put_nowait(part(b'{"prompt": "a"}', more=False))
+        assert await first == {"prompt": "a"}
+        second.cancel()
+        await asyncio.gather(second, return_exceptions=True)
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
 
 
 def test_unfinished_bodies_do_not_stop_others() -> None:
