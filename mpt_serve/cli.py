@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from mpt_serve import __version__
 from mpt_serve.configuration.problems import ConfigurationError
-from mpt_serve.haproxy import haproxy_environment
 from mpt_serve.one_loop import ONE_LOOP, PROXY_GUARD
 
 __all__ = ["main"]
@@ -33,8 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check.set_defaults(run=_check)
 
     run = commands.add_parser("run", help="validate a Serve configuration, then pass it and all options to `serve run`")
-    run.usage = "mpt-serve run [-h] [--haproxy] [FILE] [OPTIONS OF serve run]"
-    run.add_argument("--haproxy", action="store_true", help="HAProxy instead of Serve's proxy: less CPU for each token")
+    run.usage = "mpt-serve run [-h] [FILE] [OPTIONS OF serve run]"
     run.set_defaults(run=_run)
 
     docs = commands.add_parser("docs", help="print a reference page as Markdown")
@@ -67,8 +65,6 @@ def _check(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     for name, value in {**ONE_LOOP, **PROXY_GUARD}.items():  # before Ray starts: all of its processes inherit it
         os.environ.setdefault(name, value)
-    if arguments.haproxy:
-        os.environ.update(haproxy_environment(os.environ))
     options = list(arguments.rest)
     file = options.pop(0) if options and not options[0].startswith("-") else DEFAULT_FILE
     in_cluster = "RAY_ADDRESS" in os.environ or any(option.split("=")[0] in ("-a", "--address") for option in options)

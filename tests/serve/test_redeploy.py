@@ -76,6 +76,7 @@ def beyond_float16(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.exhaustive
 def test_bad_deploys_harm_nothing_and_a_good_one_loses_no_request(tiny_checkpoint: Path, tmp_path: Path) -> None:
     deploys = Deploys(tiny_checkpoint)
     config = deploys.config
