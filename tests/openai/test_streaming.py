@@ -191,29 +191,30 @@ def _served(backend: FakeBackend, client: Client, limits: Limits) -> None:
 
 
 def test_a_part_with_many_tokens_is_encoded_by_the_task_and_keeps_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next part arrives while a thread encodes it."""
     monkeypatch.setattr("mpt_serve.openai.streaming.MANY_TOKENS", 2)
-    threads: list[Any] = []
+    works: list[Any] = []
+    released = asyncio.Event()
     to_thread = asyncio.to_thread
 
-    async def recorded(work: Any) -> Any:
-        threads.append(work)
+    async def held(work: Any) -> Any:
+        works.append(work)
+        await released.wait()
         return await to_thread(work)
 
-    monkeypatch.setattr("mpt_serve.openai.streaming.asyncio.to_thread", recorded)
+    monkeypatch.setattr("mpt_serve.openai.streaming.asyncio.to_thread", held)
     backend = FakeBackend()
 
     async def script(on_delta: OnDelta) -> None:
         for text in ("b", "cdef", "g"):
             on_delta(Delta(tuple(backend.tokenizer.encode(text)), None, None, 1))
             await _turns()
-            while len(threads) < (text != "b"):  # the task has begun
-                await asyncio.sleep(0)
+        released.set()
 
-    body = b'{"model":"mpt-echo","prompt":[1],"stream":true,"max_tokens":100,"return_token_ids":true}'
-    client = Client(body)
+    client = Client(b'{"model":"mpt-echo","prompt":[1],"stream":true,"max_tokens":100,"return_token_ids":true}')
     _served(ScriptedBackend(script), client, Limits())
     assert _texts(client.body, 1) == ["abcdefgz"]
-    assert len(threads) == 1
+    assert len(works) == 1
 
 
 @pytest.mark.parametrize("first", ["part", "comment"])
