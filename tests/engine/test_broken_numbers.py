@@ -32,18 +32,22 @@ def broken_embedding(weights: Weights) -> Weights:
     return jax.tree.map(lambda x: x.at[POISON].set(jnp.nan) if x is weights.wte else x, weights)
 
 
-@pytest.mark.parametrize("kernels", ["auto", "xla"])
+FILTERED = replace(SAMPLED, top_p=0.5, top_k=5, repetition_penalty=1.3, n=3)
+SCORED = replace(GREEDY, logprobs=2, prompt_logprobs=1)
+
+
 @pytest.mark.parametrize(
-    "params",
+    ("kernels", "params"),
     [
-        GREEDY,
-        SAMPLED,
-        replace(SAMPLED, top_p=0.5, top_k=5, repetition_penalty=1.3, n=3),
-        replace(GREEDY, logprobs=2, prompt_logprobs=1),
-        replace(GREEDY, prompt_logprobs=1, max_tokens=0),
-        replace(GREEDY, allowed_token_ids=(5, 6), ignore_eos=True),
+        ("auto", GREEDY),
+        ("auto", SAMPLED),
+        ("auto", FILTERED),
+        ("auto", SCORED),
+        ("auto", replace(GREEDY, prompt_logprobs=1, max_tokens=0)),
+        ("auto", replace(GREEDY, allowed_token_ids=(5, 6), ignore_eos=True)),
+        ("xla", SCORED),
     ],
-    ids=["greedy", "sampled", "filters", "logprobs", "scored", "masked"],
+    ids=["greedy", "sampled", "filtered", "scored", "prompt alone", "masked", "xla"],
 )
 def test_nan_logits_are_an_error(
     lazy_engine: MakeEngine, weights: Weights, kernels: str, params: SamplingParams
@@ -51,6 +55,7 @@ def test_nan_logits_are_an_error(
     engine = lazy_engine(SETTINGS.replace(kernels=kernels), broken_norm(weights, jnp.nan))
     listener = Listener()
     engine.submit(prompt_of(20), params, listener)
+    assert listener.ended.wait(240)  # programs are compiled first
     stats = wait_idle(engine)
     assert len(listener.deltas) == params.n
     for delta in listener.deltas:
