@@ -10,7 +10,7 @@ from mpt_serve.errors import RequestError
 from mpt_serve.openai.errors import ApiError
 from mpt_serve.text.chat_template import ChatTemplateError
 
-__all__ = ["ClientTextFilter", "log_through_serve", "traceback_without_messages"]
+__all__ = ["ClientTextFilter", "hide_client_text", "log_through_serve", "traceback_without_messages"]
 
 _REFUSALS = (RequestError, ChatTemplateError, ApiError)  # the faults of requests; their responses name them
 _FRAME = re.compile(r'^\s*File ".*", line \d+, in .*$', re.MULTILINE)
@@ -19,18 +19,23 @@ _FRAME = re.compile(r'^\s*File ".*", line \d+, in .*$', re.MULTILINE)
 def log_through_serve() -> None:
     """Send the records of the `mpt_serve` and `model` loggers to the handlers of Serve's replica logger.
 
-    A replica configures only the logger `ray.serve`; without this, lines below WARNING would be lost. Nothing that
-    clients wrote is logged above DEBUG, whoever logs it; see `ClientTextFilter`.
+    A replica configures only the logger `ray.serve`; without this, lines below WARNING would be lost.
     """
+    hide_client_text()
     serve_logger = logging.getLogger("ray.serve")
-    for target in (serve_logger, logging.getLogger("asyncio"), *serve_logger.handlers):
-        if not any(isinstance(own, ClientTextFilter) for own in target.filters):
-            target.addFilter(ClientTextFilter())
     for name in ("mpt_serve", "model"):
         logger = logging.getLogger(name)
         logger.handlers = list(serve_logger.handlers)
         logger.setLevel(serve_logger.level or logging.INFO)
         logger.propagate = not logger.handlers
+
+
+def hide_client_text() -> None:
+    """Let nothing that clients wrote into this process's logs above DEBUG; see `ClientTextFilter`."""
+    serve_logger = logging.getLogger("ray.serve")
+    for target in (serve_logger, logging.getLogger("asyncio"), *serve_logger.handlers):
+        if not any(isinstance(own, ClientTextFilter) for own in target.filters):
+            target.addFilter(ClientTextFilter())
 
 
 class ClientTextFilter(logging.Filter):

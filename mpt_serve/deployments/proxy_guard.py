@@ -12,6 +12,7 @@ from collections.abc import Callable
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mpt_serve.deployments.logs import hide_client_text
 from mpt_serve.openai.gate import GENERATING_PATHS, OVERLOADED_HEADER, send_refusal
 from mpt_serve.openai.ids import request_id_from
 
@@ -32,6 +33,7 @@ _REFUSE_S = 0.25  # after a refusal; meanwhile the next of the requests that run
 
 def middlewares() -> list[Middleware]:
     """Return the middleware of Serve's proxy; Serve calls this in the proxy's process."""
+    hide_client_text()
     return [Middleware(ProxyGuard)]
 
 
