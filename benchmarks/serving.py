@@ -1,6 +1,6 @@
 """Measure what clients of a server get of its engine's speed, and what the rest costs.
 
-python benchmarks/serving.py CHECKPOINT --quantization int8 --streams 1 8 32 --out FOLDER [--haproxy] [--peer NAME=URL]
+python benchmarks/serving.py CHECKPOINT --quantization int8 --streams 1 8 32 --out FOLDER [--peer NAME=URL]
 
 Starts `mpt-serve run` and keeps it running. In each round, for each number of streams, the engine alone and the server
 do the same work one after the other: that many prompts of --prompt random ids at once, --tokens greedy ids for each.
@@ -41,7 +41,7 @@ from worker import Worker
 
 HERE = Path(__file__).resolve().parent
 TICK = os.sysconf("SC_CLK_TCK")
-KINDS = ("Generator", "Ingress", "Tokenizer", "ProxyActor", "haproxy", "ServeController")
+KINDS = ("Generator", "Ingress", "Tokenizer", "ProxyActor", "ServeController")
 
 
 class Server:
@@ -73,7 +73,7 @@ class Server:
         self._folder = Path(tempfile.mkdtemp(prefix="mpt-", dir="/tmp"))  # Ray's sockets need a short name
         file = self._folder / "serve.yaml"
         file.write_text(yaml.safe_dump(config))
-        command = [sys.executable, "-m", "mpt_serve.cli", "run", *["--haproxy"] * options.haproxy, str(file)]
+        command = [sys.executable, "-m", "mpt_serve.cli", "run", str(file)]
         environment = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", **os.environ}
         environment |= {"RAY_TMPDIR": str(self._folder), "PYTHONPATH": str(HERE.parent)}
         with (folder / "server.log").open("wb") as log:
@@ -272,7 +272,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--vocab", type=int, default=4000, help="ids of prompts are below it (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8123)
-    parser.add_argument("--haproxy", action="store_true", help="as for `mpt-serve run`")
     parser.add_argument(
         "--peer", action="append", default=[], metavar="NAME=URL", type=lambda text: tuple(text.split("=", 1))
     )

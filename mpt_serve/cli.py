@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from mpt_serve import __version__
 from mpt_serve.configuration.problems import ConfigurationError
-from mpt_serve.haproxy import haproxy_environment
 from mpt_serve.one_loop import ONE_LOOP, PROXY_GUARD
 
 __all__ = ["main"]
@@ -23,13 +22,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"mpt-serve {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    check = commands.add_parser("check", help="validate a Serve configuration without starting anything")
+    check = commands.add_parser("check", help="validate a Serve configuration and its model without starting anything")
     check.add_argument("file", nargs="?", default=DEFAULT_FILE)
+    check.add_argument(
+        "--for-cluster",
+        action="store_true",
+        help="the file is for other machines: check neither model folders nor this machine's resources",
+    )
     check.set_defaults(run=_check)
 
     run = commands.add_parser("run", help="validate a Serve configuration, then pass it and all options to `serve run`")
-    run.usage = "mpt-serve run [-h] [--haproxy] [FILE] [OPTIONS OF serve run]"
-    run.add_argument("--haproxy", action="store_true", help="HAProxy instead of Serve's proxy: less CPU for each token")
+    run.usage = "mpt-serve run [-h] [FILE] [OPTIONS OF serve run]"
     run.set_defaults(run=_run)
 
     docs = commands.add_parser("docs", help="print a reference page as Markdown")
@@ -48,28 +51,37 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from mpt_serve.configuration.serve_schema import check_file
+    from mpt_serve.preflight import check_config_file
+    from mpt_serve.resources import Machine
 
-    check_file(arguments.file)
+    elsewhere = arguments.for_cluster
+    notes = check_config_file(arguments.file, models=not elsewhere, machine=None if elsewhere else Machine.here())
     print(f"{arguments.file}: valid")
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     return 0
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from ray.serve.scripts import cli as serve
-
-    from mpt_serve.configuration.serve_schema import check_file
-
     for name, value in {**ONE_LOOP, **PROXY_GUARD}.items():  # before Ray starts: all of its processes inherit it
         os.environ.setdefault(name, value)
-    if arguments.haproxy:
-        os.environ.update(haproxy_environment(os.environ))
     options = list(arguments.rest)
     file = options.pop(0) if options and not options[0].startswith("-") else DEFAULT_FILE
-    check_file(file, here=True)
-    # In this process: importing Ray again would add seconds to every start.
-    serve(["run", file, *options], prog_name="serve")
-    return 0
+    in_cluster = "RAY_ADDRESS" in os.environ or any(option.split("=")[0] in ("-a", "--address") for option in options)
+    _require_startable(file, in_cluster)
+    from mpt_serve.graceful_run import ending_gracefully
+    from mpt_serve.serve_run import run_file  # after the environment is set
+
+    with ending_gracefully():
+        return run_file(file, options)
+
+
+def _require_startable(file: str, in_cluster: bool) -> None:
+    """Raise ConfigurationError for what would keep the file's applications from starting, as far as it can be known."""
+    from mpt_serve.preflight import check_config_file
+    from mpt_serve.resources import Machine
+
+    check_config_file(file, machine=None if in_cluster else Machine.here())
 
 
 def _docs(arguments: argparse.Namespace) -> int:

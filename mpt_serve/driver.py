@@ -18,12 +18,11 @@ from pathlib import Path
 
 import ray
 
-from mpt_serve.configuration.problems import ConfigurationError
-
-__all__ = ["ServeRun", "check_driver_config", "find_serve_run", "serve_run_file"]
+__all__ = ["ServeRun", "end_serve_run", "find_serve_run", "first_serve_run", "serve_run_file"]
 
 logger = logging.getLogger("ray.serve")
 
+_REPLICA_PREFIX = "SERVE_REPLICA::"  # of the names of Serve's replicas
 _LOG_DELAY_S = 3.0  # until a log line of this process appears in the driver's terminal, at most
 
 
@@ -35,24 +34,23 @@ class ServeRun:
     file: Path
 
 
-def check_driver_config() -> None:
-    """Validate the whole configuration file of this application's `serve run`, if there is one on this host.
+def first_serve_run() -> ServeRun | None:
+    """Return the `serve run FILE` on this host that waits for its first application; None if there is none.
 
-    Mistakes also end that `serve run`, which would otherwise wait forever for an application that never starts.
-    Raises ConfigurationError.
+    While replicas run, mistakes in what is deployed next must not end it, and its replicas with it.
     """
-    from mpt_serve.configuration.serve_schema import check_file  # a second to import
-
     run = find_serve_run()
     if run is None:
-        return
-    try:
-        check_file(str(run.file), here=True)
-    except ConfigurationError as error:
-        logger.error(error)
-        time.sleep(_LOG_DELAY_S)
-        os.kill(run.pid, signal.SIGTERM)
-        raise
+        return None
+    names = [str(actor["name"]) for actor in ray.util.list_named_actors(all_namespaces=True)]
+    return None if any(name.startswith(_REPLICA_PREFIX) for name in names) else run
+
+
+def end_serve_run(run: ServeRun, error: Exception) -> None:
+    """End a `serve run`, which would otherwise wait forever for an application that never starts; log why."""
+    logger.error(error)
+    time.sleep(_LOG_DELAY_S)
+    os.kill(run.pid, signal.SIGTERM)
 
 
 def find_serve_run() -> ServeRun | None:

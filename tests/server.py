@@ -89,20 +89,26 @@ for config, status in json.load(sys.stdin):
 class ServerProcess:
     """One `serve run`; a context manager that leaves no process behind.
 
-    file: the configuration. Ray's own files go to a new folder with a short name, as its sockets need.
-    variables: of the environment, beside the usual ones.
+    file: the configuration. command: `serve`, or `mpt-serve`. Ray's own files go to a new folder with a short name, as
+    its sockets need. variables: of the environment, beside the usual ones.
     """
 
     def __init__(
-        self, file: Path, port: int, *, guarded: bool = True, variables: Mapping[str, str] | None = None
+        self,
+        file: Path,
+        port: int,
+        *,
+        command: str = "serve",
+        guarded: bool = True,
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self._folder = Path(tempfile.mkdtemp(prefix="mpt-", dir="/tmp"))
         self._log = self._folder / "serve.log"
-        command = [str(Path(sys.executable).with_name("serve")), "run", file.name]
+        program = str(Path(sys.executable).with_name(command))
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                command,
+                [program, "run", file.name],
                 cwd=file.parent,
                 env={**environment(self._folder, guarded=guarded), **(variables or {})},
                 stdin=subprocess.DEVNULL,
@@ -117,13 +123,14 @@ class ServerProcess:
         config: Mapping[str, Any],
         folder: Path,
         *,
+        command: str = "serve",
         guarded: bool = True,
         variables: Mapping[str, str] | None = None,
     ) -> "ServerProcess":
         """Write the configuration into `folder` and start it."""
         file = folder / "serve_config.yaml"
         file.write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
-        return cls(file, config["http_options"]["port"], guarded=guarded, variables=variables)
+        return cls(file, config["http_options"]["port"], command=command, guarded=guarded, variables=variables)
 
     def output(self) -> str:
         """Return what the program has written so far."""
@@ -147,15 +154,21 @@ class ServerProcess:
 
     def replica_pid(self, deployment: str) -> int:
         """Return the process id of the deployment's one replica."""
+        return self.replica_pids(deployment)[0]
+
+    def replica_pids(self, deployment: str) -> list[int]:
+        """Return the process ids of the deployment's replicas. Raises AssertionError if there are none."""
+        pids = []
         own = str(self._folder).encode()
         title = f"ray::ServeReplica:mpt:{deployment}".encode()
         for process in Path("/proc").glob("[0-9]*"):
             try:
                 if (process / "cmdline").read_bytes().startswith(title) and own in (process / "environ").read_bytes():
-                    return int(process.name)
+                    pids.append(int(process.name))
             except OSError:  # it ended meanwhile
                 continue
-        raise AssertionError(f"no replica of {deployment} runs")
+        assert pids, f"no replica of {deployment} runs"
+        return pids
 
     def wait_ready(self, timeout_s: float = START_TIMEOUT_S) -> "ServerProcess":
         """Wait until /ready says 200. Raises AssertionError with the output when it does not, or the program ends."""

@@ -48,15 +48,22 @@ ALLOWED: Mapping[str, set[str]] = {
     "mpt_serve.llm": _LIBRARY,
     "mpt_serve.openai": _LIBRARY,
     "mpt_serve.deployments": _SERVING,
-    "mpt_serve.driver": {"mpt_serve.configuration"},
-    "mpt_serve.app": {"mpt_serve.driver", *_SERVING},
-    "mpt_serve.haproxy": {"mpt_serve.configuration"},
-    "mpt_serve.cli": {
+    "mpt_serve.driver": set(),
+    "mpt_serve.graceful_run": set(),
+    "mpt_serve.resources": {"mpt_serve.configuration", "mpt_serve.deployments"},
+    "mpt_serve.rollout": {"mpt_serve.resources"},
+    "mpt_serve.preflight": {"mpt_serve.resources", *_LIBRARY},
+    "mpt_serve.app": {"mpt_serve.driver", "mpt_serve.rollout", "mpt_serve.preflight", *_SERVING},
+    "mpt_serve.serve_run": set(),
+    "mpt_serve.cli": {  # the root has __version__
         "mpt_serve",
         "mpt_serve.one_loop",
-        "mpt_serve.haproxy",
+        "mpt_serve.graceful_run",
         "mpt_serve.configuration",
-    },  # the root has __version__
+        "mpt_serve.preflight",
+        "mpt_serve.resources",
+        "mpt_serve.serve_run",
+    },
     "mpt_serve": {"mpt_serve.llm", "mpt_serve.engine"},
 }
 
@@ -81,8 +88,11 @@ LIBRARIES: Mapping[str, set[str]] = {
     "mpt_serve.openai": {"starlette", "pydantic", "pydantic_core", "typing_extensions"},
     "mpt_serve.deployments": {"ray", "starlette", "prometheus_client", "jax", "msgpack"},
     "mpt_serve.driver": {"ray"},
+    "mpt_serve.graceful_run": {"ray"},
+    "mpt_serve.resources": {"ray"},
+    "mpt_serve.rollout": {"ray"},
+    "mpt_serve.serve_run": {"ray"},
     "mpt_serve.app": {"ray"},
-    "mpt_serve.cli": {"ray"},
 }
 
 MAX_MODULE_LINES = 400

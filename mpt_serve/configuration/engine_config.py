@@ -109,9 +109,15 @@ class EngineSettings(EngineOptions):
         " vocabulary.",
     )
     stall_timeout_s: Seconds = Field(
-        default=300.0,
-        description="Seconds without an engine step, while requests are running, after which Serve replaces the"
-        " replica.",
+        default=60.0,
+        description="Seconds without an engine step, while requests are running, after which the requests of a replica"
+        " move to others and it is replaced. Longer where steps take long: at least 20 times the longest of the recent"
+        " ones, and 300 with `pre_compile: false`, where steps compile programs.",
+    )
+    reply_timeout_s: Seconds = Field(
+        default=10.0,
+        description="Seconds without a reply of a replica (its process is frozen, its node cannot be reached) after"
+        " which its requests move to others and it is replaced. Also the default of Serve's `health_check_timeout_s`.",
     )
 
     @model_validator(mode="after")

@@ -16,6 +16,12 @@ class Limits(SettingsGroup):
         default=600.0,
         description="Seconds from a request's first byte to its response's last; then it ends with an error 504.",
     )
+    replica_wait_s: Seconds = Field(
+        default=60.0,
+        description="Seconds that a request waits for a replica while the last one is being replaced (after a crash,"
+        " or by a new version where two do not fit at once); then it is refused with 503 `loading`. A server that has"
+        " never been ready refuses at once.",
+    )
     first_token_wait_s: Seconds = Field(
         default=15.0,
         description="Seconds after which a stream begins without its first token, so that no proxy takes it for dead;"
@@ -31,7 +37,7 @@ class Limits(SettingsGroup):
     max_unread_bodies: Count = Field(
         default=256,
         description="Bodies that one Ingress replica reads at the same time. One more takes the place of the body whose"
-        " client has been silent for longest, which gets an error 408.",
+        " client has been silent for longest, which gets an error 503.",
     )
     max_unread_body_bytes: Size = Field(
         default=ByteSize(64 * 1024**2),
@@ -42,7 +48,9 @@ class Limits(SettingsGroup):
         default=32, description="Depth of a body's arrays and objects."
     )
     max_json_items: Count = Field(
-        default=262_144, description="Elements and members of a body's arrays and objects, over all depths."
+        default=262_144,
+        description="Elements and members of a body's arrays and objects, over all depths; an eighth of it may be"
+        " members of objects.",
     )
     max_header_bytes: Size = Field(default=ByteSize(64 * 1024), description="Size of all headers together.")
     max_headers: Count = Field(default=256, description="Headers of one request.")

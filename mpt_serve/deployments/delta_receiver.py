@@ -20,6 +20,7 @@ logger = logging.getLogger("ray.serve")
 
 _HELLO_BYTES = SECRET_BYTES + 8  # the secret, and the link's id
 _HELLO_TIMEOUT_S = 10.0
+_MAX_STRANGERS = 64  # connections that have not proved themselves yet
 _ACCEPTED = b"\x01"
 
 
@@ -101,6 +102,7 @@ class DeltaReceiver:
         self._numbers = count()
         self._deliveries: dict[int, Delivery] = {}
         self._connections: dict[str, _Connection] = {}
+        self.strangers = 0  # connections that have not proved themselves yet
         self._listening: asyncio.Task[tuple[str, int] | None] | None = None
         self._server: asyncio.Server | None = None
 
@@ -188,6 +190,10 @@ class _Connection(asyncio.Protocol):
         """Wait a limited time for the hello."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        self._receiver.strangers += 1
+        if self._receiver.strangers > _MAX_STRANGERS:
+            transport.abort()
+            return
         self._timer = asyncio.get_running_loop().call_later(_HELLO_TIMEOUT_S, transport.abort)
 
     def data_received(self, data: bytes) -> None:
@@ -206,6 +212,7 @@ class _Connection(asyncio.Protocol):
         """Fail the requests that depend on this connection."""
         if self._timer is not None:
             self._timer.cancel()
+        self._receiver.strangers -= not self._id
         self._receiver.lose(self._id, self)
 
     def end(self, number: int, index: int | None = None) -> None:
@@ -231,6 +238,7 @@ class _Connection(asyncio.Protocol):
             self._transport.abort()
             return b""
         self._id = self._hello[SECRET_BYTES:].hex()
+        self._receiver.strangers -= 1
         self._receiver.add(self._id, self)
         self._transport.write(_ACCEPTED)
         return data

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import logging
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ from mpt_serve.deployments.delta_mailbox import DeltaMailbox
 from mpt_serve.deployments.delta_wire import LinkAddress
 from mpt_serve.deployments.logs import log_through_serve
 from mpt_serve.deployments.numbers_watch import NumbersWatch
+from mpt_serve.deployments.version import Version
+from mpt_serve.deployments.watchdog import ReplicaReport
 from mpt_serve.engine.request import Delta
 from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.engine.status_log import StatusLog
@@ -34,19 +37,26 @@ __all__ = ["Generator", "StallWatch"]
 logger = logging.getLogger(__name__)
 
 
+_STALL_STEPS = 20  # steps of the recent length that an engine may take for one
+_COMPILATION_S = 300.0  # that one step may take where it compiles its program
+
+
 class StallWatch:
-    """Detects an engine that has work and takes no steps."""
+    """Detects an engine that has work and takes no steps for too long: longer than `limit_s` and than recent steps."""
 
     def __init__(self, limit_s: float) -> None:
         self._limit_s = limit_s
         self._steps = -1
         self._since = 0.0
+        self._recent: deque[float] = deque(maxlen=64)  # seconds for a step, between two checks that saw some
 
     def check(self, steps: int, busy: bool, now: float) -> None:
         """Record the engine's progress at time `now` (seconds). Raises RuntimeError if it has stalled for too long."""
+        if busy and steps > self._steps >= 0:
+            self._recent.append((now - self._since) / (steps - self._steps))
         if steps != self._steps or not busy:
             self._steps, self._since = steps, now
-        elif now - self._since > self._limit_s:
+        elif now - self._since > max(self._limit_s, _STALL_STEPS * max(self._recent, default=0.0)):
             raise RuntimeError(f"the engine has work and took no step for {now - self._since:.0f} s")
 
 
@@ -55,11 +65,14 @@ class Generator:
 
     def __init__(self, settings: Settings) -> None:
         log_through_serve()
-        self._replica = _replica_name()
+        self._replica, self._actor = _replica_names()
+        self._version = Version.of(settings)
         self._engine, self._grammars = _load(settings)
         self._links = DeltaLinks(self._engine.cancel)
         self._engine.on_delivered = self._links.flush
-        self._stall_watch = StallWatch(settings.engine.stall_timeout_s)
+        stall_timeout_s = settings.engine.stall_timeout_s
+        compiles = not settings.engine.pre_compile
+        self._stall_watch = StallWatch(max(stall_timeout_s, _COMPILATION_S) if compiles else stall_timeout_s)
         self._numbers_watch = NumbersWatch()
         self._status_log = StatusLog(self._engine.stats)
         self._mailbox: DeltaMailbox | None = None
@@ -146,9 +159,21 @@ class Generator:
             submitted.add_done_callback(withdraw)
             raise
 
+    def record_replica_metadata(self) -> dict[str, str]:
+        """Return what Serve tells other replicas about this one."""
+        return self._version.metadata()
+
     async def stats(self) -> dict[str, Any]:
         """Return the engine's `EngineStats` as a dictionary, readable without JAX, with the name of this `replica`."""
         return {"replica": self._replica, **dataclasses.asdict(self._engine.stats())}
+
+    async def report(self) -> ReplicaReport:
+        """Return what this replica works on, and whether it does."""
+        try:
+            await self.check_health()
+        except RuntimeError as error:
+            return ReplicaReport(self._actor, self._engine.request_ids(), str(error))
+        return ReplicaReport(self._actor, self._engine.request_ids(), "")
 
     async def check_health(self) -> None:
         """Raise RuntimeError if the engine stopped, stalled or computes no numbers: Serve then replaces it."""
@@ -159,11 +184,13 @@ class Generator:
         self._numbers_watch.check(stats.without_numbers, stats.finished["stop"] + stats.finished["length"])
 
 
-def _replica_name() -> str:
+def _replica_names() -> tuple[str, str]:
+    """Return the name of this replica, and that of its actor."""
     try:
-        return str(serve.get_replica_context().replica_id.unique_id)
+        replica_id = serve.get_replica_context().replica_id
     except RayServeException:  # a Generator outside Serve
-        return "local"
+        return "local", "local"
+    return str(replica_id.unique_id), str(replica_id.to_full_id_str())
 
 
 def _load(settings: Settings) -> "tuple[Engine, LazyGrammarCompiler]":

@@ -19,7 +19,13 @@ from mpt_serve.configuration.settings import Settings
 from mpt_serve.deployments.admission import Admission
 from mpt_serve.deployments.logs import log_through_serve
 from mpt_serve.deployments.metrics import exposition
+from mpt_serve.deployments.readiness import Waiting
+from mpt_serve.deployments.replica_end import follow_replica_end, graceful_shutdown_timeout_s
+from mpt_serve.deployments.replica_updates import ReplicaUpdates
+from mpt_serve.deployments.same_model_router import SameModelRouter
 from mpt_serve.deployments.serve_backend import ServeBackend
+from mpt_serve.deployments.takeover import Takeover
+from mpt_serve.deployments.version import Version
 from mpt_serve.openai.app import create_app
 from mpt_serve.openai.backend import ModelInfo
 from mpt_serve.text.chat_template import ChatTemplate, MissingChatTemplateError
@@ -40,23 +46,54 @@ class Ingress:
         text = TextTokenizer.from_folder(folder)
         limits = settings.limits
         self._limits = limits
+        self._version = Version.of(settings)
+        SameModelRouter.model = self._version.model  # of the handles' routers in this process
+        updates = ReplicaUpdates(["Ingress", "Tokenizer", "Generator"])
+        self._takeover = Takeover("Ingress", ["Tokenizer", "Generator"], self._version, updates)
         self._backend = ServeBackend(
             _model_info(settings, text, chat_refusal(folder, settings, text)),
             text,
             tokenizer,
             generator,
             Admission(limits.max_waiting_requests, limits.max_waiting_prompt_tokens),
+            updates,
+            self._version,
+            Waiting(limits.replica_wait_s, limits.max_waiting_requests),
+            settings.engine.reply_timeout_s,
         )
-        self._watch: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
-    def __serve_build_asgi_app__(self) -> ASGIApp:
-        """Return the application; Serve calls this on its event loop after the constructor."""
-        self._watch = asyncio.get_running_loop().create_task(self._backend.watch.run())
+    def record_replica_metadata(self) -> dict[str, str]:
+        """Return what Serve tells other replicas about this one."""
+        return self._version.metadata()
+
+    async def __serve_build_asgi_app__(self) -> ASGIApp:
+        """Return the application when it may take requests; Serve calls this on its event loop after the constructor.
+
+        By then the readiness is known, so that a replica that takes over from another refuses no request for that.
+        """
         self._backend.listen(ray.util.get_node_ip_address())
+        await self._takeover.wait()
+        watch = self._backend.watch
+        watch.has_served = self._takeover.replaces
+        await watch.check()
+        background = (watch.run(), self._backend.watchdog.run(), follow_replica_end(self._backend.drain))
+        self._tasks = [asyncio.get_running_loop().create_task(work) for work in background]
         app = create_app(self._backend, self._limits)
         app.router.routes.append(Route("/stats", self._stats, methods=["GET"]))
         app.router.routes.append(Route("/metrics", self._metrics, methods=["GET"]))
-        return app
+        return self._backend.drain.following(app)
+
+    async def begin_drain(self) -> float:
+        """Refuse new requests, and return the seconds after which those that run will have ended."""
+        seconds = graceful_shutdown_timeout_s()
+        self._backend.drain.refuse()
+        self._backend.drain.end_within(seconds)
+        return seconds
+
+    async def num_responses(self) -> int:
+        """Return how many HTTP requests have not been answered to the end."""
+        return self._backend.drain.responses
 
     async def _stats(self, request: Request) -> JSONResponse:
         """Respond with the counters of every Generator replica as JSON, for operators and tests."""

@@ -12,22 +12,35 @@ from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
 from mpt_serve.deployments.placement import replica_demands, unmet_demand
+from mpt_serve.deployments.replica_updates import ReplicaUpdates, RunningReplica
+from mpt_serve.deployments.version import Version
 from mpt_serve.openai.backend import Readiness
 
-__all__ = ["DeploymentState", "ReplicaWatch"]
+__all__ = ["DeploymentState", "ReplicaWatch", "Waiting", "deployment_states"]
 
 logger = logging.getLogger("ray.serve")
 
-_LOADING_PERIOD_S = 0.5
+_LOADING_PERIOD_S = 0.5  # between two checks, if no update comes
 _READY_PERIOD_S = 5.0
 _REPEAT_LOG_S = 60.0
 
 _NEEDED = ("Tokenizer", "Generator")  # deployments without which no request is served
 
 
+@dataclass(frozen=True)
+class Waiting:
+    """How long requests wait for a replica while the last one is replaced, and how many at most."""
+
+    timeout_s: float
+    max_requests: int
+
+
 class ReplicaWatch:
     """Follows the Tokenizer's and the Generator's replicas.
 
+    What is not known changes nothing: a deployment counts as without replicas only when Serve has reported so.
+
+    updates: of both. version: of the calling replica; a replica of another model cannot serve its requests.
     on_loaded: called with `Generator.stats()` each time they become available; readiness follows it.
     on_capacity: called at each check with the number of requests that Serve may have at once for the Generator's
         replicas.
@@ -36,39 +49,88 @@ class ReplicaWatch:
     def __init__(
         self,
         generator: DeploymentHandle,
+        updates: ReplicaUpdates,
+        version: Version,
+        waiting: Waiting,
         on_loaded: Callable[[dict[str, object]], None],
         on_capacity: Callable[[int], None],
     ) -> None:
         self._generator = generator
+        self._updates = updates
+        self._version = version
+        self._waiting = waiting
         self._on_loaded = on_loaded
         self._on_capacity = on_capacity
+        self._ready = asyncio.Event()
+        self._waiting_requests = 0
         self._reported: tuple[str, float] = ("", 0.0)
         self.readiness = Readiness(ready=False, reason="The model is loading.", code="loading")
+        self.has_served = False  # or continues what other replicas have served
 
     async def run(self) -> None:
         """Watch until cancelled."""
         while True:
-            try:
-                await self._check()
-            except Exception:  # the controller restarts or a node is lost: keep the last known state
-                logger.warning("The state of the replicas could not be read.", exc_info=True)
-            await asyncio.sleep(_READY_PERIOD_S if self.readiness.ready else _LOADING_PERIOD_S)
+            seen = self._updates.count
+            await self.check()
+            await self._updates.wait(seen, _READY_PERIOD_S if self.readiness.ready else _LOADING_PERIOD_S)
+
+    async def check(self) -> None:
+        """Bring the readiness up to date. Where this fails, the last known state stays."""
+        try:
+            await self._check()
+        except Exception:  # the controller restarts or a node is lost
+            logger.warning("The state of the replicas could not be read.", exc_info=True)
+
+    async def wait_ready(self) -> Readiness:
+        """Return the readiness; while the last replica of a deployment is replaced, wait for the next, bounded."""
+        if self._ready.is_set() or not self.has_served or self._waiting_requests >= self._waiting.max_requests:
+            return self.readiness
+        self._waiting_requests += 1
+        try:
+            async with asyncio.timeout(self._waiting.timeout_s):
+                await self._ready.wait()
+        except TimeoutError:
+            pass
+        finally:
+            self._waiting_requests -= 1
+        return self.readiness
+
+    @property
+    def model_was_replaced(self) -> bool:
+        """Return whether all Generators that run have another model than this replica's settings name."""
+        replicas = self._updates.replicas.get("Generator", ())
+        return bool(replicas) and not self._usable("Generator")
 
     async def _check(self) -> None:
-        states = await asyncio.to_thread(deployment_states)
-        missing = [name for name in _NEEDED if name not in states or states[name].running == 0]
+        missing = [name for name in _NEEDED if not self._usable(name)]
+        generators = self._usable("Generator")
+        # One more than each runs, so that Serve sees a queue and its autoscaling knows that they are full.
+        if generators:
+            self._on_capacity(sum(replica.max_requests + 1 for replica in generators))
         if missing:
+            if self.readiness.ready:
+                self._set_ready(False)
+            states = await asyncio.to_thread(deployment_states)
             reason = await asyncio.to_thread(_why_not_running, missing[-1], states.get(missing[-1]))
             self._report(reason)
             self.readiness = Readiness(ready=False, reason=reason or "The model is loading.", code="loading")
-            return
-        generator = states["Generator"]
-        # One more than each runs, so that Serve sees a queue and its autoscaling knows that they are full.
-        self._on_capacity(generator.running * (generator.config["max_ongoing_requests"] + 1))
-        if not self.readiness.ready:
+        elif not self.readiness.ready:
             self._on_loaded(await self._generator.stats.remote())
-            self.readiness = replace(self.readiness, ready=True, reason="")
+            self._set_ready(True)
             logger.info("Ready: the Generator replies.")
+
+    def _usable(self, deployment: str) -> list[RunningReplica]:
+        """Return the running replicas of this replica's model; one of an older release does not name its model."""
+        replicas = self._updates.replicas.get(deployment, ())
+        return [r for r in replicas if r.version is None or r.version.model == self._version.model]
+
+    def _set_ready(self, ready: bool) -> None:
+        self.readiness = replace(self.readiness, ready=ready, reason="" if ready else "The model is loading.")
+        if ready:
+            self.has_served = True
+            self._ready.set()
+        else:
+            self._ready.clear()
 
     def _report(self, reason: str) -> None:
         """Log a reason once, and again from time to time while it lasts."""
@@ -94,6 +156,7 @@ class DeploymentState:
 def deployment_states() -> dict[str, DeploymentState]:
     """Return the state of each deployment of the calling replica's application that Serve knows yet, by its name.
 
+    Serve lists none while it builds another version of the application, and after a build that failed.
     Blocks for one call to the controller: call it from a worker thread.
     """
     application = serve.get_replica_context().app_name

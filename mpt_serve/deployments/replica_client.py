@@ -71,10 +71,6 @@ class ReplicaClient:
                     response.cancel()
                     reader.cancel()
 
-    async def stats(self) -> list[dict[str, Any]]:
-        """Return the engine's counters of every replica that replies in time."""
-        return await self._broadcast("stats")
-
     async def _read(self, response: DeploymentResponseGenerator, delivery: Delivery) -> None:
         """Read a call to its end, which Serve counts, or until it fails."""
         try:

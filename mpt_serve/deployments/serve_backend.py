@@ -11,10 +11,17 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from mpt_serve.deployments.admission import Admission, Reservation
 from mpt_serve.deployments.dispatch_queue import DispatchQueue
+from mpt_serve.deployments.drain import Drain
 from mpt_serve.deployments.failover import FailoverStream
-from mpt_serve.deployments.readiness import ReplicaWatch
+from mpt_serve.deployments.generator_replicas import GeneratorReplicas
+from mpt_serve.deployments.readiness import ReplicaWatch, Waiting
 from mpt_serve.deployments.replica_client import ReplicaClient, translated
+from mpt_serve.deployments.replica_updates import ReplicaUpdates
+from mpt_serve.deployments.version import Version
+from mpt_serve.deployments.watchdog import Watchdog
+from mpt_serve.engine.request import Delta
 from mpt_serve.openai.backend import GenerationRequest, ModelInfo, OnDelta, Readiness
+from mpt_serve.openai.errors import NotReadyError
 from mpt_serve.text.chat_template import Message
 from mpt_serve.text.tokenizer import TextTokenizer
 
@@ -25,7 +32,9 @@ class ServeBackend:
     """Implements `mpt_serve.openai.backend.Backend`.
 
     text: the same tokenizer that the Tokenizer deployment has, for the way back from ids.
-    tokenizer, generator: handles of these deployments.
+    tokenizer, generator: handles of these deployments. updates: their replicas. version: of the calling replica.
+    waiting: bounds of waiting for replicas that are being replaced.
+    reply_timeout_s: how long a Generator may take to reply before it is replaced.
     """
 
     def __init__(
@@ -35,13 +44,20 @@ class ServeBackend:
         tokenizer: DeploymentHandle,
         generator: DeploymentHandle,
         admission: Admission,
+        updates: ReplicaUpdates,
+        version: Version,
+        waiting: Waiting,
+        reply_timeout_s: float = 10.0,
     ) -> None:
         self.model = model
         self.tokenizer = text
         self.queue = DispatchQueue(capacity=1)  # until the watch has seen the replicas
-        self.watch = ReplicaWatch(generator, self._update_model, self.queue.resize)
+        self.watch = ReplicaWatch(generator, updates, version, waiting, self._update_model, self.queue.resize)
         self._tokenizer_replicas = tokenizer
         self._generator_replicas = ReplicaClient(generator)
+        self._replicas = GeneratorReplicas(generator)
+        self.watchdog = Watchdog(self._replicas, reply_timeout_s)
+        self.drain = Drain()
         self._admission = admission
 
     def listen(self, host: str) -> None:
@@ -74,18 +90,34 @@ class ServeBackend:
         """Generate on the replicas, moving to others when one is lost. See `Backend.generate`."""
 
         async def run_segment(own: GenerationRequest, generated: tuple[int, ...], take: OnDelta) -> None:
-            async with self.queue.slot(own.params.priority, begun=bool(generated)):
-                await self._generator_replicas.generate(own, generated, take, stopped_choices)
+            async with (
+                self.queue.slot(own.params.priority, begun=bool(generated)),
+                self.watchdog.watch(own.request_id) as watched,
+            ):
+                if self.watch.model_was_replaced:  # its ids may mean other text
+                    raise NotReadyError("Another model is being deployed.", code="loading", retry_after_s=1)
 
-        await FailoverStream(run_segment, request, on_delta, stopped_choices).run()
+                def hear(delta: Delta) -> None:
+                    watched.hear()
+                    take(delta)
+
+                named = replace(own, request_id=watched.name)
+                await self._generator_replicas.generate(named, generated, hear, stopped_choices)
+
+        async with self.drain.request():
+            await FailoverStream(run_segment, request, on_delta, stopped_choices).run()
 
     async def readiness(self) -> Readiness:
         """Return whether a request would be served now."""
-        return self.watch.readiness
+        return self.drain.readiness or self.watch.readiness
+
+    async def wait_ready(self) -> Readiness:
+        """Return the readiness, after a bounded wait if the last replicas are being replaced."""
+        return self.drain.readiness or await self.watch.wait_ready()
 
     async def stats(self) -> list[dict[str, Any]]:
         """Return the engine's counters of every Generator replica that replies in time."""
-        return await self._generator_replicas.stats()
+        return await self._replicas.stats()
 
     def _update_model(self, stats: dict[str, object]) -> None:
         max_model_len = stats["max_model_len"]

@@ -7,6 +7,9 @@ from mpt_serve.configuration.model_folder import tokenizer_folder
 from mpt_serve.configuration.settings import Settings
 from mpt_serve.deployments.encoding_lanes import EncodingLanes
 from mpt_serve.deployments.logs import log_through_serve
+from mpt_serve.deployments.replica_updates import ReplicaUpdates
+from mpt_serve.deployments.takeover import Takeover
+from mpt_serve.deployments.version import Version
 from mpt_serve.text.chat_prompt import ChatEncoder
 from mpt_serve.text.chat_template import ChatTemplate, Message, MissingChatTemplateError
 from mpt_serve.text.tokenizer import TextTokenizer
@@ -19,6 +22,10 @@ class Tokenizer:
 
     def __init__(self, settings: Settings) -> None:
         log_through_serve()
+        self._version = Version.of(settings)
+        self._takeover: Takeover | None = Takeover(
+            "Tokenizer", ["Generator"], self._version, ReplicaUpdates(["Tokenizer", "Generator"])
+        )
         folder = tokenizer_folder(settings.model)
         self._tokenizer = TextTokenizer.from_folder(folder)
         self._lanes = EncodingLanes(self._tokenizer)
@@ -32,6 +39,16 @@ class Tokenizer:
             self._missing = str(error)
         self._control = self._tokenizer.control_tokens(source)
         self._plain_lanes = EncodingLanes(TextTokenizer(self._control.renamed))  # for them control tokens are text
+
+    def record_replica_metadata(self) -> dict[str, str]:
+        """Return what Serve tells other replicas about this one."""
+        return self._version.metadata()
+
+    async def check_health(self) -> None:
+        """Wait, in Serve's first call, until this replica may take over from those of other settings."""
+        if self._takeover is not None:
+            await self._takeover.wait()
+            self._takeover = None
 
     async def encode(
         self, text: str, add_special_tokens: bool = True, parse_special_tokens: bool = True

@@ -13,7 +13,7 @@ from mpt_serve.engine.step_output import TurnResult
 class ActiveRequests:
     """Adds requests to the scheduler, ends them, and keeps their updates until `deliver`.
 
-    Any thread may call `claim` and `release`; the engine's thread alone calls the rest.
+    Any thread may call `claim`, `release` and `ids`; the engine's thread alone calls the rest.
     """
 
     def __init__(self, scheduler: Scheduler, drafter: Drafter | None) -> None:
@@ -32,6 +32,10 @@ class ActiveRequests:
     def release(self, request_id: str) -> None:
         """Make an id available again."""
         self._claimed.pop(request_id, None)
+
+    def ids(self) -> list[str]:
+        """Return the ids of the requests that have not ended."""
+        return list(self._claimed)  # indivisible, too
 
     def add(self, choices: Sequence[Request]) -> None:
         """Queue a request."""

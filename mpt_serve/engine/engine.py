@@ -173,6 +173,10 @@ class Engine:
         stats = self._stats.latest
         return replace(stats, waiting=stats.waiting + submitted) if submitted else stats
 
+    def request_ids(self) -> list[str]:
+        """Return the ids of the requests that were submitted and have not ended. Thread-safe."""
+        return self._requests.ids()
+
     # Requests; any thread
 
     def check(self, prompt_ids: Sequence[int], params: SamplingParams, with_grammar: bool = False) -> None:

@@ -107,4 +107,7 @@ class Backend(Protocol):
         """
 
     async def readiness(self) -> Readiness:
-        """Return whether a request would be served now; called for every request, so it answers from memory."""
+        """Return whether a request would be served now, from memory."""
+
+    async def wait_ready(self) -> Readiness:
+        """Return the readiness for a request that can wait: while replicas are replaced, after a bounded wait."""

@@ -12,6 +12,7 @@ __all__ = ["parse_json_object"]
 
 # Possessive and with an optional end, so that the scan is linear on any input.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+_ITEMS_PER_MEMBER = 8
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
@@ -50,6 +51,8 @@ def _check_structure(body: bytes, limits: Limits) -> None:
     openers = brackets.count(b"[") + brackets.count(b"{")
     if strings == most_strings or skeleton.count(b",") + openers > limits.max_json_items:
         raise _BadJsonError(f"has more than {limits.max_json_items} items")
+    if skeleton.count(b":") > limits.max_json_items // _ITEMS_PER_MEMBER:  # objects take ten times as long as arrays
+        raise _BadJsonError(f"has more than {limits.max_json_items // _ITEMS_PER_MEMBER} members of objects")
     depth = 0
     for bracket in brackets[: 2 * openers + 1]:  # one more than that is not JSON
         depth += 1 if bracket in b"[{" else -1

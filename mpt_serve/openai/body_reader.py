@@ -10,6 +10,7 @@ from starlette.requests import Request
 from mpt_serve.configuration.limits import Limits
 from mpt_serve.openai.body import parse_json_object
 from mpt_serve.openai.errors import (
+    ApiError,
     BodyTimeoutError,
     NotReadyError,
     RequestTooLargeError,
@@ -37,11 +38,6 @@ class BodyReader:
         self._turns = Turns(_SHARE)
         self._arriving: dict[_Arrival, None] = {}  # in the order of their last bytes, oldest first
         self._bytes = 0
-
-    @property
-    def arriving(self) -> int:
-        """Return the number of bodies that are being read."""
-        return len(self._arriving)
 
     async def read_json_object(self, request: Request) -> dict[str, Any]:
         """Read and parse a body.
@@ -97,9 +93,11 @@ class BodyReader:
         assert arrival.deadline is not None
         arrival.deadline.reschedule(asyncio.get_running_loop().time())
 
-    def _timeout(self, arrival: "_Arrival") -> BodyTimeoutError:
+    def _timeout(self, arrival: "_Arrival") -> ApiError:
         if arrival.given_up:
-            return BodyTimeoutError("The body did not arrive while others needed its place: send it again, faster.")
+            error = NotReadyError("The server is at capacity: too many bodies arrive, others faster. Retry later.")
+            error.headers["connection"] = "close"
+            return error
         seconds = self._limits.body_timeout_s
         return BodyTimeoutError(f"The body did not arrive within {seconds:g} s, this server's limit.")
 

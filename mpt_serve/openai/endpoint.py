@@ -67,7 +67,7 @@ class GenerationEndpoint:
                 with self._context.backend.reserve() as reservation:
                     work = self._respond(body, request.state.request_id, stream, reservation)
                     del body  # the work drops it too when it has read it
-                    response = await run_while_connected(receive, work)
+                    response = await run_while_connected(receive, work, lambda: stream.at_disconnect())
         except (ClientDisconnect, ClientDisconnectedError):
             logger.debug("%s: the client disconnected", request.state.request_id)
             return
@@ -97,6 +97,7 @@ class GenerationEndpoint:
         reservation.admit([len(prompt) for prompt in ids], options.request.num_choices)
         with _grammar_errors(options.grammar_field):
             async with RequestStream(backend, prompts) as output:
+                stream.at_disconnect = output.cancel
                 if not options.request.stream:
                     response = await whole_response(output, builder, options)
                     response.headers.update(headers)

@@ -22,7 +22,7 @@ def ready(context: ServerContext) -> Callable[[Request], Awaitable[JSONResponse]
     """Return the endpoint that reports whether a request would be served now: 200, or 503 if not."""
 
     async def endpoint(request: Request) -> JSONResponse:
-        await context.require_ready()
+        await context.require_ready(wait=False)
         status: Status = {"status": "ready"}
         return JSONResponse(status)
 

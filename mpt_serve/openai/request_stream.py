@@ -59,9 +59,13 @@ class RequestStream:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def cancel(self) -> None:
+        """Cancel what has not finished, without waiting for that."""
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def next(self, timeout: float | None = None) -> list[ChoicePart]:
         """Wait for parts and return all that have arrived, those of one choice joined into one.

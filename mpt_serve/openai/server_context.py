@@ -40,9 +40,9 @@ class ServerContext:
             message = f"The requested model does not exist; the served model is '{self.backend.model.id}'."
             raise ModelNotFoundError(message, param="model")
 
-    async def require_ready(self) -> None:
-        """Raise NotReadyError while requests cannot be served."""
-        readiness = await self.backend.readiness()
+    async def require_ready(self, wait: bool = True) -> None:
+        """Raise NotReadyError while requests cannot be served; with `wait`, only if a bounded wait does not help."""
+        readiness = await (self.backend.wait_ready() if wait else self.backend.readiness())
         if not readiness.ready:
             message = readiness.reason or "The server cannot take requests now."
             raise NotReadyError(message, code=readiness.code, retry_after_s=readiness.retry_after_s)

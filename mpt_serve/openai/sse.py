@@ -50,6 +50,7 @@ class EventStream:
     def __init__(self, send: Send) -> None:
         self.started = False
         self.headers = dict(_HEADERS)
+        self.at_disconnect: Callable[[], None] = lambda: None  # called as soon as the client disconnects
         self._raw_send = send
 
     async def start(self) -> None:

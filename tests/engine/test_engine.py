@@ -214,6 +214,30 @@ def test_listeners_may_submit_and_cancel(engine: Engine) -> None:
     assert own.last().token_ids == ()
 
 
+def test_a_cancellation_takes_effect_within_two_steps(engine: Engine) -> None:
+    names = [f"leaves {number}" for number in range(200)]
+    noticed: list[int] = []  # steps so far when each has ended
+    left_at: list[int] = []
+
+    def on_delta(delta: Delta) -> None:
+        if delta.finish_reason is not None:
+            noticed.append(engine.stats().steps)
+        elif len(watched.deltas) == 5 and not left_at:  # in the middle of a step's deltas
+            left_at.append(engine.stats().steps)
+            for name in names:
+                engine.cancel(name)
+
+    watched = Listener(on_delta)
+    others = [Listener(on_delta) for _ in names[1:]]
+    params = replace(GREEDY, max_tokens=40, ignore_eos=True)
+    for name, listener in zip(names, [watched, *others], strict=True):
+        engine.submit(prompt_of(4), params, listener, name)
+    assert all(listener.last().finish_reason == "cancelled" for listener in [watched, *others])
+    assert len(noticed) == len(names)
+    assert max(noticed) <= left_at[0] + 2
+    assert_all_free(engine)
+
+
 def test_cancelled_requests_give_their_blocks_back(engine: Engine) -> None:
     listeners = [Listener() for _ in range(6)]
     ids = [engine.submit(prompt_of(40), replace(GREEDY, max_tokens=20), listener) for listener in listeners]

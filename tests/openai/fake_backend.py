@@ -86,6 +86,9 @@ class FakeBackend:
     async def readiness(self) -> Readiness:
         return self.state
 
+    async def wait_ready(self) -> Readiness:
+        return self.state
+
     def retry_after_s(self) -> float | None:
         return 3.0 if self.full else None
 

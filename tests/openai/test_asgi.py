@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message
 from mpt_serve.configuration.limits import Limits
 from mpt_serve.openai.app import create_app
 from mpt_serve.openai.envelope import Envelope
+from mpt_serve.openai.request_log import RequestLog
 from mpt_serve.openai.sse import event
 
 GONE = {"type": "http.disconnect"}
@@ -98,14 +99,17 @@ def test_text_before_a_failure_is_sent() -> None:
     assert '"internal_error"' in sent
 
 
-def test_other_protocols_pass_through() -> None:
+@pytest.mark.parametrize("wrap", [lambda app: Envelope(app, Limits()), lambda app: RequestLog(app, [])])
+def test_other_protocols_pass_through(wrap: Callable[[ASGIApp], ASGIApp], caplog: pytest.LogCaptureFixture) -> None:
     calls = []
 
     async def inner(scope: Any, receive: Any, send: Any) -> None:
         calls.append(scope["type"])
 
-    asyncio.run(Envelope(inner, Limits())({"type": "lifespan"}, Call([]).receive, Call([]).send))
+    with caplog.at_level("DEBUG", "mpt_serve"):
+        asyncio.run(wrap(inner)({"type": "lifespan"}, Call([]).receive, Call([]).send))
     assert calls == ["lifespan"]
+    assert not caplog.records
 
 
 def test_exception_after_the_status_is_left_to_the_server() -> None:

@@ -135,6 +135,7 @@ class TestBody:
             b"1]" * 500_000,
             b'"' * 2_000_000,
             b"{" + b"}" * 500_000,
+            b'{"a":[' + b'{"a":1},' * 40_000 + b"0]}",
         ],
     )
     def test_bad_bodies(self, http: httpx.Client, path: str, content: bytes) -> None:

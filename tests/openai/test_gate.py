@@ -104,9 +104,9 @@ def test_a_request_is_counted_from_its_body_to_its_end(server: Server, http: htt
 
 def test_it_is_counted_while_its_prompt_is_encoded() -> None:
     class Encoding(FakeBackend):
-        async def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        async def encode(self, text: str, add_special_tokens: bool, parse_special_tokens: bool) -> list[int]:
             assert self.reserved == 1
-            return await super().encode(text, add_special_tokens)
+            return await super().encode(text, add_special_tokens, parse_special_tokens)
 
     backend = Encoding()
     with serving(backend) as server:
@@ -132,7 +132,7 @@ class TestTexts:
     )
     def test_longer_ones_are_refused_unseen_by_the_tokenizer(self, path: str, body: Any) -> None:
         class Untouched(FakeBackend):
-            async def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+            async def encode(self, text: str, add_special_tokens: bool, parse_special_tokens: bool) -> list[int]:
                 raise AssertionError("this text is too long")
 
         with serving(Untouched(), Limits(max_text_chars=100)) as server:

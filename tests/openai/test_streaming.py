@@ -2,15 +2,18 @@
 
 import asyncio
 import json
-from collections.abc import Set
+import time
+from collections.abc import Awaitable, Callable, Set
 from typing import Any
 
 import pytest
 from fake_backend import FakeBackend
 
+from mpt_serve.configuration.limits import Limits
 from mpt_serve.engine.request import Delta
 from mpt_serve.openai.app import create_app
 from mpt_serve.openai.backend import GenerationRequest, OnDelta
+from mpt_serve.openai.disconnect import ClientDisconnectedError
 from mpt_serve.openai.sse import EventStream
 
 JSON = [(b"content-type", b"application/json")]
@@ -116,3 +119,124 @@ def test_what_remains_of_a_message_is_awaited() -> None:
         return sent
 
     assert asyncio.run(scenario()) == ["begun", "done"]
+
+
+@pytest.mark.parametrize("ends", ["cancelled", "failed", "closed"])
+def test_what_remains_of_a_message_ends_as_its_task_does(ends: str) -> None:
+    """Whatever ends the wait reaches `send`, whose clean-up may wait in turn; OSError is the client's disconnect."""
+
+    async def scenario() -> list[str]:
+        cleaned: list[str] = []
+        reads: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        async def send(message: Any) -> None:
+            try:
+                await reads
+            except BaseException as error:
+                cleaned.append(type(error).__name__)
+                if ends != "closed":
+                    await asyncio.sleep(0)
+                    cleaned.append("done")
+                raise
+
+        rest = EventStream(send).send_now(b"x")
+        assert rest is not None
+
+        async def wait() -> None:
+            await rest
+
+        if ends == "closed":
+            waiting = wait()
+            waiting.send(None)
+            waiting.close()
+            return cleaned
+        task = asyncio.create_task(wait())
+        await asyncio.sleep(0)
+        if ends == "cancelled":
+            task.cancel()
+        else:
+            reads.set_exception(BrokenPipeError())
+        with pytest.raises(asyncio.CancelledError if ends == "cancelled" else ClientDisconnectedError):
+            await task
+        return cleaned
+
+    expected = {"cancelled": ["CancelledError", "done"], "failed": ["BrokenPipeError", "done"]}
+    assert asyncio.run(scenario()) == expected.get(ends, ["GeneratorExit"])
+
+
+class ScriptedBackend(FakeBackend):
+    """Runs a script between the first delta, of the text "a", and the last one, of "z"."""
+
+    def __init__(self, script: Callable[[OnDelta], Awaitable[None]]) -> None:
+        super().__init__()
+        self._script = script
+
+    async def generate(self, request: GenerationRequest, on_delta: OnDelta, stopped_choices: Set[int]) -> None:
+        on_delta(Delta(tuple(self.tokenizer.encode("a")), None, None, 1))
+        await _turns()  # now the callback sends what comes
+        await self._script(on_delta)
+        await _turns()
+        on_delta(Delta(tuple(self.tokenizer.encode("z")), "length", None, 1))
+
+
+async def _turns() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def _served(backend: FakeBackend, client: Client, limits: Limits) -> None:
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": JSON, "query_string": b""}
+    app = create_app(backend, limits)
+    asyncio.run(asyncio.wait_for(app(scope | {"state": {}}, client.receive, client.send), 30))  # type: ignore[arg-type]
+
+
+def test_a_part_with_many_tokens_is_encoded_by_the_task_and_keeps_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next part arrives while a thread encodes it."""
+    monkeypatch.setattr("mpt_serve.openai.streaming.MANY_TOKENS", 2)
+    works: list[Any] = []
+    released = asyncio.Event()
+    to_thread = asyncio.to_thread
+
+    async def held(work: Any) -> Any:
+        works.append(work)
+        await released.wait()
+        return await to_thread(work)
+
+    monkeypatch.setattr("mpt_serve.openai.streaming.asyncio.to_thread", held)
+    backend = FakeBackend()
+
+    async def script(on_delta: OnDelta) -> None:
+        for text in ("b", "cdef", "g"):
+            on_delta(Delta(tuple(backend.tokenizer.encode(text)), None, None, 1))
+            await _turns()
+        released.set()
+
+    client = Client(b'{"model":"mpt-echo","prompt":[1],"stream":true,"max_tokens":100,"return_token_ids":true}')
+    _served(ScriptedBackend(script), client, Limits())
+    assert _texts(client.body, 1) == ["abcdefgz"]
+    assert len(works) == 1
+
+
+@pytest.mark.parametrize("first", ["part", "comment"])
+def test_a_part_that_comes_as_a_comment_falls_due_is_sent_once(first: str) -> None:
+    """The callback and the timer of the comment run in one turn of the event loop, in either order."""
+    limits = Limits(keep_alive_s=0.1)
+    client = Client(b'{"model":"mpt-echo","prompt":[1],"stream":true,"max_tokens":100}')
+    backend = FakeBackend()
+
+    async def script(on_delta: OnDelta) -> None:
+        part = Delta(tuple(backend.tokenizer.encode("b")), None, None, 1)
+        client.reads.clear()  # the callback has to leave the rest to the task
+        if first == "part":
+            on_delta(part)
+            time.sleep(limits.keep_alive_s)
+        else:
+            time.sleep(limits.keep_alive_s)
+            await asyncio.sleep(0)  # the timer follows this turn's tasks
+            on_delta(part)
+        await _turns()
+        client.reads.set()
+
+    _served(ScriptedBackend(script), client, limits)
+    assert _texts(client.body, 1) == ["abz"]
+    assert client.body.endswith(b"data: [DONE]\n\n")

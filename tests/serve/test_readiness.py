@@ -7,11 +7,14 @@ from typing import Any
 import pytest
 
 from mpt_serve.deployments import readiness
-from mpt_serve.deployments.readiness import DeploymentState, ReplicaWatch
+from mpt_serve.deployments.readiness import DeploymentState, ReplicaWatch, Waiting
+from mpt_serve.deployments.replica_updates import ReplicaUpdates, RunningReplica
+from mpt_serve.deployments.version import Version
 
 NODE = {"Alive": True, "NodeManagerAddress": "10.0.0.1", "Resources": {"CPU": 4.0}, "Labels": {}}
 CPU = {"ray_actor_options": {"num_cpus": 1}, "max_ongoing_requests": 64}
 GPU = {"ray_actor_options": {"num_gpus": 1}}
+OWN = Version("s", "m")
 
 
 class Cluster:
@@ -25,7 +28,10 @@ class Cluster:
         monkeypatch.setattr(readiness, "deployment_states", self._states)
         monkeypatch.setattr(readiness, "cluster_nodes", lambda: [NODE])
         generator: Any = SimpleNamespace(stats=SimpleNamespace(remote=self._stats))
-        self.watch = ReplicaWatch(generator, self.loaded.append, self.capacities.append)
+        self.updates = ReplicaUpdates(("Tokenizer", "Generator"))
+        self.watch = ReplicaWatch(
+            generator, self.updates, OWN, Waiting(60.0, 2), self.loaded.append, self.capacities.append
+        )
 
     def _states(self) -> dict[str, DeploymentState]:
         generator = {} if self.state is None else {"Generator": self.state}
@@ -34,10 +40,16 @@ class Cluster:
     async def _stats(self) -> dict[str, Any]:
         return {"max_model_len": 64}
 
+    def report(self, version: Version = OWN) -> None:
+        """Send the router's updates that come with the states."""
+        for name, state in self._states().items():
+            self.updates.replicas[name] = [RunningReplica(64, version)] * state.running
+
     def check(self, state: DeploymentState | None) -> tuple[bool, str]:
         """Let the watch check once with this state; return (ready, reason)."""
         self.state = state
-        asyncio.run(self.watch._check())
+        self.report()
+        asyncio.run(self.watch.check())
         assert self.watch.readiness.code == "loading"
         return self.watch.readiness.ready, self.watch.readiness.reason
 
@@ -94,9 +106,12 @@ def test_a_controller_that_fails_for_a_moment_changes_nothing(
     assert cluster.check(DeploymentState(1, CPU, "")) == (True, "")
     checks = 0
 
-    def failing() -> None:
+    async def failing(seen: int, timeout_s: float) -> None:
         nonlocal checks
         checks += 1
+        await asyncio.sleep(0)
+
+    def no_controller() -> None:
         raise ConnectionError("no controller")
 
     async def scenario() -> None:
@@ -105,7 +120,60 @@ def test_a_controller_that_fails_for_a_moment_changes_nothing(
             await asyncio.sleep(0.01)
         task.cancel()
 
-    monkeypatch.setattr(readiness, "deployment_states", failing)
-    monkeypatch.setattr(readiness, "_READY_PERIOD_S", 0.0)
+    monkeypatch.setattr(readiness, "deployment_states", no_controller)
+    monkeypatch.setattr(cluster.updates, "wait", failing)
     asyncio.run(scenario())
     assert cluster.watch.readiness.ready
+
+
+def test_while_serve_lists_no_deployments_the_last_known_state_stays(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lists none while it builds another version, and after a build that failed; the replicas run on."""
+    assert cluster.check(DeploymentState(1, CPU, "")) == (True, "")
+    monkeypatch.setattr(readiness, "deployment_states", dict)
+    asyncio.run(cluster.watch.check())
+    assert cluster.watch.readiness.ready
+    cluster.updates.replicas["Generator"] = []  # while this is a fact
+    asyncio.run(cluster.watch.check())
+    assert not cluster.watch.readiness.ready
+
+
+def test_replicas_of_another_model_serve_no_request(cluster: Cluster) -> None:
+    assert cluster.check(DeploymentState(1, CPU, "")) == (True, "")
+    assert not cluster.watch.model_was_replaced
+    cluster.updates.replicas["Generator"] = [RunningReplica(64, Version("other", "m"))]  # other settings, same model
+    asyncio.run(cluster.watch.check())
+    assert cluster.watch.readiness.ready
+    cluster.updates.replicas["Generator"] = [RunningReplica(64, Version("other", "other"))]
+    asyncio.run(cluster.watch.check())
+    assert not cluster.watch.readiness.ready
+    assert cluster.watch.model_was_replaced
+
+
+def test_requests_wait_for_the_next_replica_once_the_server_was_ready(cluster: Cluster) -> None:
+    async def scenario() -> list[bool]:
+        early = await cluster.watch.wait_ready()  # nothing to wait for: the server may never start
+        cluster.state = DeploymentState(1, CPU, "")
+        cluster.report()
+        await cluster.watch.check()
+        cluster.state = DeploymentState(0, CPU, "")
+        cluster.report()
+        await cluster.watch.check()
+        waiting = [asyncio.create_task(cluster.watch.wait_ready()) for _ in range(2)]
+        await asyncio.sleep(0)
+        too_many = await cluster.watch.wait_ready()
+        assert not any(task.done() for task in waiting)
+        cluster.state = DeploymentState(1, CPU, "")
+        cluster.report()
+        await cluster.watch.check()
+        return [early.ready, too_many.ready, *[(await task).ready for task in waiting]]
+
+    assert asyncio.run(scenario()) == [False, False, True, True]
+
+
+def test_requests_wait_for_a_bounded_time(cluster: Cluster) -> None:
+    cluster.watch._waiting = Waiting(0.01, 2)
+    cluster.check(DeploymentState(1, CPU, ""))
+    cluster.check(DeploymentState(0, CPU, ""))
+    assert not asyncio.run(cluster.watch.wait_ready()).ready

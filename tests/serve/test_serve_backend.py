@@ -2,16 +2,23 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
+from mpt_serve.deployments import generator_replicas
 from mpt_serve.deployments.admission import Admission
+from mpt_serve.deployments.generator_replicas import GeneratorReplicas
+from mpt_serve.deployments.readiness import Waiting
+from mpt_serve.deployments.replica_updates import ReplicaUpdates
 from mpt_serve.deployments.serve_backend import ServeBackend
+from mpt_serve.deployments.version import Version
+from mpt_serve.deployments.watchdog import Watchdog
 from mpt_serve.engine.request import Delta
 from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.errors import EngineClosedError, RequestError
@@ -36,6 +43,14 @@ class FakeResponse:
         self.cancelled = True
 
 
+async def reply_with(value: object) -> object:
+    if isinstance(value, asyncio.Event):
+        await value.wait()
+    if isinstance(value, BaseException):
+        raise value
+    return value
+
+
 class FakeGenerator:
     """A handle whose n-th call runs the n-th script."""
 
@@ -58,7 +73,11 @@ class FakeGenerator:
                 raise self.answers
             return self.answers
 
-        return SimpleNamespace(results_async=results)
+        async def each() -> list[SimpleNamespace]:
+            replies = await results(timeout_s=0, return_exceptions=True)
+            return [SimpleNamespace(get_async=partial(reply_with, reply)) for reply in replies]
+
+        return SimpleNamespace(results_async=results, _fetch_replica_results_async=each)
 
     def _generate(
         self,
@@ -114,7 +133,8 @@ def continuing(until: int | None = None) -> Script:
 def backend(generator: FakeGenerator, max_requests: int = 8, capacity: int = 8, tokenizer: Any = None) -> ServeBackend:
     info = ModelInfo(id="m", created=0, max_model_len=64, vocab_len=300)
     handles: Any = (None, tokenizer, generator)
-    served = ServeBackend(info, *handles, Admission(max_requests, 1000))
+    admission, waiting = Admission(max_requests, 1000), Waiting(1.0, max_requests)
+    served = ServeBackend(info, *handles, admission, ReplicaUpdates(()), Version("s", "m"), waiting)
     served.queue.resize(capacity)
     return served
 
@@ -382,6 +402,40 @@ def test_counters_of_the_replicas_that_reply() -> None:
     assert asyncio.run(backend(generator).stats()) == []
 
 
+def test_a_frozen_replica_does_not_hide_the_counters_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generator_replicas, "_STATS_WAIT_S", 0.01)
+    generator = FakeGenerator()
+
+    async def scenario() -> list[dict[str, Any]]:
+        generator.answers = [asyncio.Event(), {"running": 1}]
+        return await backend(generator).stats()
+
+    assert asyncio.run(scenario()) == [{"running": 1}]
+
+
+def test_a_request_of_a_frozen_replica_continues_on_another() -> None:
+    async def freezes(ids: Sequence[int], params: SamplingParams, generated: Sequence[int]) -> AsyncIterator[Delta]:
+        yield Delta((token_at(0, 0),), None, None, len(ids))
+        await asyncio.Event().wait()
+
+    generator = FakeGenerator(freezes, continuing())
+
+    async def scenario() -> list[Delta]:
+        served = backend(generator)
+        served.watchdog = Watchdog(GeneratorReplicas(cast(Any, generator)), 0.01)
+        request = asyncio.create_task(collect(served, SamplingParams(max_tokens=4)))
+        while not generator.responses:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.01)  # its first delta has come
+        generator.answers = [asyncio.Event()]
+        await served.watchdog.check()
+        return await request
+
+    assert tokens(asyncio.run(scenario())) == [token_at(0, position) for position in range(4)]
+    assert generator.responses[0].cancelled
+    assert generator.calls[1][3] == (token_at(0, 0),)
+
+
 class FakeTokenizer:
     """A handle whose n-th call has the n-th outcome."""
 
@@ -389,7 +443,7 @@ class FakeTokenizer:
         self.outcomes = list(outcomes)
         self.encode = SimpleNamespace(remote=self._encode)
 
-    async def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+    async def _encode(self, text: str, add_special_tokens: bool, parse_special_tokens: bool) -> list[int]:
         outcome = self.outcomes.pop(0)
         if isinstance(outcome, Exception):
             raise outcome

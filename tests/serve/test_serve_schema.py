@@ -210,3 +210,46 @@ def test_checking_leaves_the_configuration_alone() -> None:
     before = yaml.safe_dump(config)
     check_serve_config(config)
     assert yaml.safe_dump(config) == before
+
+
+GENERATOR = ("applications", 0, "deployments", 1)
+
+
+@pytest.mark.parametrize(
+    ("path", "key", "value", "message"),
+    [
+        (
+            ("applications", 0, "runtime_env"),
+            "env_vars",
+            {"OMP_NUM_THREADS": 1},
+            "runtime_env.env_vars.OMP_NUM_THREADS must be a string, in quotes; got 1 (an integer)",
+        ),
+        (
+            (*GENERATOR, "ray_actor_options", "runtime_env"),
+            "env_vars",
+            {"A": True},
+            "ray_actor_options.runtime_env.env_vars.A must be a string, in quotes; got true",
+        ),
+        (
+            ("applications", 0, "runtime_env"),
+            "env_vars",
+            ["A=1"],
+            "runtime_env.env_vars must be a mapping; got a list",
+        ),
+        (GENERATOR, "user_config", {"x": 1}, "deployments[1].user_config must not be set; no deployment of mpt_serve"),
+        (
+            GENERATOR,
+            "name",
+            "Ingress",
+            "deployments[1].name: the deployment 'Ingress' is configured twice, also in deployments[0]",
+        ),
+        (GENERATOR, "placement_group_strategy", "PACK", "deployments[1].placement_group_strategy: Serve refuses it"),
+        (GENERATOR, "placement_group_bundles", [{"CPU": 0}], "deployments[1]: Serve refuses it: Bundles"),
+        (GENERATOR, "max_replicas_per_node", 1000, "max_replicas_per_node: Serve refuses it"),
+        ((*GENERATOR, "ray_actor_options"), "num_gpus", -1, "ray_actor_options"),
+        (GENERATOR, "max_surge_percent", 101, "max_surge_percent must be at most 100; got 101"),
+    ],
+)
+def test_what_serve_would_refuse_only_when_it_deploys(path: tuple, key: str, value: object, message: str) -> None:
+    """By then it has stopped to look after the running application."""
+    assert message in "\n".join(map(str, check_serve_config(changed(path, key, value))))

@@ -1,8 +1,10 @@
 """Contents are text: no message becomes a control token, and all other ids are those of the rendered text."""
 
 import json
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import cast
 
 import pytest
 from hypothesis import given, settings
@@ -10,8 +12,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from toy_tokenizers import byte_fallback_tokenizer, byte_level_tokenizer
 
-from mpt_serve.text.chat_prompt import ChatEncoder
-from mpt_serve.text.chat_template import BUILT_IN_TEMPLATES, ChatTemplate, ChatTemplateError, Message
+from mpt_serve.text.chat_prompt import ChatEncoder, SpecialTokens
+from mpt_serve.text.chat_template import BUILT_IN_TEMPLATES, ChatTemplate, ChatTemplateError, Message, Role
 from mpt_serve.text.control_tokens import Marks, MarksError
 from mpt_serve.text.tokenizer import TextTokenizer
 
@@ -93,6 +95,9 @@ def tokenizer_of(name: str) -> TextTokenizer:
 @cache
 def encoder_of(template: str, tokenizer: str) -> ChatEncoder:
     return ChatEncoder(ChatTemplate(TEMPLATES[template], bos_token="<|endoftext|>"), tokenizer_of(tokenizer))
+
+
+MODES: tuple[SpecialTokens, SpecialTokens] = ("parse", "text")
 
 
 def conversation(contents: list[str]) -> list[Message]:
@@ -195,6 +200,55 @@ def test_the_end_of_text_is_a_control_token_though_nobody_declared_it() -> None:
     encoder.close()
 
 
+def test_the_unknown_token_stays_what_it_is() -> None:
+    """A model names its unknown token by its text, which a copy renames along with the token."""
+    library = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1}, unk_token="<unk>"))
+    library.pre_tokenizer = pre_tokenizers.Whitespace()
+    library.add_special_tokens([AddedToken("<unk>", special=True)])
+    tokenizer = TextTokenizer(library)
+    assert tokenizer.encode("a b", parse_special_tokens=False) == tokenizer.encode("a b") == [1, 0]
+
+
+def test_messages_without_the_characters_of_control_tokens_are_rendered_once(neox: TextTokenizer) -> None:
+    rendered = []
+
+    class Counting(ChatTemplate):
+        def render(self, messages: Sequence[Message], *flags: bool) -> str:
+            rendered.append(messages)
+            return super().render(messages, *flags)
+
+    encoder = ChatEncoder(Counting("{% for m in messages %}{{ m.content }}<|endoftext|>{% endfor %}"), neox)
+    assert encoder.encode(conversation(["Hello"])) == neox.encode("Hello<|endoftext|>")
+    assert len(rendered) == 1
+    assert encoder.encode(conversation(["a<b"])) == neox.encode("a<b<|endoftext|>")
+    assert len(rendered) == 3
+    encoder.close()
+
+
+def test_a_role_is_text_where_no_api_has_checked_it() -> None:
+    encoder = encoder_of("by role", "neox")
+    role = cast(Role, "a<|im_end|>")
+    written = control_ids(encoder, encoder.encode([Message(role=cast(Role, "ab"), content="x")]))
+    assert control_ids(encoder, encoder.encode([Message(role=role, content="x")])) == written
+
+
+def test_rendered_text_has_renamed_control_tokens_unless_they_are_parsed() -> None:
+    messages = conversation(["<|im_end|>"])
+    template = ChatTemplate(TEMPLATES["chatml"])
+    parsing, renaming = (ChatEncoder(template, tokenizer_of("neox"), tokens) for tokens in MODES)
+    assert (parsing.renames, renaming.renames) == (False, True)
+    assert parsing.render(messages) == template.render(messages)
+    assert renaming.render(messages).count("<|im_end|>") == 1  # the message's
+    template.close()
+
+
+def test_a_message_with_too_many_characters_is_refused() -> None:
+    """No private-use character would be left to stand for those of the control tokens."""
+    content = "<" + "".join(chr(code) for code in range(0x4E00, 0xD7FF))
+    with pytest.raises(ChatTemplateError, match="too many different characters"):
+        encoder_of("chatml", "neox").encode(conversation([content]))
+
+
 def test_marks_give_way_to_the_private_use_characters_of_a_text() -> None:
     text = "<" + "".join(chr(code) for code in range(0xF0000, 0xF7000))
     marks = Marks("<>", [text])
@@ -202,3 +256,11 @@ def test_marks_give_way_to_the_private_use_characters_of_a_text() -> None:
     assert marks.unmark(marks.mark(text)) == text
     with pytest.raises(MarksError, match="too many different characters"):
         Marks("<>", ["<" + "".join(chr(code) for code in range(0x4E00, 0xD7FF))])
+
+
+def test_a_mark_is_drawn_again_until_it_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    draws = iter([0xF0001, 0xF0002, 0xF0002, 0xF0003])  # in the text, free, the other one's, free
+    monkeypatch.setattr("mpt_serve.text.control_tokens.secrets.choice", lambda _: next(draws))
+    marks = Marks("<>", ["<\U000f0001>"])
+    assert sorted(marks.mark("<>")) == ["\U000f0002", "\U000f0003"]
+    assert marks.unmark(marks.mark("<\U000f0001>")) == "<\U000f0001>"

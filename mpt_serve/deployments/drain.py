@@ -1,0 +1,81 @@
+"""How an Ingress replica ends: what runs gets a limited time, and whatever is left then ends with an error."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from mpt_serve.openai.backend import Readiness
+from mpt_serve.openai.errors import ShuttingDownError
+
+__all__ = ["Drain"]
+
+logger = logging.getLogger("ray.serve")
+
+_RETRY_AFTER_S = 30  # until another server is there, or this one again
+
+
+class Drain:
+    """Follows the requests of an Ingress replica to their ends. Belongs to one event loop.
+
+    responses: HTTP requests that have not been answered to the last byte.
+    """
+
+    def __init__(self) -> None:
+        self.responses = 0
+        self._refuses = False
+        self._deadline: float | None = None  # on the loop's clock
+        self._limits: set[asyncio.Timeout] = set()
+
+    @property
+    def readiness(self) -> Readiness | None:
+        """Return why new requests are refused; None while they are not."""
+        if not self._refuses:
+            return None
+        return Readiness(False, "The server is shutting down.", "shutting_down", _RETRY_AFTER_S)
+
+    def refuse(self) -> None:
+        """Refuse new requests from now on, with 503 `shutting_down`."""
+        self._refuses = True
+
+    def end_within(self, seconds: float) -> None:
+        """End the requests that have not finished after some seconds, with an error; those to come, too."""
+        deadline = asyncio.get_running_loop().time() + seconds
+        self._deadline = deadline if self._deadline is None else min(deadline, self._deadline)
+        if self._limits:
+            logger.info("Shutting down: %d requests may run for %.0f s more.", len(self._limits), seconds)
+        for limit in self._limits:
+            if not limit.expired():
+                limit.reschedule(self._deadline)
+
+    @asynccontextmanager
+    async def request(self) -> AsyncIterator[None]:
+        """Raise ShuttingDownError in the block at the deadline."""
+        limit = asyncio.timeout_at(self._deadline)
+        try:
+            async with limit:
+                self._limits.add(limit)
+                try:
+                    yield
+                finally:
+                    self._limits.discard(limit)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            message = "The server shut down before the request had finished."
+            raise ShuttingDownError(message, retry_after_s=_RETRY_AFTER_S) from error
+
+    def following(self, app: ASGIApp) -> ASGIApp:
+        """Return the application, with its responses counted."""
+
+        async def counted(scope: Scope, receive: Receive, send: Send) -> None:
+            counts = scope["type"] == "http"  # not "lifespan", which lasts as long as the process
+            self.responses += counts
+            try:
+                await app(scope, receive, send)
+            finally:
+                self.responses -= counts
+
+        return counted

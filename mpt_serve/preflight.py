@@ -1,0 +1,194 @@
+"""What can be known of a deployment before any of its replicas starts, without reading weights.
+
+`mpt-serve check`, `mpt-serve run` and the application's builder share it. Serve calls the builder before it touches a
+running application's replicas, so what is found here never replaces one that runs.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from model.checkpoint.folder import WEIGHT_FILES, find_tensors
+from model.checkpoint.match import match_tensors
+from model.checkpoint.stored_tensor import CheckpointError
+from model.config.mpt_config import MptConfig
+from model.config.strict_reader import ConfigError
+from model.params.kv_cache import kv_bytes_per_token
+from model.params.weight_format import WeightFormat
+from model.params.weights import weight_specs
+from mpt_serve.configuration.config_file import ConfigFile
+from mpt_serve.configuration.model_folder import folder_problem, model_path, tokenizer_folder
+from mpt_serve.configuration.problems import ConfigurationError, Problem
+from mpt_serve.configuration.problems import Path as SettingPath
+from mpt_serve.configuration.serve_schema import check_file, check_serve_config, own_applications
+from mpt_serve.configuration.settings import Settings
+from mpt_serve.engine.memory import plan_cache
+from mpt_serve.resources import Machine, resource_problems
+from mpt_serve.text.chat_template import ChatTemplate, ChatTemplateError
+from mpt_serve.text.tokenizer import TextTokenizer, TokenizerError
+
+__all__ = ["ModelReport", "check_config_file", "check_deployment", "check_model"]
+
+_BITS = {"float32": 32.0, "bfloat16": 16.0, "float16": 16.0, "int8": 8.1, "int4": 4.6}  # of an element, with scales
+
+
+@dataclass
+class ModelReport:
+    """What is known of an application's model. problems: by path in the settings. notes: what else to know."""
+
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    weight_bytes: int = 0
+    cache_bytes: int = 0  # of one request of the longest length
+
+    @property
+    def memory(self) -> int:
+        """Return the bytes that a replica needs at least."""
+        return self.weight_bytes + self.cache_bytes
+
+
+def check_config_file(path: str, models: bool = True, machine: Machine | None = None) -> list[str]:
+    """Validate a Serve configuration file and the models it names, and return notes about them.
+
+    models: their folders are here. machine: where the applications are going to run; None for a cluster.
+    Raises ConfigurationError with file, line, setting and the nearest valid name or value.
+    """
+    file = ConfigFile(path)
+    problems = check_serve_config(file.data)
+    notes: list[str] = []
+    if models and not problems:
+        for index, application, settings in own_applications(file.data):
+            report = check_model(settings)
+            place: SettingPath = ("applications", index)
+            problems += [Problem((*place, "args", *p.path), p.message, p.key) for p in report.problems]
+            notes += report.notes
+            if machine is not None and not report.problems:
+                problems += resource_problems(application, place, machine, report.memory)
+    if problems:
+        raise file.error(problems)
+    return notes
+
+
+def check_deployment(args: Mapping[str, Any], file: Path | None) -> tuple[Settings, ModelReport]:
+    """Check what Serve is about to start, and return its settings and what is known of its model.
+
+    args: of the application. file: the Serve configuration that they come from, if it is known.
+    Raises ConfigurationError.
+    """
+    if file is not None:
+        check_file(str(file))
+    settings = Settings.from_mapping(args)
+    report = check_model(settings, download=True)
+    if report.problems:
+        raise ConfigurationError(report.problems)
+    return settings, report
+
+
+def check_model(settings: Settings, download: bool = False) -> ModelReport:
+    """Check a model's folder: config, tokenizer, chat template, the headers of its weights, and the settings' fit.
+
+    download: for a replica: get the small files of a Hugging Face id, which otherwise is checked only by its name, and
+        do not require weights, which may be on the Generator's node alone.
+    """
+    report = ModelReport()
+    folder = _folder_of(settings.model, ("model",), report, download)
+    if folder is None:
+        return report
+    config = _check_config(folder, ("model",), report, weights=not download)
+    _check_text(folder, settings, report)
+    if config is not None:
+        _check_fit(config, settings, report)
+        _check_draft(config, settings, report, download)
+    return report
+
+
+def _folder_of(model: str, path: SettingPath, report: ModelReport, download: bool) -> Path | None:
+    problem = folder_problem(model)
+    if problem is not None:
+        report.problems.append(Problem(path, problem))
+        return None
+    if Path(model_path(model)).is_dir():
+        return Path(model_path(model))
+    if not download:
+        report.notes.append(f"'{model}' is a Hugging Face id: its files are checked when it is deployed")
+        return None
+    try:
+        return tokenizer_folder(model)
+    except ConfigurationError as error:
+        report.problems += [Problem(path, problem.message) for problem in error.problems]
+        return None
+
+
+def _check_config(folder: Path, path: SettingPath, report: ModelReport, weights: bool) -> MptConfig | None:
+    try:
+        config = MptConfig.from_file(folder)
+        if weights or any((folder / name).is_file() for name in WEIGHT_FILES):
+            match_tensors(folder, find_tensors(folder), config)
+    except (ConfigError, CheckpointError) as error:
+        report.problems.append(Problem(path, str(error)))
+        return None
+    except OSError as error:
+        report.problems.append(Problem(path, f"the folder '{folder}' cannot be read: {error}"))
+        return None
+    return config
+
+
+def _check_text(folder: Path, settings: Settings, report: ModelReport) -> None:
+    try:
+        tokenizer = TextTokenizer.from_folder(folder)
+    except TokenizerError as error:
+        report.problems.append(Problem(("model",), str(error)))
+        return
+    try:
+        ChatTemplate.from_folder(folder, settings.chat_template, tokenizer).close()
+    except (ChatTemplateError, TokenizerError, OSError, UnicodeDecodeError) as error:
+        if settings.chat_template is None:  # the model completes text nevertheless
+            report.notes.append(f"chat is not available: {error}")
+        elif settings.chat_template != "none":
+            report.problems.append(Problem(("chat_template",), str(error)))
+
+
+def _check_fit(config: MptConfig, settings: Settings, report: ModelReport) -> None:
+    engine = settings.engine_config
+    declared = config.torch_dtype if config.torch_dtype in _BITS else "float32"
+    dtype = settings.dtype if settings.dtype != "auto" else declared or "float32"
+    per_token = kv_bytes_per_token(config, dtype if engine.cache_dtype == "auto" else engine.cache_dtype)
+    try:
+        plan = plan_cache(engine, config, per_token, available=2**62)
+    except ValueError as error:
+        setting = "max_model_len" if "max_model_len" in str(error) else "engine"
+        report.problems.append(Problem((setting,), f"does not fit the model: {error}"))
+        return
+    if config.n_heads % settings.mesh.tensor:
+        message = f"must divide the model's number of attention heads ({config.n_heads}); got {settings.mesh.tensor}"
+        report.problems.append(Problem(("mesh", "tensor"), message))
+    report.weight_bytes = round(_weight_bytes(config, settings, dtype))
+    report.cache_bytes = per_token * plan.max_model_len
+    report.notes += plan.notes
+    report.notes.append(
+        f"a Generator replica needs about {report.weight_bytes / 2**30:.2f} GiB for weights, and for the KV cache of"
+        f" one request of {plan.max_model_len} tokens {report.cache_bytes / 2**30:.2f} GiB"
+    )
+
+
+def _weight_bytes(config: MptConfig, settings: Settings, dtype: str) -> float:
+    kept = WeightFormat(settings.quantization)
+    total = 0.0
+    for spec in weight_specs(config):
+        packed = kept.of(spec.path, dtype, config.tied_head)
+        total += math.prod(spec.shape) * _BITS[packed or dtype] / 8
+    return total
+
+
+def _check_draft(config: MptConfig, settings: Settings, report: ModelReport, download: bool) -> None:
+    if settings.engine.draft_model is None:
+        return
+    path: SettingPath = ("engine", "draft_model")
+    folder = _folder_of(settings.engine.draft_model, path, report, download)
+    draft = None if folder is None else _check_config(folder, path, report, weights=not download)
+    if draft is not None and draft.vocab_size != config.vocab_size:
+        report.problems.append(
+            Problem(path, f"must have the model's vocabulary of {config.vocab_size} ids; it has {draft.vocab_size}")
+        )

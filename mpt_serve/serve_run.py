@@ -1,0 +1,77 @@
+"""`serve run FILE` that ends when an application cannot start, where Serve's own waits for it forever."""
+
+import re
+import sys
+import time
+from collections.abc import Mapping, Sequence
+
+from ray import serve
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, DeploymentStatus
+from ray.serve.scripts import cli as serve_cli
+
+__all__ = ["failure_of", "run_file"]
+
+_POLL_S = 0.5
+_OWN_LOOP = {"--blocking", "--non-blocking", "-r", "--reload"}  # options with which Serve's command decides when to end
+_EXCEPTION = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception): (?P<text>.+)$", re.MULTILINE)
+
+
+def run_file(file: str, options: Sequence[str]) -> int:
+    """Run a Serve configuration until the process is stopped, and return its exit status.
+
+    options: of `serve run`. 1 is returned, after one message, when an application of the file cannot start.
+    """
+    if _OWN_LOOP & set(options):
+        serve_cli(["run", file, *options], prog_name="serve")
+        return 0
+    try:
+        serve_cli(["run", "--non-blocking", file, *options], prog_name="serve", standalone_mode=False)
+    except SystemExit as stopped:  # Serve has printed why, and may exit with 0
+        return int(stopped.code or 1)
+    try:
+        failure = _first_failure()
+    except KeyboardInterrupt:
+        failure = None
+    if failure is not None:
+        print(f"mpt-serve: {failure}", file=sys.stderr)
+    serve.shutdown()
+    return 0 if failure is None else 1
+
+
+def _first_failure() -> str:
+    """Wait until an application cannot start, and return why. Applications that have started may do what they will."""
+    started: set[str] = set()
+    while True:
+        for name, application in _applications().items():
+            if application.status == ApplicationStatus.RUNNING:
+                started.add(name)
+            failure = failure_of(name, application)
+            if failure is not None and name not in started:
+                return failure
+        time.sleep(_POLL_S)
+
+
+def _applications() -> Mapping[str, ApplicationStatusOverview]:
+    applications: Mapping[str, ApplicationStatusOverview] = serve.status().applications
+    return applications
+
+
+def failure_of(name: str, application: ApplicationStatusOverview) -> str | None:
+    """Return why an application cannot start, without the tracebacks in Serve's messages; None if it may still."""
+    if application.status != ApplicationStatus.DEPLOY_FAILED:
+        return None
+    reasons = [
+        f"{deployment}: {_cause(state.message)}"
+        for deployment, state in application.deployments.items()
+        if state.status in (DeploymentStatus.DEPLOY_FAILED, DeploymentStatus.UNHEALTHY)
+    ]
+    reason = "; ".join(reasons) or _cause(application.message)
+    return f"the application '{name}' cannot start: {reason}"
+
+
+def _cause(message: str) -> str:
+    """Return the text of the exception that a traceback ends with, or else the message after Serve's first line."""
+    texts = [match["text"] for match in _EXCEPTION.finditer(message)]
+    if "Traceback" in message and texts:
+        return texts[-1].strip()
+    return message.strip().partition("failed with exception:\n")[2].strip() or message.strip()

@@ -1,0 +1,165 @@
+"""What `check`, `run` and the builder find before anything starts."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray.serve.exceptions import RayServeException
+from server import serve_config
+
+from mpt_serve import app, cli
+from mpt_serve.configuration.problems import ConfigurationError
+from mpt_serve.configuration.settings import Settings
+from mpt_serve.preflight import check_config_file, check_deployment, check_model
+from mpt_serve.resources import Machine
+
+SMALL = Machine({"CPU": 2.0, "GPU": 0.0, "memory": 2.0**33}, 2**33)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny_checkpoint: Path) -> Path:
+    return Path(shutil.copytree(tiny_checkpoint, tmp_path / "model"))
+
+
+def problems(folder: Path, **settings: Any) -> list[str]:
+    return [str(problem) for problem in check_model(Settings(model=str(folder), **settings)).problems]
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def write(name: str, text: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_text(text) and None
+
+
+def truncate(name: str) -> Callable[[Path], None]:
+    def cut(folder: Path) -> None:
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: len(content) // 2])
+
+    return cut
+
+
+def change_config(**values: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        file = folder / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+    return change
+
+
+def test_a_good_model_has_no_problem_and_its_memory_is_known(folder: Path) -> None:
+    report = check_model(Settings(model=str(folder), chat_template="dolly"))
+    assert report.problems == []
+    assert report.weight_bytes == pytest.approx(28_000 * 4, rel=0.15)
+    assert report.cache_bytes > 0
+    assert check_model(Settings(model=str(folder), quantization="int8")).weight_bytes < report.weight_bytes / 2
+    assert check_model(Settings()).problems == []  # the embedded model
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (shutil.rmtree, "model: there is no folder"),
+        (remove("config.json"), "has no config.json, so it is not a checkpoint"),
+        (write("config.json", "{"), "model: config.json is not JSON"),
+        (change_config(model_type="llama"), "'model_type' is 'llama'"),
+        (change_config(d_model=64), "the tensors do not fit the config"),
+        (remove("model.safetensors"), "no weights: one of model.safetensors"),
+        (truncate("model.safetensors"), "model.safetensors"),
+        (truncate("tokenizer.json"), "tokenizer.json in"),
+    ],
+)
+def test_a_damaged_folder_is_named(folder: Path, damage: Callable[[Path], None], message: str) -> None:
+    damage(folder)
+    assert message in "\n".join(problems(folder))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"chat_template": "chatml"}, "chat_template: the chat template writes <|im_start|> and <|im_end|>, but"),
+        ({"chat_template": "{% if %}"}, "chat_template: the chat template failed"),
+        ({"chat_template": "/no/such.jinja"}, "must be chatml, dolly, none, the path of a template file or"),
+        ({"engine": {"kv_cache_memory": 16}}, "engine: does not fit the model: kv_cache_memory=16"),
+        ({"mesh": {"tensor": 3}}, "mesh.tensor must divide the model's number of attention heads (4); got 3"),
+        ({"engine": {"speculation": "draft", "draft_model": "/no/draft"}}, "engine.draft_model: there is no folder"),
+        (
+            {"engine": {"speculation": "draft", "draft_model": "embedded"}},
+            "engine.draft_model must have the model's vocabulary of 320 ids",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_the_model(folder: Path, settings: dict[str, Any], message: str) -> None:
+    (problem,) = problems(folder, **settings)
+    assert message in problem
+
+
+def test_a_model_whose_own_template_is_faulty_completes_text(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("{% if %}")
+    report = check_model(Settings(model=str(folder)))
+    assert report.problems == []
+    assert any("chat is not available: the chat template failed" in note for note in report.notes)
+
+
+def test_a_node_without_the_weights_may_build(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    settings, _ = check_deployment({"model": str(folder)}, None)
+    assert settings.model == str(folder)
+
+
+def config_file(tmp_path: Path, folder: Path, generator: dict[str, Any], **args: Any) -> str:
+    file = tmp_path / "serve.yaml"
+    config = serve_config({"model": str(folder), **args}, 8000, [{"name": "Generator", **generator}])
+    file.write_text(yaml.safe_dump(config, sort_keys=False))
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    ("generator", "message"),
+    [
+        ({"num_replicas": 3}, "3 replicas of {CPU: 1} do not fit on this machine, which has {CPU: 2}"),
+        ({"ray_actor_options": {"num_gpus": 1}}, "1 replicas of {CPU: 1, GPU: 1} do not fit on this machine"),
+        ({"autoscaling_config": {"min_replicas": 4, "max_replicas": 5}}, "4 replicas of"),
+    ],
+)
+def test_resources_are_compared_with_the_machine(
+    tmp_path: Path, folder: Path, generator: dict[str, Any], message: str
+) -> None:
+    file = config_file(tmp_path, folder, generator)
+    with pytest.raises(ConfigurationError) as error:
+        check_config_file(file, machine=SMALL)
+    assert "applications[0].deployments[0]" in str(error.value)
+    assert message in str(error.value)
+    check_config_file(file)  # a cluster may have them
+
+
+def test_a_model_beyond_the_machines_memory_is_refused(tmp_path: Path, folder: Path) -> None:
+    file = config_file(tmp_path, folder, {})
+    with pytest.raises(
+        ConfigurationError, match=r"line \d+: applications\[0\].args.model: a Generator replica needs at"
+    ):
+        check_config_file(file, machine=Machine(SMALL.resources, 1000))
+
+
+def test_the_builder_refuses_what_check_refuses(folder: Path) -> None:
+    """Serve calls it before it touches the replicas of the running application."""
+    with pytest.raises(RayServeException, match="chat_template: the chat template writes"):
+        app.build({"model": str(folder), "chat_template": "chatml"})
+    with pytest.raises(RayServeException, match="there is no folder"):
+        app.build({"model": "/no/such/folder"})
+
+
+def test_check_finds_it_and_run_does_not_start(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = config_file(tmp_path, folder, {}, chat_template="chatml")
+    for command in ("check", "run"):
+        assert cli.main([command, file]) == 2
+        assert "line 13: applications[0].args.chat_template: the chat template writes" in capsys.readouterr().err
+    assert cli.main(["check", "--for-cluster", file]) == 0
