@@ -40,9 +40,12 @@ def ending_gracefully() -> Iterator[None]:
             signal.signal(number, _interrupt)
         return context
 
+    async def drain_then_shut_down() -> None:
+        await drain_applications()
+        shut_down()  # in the same event loop, which the handles' routers belong to
+
     def drain_and_shut_down() -> None:
-        asyncio.run(drain_applications())
-        shut_down()
+        asyncio.run(drain_then_shut_down())
 
     with _replaced(ray, "init", initialise_and_catch), _replaced(serve, "shutdown", drain_and_shut_down):
         try:

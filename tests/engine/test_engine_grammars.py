@@ -8,7 +8,6 @@ from dataclasses import replace
 import jsonschema
 import pytest
 from engine_helpers import Listener, assert_all_free
-from mpt_serve.engine.speculative.step_costs import StepCosts
 from small_engine import CHARACTERS, END, SETTINGS, VOCAB_LIMIT
 from test_engine import limited, prompt_of
 from test_sampling_features import choices_of, submit
@@ -16,6 +15,7 @@ from test_sampling_features import choices_of, submit
 from model.config.mpt_config import MptConfig
 from model.params.weights import Weights
 from mpt_serve.engine import Engine, RequestError, SamplingParams
+from mpt_serve.engine.step_costs import StepCosts
 from mpt_serve.structured_outputs.compiler import GrammarCompiler
 from mpt_serve.structured_outputs.spec import GrammarSpec
 

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from engine_helpers import generate
-from mpt_serve.engine.speculative.step_costs import StepCosts
 from small_engine import SETTINGS, VOCAB_LIMIT
 
 from model.config.mpt_config import MptConfig
@@ -17,6 +16,7 @@ from model.params.weights import Weights, init_weights
 from mpt_serve.engine import Engine, EngineConfig, SamplingParams
 from mpt_serve.engine.request import Request
 from mpt_serve.engine.speculative import DraftModel, ModelDrafter, model_drafter
+from mpt_serve.engine.step_costs import StepCosts
 
 DRAFTING = SETTINGS.replace(speculation="draft", num_draft_tokens=5, pre_compile=False)
 
