@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -218,11 +219,13 @@ def test_a_cancellation_takes_effect_within_two_steps(engine: Engine) -> None:
     names = [f"leaves {number}" for number in range(200)]
     noticed: list[int] = []  # steps so far when each has ended
     left_at: list[int] = []
+    all_submitted = threading.Event()  # a cancellation of a request not yet submitted does nothing
 
     def on_delta(delta: Delta) -> None:
         if delta.finish_reason is not None:
             noticed.append(engine.stats().steps)
         elif len(watched.deltas) == 5 and not left_at:  # in the middle of a step's deltas
+            assert all_submitted.wait(60)
             left_at.append(engine.stats().steps)
             for name in names:
                 engine.cancel(name)
@@ -232,6 +235,7 @@ def test_a_cancellation_takes_effect_within_two_steps(engine: Engine) -> None:
     params = replace(GREEDY, max_tokens=40, ignore_eos=True)
     for name, listener in zip(names, [watched, *others], strict=True):
         engine.submit(prompt_of(4), params, listener, name)
+    all_submitted.set()
     assert all(listener.last().finish_reason == "cancelled" for listener in [watched, *others])
     assert len(noticed) == len(names)
     assert max(noticed) <= left_at[0] + 2
