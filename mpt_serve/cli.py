@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from mpt_serve import __version__
 from mpt_serve.configuration.problems import ConfigurationError
-from mpt_serve.one_loop import ONE_LOOP, PROXY_GUARD
+from mpt_serve.one_loop import ONE_LOOP, PROXY_GUARD, new_link_key
 
 __all__ = ["main"]
 
@@ -63,7 +63,11 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    for name, value in {**ONE_LOOP, **PROXY_GUARD}.items():  # before Ray starts: all of its processes inherit it
+    for name, value in {
+        **ONE_LOOP,
+        **PROXY_GUARD,
+        **new_link_key(),
+    }.items():  # before Ray starts: its processes inherit
         os.environ.setdefault(name, value)
     options = list(arguments.rest)
     file = options.pop(0) if options and not options[0].startswith("-") else DEFAULT_FILE

@@ -6,14 +6,26 @@ time per streamed token, and deltas are merged while a client reads slowly.
 """
 
 import os
+import secrets
 from typing import Any
 
-__all__ = ["ONE_LOOP", "PROXY_GUARD", "replica_runtime_env"]
+__all__ = ["LINK_KEY_VARIABLE", "ONE_LOOP", "PROXY_GUARD", "new_link_key", "replica_runtime_env"]
 
 ONE_LOOP = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0", "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0"}
 
 # Serve's proxies inherit their node's environment: this works if it is set when the node starts.
 PROXY_GUARD = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "mpt_serve.deployments.proxy_guard:middlewares"}
+
+
+LINK_KEY_VARIABLE = "MPT_SERVE_LINK_KEY"
+
+
+def new_link_key() -> dict[str, str]:
+    """Return a new key by which Ingresses know Serve's proxies, as an environment variable that all nodes must share.
+
+    Without it, responses go through Serve.
+    """
+    return {LINK_KEY_VARIABLE: secrets.token_hex(32)}
 
 
 def replica_runtime_env() -> dict[str, Any]:

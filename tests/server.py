@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import yaml
 
-from mpt_serve.one_loop import PROXY_GUARD
+from mpt_serve.one_loop import PROXY_GUARD, new_link_key
 
 ROOT = Path(__file__).parents[1]
 START_TIMEOUT_S = 240.0
@@ -40,7 +40,7 @@ def environment(folder: Path, *, guarded: bool = True) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "PYTHONPATH": str(ROOT),
     }
-    return {"JAX_PLATFORMS": "cpu", **os.environ, **own, **(PROXY_GUARD if guarded else {})}
+    return {"JAX_PLATFORMS": "cpu", **os.environ, **own, **(PROXY_GUARD | new_link_key() if guarded else {})}
 
 
 def serve_config(

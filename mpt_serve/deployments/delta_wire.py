@@ -1,39 +1,19 @@
 """Deltas as bytes, on their way from a Generator to an Ingress; see `delta_link`.
 
 A frame is a list of entries, one for each choice that has something new; an entry is `[number, index, ...]`, where
-`number` is the Ingress' name of the request. Frames are msgpack objects, which need no length before them.
+`number` is the Ingress' name of the request.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import msgpack
 
 from mpt_serve.engine.request import Delta, TokenLogprobs
 
-__all__ = ["SECRET_BYTES", "LinkAddress", "Unpacker", "decode", "encode", "merged", "pack"]
-
-SECRET_BYTES = 32
-
-# Reads objects from a stream of bytes. Its buffer is bounded by what a request may report.
-Unpacker = msgpack.Unpacker
-pack = msgpack.Packer(autoreset=True).pack
+__all__ = ["decode", "encode", "merged"]
 
 Logprobs = tuple[TokenLogprobs | None, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class LinkAddress:
-    """Where the deltas of one request go.
-
-    host, port: of the Ingress. secret: what a Generator proves itself with. number: the Ingress' name of the request.
-    """
-
-    host: str
-    port: int
-    secret: bytes
-    number: int
 
 
 def encode(entries: Iterable[tuple[int, Delta]]) -> bytes:

@@ -14,9 +14,9 @@ from ray.serve.exceptions import RayServeException
 
 from mpt_serve.configuration.model_folder import model_path, tokenizer_folder
 from mpt_serve.configuration.settings import Settings
-from mpt_serve.deployments.delta_link import DeltaLinks
+from mpt_serve.deployments.delta_link import delta_links
 from mpt_serve.deployments.delta_mailbox import DeltaMailbox
-from mpt_serve.deployments.delta_wire import LinkAddress
+from mpt_serve.deployments.link_wire import LinkAddress
 from mpt_serve.deployments.logs import log_through_serve
 from mpt_serve.deployments.numbers_watch import NumbersWatch
 from mpt_serve.deployments.version import Version
@@ -68,7 +68,7 @@ class Generator:
         self._replica, self._actor = _replica_names()
         self._version = Version.of(settings)
         self._engine, self._grammars = _load(settings)
-        self._links = DeltaLinks(self._engine.cancel)
+        self._links = delta_links(self._engine.cancel)
         self._engine.on_delivered = self._links.flush
         stall_timeout_s = settings.engine.stall_timeout_s
         compiles = not settings.engine.pre_compile

@@ -22,6 +22,7 @@ from mpt_serve.deployments.metrics import exposition
 from mpt_serve.deployments.readiness import Waiting
 from mpt_serve.deployments.replica_end import follow_replica_end, graceful_shutdown_timeout_s
 from mpt_serve.deployments.replica_updates import ReplicaUpdates
+from mpt_serve.deployments.response_link import LinkedResponses
 from mpt_serve.deployments.same_model_router import SameModelRouter
 from mpt_serve.deployments.serve_backend import ServeBackend
 from mpt_serve.deployments.takeover import Takeover
@@ -82,7 +83,7 @@ class Ingress:
         app = create_app(self._backend, self._limits)
         app.router.routes.append(Route("/stats", self._stats, methods=["GET"]))
         app.router.routes.append(Route("/metrics", self._metrics, methods=["GET"]))
-        return self._backend.drain.following(app)
+        return LinkedResponses(self._backend.drain.following(app))
 
     async def begin_drain(self) -> float:
         """Refuse new requests, and return the seconds after which those that run will have ended."""

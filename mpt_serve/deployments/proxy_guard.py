@@ -2,21 +2,28 @@
 
 Serve's proxy fails in plain text, with a 500, on header values that are not UTF-8, and obeys headers of load balancers
 whoever sends them. Only code inside the proxy's process can prevent that: Serve calls `middlewares` there if the
-environment of the node says so (`PROXY_GUARD` in `mpt_serve.one_loop`).
+environment of the node says so (`PROXY_GUARD` in `mpt_serve.one_loop`). Streamed responses reach clients from here too,
+without Serve's messages: see `response_link`.
 """
 
+import logging
 import random
 import time
 from collections.abc import Callable
 
+import ray
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mpt_serve.deployments.logs import hide_client_text
+from mpt_serve.deployments.response_receiver import ResponseReceiver
+from mpt_serve.deployments.response_wire import LINK_HEADER, link_key
 from mpt_serve.openai.gate import GENERATING_PATHS, OVERLOADED_HEADER, send_refusal
 from mpt_serve.openai.ids import request_id_from
 
 __all__ = ["ProxyGuard", "middlewares"]
+
+logger = logging.getLogger("ray.serve")
 
 _REQUEST_ID = b"x-request-id"
 # Instructions to Serve: which replica, how long, and whether to look for a disconnected client.
@@ -26,6 +33,7 @@ _INTERNAL = frozenset(
         b"x-session-id",
         b"x-request-timeout-seconds",
         b"x-request-disconnect-disabled",
+        LINK_HEADER,
     }
 )
 _REFUSE_S = 0.25  # after a refusal; meanwhile the next of the requests that run may end
@@ -34,7 +42,7 @@ _REFUSE_S = 0.25  # after a refusal; meanwhile the next of the requests that run
 def middlewares() -> list[Middleware]:
     """Return the middleware of Serve's proxy; Serve calls this in the proxy's process."""
     hide_client_text()
-    return [Middleware(ProxyGuard)]
+    return [Middleware(ProxyGuard, key=link_key())]
 
 
 class ProxyGuard:
@@ -43,11 +51,18 @@ class ProxyGuard:
     Request ids are replaced unless they are harmless in logs, headers for Serve itself are removed, and so is every
     value that is not ASCII. After a refusal of the application (503, `overloaded`), other requests to generate are
     refused here, at a fraction of the cost, until one that runs has ended or a moment has passed.
+
+    key: of `link_key`, which Ingresses have too; without it, responses go through Serve.
+    host: where Ingresses reach this process; None for this node's address in Ray.
     """
 
-    def __init__(self, app: ASGIApp, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, app: ASGIApp, clock: Callable[[], float] = time.monotonic, key: str = "", host: str | None = None
+    ) -> None:
         self._app = app
         self._clock = clock
+        self._responses = ResponseReceiver(key) if key else None
+        self._host = host
         self._refuse_until = 0.0
         self._retry_after_s = 0.0
 
@@ -75,10 +90,32 @@ class ProxyGuard:
             await send(message)
 
         try:
-            await self._app(scope, receive, send_watched)
+            await self._respond(scope, receive, send_watched)
         finally:
             if not refused:
                 self._refuse_until = 0.0
+
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, and offer a link for its response."""
+        if self._responses is None:
+            await self._app(scope, receive, send)
+            return
+        self._responses.start(self._host or ray.util.get_node_ip_address())
+        response = await self._responses.open(receive, send)
+        if response is None:
+            await self._app(scope, receive, send)
+            return
+        scope["headers"].append(response.header)
+        try:
+            await self._app(scope, response.receive, response.send)
+        except Exception:
+            if not response.incomplete:
+                raise
+            logger.warning("A response ended with an error of Serve's.", exc_info=True)
+        finally:
+            self._responses.close_response(response)
+        if response.incomplete:
+            await response.finish()
 
     def _note_refusal(self, message: Message) -> bool:
         for name, value in message["headers"]:

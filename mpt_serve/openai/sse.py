@@ -1,15 +1,13 @@
 """Server-sent events."""
 
 import json
-import types
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Mapping
-from functools import partial
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from json.encoder import encode_basestring
-from typing import Any
 
 from starlette.types import Message, Send
 
 from mpt_serve.openai.disconnect import ClientDisconnectedError
+from mpt_serve.openai.eager import run_eagerly
 from mpt_serve.openai.errors import ApiError, error_body
 
 __all__ = ["DONE", "KEEP_ALIVE", "EventStream", "event", "json_string"]
@@ -70,7 +68,7 @@ class EventStream:
         Returns None if they have been sent. Otherwise the server has to wait for the client: returns the rest of the
         work, which a task must await before it sends anything else.
         """
-        return _start(self._send(_body(body)))
+        return run_eagerly(self._send(_body(body)))
 
     async def end(self) -> None:
         """Send `[DONE]` and end the response."""
@@ -90,30 +88,3 @@ class EventStream:
 
 def _body(body: bytes) -> Message:
     return {"type": "http.response.body", "body": body, "more_body": True}
-
-
-def _start(work: Coroutine[Any, None, None]) -> Awaitable[None] | None:
-    """Run a coroutine up to where it waits; return the rest of it, None if it has ended."""
-    try:
-        future = work.send(None)
-    except StopIteration:
-        return None
-    return _rest(work, future)
-
-
-@types.coroutine
-def _rest(work: Coroutine[Any, None, None], future: Any) -> Generator[Any, None, None]:
-    """Continue a coroutine that waits for a future."""
-    while True:
-        advance: Callable[[], Any] = partial(work.send, None)
-        try:
-            yield future
-        except GeneratorExit:
-            work.close()
-            raise
-        except BaseException as error:
-            advance = partial(work.throw, error)
-        try:
-            future = advance()
-        except StopIteration:
-            return

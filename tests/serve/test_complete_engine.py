@@ -86,6 +86,19 @@ def test_a_choice_ends_in_the_engine_at_its_stop_string(http: httpx.Client, serv
     assert after["generated_tokens"] - before["generated_tokens"] < 2 * 420
 
 
+def test_tokens_go_over_links(request: pytest.FixtureRequest, http: httpx.Client) -> None:
+    if os.environ.get("MPT_SERVE_TEST_URL"):
+        pytest.skip("the log of another server is not known")
+    server: ServerProcess = request.getfixturevalue("own_server")
+    with http.stream("POST", "/v1/completions", json={"prompt": PROMPT, "max_tokens": 4, "stream": True}) as response:
+        assert response.read().endswith(b"data: [DONE]\n\n")
+        assert not any("link" in name for name in response.headers)
+    log = "".join(file.read_text(errors="replace") for file in server.log_files() if file.suffix == ".log")
+    assert "Tokens go to the proxy at" in log
+    assert "Tokens go to the Ingress at" in log
+    assert "go through Serve" not in log
+
+
 def test_metrics_count_what_the_engine_does(http: httpx.Client) -> None:
     def read() -> dict[str, float]:
         response = http.get("/metrics")

@@ -1,4 +1,4 @@
-"""Deltas from a Generator to an Ingress over a separate connection."""
+"""Deltas from a Generator to an Ingress over a separate connection, on the event loop that Ray's processes have."""
 
 import asyncio
 import logging
@@ -10,13 +10,15 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpt_serve.deployments import delta_link, delta_receiver
-from mpt_serve.deployments.delta_link import DeltaLink, DeltaLinks
+from mpt_serve.deployments import link_receiver, link_sender
+from mpt_serve.deployments.delta_link import DeltaLink, LinkedRequest, delta_links
 from mpt_serve.deployments.delta_receiver import Delivery, DeltaReceiver
-from mpt_serve.deployments.delta_wire import LinkAddress, Unpacker, decode, encode
+from mpt_serve.deployments.delta_wire import decode, encode
+from mpt_serve.deployments.link_wire import LinkAddress, Unpacker
 from mpt_serve.engine.request import Delta, TokenLogprobs
 from mpt_serve.errors import EngineClosedError
 
@@ -33,7 +35,7 @@ class Pair:
     def __init__(self) -> None:
         self.receiver = DeltaReceiver()
         self.aborted: list[tuple[str, int | None, str]] = []
-        self.links = DeltaLinks(lambda *call: self.aborted.append(call))
+        self.links = delta_links(lambda *call: self.aborted.append(call))
         self.received: list[Delta] = []
         self.ended_choices: list[int] = []
 
@@ -96,7 +98,7 @@ def test_a_step_of_all_requests_is_one_frame() -> None:
                 both.links.flush()
             return sizes
 
-    assert len(asyncio.run(scenario())) == steps
+    assert len(uvloop.run(scenario())) == steps
 
 
 class _Counting:
@@ -122,7 +124,7 @@ def test_nothing_is_lost_or_reordered(requests: list[tuple[int, int]], slow: boo
             link = await both.link()
             outputs: list[dict[int, list[int]]] = [{} for _ in requests]
             deliveries = []
-            linked = []
+            linked: list[LinkedRequest] = []
             for output, (_, choices) in zip(outputs, requests, strict=True):
 
                 def take(item: Delta, output: dict[int, list[int]] = output) -> None:
@@ -157,7 +159,7 @@ def test_nothing_is_lost_or_reordered(requests: list[tuple[int, int]], slow: boo
             return outputs
 
     expected = [{index: list(range(length)) for index in range(choices)} for length, choices in requests]
-    assert asyncio.run(scenario()) == expected
+    assert uvloop.run(scenario()) == expected
 
 
 def test_deltas_are_merged_while_the_ingress_does_not_read() -> None:
@@ -180,7 +182,7 @@ def test_deltas_are_merged_while_the_ingress_does_not_read() -> None:
                     await delivery.ended
             return both.received
 
-    received = asyncio.run(scenario())
+    received = uvloop.run(scenario())
     assert len(received) < steps
     assert [token for item in received for token in item.token_ids] == [s for s in range(steps) for _ in range(500)]
 
@@ -204,7 +206,7 @@ def test_both_ends_notice_a_lost_connection() -> None:
                 link.open(9, "r", 1)
             assert await both.link() is not link  # the next request gets a new one
 
-    asyncio.run(scenario())
+    uvloop.run(scenario())
 
 
 def test_a_request_whose_link_was_lost_before_it_was_known_fails() -> None:
@@ -217,7 +219,7 @@ def test_a_request_whose_link_was_lost_before_it_was_known_fails() -> None:
             with pytest.raises(EngineClosedError):
                 await delivery.ended
 
-    asyncio.run(scenario())
+    uvloop.run(scenario())
 
 
 def test_requests_and_choices_are_ended_over_the_link() -> None:
@@ -237,7 +239,7 @@ def test_requests_and_choices_are_ended_over_the_link() -> None:
             assert both.aborted == [("r", 1, "stop"), ("r", None, "cancelled")]
             assert not both.ended_choices  # no call of Serve's
 
-    asyncio.run(scenario())
+    uvloop.run(scenario())
 
 
 def test_what_a_reader_raises_ends_its_request_alone() -> None:
@@ -257,7 +259,7 @@ def test_what_a_reader_raises_ends_its_request_alone() -> None:
                     await failing.ended
                 await other.ended
 
-    asyncio.run(scenario())
+    uvloop.run(scenario())
 
 
 def test_a_stranger_is_not_accepted(caplog: pytest.LogCaptureFixture) -> None:
@@ -269,11 +271,11 @@ def test_a_stranger_is_not_accepted(caplog: pytest.LogCaptureFixture) -> None:
                 assert await both.links.to(replace(address, secret=b"?" * 32)) is None
             assert not both.receiver._connections
 
-    asyncio.run(scenario())
+    uvloop.run(scenario())
 
 
 def test_connections_of_strangers_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(delta_receiver, "_MAX_STRANGERS", 2)
+    monkeypatch.setattr(link_receiver, "_MAX_STRANGERS", 2)
 
     async def scenario() -> None:
         async with pair() as both:
@@ -287,25 +289,25 @@ def test_connections_of_strangers_are_few(monkeypatch: pytest.MonkeyPatch) -> No
             await both.link()
             assert both.receiver.strangers == 0
 
-    asyncio.run(scenario())
+    uvloop.run(scenario())
 
 
 def test_without_a_connection_deltas_are_left_to_serve(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(delta_link, "_RETRY_PAUSE_S", 0.0)
+    monkeypatch.setattr(link_sender, "_RETRY_PAUSE_S", 0.0)
 
     async def scenario() -> None:
         with socket.socket() as unused:
             unused.bind((LOOPBACK, 0))  # nobody listens
             address = LinkAddress(LOOPBACK, unused.getsockname()[1], b"x" * 32, 0)
-            links = DeltaLinks(lambda *_: None)
+            links = delta_links(lambda *_: None)
             assert await links.to(address) is None
         await asyncio.sleep(0.01)
         assert not links._links  # it is tried again later
 
     with caplog.at_level(logging.WARNING, "ray.serve"):
-        asyncio.run(scenario())
+        uvloop.run(scenario())
 
 
 def test_what_ray_encrypts_does_not_go_over_a_link(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,4 +319,4 @@ def test_what_ray_encrypts_does_not_go_over_a_link(monkeypatch: pytest.MonkeyPat
         receiver.start(LOOPBACK)
         assert await receiver.address(0) is None
 
-    asyncio.run(scenario())
+    uvloop.run(scenario())

@@ -11,7 +11,7 @@ import pytest
 
 from mpt_serve.configuration.settings import Settings
 from mpt_serve.deployments import generator
-from mpt_serve.deployments.delta_link import DeltaLinks
+from mpt_serve.deployments.delta_link import delta_links
 from mpt_serve.deployments.delta_receiver import Delivery, DeltaReceiver
 from mpt_serve.deployments.generator import Generator, StallWatch
 from mpt_serve.deployments.numbers_watch import NumbersWatch
@@ -80,7 +80,7 @@ def generator_over(engine: FakeEngine, stall_timeout_s: float = 10) -> Generator
     generator._numbers_watch = NumbersWatch()
     generator._mailbox = None
     generator._actor = "SERVE_REPLICA::a"
-    generator._links = DeltaLinks(generator._engine.cancel)
+    generator._links = delta_links(generator._engine.cancel)
     return generator
 
 

@@ -1,0 +1,144 @@
+"""The Ingress' end of the links that carry streamed responses to Serve's proxies.
+
+Through Serve, each message of a response is an object of Ray's, which costs an Ingress and a proxy together several
+times what its token costs the engine. Over a link, what all streams produce in one turn of the event loop is one frame.
+Serve still routes, counts and cancels each request.
+"""
+
+import asyncio
+import socket
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgpack
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mpt_serve.deployments.link_sender import Link, Links
+from mpt_serve.deployments.response_wire import LINK_HEADER, LINKED_HEADER, link_from, link_key
+
+__all__ = ["LinkedResponses", "ResponseLink"]
+
+_DISCONNECT: Message = {"type": "http.disconnect"}
+
+
+class ResponseLink(Link[tuple[bytes, bool]]):
+    """One connection to a proxy. An item is a part of a response's body, and whether that ends with it."""
+
+    def __init__(
+        self, link_id: str, connection: socket.socket, loop: asyncio.AbstractEventLoop, on_lost: Callable[[], None]
+    ) -> None:
+        self._clients: dict[int, asyncio.Future[None]] = {}
+        self._flush_due = False
+        super().__init__(link_id, connection, loop, on_lost)
+
+    def open(self, number: int) -> "asyncio.Future[None]":
+        """Return what is done when the client of a response has disconnected, or cannot be reached any more."""
+        client = self._clients[number] = self.loop.create_future()
+        if self.lost:
+            client.set_result(None)
+        return client
+
+    def close_response(self, number: int) -> None:
+        """Forget a response."""
+        self._clients.pop(number, None)
+
+    def send(self, number: int, body: bytes, *, ends: bool) -> None:
+        """Send a part of a response, together with those of others in the same turn of the event loop."""
+        self.post(number, (body, ends))
+        if not self._flush_due:
+            self._flush_due = True
+            self.loop.call_soon(self._flush_all)
+
+    def encode(self, posted: Iterable[tuple[int, tuple[bytes, bool]]]) -> bytes:
+        """Return a frame of the parts, those of each response joined."""
+        bodies: dict[int, list[bytes]] = {}
+        ended: set[int] = set()
+        for number, (body, ends) in posted:
+            bodies.setdefault(number, []).append(body)
+            if ends:
+                ended.add(number)
+        return bytes(msgpack.packb([(number, b"".join(parts), number in ended) for number, parts in bodies.items()]))
+
+    def take(self, message: int) -> None:
+        """Note that the client of a response has disconnected."""
+        if (client := self._clients.get(message)) is not None and not client.done():
+            client.set_result(None)
+
+    def lose(self) -> None:
+        """Take all clients for disconnected."""
+        for number in self._clients:
+            self.take(number)
+
+    def _flush_all(self) -> None:
+        self._flush_due = False
+        self.flush()
+
+
+class LinkedResponses:
+    """ASGI middleware, the outermost: sends streamed responses over a link where the proxy has one."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._key = link_key()
+        self._links: Links[ResponseLink] = Links(ResponseLink, "proxy")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        address = None
+        if scope["type"] == "http":
+            sent = [value for name, value in scope["headers"] if name == LINK_HEADER]
+            if sent:  # it is an instruction to this middleware, which nothing else should see
+                address = link_from(sent[0], self._key)
+                scope = {**scope, "headers": [header for header in scope["headers"] if header[0] != LINK_HEADER]}
+        link = None if address is None else await self._links.to(address)
+        if link is None or address is None:
+            await self._app(scope, receive, send)
+            return
+        response = _LinkedResponse(link, address.number, receive, send)
+        try:
+            await self._app(scope, response.receive, response.send)
+        finally:
+            link.close_response(address.number)
+
+
+class _LinkedResponse:
+    """Stands for the proxy in front of the application, for one request."""
+
+    def __init__(self, link: ResponseLink, number: int, receive: Receive, send: Send) -> None:
+        self._link = link
+        self._number = number
+        self._receive = receive
+        self._send = send
+        self._left = link.open(number)
+        self._body_read = False
+        self._linked = False
+
+    async def receive(self) -> Message:
+        """Return the next message of the request's; the disconnect, as soon as either way tells of it."""
+        if not self._body_read:
+            message = await self._receive()
+            self._body_read = message["type"] == "http.request" and not message.get("more_body", False)
+            return message
+        through_serve: asyncio.Future[Any] = asyncio.ensure_future(self._receive())
+        try:
+            await asyncio.wait({through_serve, self._left}, return_when=asyncio.FIRST_COMPLETED)
+            return through_serve.result() if through_serve.done() else _DISCONNECT
+        finally:
+            through_serve.cancel()
+
+    async def send(self, message: Message) -> None:
+        """Send a message of the response's. Raises OSError when its client has disconnected."""
+        if message["type"] == "http.response.start":
+            self._linked = any(
+                name == b"content-type" and value.startswith(b"text/event-stream") for name, value in message["headers"]
+            )
+            if self._linked:
+                message = {**message, "headers": [*message["headers"], (LINKED_HEADER, b"1")]}
+        elif self._linked:
+            if self._left.done():
+                raise OSError("the client has disconnected")
+            ends = not message.get("more_body", False)
+            self._link.send(self._number, message.get("body", b""), ends=ends)
+            if not ends:
+                return
+            message = {**message, "body": b""}
+        await self._send(message)

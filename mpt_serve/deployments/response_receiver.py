@@ -1,0 +1,160 @@
+"""The proxy's end of the links that carry streamed responses; see `response_link`."""
+
+import asyncio
+from collections.abc import Awaitable
+from itertools import count
+from typing import Any
+
+from starlette.types import Message, Receive, Send
+
+from mpt_serve.deployments.link_receiver import Connection, LinkReceiver
+from mpt_serve.deployments.response_wire import LINK_HEADER, LINKED_HEADER, link_header
+from mpt_serve.openai.eager import run_eagerly
+from mpt_serve.openai.errors import InternalServerError, error_body
+from mpt_serve.openai.sse import DONE, event
+
+__all__ = ["LinkedResponse", "ResponseReceiver"]
+
+
+class ResponseReceiver(LinkReceiver):
+    """Takes the responses that Ingresses send to this proxy.
+
+    key: proves to an Ingress that a request comes from a proxy.
+    """
+
+    def __init__(self, key: str) -> None:
+        super().__init__()
+        self._key = key
+        self._numbers = count()
+        self._responses: dict[int, LinkedResponse] = {}
+
+    async def open(self, receive: Receive, send: Send) -> "LinkedResponse | None":
+        """Return a response to be, for a request with this `receive` and `send`; None to leave it all to Serve."""
+        number = next(self._numbers)
+        address = await self.address(number)
+        if address is None:
+            return None
+        header = (LINK_HEADER, link_header(address, self._key))
+        response = self._responses[number] = LinkedResponse(number, header, receive, send)
+        return response
+
+    def close_response(self, response: "LinkedResponse") -> None:
+        """Forget a response."""
+        del self._responses[response.number]
+
+    def take_frames(self, connection: Connection, frames: list[Any]) -> None:
+        """Pass on what has come, the parts of each response joined."""
+        parts: dict[int, tuple[bytes, bool]] = {}
+        for frame in frames:
+            for number, body, ends in frame:
+                parts[number] = parts[number][0] + body if number in parts else body, ends
+        for number, (body, ends) in parts.items():
+            response = self._responses.get(number)
+            if response is not None:  # else its client has left, and the Ingress will soon know
+                response.connection = connection
+                response.take(body, ends=ends)
+
+    def lose(self, connection: Connection) -> None:
+        """Break off the responses of a connection that is lost."""
+        for response in self._responses.values():
+            if response.connection is connection:
+                response.break_off()
+
+
+class LinkedResponse:
+    """One request, between the proxy and its client.
+
+    number: the proxy's name of it. header: the request header for the Ingress.
+    connection: what the response comes on, once something has come.
+    """
+
+    def __init__(self, number: int, header: tuple[bytes, bytes], receive: Receive, send: Send) -> None:
+        self.number = number
+        self.header = header
+        self.connection: Connection | None = None
+        self._receive = receive
+        self._send = send
+        self._started = False  # whether the client has the status and the headers
+        self._linked = False  # whether the body comes on a link
+        self._waiting = bytearray()  # while the client reads slowly, or the headers are on their way through Serve
+        self._ends = False  # whether nothing follows what waits
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._busy: asyncio.Future[None] | None = None  # sends what the client was too slow for
+
+    @property
+    def incomplete(self) -> bool:
+        """Return whether the response began here and has not ended."""
+        return self._linked and not self._ended.done()
+
+    async def receive(self) -> Message:
+        """Receive for Serve; a disconnect goes to the Ingress at once."""
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            if self.connection is not None:
+                self.connection.send(self.number)
+            self._end()  # nobody reads the rest
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Send for Serve; of a body that comes on a link it sees the end alone, which waits for the link's."""
+        if message["type"] == "http.response.start":
+            headers = [header for header in message["headers"] if header[0] != LINKED_HEADER]
+            self._linked = len(headers) < len(message["headers"])
+            await self._send({**message, "headers": headers})
+            self._started = True
+            self._pass_on()
+        elif not self._linked:
+            await self._send(message)
+        elif not message.get("more_body", False):
+            await self._ended
+
+    def take(self, body: bytes, *, ends: bool) -> None:
+        """Take a part of the body."""
+        self._waiting += body
+        self._ends = self._ends or ends
+        self._pass_on()
+
+    def break_off(self) -> None:
+        """End with an error event: the rest will not come."""
+        if not self._ends:
+            error = InternalServerError("The process that streamed this response has ended. Send the request again.")
+            self.take(event(error_body(error)) + DONE, ends=True)
+
+    async def finish(self) -> None:
+        """Break off the response unless it is complete, and wait until the client has it."""
+        self.break_off()
+        await self._ended
+
+    def _pass_on(self) -> None:
+        """Send what waits, unless the headers or the client are still to be waited for."""
+        if not self._started or self._busy is not None or self._ended.done() or not (self._waiting or self._ends):
+            return
+        body, ends = bytes(self._waiting), self._ends
+        self._waiting.clear()
+        try:
+            rest = run_eagerly(self._send_body(body, more=not ends))
+        except OSError:  # the client has disconnected
+            self._end()
+            return
+        if rest is not None:
+            self._busy = asyncio.ensure_future(self._wait_for_client(rest, ends=ends))
+        elif ends:
+            self._end()
+
+    async def _send_body(self, body: bytes, *, more: bool) -> None:
+        await self._send({"type": "http.response.body", "body": body, "more_body": more})
+
+    async def _wait_for_client(self, rest: Awaitable[None], *, ends: bool) -> None:
+        try:
+            await rest
+        except OSError:
+            ends = True
+        self._busy = None
+        if ends:
+            self._end()
+        else:
+            self._pass_on()
+
+    def _end(self) -> None:
+        if not self._ended.done():
+            self._ended.set_result(None)

@@ -1,0 +1,36 @@
+"""What an Ingress and Serve's proxy agree on, for responses that do not go through Serve; see `response_link`.
+
+The proxy adds a request header with the address for the response's body. An Ingress that sends it there says so in a
+response header, and sends an empty body through Serve. An entry of a frame is `[number, body, whether it ends]`; what
+the proxy sends back is the number of a response whose client has disconnected.
+"""
+
+import hmac
+import os
+
+from mpt_serve.deployments.link_wire import LinkAddress
+from mpt_serve.one_loop import LINK_KEY_VARIABLE
+
+__all__ = ["LINKED_HEADER", "LINK_HEADER", "link_from", "link_header", "link_key"]
+
+LINK_HEADER = b"x-mpt-response-link"
+LINKED_HEADER = b"x-mpt-response-linked"
+
+
+def link_key() -> str:
+    """Return what proves to an Ingress that a header is a proxy's and no client's; empty if the nodes have none."""
+    return os.environ.get(LINK_KEY_VARIABLE, "")
+
+
+def link_header(address: LinkAddress, key: str) -> bytes:
+    """Return the value of LINK_HEADER."""
+    return f"{key} {address.host} {address.port} {address.secret.hex()} {address.number}".encode()
+
+
+def link_from(value: bytes, key: str) -> LinkAddress | None:
+    """Return the address in the value of LINK_HEADER; None if it was not made with the key."""
+    sent, _, place = value.partition(b" ")
+    if not key or not hmac.compare_digest(sent, key.encode()):
+        return None
+    host, port, secret, number = place.decode().split(" ")
+    return LinkAddress(host, int(port), bytes.fromhex(secret), int(number))

@@ -1,0 +1,305 @@
+"""Streamed responses from an Ingress to a proxy's clients over a link, on the event loop that Ray's processes have."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+import pytest
+import uvloop
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mpt_serve.deployments.link_wire import LinkAddress
+from mpt_serve.deployments.proxy_guard import ProxyGuard
+from mpt_serve.deployments.response_link import LinkedResponses
+from mpt_serve.deployments.response_wire import LINK_HEADER, LINKED_HEADER, link_from, link_header
+from mpt_serve.one_loop import LINK_KEY_VARIABLE
+
+KEY = "a-key"
+EVENTS = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]}
+
+
+def part(body: bytes, *, more: bool = True) -> Message:
+    return {"type": "http.response.body", "body": body, "more_body": more}
+
+
+class Client:
+    """A client of the proxy: keeps what it receives, and reads and leaves as the test says."""
+
+    def __init__(self) -> None:
+        self.start: Message | None = None
+        self.bodies: list[bytes] = []
+        self.complete = False
+        self.reads = asyncio.Event()
+        self.reads.set()
+        self.left = asyncio.Event()
+        self._asked = False
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(self.bodies)
+
+    async def receive(self) -> Message:
+        if not self._asked:
+            self._asked = True
+            return {"type": "http.request", "body": b"{}", "more_body": False}
+        await self.left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        if self.left.is_set():
+            raise OSError("the client has left")
+        if message["type"] == "http.response.start":
+            assert self.start is None
+            self.start = message
+            return
+        assert self.start is not None
+        assert not self.complete
+        self.bodies.append(message["body"])
+        self.complete = not message["more_body"]
+        await self.reads.wait()
+
+
+class Server:
+    """A proxy and an Ingress with Serve between them, which keeps the messages of responses that it carries."""
+
+    def __init__(self, app: ASGIApp, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv(LINK_KEY_VARIABLE, KEY)
+        self.ingress = LinkedResponses(app)
+        self.carried: list[Message] = []
+        self.proxy = ProxyGuard(self._serve, key=KEY, host="127.0.0.1")
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def carry(message: Message) -> None:
+            self.carried.append(message)
+            await send(message)
+
+        await self.ingress(scope, receive, carry)
+
+    async def request(self, client: Client, headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
+        scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": list(headers)}
+        await self.proxy(scope, client.receive, client.send)
+
+    async def close(self) -> None:
+        assert self.proxy._responses is not None
+        assert not self.proxy._responses._responses
+        for link in self.ingress._links._open:
+            assert not link._clients
+            link.close()
+        self.proxy._responses.close()
+        await asyncio.sleep(0)
+
+
+def run(app: ASGIApp, monkeypatch: pytest.MonkeyPatch, scenario: Callable[[Server], Awaitable[None]]) -> None:
+    async def whole() -> None:
+        async with asyncio.timeout(60):
+            server = Server(app, monkeypatch)
+            await scenario(server)
+            await server.close()
+
+    uvloop.run(whole())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+async def events(scope: Scope, receive: Receive, send: Send) -> None:
+    assert LINK_HEADER not in dict(scope["headers"])
+    await send(EVENTS)
+    for number in range(100):
+        await send(part(b"data: %d\n\n" % number))
+        if number % 3 == 0:
+            await asyncio.sleep(0)
+    await send(part(b"data: [DONE]\n\n", more=False))
+
+
+ALL_EVENTS = b"".join(b"data: %d\n\n" % number for number in range(100)) + b"data: [DONE]\n\n"
+
+
+def test_a_stream_goes_past_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(server: Server) -> None:
+        clients = [Client() for _ in range(5)]
+        await asyncio.gather(*map(server.request, clients))
+        for client in clients:
+            assert client.body == ALL_EVENTS
+            assert client.complete
+            assert client.start is not None
+            assert LINKED_HEADER not in dict(client.start["headers"])
+        assert len(server.carried) == 2 * len(clients)
+        assert not any(message.get("body") for message in server.carried)
+
+    run(events, monkeypatch, scenario)
+
+
+def test_other_responses_go_through_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({**EVENTS, "headers": [(b"content-type", b"application/json")]})
+        await send(part(b"{}", more=False))
+
+    async def scenario(server: Server) -> None:
+        await server.request(client := Client())
+        assert client.body == b"{}"
+        assert client.complete
+        assert server.carried[1]["body"] == b"{}"
+
+    run(app, monkeypatch, scenario)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.lists(st.lists(st.tuples(st.binary(max_size=30), st.booleans()), max_size=20), min_size=1, max_size=6),
+    st.sets(st.integers(0, 5)),
+)
+def test_nothing_is_lost_or_reordered(responses: list[list[tuple[bytes, bool]]], slow: set[int]) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        (which,) = (int(value) for name, value in scope["headers"] if name == b"which")
+        await send(EVENTS)
+        for body, pause in responses[which]:
+            await send(part(body))
+            await asyncio.sleep(0.001 if pause else 0)
+        await send(part(b"", more=False))
+
+    async def scenario(server: Server) -> None:
+        clients = [Client() for _ in responses]
+        for which in slow & set(range(len(clients))):
+            clients[which].reads.clear()
+            asyncio.get_running_loop().call_later(0.005, clients[which].reads.set)
+        requests = (server.request(client, ((b"which", b"%d" % i),)) for i, client in enumerate(clients))
+        await asyncio.gather(*requests)
+        for client, parts in zip(clients, responses, strict=True):
+            assert client.body == b"".join(body for body, _ in parts)
+            assert client.complete
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        run(app, monkeypatch, scenario)
+
+
+def test_a_slow_client_gets_what_has_come_meanwhile_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(server: Server) -> None:
+        slow, fast = Client(), Client()
+        slow.reads.clear()
+        request = asyncio.create_task(server.request(slow))
+        await server.request(fast)
+        assert fast.body == ALL_EVENTS
+        await asyncio.sleep(0.05)
+        assert len(slow.bodies) == 1
+        slow.reads.set()
+        await request
+        assert slow.body == ALL_EVENTS
+        assert slow.complete
+        assert len(slow.bodies) == 2
+
+    run(events, monkeypatch, scenario)
+
+
+async def endless(scope: Scope, receive: Receive, send: Send) -> None:
+    """Stream until the client leaves."""
+    assert (await receive())["type"] == "http.request"
+    gone = asyncio.ensure_future(receive())
+    await send(EVENTS)
+    with suppress(OSError):
+        while not gone.done():
+            await send(part(b"data: x\n\n"))
+            await asyncio.sleep(0.001)
+    assert (await gone)["type"] == "http.disconnect"
+
+
+def test_the_ingress_learns_of_a_disconnect_over_the_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(server: Server) -> None:
+        client = Client()
+        passed_on = server.proxy._app
+        serve_forwards = asyncio.Event()  # never set: Serve is slow to pass the disconnect on
+
+        async def forward(scope: Scope, receive: Receive, send: Send) -> None:
+            async def late_receive() -> Message:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    await serve_forwards.wait()
+                return message
+
+            await passed_on(scope, late_receive, send)
+
+        server.proxy._app = forward
+
+        async def read_disconnect() -> None:  # Serve's proxy always waits for one
+            await until(lambda: len(client.bodies) > 3)
+            client.left.set()
+
+        await asyncio.gather(server.request(client), read_disconnect())
+
+    run(endless, monkeypatch, scenario)
+
+
+def test_a_lost_link_ends_the_response_with_an_error_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(server: Server) -> None:
+        request = asyncio.create_task(server.request(client := Client()))
+        await until(lambda: len(client.bodies) > 3)
+        for link in server.ingress._links._open:
+            link.close()
+        await request
+        assert_broken_off(client)
+        await server.request(other := Client(), ((b"once", b"1"),))  # the next request gets a new link
+        assert other.complete
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await (events if (b"once", b"1") in scope["headers"] else endless)(scope, receive, send)
+
+    run(app, monkeypatch, scenario)
+
+
+def assert_broken_off(client: Client) -> None:
+    assert client.complete
+    *_, error, done, last = client.body.split(b"\n\n")
+    assert json.loads(error.removeprefix(b"data: "))["error"]["type"] == "server_error"
+    assert (done, last) == (b"data: [DONE]", b"")
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("Serve")])
+def test_an_ingress_that_dies_leaves_an_error_event(monkeypatch: pytest.MonkeyPatch, error: Exception | None) -> None:
+    async def dies(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(EVENTS)
+        await send(part(b"data: x\n\n"))
+        await asyncio.sleep(0.01)
+        if error is not None:
+            raise error
+
+    async def scenario(server: Server) -> None:
+        await server.request(client := Client())
+        assert client.body.startswith(b"data: x\n\n")
+        assert_broken_off(client)
+
+    run(dies, monkeypatch, scenario)
+
+
+def test_an_error_before_the_response_is_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fails(scope: Scope, receive: Receive, send: Send) -> None:
+        raise RuntimeError("early")
+
+    async def scenario(server: Server) -> None:
+        with pytest.raises(RuntimeError, match="early"):
+            await server.request(Client())
+
+    run(fails, monkeypatch, scenario)
+
+
+def test_clients_cannot_make_an_ingress_connect(monkeypatch: pytest.MonkeyPatch) -> None:
+    address = LinkAddress("127.0.0.1", 9, b"s" * 32, 3)
+    assert link_from(link_header(address, KEY), KEY) == address
+    assert link_from(link_header(address, "guessed"), KEY) is None
+    assert link_from(b"", KEY) is None
+    assert link_from(link_header(address, ""), "") is None  # nodes without a key
+
+    async def scenario(server: Server) -> None:
+        forged = (LINK_HEADER, link_header(address, KEY))
+        await server.request(client := Client(), (forged,))  # the proxy replaces it
+        assert client.body == ALL_EVENTS
+        client = Client()
+        header = (LINK_HEADER, link_header(address, "guessed"))
+        await server.ingress({"type": "http", "headers": [header]}, client.receive, client.send)  # no proxy of ours
+        assert client.body == ALL_EVENTS
+
+    run(events, monkeypatch, scenario)
