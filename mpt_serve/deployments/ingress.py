@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from mpt_serve.access.access_control import AccessControl
 from mpt_serve.configuration.model_folder import tokenizer_folder
 from mpt_serve.configuration.settings import Settings
 from mpt_serve.deployments.admission import Admission
@@ -47,6 +48,8 @@ class Ingress:
         text = TextTokenizer.from_folder(folder)
         limits = settings.limits
         self._limits = limits
+        self._access = AccessControl.of(settings.access, limits)
+        self._cors_origins = settings.access.cors_origins
         self._version = Version.of(settings)
         SameModelRouter.model = self._version.model  # of the handles' routers in this process
         updates = ReplicaUpdates(["Ingress", "Tokenizer", "Generator"])
@@ -78,9 +81,11 @@ class Ingress:
         watch = self._backend.watch
         watch.has_served = self._takeover.replaces
         await watch.check()
-        background = (watch.run(), self._backend.watchdog.run(), follow_replica_end(self._backend.drain))
+        background = [watch.run(), self._backend.watchdog.run(), follow_replica_end(self._backend.drain)]
+        if self._access is not None:
+            background.append(self._access.keys.watch())
         self._tasks = [asyncio.get_running_loop().create_task(work) for work in background]
-        app = create_app(self._backend, self._limits)
+        app = create_app(self._backend, self._limits, self._access, self._cors_origins)
         app.router.routes.append(Route("/stats", self._stats, methods=["GET"]))
         app.router.routes.append(Route("/metrics", self._metrics, methods=["GET"]))
         return LinkedResponses(self._backend.drain.following(app))

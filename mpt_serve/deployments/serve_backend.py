@@ -91,7 +91,9 @@ class ServeBackend:
 
         async def run_segment(own: GenerationRequest, generated: tuple[int, ...], take: OnDelta) -> None:
             async with (
-                self.queue.slot(own.params.priority, begun=bool(generated)),
+                self.queue.slot(
+                    own.params.priority, bool(generated), own.client, own.params.n, len(own.ids) + len(generated)
+                ) as slot,
                 self.watchdog.watch(own.request_id) as watched,
             ):
                 if self.watch.model_was_replaced:  # its ids may mean other text
@@ -99,6 +101,7 @@ class ServeBackend:
 
                 def hear(delta: Delta) -> None:
                     watched.hear()
+                    slot.charge(len(delta.token_ids))
                     take(delta)
 
                 named = replace(own, request_id=watched.name)

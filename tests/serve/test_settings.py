@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mpt_serve.configuration.access import AccessSettings
 from mpt_serve.configuration.engine_config import EngineSettings
 from mpt_serve.configuration.limits import Limits
 from mpt_serve.configuration.problems import ConfigurationError
@@ -14,7 +15,7 @@ from mpt_serve.configuration.reference import settings_reference
 from mpt_serve.configuration.settings import MeshSettings, Settings
 
 ROOT = Path(__file__).parents[2]
-GROUPS = {"": Settings, "engine": EngineSettings, "limits": Limits, "mesh": MeshSettings}
+GROUPS = {"": Settings, "access": AccessSettings, "engine": EngineSettings, "limits": Limits, "mesh": MeshSettings}
 NAMES = [(group, name) for group, model in GROUPS.items() for name in model.model_fields]
 
 
