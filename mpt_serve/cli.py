@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mpt_serve import __version__
 from mpt_serve.access.api_key import SCOPES, append_line, new_key
+from mpt_serve.access.audit_log import AuditError, check_audit_file
 from mpt_serve.configuration.problems import ConfigurationError
 from mpt_serve.one_loop import ONE_LOOP, PROXY_GUARD, new_link_key
 
@@ -44,6 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     keys.add_argument("--tokens-per-minute", type=_count, metavar="N", help="instead of access.tokens_per_minute")
     keys.add_argument("--file", type=Path, help="append the line to this file, and print the key alone")
     keys.set_defaults(run=_keys)
+
+    audit = commands.add_parser("audit", help="check that no line of an audit log was changed, removed or inserted")
+    audit.add_argument("file", nargs="+", type=Path)
+    audit.set_defaults(run=_audit)
 
     docs = commands.add_parser("docs", help="print a reference page as Markdown")
     docs.add_argument("page", choices=["settings"])
@@ -122,6 +127,16 @@ def _keys(arguments: argparse.Namespace) -> int:
         print(f"mpt-serve keys: the line was not written: {error}", file=sys.stderr)
         return 1
     print(key)
+    return 0
+
+
+def _audit(arguments: argparse.Namespace) -> int:
+    try:
+        for file in arguments.file:
+            print(f"{file}: {check_audit_file(file)} records, unbroken")
+    except (AuditError, OSError) as error:
+        print(f"mpt-serve audit: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

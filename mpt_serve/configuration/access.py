@@ -58,6 +58,13 @@ class AccessSettings(SettingsGroup):
         description="Origins whose pages may call the API from browsers, such as `https://chat.example.com`; `'*'` for"
         " all. Empty: none.",
     )
+    audit_log_dir: str | None = Field(
+        default=None,
+        min_length=1,
+        description="A folder on the Ingress' node for its audit log: one line for each request, with the name and id"
+        " of its key, endpoint, status and numbers of tokens, never its text. `mpt-serve audit FILE` checks that no"
+        " line was changed later. Requests that are refused because the server is at capacity are left out.",
+    )
 
     @property
     def requires_keys(self) -> bool:

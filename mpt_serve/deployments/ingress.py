@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import ray
@@ -15,6 +16,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from mpt_serve.access.access_control import AccessControl
+from mpt_serve.access.audit_log import AuditLog
 from mpt_serve.configuration.model_folder import tokenizer_folder
 from mpt_serve.configuration.settings import Settings
 from mpt_serve.deployments.admission import Admission
@@ -50,6 +52,7 @@ class Ingress:
         self._limits = limits
         self._access = AccessControl.of(settings.access, limits)
         self._cors_origins = settings.access.cors_origins
+        self._audit_log = _audit_log(settings.access.audit_log_dir)
         self._version = Version.of(settings)
         SameModelRouter.model = self._version.model  # of the handles' routers in this process
         updates = ReplicaUpdates(["Ingress", "Tokenizer", "Generator"])
@@ -85,7 +88,7 @@ class Ingress:
         if self._access is not None:
             background.append(self._access.keys.watch())
         self._tasks = [asyncio.get_running_loop().create_task(work) for work in background]
-        app = create_app(self._backend, self._limits, self._access, self._cors_origins)
+        app = create_app(self._backend, self._limits, self._access, self._cors_origins, self._audit_log)
         app.router.routes.append(Route("/stats", self._stats, methods=["GET"]))
         app.router.routes.append(Route("/metrics", self._metrics, methods=["GET"]))
         return LinkedResponses(self._backend.drain.following(app))
@@ -118,6 +121,14 @@ def chat_refusal(folder: Path, settings: Settings, text: TextTokenizer) -> str |
         logger.warning("Chat is disabled: %s", error)
         return str(error)
     return None
+
+
+def _audit_log(folder: str | None) -> AuditLog | None:
+    """Return a new log of this replica: the chain of each has one writer."""
+    if folder is None:
+        return None
+    name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{serve.get_replica_context().replica_id.unique_id}.jsonl"
+    return AuditLog(Path(folder).expanduser() / name)
 
 
 def _model_info(settings: Settings, text: TextTokenizer, chat_refusal: str | None) -> ModelInfo:

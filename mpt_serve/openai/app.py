@@ -9,7 +9,9 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 from mpt_serve.access.access_control import AccessControl
+from mpt_serve.access.audit_log import AuditLog
 from mpt_serve.configuration.limits import Limits
+from mpt_serve.openai.audit import Audit
 from mpt_serve.openai.authentication import Authentication
 from mpt_serve.openai.backend import Backend
 from mpt_serve.openai.chat import prepare_chat
@@ -36,19 +38,23 @@ def create_app(
     limits: Limits | None = None,
     access: AccessControl | None = None,
     cors_origins: Sequence[str] = (),
+    audit_log: AuditLog | None = None,
 ) -> Starlette:
     """Return the application that serves a backend's model.
 
     access: the keys that requests need; None: no key. cors_origins: whose pages may send requests from browsers.
+    audit_log: gets a record of each request.
     """
     limits = limits or Limits()
     routes = _routes(ServerContext(backend, limits))
+    paths = [route.path for route in routes]
     app = Starlette(
         routes=routes,
         middleware=[
             *_cors(cors_origins),
             Middleware(Gate, retry_after_s=backend.retry_after_s),
-            Middleware(RequestLog, paths=[route.path for route in routes]),
+            *([] if audit_log is None else [Middleware(Audit, log=audit_log, paths=paths)]),
+            Middleware(RequestLog, paths=paths),
             Middleware(Envelope, limits=limits),
             *([] if access is None else [Middleware(Authentication, access=access)]),
         ],

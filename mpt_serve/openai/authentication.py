@@ -53,7 +53,7 @@ class Authentication:
         client = self._access.clients.owner(key)
         if needed == "api":
             client.count_request()
-        scope["state"]["client"] = client
+        scope["state"].update(client=client, key_id=key.id)
 
 
 def _presented(headers: Headers) -> str | None:

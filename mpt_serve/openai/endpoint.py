@@ -85,6 +85,7 @@ class GenerationEndpoint:
         try:
             async with asyncio.timeout(limits.request_timeout_s) as deadline:
                 with client.request() as usage:
+                    request.state.usage = usage
                     body = await self._context.bodies.read_json_object(request)
                     with self._context.backend.reserve() as reservation:
                         call = _Call(request.state.request_id, client.name, usage, reservation)

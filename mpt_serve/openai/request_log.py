@@ -6,12 +6,12 @@ from collections.abc import Collection
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-__all__ = ["POLLS", "RequestLog"]
+__all__ = ["METHODS", "POLLS", "RequestLog"]
 
 logger = logging.getLogger(__name__)
 
 POLLS = frozenset({"/health", "/ready", "/version", "/stats", "/metrics"})  # these come every few seconds
-_METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"})
+METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"})
 
 
 class RequestLog:
@@ -45,7 +45,7 @@ class RequestLog:
                 logging.DEBUG if path in POLLS else logging.INFO,
                 "%s: %s %s %s in %.3f s",
                 scope.get("state", {}).get("request_id", "-"),
-                method if method in _METHODS else "(other method)",
+                method if method in METHODS else "(other method)",
                 path if path in self._paths else "(other path)",
                 outcome,
                 time.monotonic() - started,

@@ -11,6 +11,7 @@ from server import serve_config
 
 from mpt_serve import __version__, cli
 from mpt_serve.access.api_key import parse_key_lines
+from mpt_serve.access.audit_log import AuditLog
 from mpt_serve.configuration.reference import settings_reference
 from mpt_serve.one_loop import ONE_LOOP, PROXY_GUARD, replica_runtime_env
 
@@ -86,6 +87,19 @@ def test_keys_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[s
     for arguments in (["--scope", "root"], ["--tokens-per-minute", "0"]):
         with pytest.raises(SystemExit, match="2"):
             cli.main(["keys", "alice", *arguments])
+
+
+def test_audit_checks_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = AuditLog(tmp_path / "a.jsonl")
+    for _ in range(3):
+        log.write({})
+    log.close()
+    assert cli.main(["audit", str(tmp_path / "a.jsonl")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'a.jsonl'}: 3 records, unbroken\n"
+    (tmp_path / "a.jsonl").write_text("{}")
+    for file in ("a.jsonl", "none"):
+        assert cli.main(["audit", str(tmp_path / file)]) == 1
+        assert file in capsys.readouterr().err
 
 
 def test_docs_prints_the_reference(capsys: pytest.CaptureFixture[str]) -> None:
