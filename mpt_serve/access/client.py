@@ -88,7 +88,7 @@ class Client:
         if wait > 0:
             limit = self.limits.tokens_per_minute
             raise LimitExceededError(f"this API key may use {limit} tokens per minute; retry later", wait)
-        self._check(1, 0)
+        self._check(self.choices, 1, 0)
         usage = Usage(self)
         self.choices += 1
         try:
@@ -100,16 +100,18 @@ class Client:
 
     def admit(self, usage: "Usage", choices: int, prompt_tokens: int) -> None:
         """Count a request by what it asks for. Raises LimitExceededError, which leaves everything as it is."""
-        self._check(choices - usage.choices, prompt_tokens)
-        self.choices += choices - usage.choices
+        others = self.choices - usage.choices
+        self._check(others, choices, prompt_tokens)
+        self.choices = others + choices
         self.prompt_tokens += prompt_tokens
         usage.choices, usage.prompt_tokens = choices, prompt_tokens
         self._tokens.use(prompt_tokens)
 
-    def _check(self, choices: int, prompt_tokens: int) -> None:
+    def _check(self, others: int, choices: int, prompt_tokens: int) -> None:
+        """Raise LimitExceededError for choices beside others that are too many. What is alone is always admitted."""
         limits = self.limits
-        if limits.max_choices is not None and self.choices and self.choices + choices > limits.max_choices:
-            message = f"{self.choices} choices of this API key wait or run; it may have {limits.max_choices}"
+        if limits.max_choices is not None and others and others + choices > limits.max_choices:
+            message = f"{others} choices of this API key wait or run; it may have {limits.max_choices}"
             raise LimitExceededError(message, _RETRY_AFTER_S)
         most = limits.max_prompt_tokens
         if most is not None and self.prompt_tokens and self.prompt_tokens + prompt_tokens > most:

@@ -41,8 +41,8 @@ class FairShares:
 
     A client that was idle does not save up: its counter rises to the lowest of those that have requests. While there
     are several clients, none waits behind another's requests in an engine: no more choices are dispatched than run at
-    the same time, and of those the last eighth is for clients that have less than their part. A client that comes back
-    therefore starts at once, and need not wait for the end of another's output.
+    the same time, and of those the last eighth is for the client with the lowest counter while it has less than its
+    part. A client that comes back therefore starts at once, and need not wait for the end of another's output.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -86,5 +86,7 @@ class FairShares:
         held = sum(other.held for other in self._shares.values())
         if clients < 2 or held == 0:
             return True
-        kept_free = 0 if share.held + choices <= running / clients else max(1, int(running * _KEPT_FREE))
+        lowest = min(other.counter for other in self._shares.values() if other.active)
+        has_little = share.held + choices <= running / clients and share.counter <= lowest
+        kept_free = 0 if has_little else max(1, int(running * _KEPT_FREE))
         return held + choices <= running - kept_free

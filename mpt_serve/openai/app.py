@@ -24,6 +24,7 @@ from mpt_serve.openai.health import get_version, health, ready
 from mpt_serve.openai.models import get_model, list_models
 from mpt_serve.openai.request_log import RequestLog
 from mpt_serve.openai.server_context import ServerContext
+from mpt_serve.openai.server_metrics import ServerMetrics
 from mpt_serve.openai.tokenize import detokenize, tokenize
 
 __all__ = ["create_app"]
@@ -39,23 +40,25 @@ def create_app(
     access: AccessControl | None = None,
     cors_origins: Sequence[str] = (),
     audit_log: AuditLog | None = None,
+    metrics: ServerMetrics | None = None,
 ) -> Starlette:
     """Return the application that serves a backend's model.
 
     access: the keys that requests need; None: no key. cors_origins: whose pages may send requests from browsers.
-    audit_log: gets a record of each request.
+    audit_log: gets a record of each request. metrics: count what happens.
     """
     limits = limits or Limits()
-    routes = _routes(ServerContext(backend, limits))
+    metrics = metrics or ServerMetrics()
+    routes = _routes(ServerContext(backend, limits, metrics))
     paths = [route.path for route in routes]
     app = Starlette(
         routes=routes,
         middleware=[
             *_cors(cors_origins),
-            Middleware(Gate, retry_after_s=backend.retry_after_s),
+            Middleware(Gate, retry_after_s=backend.retry_after_s, metrics=metrics),
             *([] if audit_log is None else [Middleware(Audit, log=audit_log, paths=paths)]),
-            Middleware(RequestLog, paths=paths),
-            Middleware(Envelope, limits=limits),
+            Middleware(RequestLog, paths=paths, metrics=metrics),
+            Middleware(Envelope, limits=limits, metrics=metrics),
             *([] if access is None else [Middleware(Authentication, access=access)]),
         ],
         exception_handlers={HTTPException: on_http_exception},
@@ -71,8 +74,15 @@ def _cors(origins: Sequence[str]) -> list[Middleware]:
     """
     if not origins:
         return []
-    allowed = {"allow_methods": ["GET", "POST"], "allow_headers": ["*"], "expose_headers": _EXPOSED_HEADERS}
-    return [Middleware(CORSMiddleware, allow_origins=origins, **allowed)]
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=_EXPOSED_HEADERS,
+        )
+    ]
 
 
 def _routes(context: ServerContext) -> list[Route]:

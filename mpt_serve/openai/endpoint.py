@@ -6,6 +6,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from time import perf_counter
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -27,6 +28,7 @@ from mpt_serve.openai.request_stream import RequestStream
 from mpt_serve.openai.response_builder import ResponseBuilder
 from mpt_serve.openai.sampling import SamplingOptions
 from mpt_serve.openai.server_context import ServerContext
+from mpt_serve.openai.server_metrics import ServerMetrics, TokenTimer
 from mpt_serve.openai.sse import EventStream
 from mpt_serve.openai.streaming import StreamedResponse, whole_response
 from mpt_serve.openai.token_names import TokenNames
@@ -52,10 +54,11 @@ class Prepared:
 
 @dataclass(frozen=True)
 class _Call:
-    """One HTTP request: its id, who sent it, and its parts of what the client and the server have."""
+    """One HTTP request: its id, who sent it when, and its parts of what the client and the server have."""
 
     request_id: str
     client: str
+    started: float  # by `perf_counter`
     usage: Usage
     reservation: Reservation
 
@@ -88,7 +91,8 @@ class GenerationEndpoint:
                     request.state.usage = usage
                     body = await self._context.bodies.read_json_object(request)
                     with self._context.backend.reserve() as reservation:
-                        call = _Call(request.state.request_id, client.name, usage, reservation)
+                        started = request.state.started
+                        call = _Call(request.state.request_id, client.name, started, usage, reservation)
                         work = self._respond(body, call, stream)
                         del body  # the work drops it too when it has read it
                         response = await run_while_connected(receive, work, lambda: stream.at_disconnect())
@@ -99,6 +103,7 @@ class GenerationEndpoint:
             api_error = _deadline_error(limits.request_timeout_s) if deadline.expired() else as_api_error(error)
             if not stream.started:
                 raise api_error from error
+            self._context.metrics.refusals[str(api_error.code)] += 1
             with contextlib.suppress(ClientDisconnectedError):
                 await stream.fail(api_error)
             return
@@ -117,7 +122,7 @@ class GenerationEndpoint:
         ids = [prompt.request.ids for prompt in prompts]
         builder = prepared.builder(backend.model.id, options.output, names, ids, options.request.n)
         call.admit([len(prompt) for prompt in ids], options.request.num_choices)
-        with _grammar_errors(options.grammar_field):
+        with _grammar_errors(options.grammar_field, self._context.metrics):
             async with RequestStream(backend, prompts) as output:
                 stream.at_disconnect = output.cancel
                 try:
@@ -130,6 +135,16 @@ class GenerationEndpoint:
                     return None
                 finally:
                     call.usage.generated_tokens = output.usage.completion_tokens
+                    self._measure(call, prompts)
+
+    def _measure(self, call: _Call, prompts: Sequence[PromptStream]) -> None:
+        """Count a request that ends."""
+        metrics = self._context.metrics
+        metrics.observe("request_time", perf_counter() - call.started)
+        for prompt in prompts:
+            metrics.observe("prompt_tokens", len(prompt.request.ids))
+            for choice in prompt.choices:
+                metrics.observe("output_tokens", choice.completion_tokens)
 
     async def _prompt_streams(self, prepared: Prepared, call: _Call) -> list[PromptStream]:
         """Check each prompt against the context. Raises ContextLengthError or InvalidValueError."""
@@ -149,7 +164,8 @@ class GenerationEndpoint:
             first = number * options.request.num_choices
             choices = [self._choice(first + i, options, params, echo) for i in range(options.request.num_choices)]
             request = GenerationRequest(ids, params, options.grammar, name, call.client)
-            streams.append(PromptStream(request, choices, echo))
+            timer = TokenTimer(self._context.metrics, call.started, len(choices))
+            streams.append(PromptStream(request, choices, echo, timer))
         return streams
 
     def _choice(self, index: int, options: SamplingOptions, params: SamplingParams, echo: Echo | None) -> OutputChoice:
@@ -181,13 +197,14 @@ def _check_prompt_logprobs(prompts: Sequence[Sequence[int]], options: SamplingOp
 
 
 @contextlib.contextmanager
-def _grammar_errors(field: str | None) -> Iterator[None]:
+def _grammar_errors(field: str | None, metrics: ServerMetrics) -> Iterator[None]:
     """Attribute the engine's refusals to the field of the grammar: all other fields have been checked before."""
     try:
         yield
     except RequestError as error:
         if field is None or isinstance(error, (BusyError, EngineClosedError)):
             raise
+        metrics.structured_output_failures += 1
         raise InvalidValueError(as_api_error(error).message, param=field) from error
 
 

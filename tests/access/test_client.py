@@ -90,7 +90,7 @@ def test_choices_and_prompts_at_the_same_time(clock: Clock) -> None:
     with client.request() as first:
         first.admit(3, 99)
         with client.request() as second:
-            with pytest.raises(LimitExceededError, match="4 choices of this API key wait or run; it may have 4"):
+            with pytest.raises(LimitExceededError, match="3 choices of this API key wait or run; it may have 4"):
                 second.admit(2, 1)
             with pytest.raises(LimitExceededError, match="99 prompt tokens of this API key"):
                 second.admit(1, 2)

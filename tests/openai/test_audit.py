@@ -1,5 +1,6 @@
 """What the audit log holds of requests: who, when, which, how much, and no text of theirs."""
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,23 @@ def test_a_completion(tmp_path: Path) -> None:
         "prompt_tokens": len(SECRET),
         "generated_tokens": 10,
     }
+
+
+def test_the_lifespan_is_no_request(tmp_path: Path) -> None:
+    log = AuditLog(tmp_path / "audit.jsonl")
+    messages = iter([{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return next(messages)
+
+    async def send(message: Any) -> None:
+        sent.append(message["type"])
+
+    asyncio.run(create_app(FakeBackend(), audit_log=log)({"type": "lifespan"}, receive, send))
+    log.close()
+    assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+    assert check_audit_file(tmp_path / "audit.jsonl") == 0
 
 
 def test_refusals_and_unknown_paths(tmp_path: Path) -> None:
