@@ -1,6 +1,7 @@
 """Settings of who may send requests."""
 
 import re
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
@@ -19,12 +20,20 @@ def _check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
     return origins
 
 
+def _check_absolute(path: str | None) -> str | None:
+    if path is not None and not Path(path).expanduser().is_absolute():
+        raise ValueError(f"must be an absolute path, as replicas have other working directories; got {path!r:.100}")
+    return path
+
+
+AbsolutePath = Annotated[str | None, AfterValidator(_check_absolute)]
+
+
 class AccessSettings(SettingsGroup):
     """Who may send requests, and how many (`SECURITY.md`). Each Ingress replica counts for itself."""
 
-    key_file: str | None = Field(
+    key_file: AbsolutePath = Field(
         default=None,
-        min_length=1,
         description="A file with the lines of API keys that `mpt-serve keys` prints; it must exist on every node that"
         " runs an Ingress. It is read again within seconds after it has changed. Set: all endpoints except `/health`"
         " and `/ready` require a key.",
@@ -58,9 +67,8 @@ class AccessSettings(SettingsGroup):
         description="Origins whose pages may call the API from browsers, such as `https://chat.example.com`; `'*'` for"
         " all. Empty: none.",
     )
-    audit_log_dir: str | None = Field(
+    audit_log_dir: AbsolutePath = Field(
         default=None,
-        min_length=1,
         description="A folder on the Ingress' node for its audit log: one line for each request, with the name and id"
         " of its key, endpoint, status and numbers of tokens, never its text. `mpt-serve audit FILE` checks that no"
         " line was changed later. Requests that are refused because the server is at capacity are left out.",

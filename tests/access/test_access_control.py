@@ -38,6 +38,13 @@ def test_what_cannot_be_read_is_a_mistake_in_the_configuration(tmp_path: Path) -
         AccessControl.of(AccessSettings(key_variable="NO_SUCH_VARIABLE"), Limits())
 
 
+@pytest.mark.parametrize("setting", ["key_file", "audit_log_dir"])
+def test_paths_are_absolute(setting: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{setting} must be an absolute path"):
+        AccessSettings(**{setting: "keys"})
+    assert getattr(AccessSettings(**{setting: "~/keys"}), setting) == "~/keys"
+
+
 @pytest.mark.parametrize("origin", ["chat.example.com", "https://a/b", "null", "ftp://a", "https://", "https://u@a"])
 def test_origins_are_checked(origin: str) -> None:
     with pytest.raises(ConfigurationError, match="must hold origins such as"):
