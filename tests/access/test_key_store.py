@@ -86,6 +86,7 @@ def test_wrong_keys_delay_no_known_ones_and_are_bounded(
     tmp_path: Path, slow_hash: CountedKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mpt_serve.access.key_store._MAX_REMEMBERED", 4)
+    monkeypatch.setattr("mpt_serve.access.key_store._PAUSE_FACTOR", 0)
     store = KeyStore(write(tmp_path / "keys", ALICES, BOBS))
 
     async def story() -> None:
