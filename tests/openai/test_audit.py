@@ -77,7 +77,7 @@ def test_the_lifespan_is_no_request(tmp_path: Path) -> None:
 def test_refusals_and_unknown_paths(tmp_path: Path) -> None:
     requests: list[tuple[str, str, dict[str, Any]]] = [
         ("GET", f"/{SECRET}", {}),
-        ("BREW", "/v1/models", {}),
+        ("PATCH", "/v1/models", {}),
         ("GET", "/v1/models", {"headers": {"Authorization": f"Bearer {SECRET}"}}),
         ("GET", "/stats", {}),
         ("GET", "/health", {}),
@@ -86,7 +86,7 @@ def test_refusals_and_unknown_paths(tmp_path: Path) -> None:
     records = audited(tmp_path, requests)
     assert [(r["method"], r["path"], r["status"], r["client"]) for r in records] == [
         ("GET", None, 404, "user"),
-        (None, "/v1/models", 405, "user"),
+        ("PATCH", "/v1/models", 405, "user"),
         ("GET", "/v1/models", 401, None),
         ("GET", "/stats", 403, None),
     ]
