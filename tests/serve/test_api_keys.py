@@ -25,6 +25,7 @@ class Guarded:
     """The server, and its folder with `keys` and `audit`."""
 
     def __init__(self, url: str, folder: Path) -> None:
+        self.url = url
         self.folder = folder
         self.http = httpx.Client(base_url=url, timeout=60)
 
@@ -42,7 +43,9 @@ def guarded(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> 
     args = {"model": str(tiny_checkpoint), "engine": {"max_num_seqs": 4}, "access": access}
     with ServerProcess.of(serve_config(args, free_port()), folder, command="mpt-serve") as server:
         server.wait_ready()
-        yield Guarded(server.url, folder)
+        own = Guarded(server.url, folder)
+        yield own
+        own.http.close()
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -63,7 +66,7 @@ def test_what_needs_which_key(guarded: Guarded) -> None:
 
 
 def test_a_client_and_what_is_measured_and_recorded(guarded: Guarded) -> None:
-    url = f"{guarded.http.base_url}v1"
+    url = f"{guarded.url}/v1"
     with openai.OpenAI(base_url=url, api_key=USER, max_retries=0) as client:
         model = client.models.list().data[0].id
         stream = client.completions.create(model=model, prompt="a secret", max_tokens=8, stream=True)
