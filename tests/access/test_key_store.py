@@ -65,6 +65,9 @@ def test_keys_of_a_file_and_of_the_environment(tmp_path: Path) -> None:
         assert await store.verify("anything") is None
 
     run(story)
+    only = KeyStore(None, "KEYS", {"KEYS": BOBS.line()})
+    only.refresh()
+    assert asyncio.run(only.verify(BOB)) == BOBS
 
 
 def test_the_slow_hash_is_computed_once_for_each_key(tmp_path: Path, slow_hash: CountedKey) -> None:
