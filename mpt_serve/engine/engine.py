@@ -37,6 +37,7 @@ from mpt_serve.engine.scheduler import Scheduler
 from mpt_serve.engine.speculative import DraftModel, check_draft, make_drafter
 from mpt_serve.engine.stats import DraftStats, EngineStats
 from mpt_serve.engine.stats_board import StatsBoard
+from mpt_serve.engine.thread_choice import ThreadChoice, thread_counts, usable_cores
 from mpt_serve.engine.token_masks import Grammar
 from mpt_serve.errors import EngineClosedError, RequestError
 
@@ -97,8 +98,7 @@ class Engine:
         self.eos_token_ids = frozenset(config.eos_token_ids if eos_token_ids is None else eos_token_ids)
         if settings.compilation_cache_dir is not None:
             use_compilation_cache(settings.compilation_cache_dir)
-        if settings.threads is not None:
-            limit_kernel_threads(settings.threads)
+        limit_kernel_threads(settings.threads)
         format = weight_format(weights.norm_f.weight.devices(), "none", settings.kernels)
         weights = pack_weights(weights, config, format)
         self.weight_bytes = weight_bytes(weights)
@@ -124,7 +124,12 @@ class Engine:
         prefill_limit = None
         if settings.max_gap_ms is not None:
             prefill_limit = PrefillLimit(self._runner.step_sizes, settings.max_gap_ms / 1000)
-        self._pipeline = Pipeline(self._scheduler, self._runner, config.vocab_size, drafter, self._stats, prefill_limit)
+        threads = None
+        if settings.threads is None and format.packed:
+            threads = ThreadChoice(thread_counts(usable_cores()), limit_kernel_threads)
+        self._pipeline = Pipeline(
+            self._scheduler, self._runner, config.vocab_size, drafter, self._stats, prefill_limit, threads
+        )
         self._factory = RequestFactory(
             config.vocab_size, self.vocab_limit, self.eos_token_ids, plan.max_model_len, plan.block_size
         )
