@@ -81,7 +81,7 @@ LIBRARIES: Mapping[str, set[str]] = {
     "model.pretrained": {"huggingface_hub", *_ARRAYS},
     "model.flax_module": {"flax", *_ARRAYS},
     "mpt_serve.configuration": {"pydantic", "yaml", "huggingface_hub", "ray"},  # Ray: Serve's own schema
-    "mpt_serve.text": {"tokenizers", "transformers", "jinja2"},
+    "mpt_serve.text": {"tokenizers", "sentencepiece", "transformers", "jinja2"},
     "mpt_serve.structured_outputs": {"llguidance", "numpy"},
     "mpt_serve.engine": _ARRAYS,
     "mpt_serve.llm": {"tqdm", "jax"},

@@ -10,6 +10,7 @@ from model.checkpoint.safetensors_file import read_safetensors
 from model.checkpoint.stored_tensor import CheckpointError, StoredTensor
 from model.checkpoint.torch_file import read_torch
 from model.checkpoint.weight_names import canonical_name
+from model.config.lfs_pointer import lfs_pointer_problem
 
 WEIGHT_FILES = (  # in order of preference
     "model.safetensors",
@@ -30,10 +31,21 @@ def find_tensors(folder: str | Path) -> dict[str, StoredTensor]:
     if chosen is None:
         found = sorted(entry.name for entry in folder.iterdir())[:_LISTED] if folder.is_dir() else "no such folder"
         raise CheckpointError(f"{folder}: no weights: one of {', '.join(WEIGHT_FILES)} is needed; found: {found}")
-    read = read_safetensors if ".safetensors" in chosen else read_torch
+    reader = read_safetensors if ".safetensors" in chosen else read_torch
+
+    def read(path: Path) -> dict[str, StoredTensor]:
+        _require_no_lfs_pointer(path)
+        return reader(path)
+
     if not chosen.endswith(".index.json"):
         return _by_canonical_name(read(folder / chosen))
     return _by_canonical_name(_read_shards(folder / chosen, read))
+
+
+def _require_no_lfs_pointer(path: Path) -> None:
+    problem = lfs_pointer_problem(path)
+    if problem is not None:
+        raise CheckpointError(problem)
 
 
 def _read_shards(index: Path, read: Callable[[Path], dict[str, StoredTensor]]) -> dict[str, StoredTensor]:
@@ -58,6 +70,7 @@ def _read_shards(index: Path, read: Callable[[Path], dict[str, StoredTensor]]) -
 
 
 def _weight_map(index: Path) -> dict[str, str]:
+    _require_no_lfs_pointer(index)
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         entries = dict(weight_map.items())

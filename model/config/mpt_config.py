@@ -13,11 +13,27 @@ from pathlib import Path
 from typing import Any
 
 from model.config.known_keys import MODEL_KEYS
+from model.config.lfs_pointer import lfs_pointer_problem
 from model.config.partition_rules import PartitionRules, get_partition_rules
-from model.config.sections import is_rms_norm, read_attention, read_ffn, refuse_other_architectures
+from model.config.sections import (
+    is_rms_norm,
+    read_attention,
+    read_ffn,
+    read_foreign_names,
+    refuse_other_architectures,
+    refuse_quantized,
+)
 from model.config.strict_reader import ConfigError, ConfigReader
 from model.ops.activations import GELU, Activation
 from model.ops.rope import RopeConfig
+
+# transformers reads its own names of these keys as well, and tools that rewrite a config leave both in it.
+_NAMES_IN_TRANSFORMERS = {
+    "hidden_size": "d_model",
+    "num_attention_heads": "n_heads",
+    "num_hidden_layers": "n_layers",
+    "max_position_embeddings": "max_seq_len",
+}
 
 
 @dataclass(frozen=True)
@@ -92,6 +108,9 @@ class MptConfig:
         path = Path(path)
         path = path / "config.json" if path.is_dir() else path
         try:
+            pointer = lfs_pointer_problem(path)
+            if pointer is not None:
+                raise ConfigError(pointer)
             data = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ConfigError(f"no {path.name} in folder '{path.parent.name}'; a checkpoint folder has one") from None
@@ -137,6 +156,8 @@ def _from_mosaic_gpt(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_model(r: ConfigReader) -> MptConfig:
     r.take("model_type")
+    refuse_quantized(r)
+    read_foreign_names(r, _NAMES_IN_TRANSFORMERS)
     by_transformers = r.take("layer_norm_epsilon") is not None or r.take("initializer_range") is not None
     d_model, n_heads = r.integer("d_model"), r.integer("n_heads")
     max_seq_len = r.integer("max_seq_len", 2048)

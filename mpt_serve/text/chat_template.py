@@ -1,12 +1,14 @@
 """Conversations to prompts, by a model's chat template."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypedDict
 
+from mpt_serve.text.special_tokens import read_special_tokens
 from mpt_serve.text.template_process import TemplateProcess, TemplateRenderError
-from mpt_serve.text.tokenizer import CHATML_MARKERS, TextTokenizer, read_json_object, token_text
+from mpt_serve.text.tokenizer import CHATML_MARKERS, TextTokenizer
+from mpt_serve.text.tokenizer_files import read_json_object
 
 __all__ = ["BUILT_IN_TEMPLATES", "ChatTemplate", "ChatTemplateError", "Message", "MissingChatTemplateError", "Role"]
 
@@ -75,11 +77,14 @@ class ChatTemplate:
     replies, for `TIME_LIMIT_S` of CPU time at most: call it from a worker thread, not from an event loop.
     """
 
-    def __init__(self, source: str, bos_token: str = "", eos_token: str = "") -> None:
+    def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None) -> None:
+        """Take a template's text. special_tokens: variables for it, such as `eos_token`."""
         if len(source) > MAX_TEMPLATE_CHARS:
             raise ChatTemplateError(f"the chat template has {len(source)} characters; at most {MAX_TEMPLATE_CHARS}")
         self.source = source
-        self._process = TemplateProcess(source, {"bos_token": bos_token, "eos_token": eos_token})
+        # In transformers these two are defined for every template, though nothing may be given for them.
+        variables = {"tools": None, "documents": None, **(special_tokens or {})}
+        self._process = TemplateProcess(source, variables)
 
     @classmethod
     def from_folder(
@@ -104,7 +109,7 @@ class ChatTemplate:
                     raise
                 raise MissingChatTemplateError(str(error)) from None  # text can be completed without it
         try:
-            template = cls(source, token_text(config.get("bos_token")), token_text(config.get("eos_token")))
+            template = cls(source, read_special_tokens(folder).named if tokenizer is None else tokenizer.special_tokens)
             template._try_out()
         except ChatTemplateError as error:
             raise MissingChatTemplateError(f"{error}. {_REMEDY}") from error
