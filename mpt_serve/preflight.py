@@ -15,6 +15,7 @@ from model.checkpoint.match import match_tensors
 from model.checkpoint.stored_tensor import CheckpointError
 from model.config.mpt_config import MptConfig
 from model.config.strict_reader import ConfigError
+from model.gguf.header import is_gguf
 from model.params.kv_cache import kv_bytes_per_token
 from model.params.weight_format import WeightFormat
 from model.params.weights import weight_specs
@@ -109,7 +110,7 @@ def _folder_of(model: str, path: SettingPath, report: ModelReport, download: boo
     if problem is not None:
         report.problems.append(Problem(path, problem))
         return None
-    if Path(model_path(model)).is_dir():
+    if Path(model_path(model)).exists():
         return Path(model_path(model))
     if not download:
         report.notes.append(f"'{model}' is a Hugging Face id: its files are checked when it is deployed")
@@ -124,7 +125,7 @@ def _folder_of(model: str, path: SettingPath, report: ModelReport, download: boo
 def _check_config(folder: Path, path: SettingPath, report: ModelReport, weights: bool) -> MptConfig | None:
     try:
         config = MptConfig.from_file(folder)
-        if weights or any((folder / name).is_file() for name in WEIGHT_FILES):
+        if weights or is_gguf(folder) or any((folder / name).is_file() for name in WEIGHT_FILES):
             match_tensors(folder, find_tensors(folder), config)
     except (ConfigError, CheckpointError) as error:
         report.problems.append(Problem(path, str(error)))

@@ -19,11 +19,12 @@ MODULES = product_modules()
 
 _MODEL = {
     "model.ops": set(),
-    "model.config": {"model.ops"},
+    "model.gguf": set(),
+    "model.config": {"model.ops", "model.gguf"},
     "model.params": {"model.ops", "model.config"},
     "model.kernels": {"model.ops", "model.config", "model.params"},
     "model.layers": {"model.ops", "model.config", "model.params", "model.kernels"},
-    "model.checkpoint": {"model.ops", "model.config", "model.params", "model.kernels"},
+    "model.checkpoint": {"model.ops", "model.gguf", "model.config", "model.params", "model.kernels"},
     "model.sampling": {"model.ops", "model.config", "model.params", "model.kernels", "model.layers"},
 }
 _ALL_OF_MODEL = {"model", *_MODEL, "model.kernel_selection", "model.pretrained", "model.flax_module"}
@@ -71,11 +72,12 @@ _ARRAYS = {"jax", "jaxlib", "numpy", "ml_dtypes"}
 # The same keys -> the libraries beside Python's own that they may import.
 LIBRARIES: Mapping[str, set[str]] = {
     "model.ops": {"flax", *_ARRAYS},
+    "model.gguf": _ARRAYS,
     "model.config": _ARRAYS,
     "model.params": {"flax", *_ARRAYS},
     "model.kernels": _ARRAYS,
     "model.layers": {"flax", *_ARRAYS},
-    "model.checkpoint": {"safetensors", "tqdm", *_ARRAYS},
+    "model.checkpoint": {"gguf", "safetensors", "tqdm", *_ARRAYS},
     "model.sampling": _ARRAYS,
     "model.kernel_selection": _ARRAYS,
     "model.pretrained": {"huggingface_hub", *_ARRAYS},

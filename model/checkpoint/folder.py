@@ -6,11 +6,13 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from model.checkpoint.gguf_file import read_gguf
 from model.checkpoint.safetensors_file import read_safetensors
 from model.checkpoint.stored_tensor import CheckpointError, StoredTensor
 from model.checkpoint.torch_file import read_torch
 from model.checkpoint.weight_names import canonical_name
 from model.config.lfs_pointer import lfs_pointer_problem
+from model.gguf.header import find_gguf, is_gguf
 
 WEIGHT_FILES = (  # in order of preference
     "model.safetensors",
@@ -22,12 +24,16 @@ _LISTED = 10  # names that a message lists
 
 
 def find_tensors(folder: str | Path) -> dict[str, StoredTensor]:
-    """Return every tensor of the checkpoint in `folder`, by llm-foundry's name.
+    """Return every tensor of the checkpoint in `folder`, or in a GGUF file, by llm-foundry's name.
 
     Raises CheckpointError where the folder has no weights, a shard is missing, or two tensors have one name.
     """
     folder = Path(folder)
     chosen = next((name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+    gguf = folder if is_gguf(folder) else find_gguf(folder) if chosen is None else None
+    if gguf is not None:
+        _require_no_lfs_pointer(gguf)
+        return read_gguf(gguf)
     if chosen is None:
         found = sorted(entry.name for entry in folder.iterdir())[:_LISTED] if folder.is_dir() else "no such folder"
         raise CheckpointError(f"{folder}: no weights: one of {', '.join(WEIGHT_FILES)} is needed; found: {found}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,20 @@ class CheckpointError(ValueError):
 
 
 @dataclass(frozen=True)
+class Blocks:
+    """Numbers that a file keeps in blocks of `elements` numbers and `nbytes` bytes; `decode` makes float32 of them."""
+
+    elements: int
+    nbytes: int
+    decode: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
 class StoredTensor:
-    """The location of one tensor. `strides` (in elements) is None for the usual dense row-major layout."""
+    """The location of one tensor. `strides` (in elements) is None for the usual dense row-major layout.
+
+    blocks: how the numbers are packed, where they are not stored as `dtype`, which is float32 then.
+    """
 
     path: Path
     name: str
@@ -37,6 +49,7 @@ class StoredTensor:
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     strides: tuple[int, ...] | None = None
+    blocks: Blocks | None = None
 
     @property
     def size(self) -> int:
@@ -46,6 +59,8 @@ class StoredTensor:
     @property
     def nbytes(self) -> int:
         """Bytes of the tensor's elements, gaps between strided rows not counted."""
+        if self.blocks is not None:
+            return self.size // self.blocks.elements * self.blocks.nbytes
         return self.size * self.dtype.itemsize
 
     @property
@@ -74,7 +89,7 @@ def read_tensor(tensor: StoredTensor, out: NDArray[Any]) -> None:
     flat = out.reshape(-1)
     if not np.shares_memory(flat, out) and out.size:
         raise ValueError("read_tensor needs a dense buffer")
-    if tensor.strides is None and tensor.dtype == out.dtype:
+    if tensor.strides is None and tensor.blocks is None and tensor.dtype == out.dtype:
         with tensor.path.open("rb", buffering=0) as file:
             file.seek(tensor.offset)
             _read_exactly(tensor, file, flat)
@@ -90,6 +105,9 @@ def read_chunks(tensor: StoredTensor) -> Iterator[NDArray[Any]]:
 
     A piece is valid until the next one is requested. A strided tensor comes whole.
     """
+    if tensor.blocks is not None:
+        yield from _decoded_chunks(tensor, tensor.blocks)
+        return
     with tensor.path.open("rb", buffering=0) as file:
         file.seek(tensor.offset)
         if tensor.strides is not None:
@@ -101,6 +119,17 @@ def read_chunks(tensor: StoredTensor) -> Iterator[NDArray[Any]]:
             chunk = buffer[: min(step, tensor.size - start)]
             _read_exactly(tensor, file, chunk)
             yield chunk
+
+
+def _decoded_chunks(tensor: StoredTensor, blocks: Blocks) -> Iterator[NDArray[np.float32]]:
+    count = tensor.size // blocks.elements
+    step = max(CHUNK_BYTES // (4 * blocks.elements), 1)
+    with tensor.path.open("rb", buffering=0) as file:
+        file.seek(tensor.offset)
+        for start in range(0, count, step):
+            data = np.empty(min(step, count - start) * blocks.nbytes, np.uint8)
+            _read_exactly(tensor, file, data)
+            yield blocks.decode(data)
 
 
 def same_numbers(left: StoredTensor, right: StoredTensor) -> bool:

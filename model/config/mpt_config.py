@@ -24,6 +24,8 @@ from model.config.sections import (
     refuse_quantized,
 )
 from model.config.strict_reader import ConfigError, ConfigReader
+from model.gguf.config import gguf_config
+from model.gguf.header import GgufError, is_gguf, read_header
 from model.ops.activations import GELU, Activation
 from model.ops.rope import RopeConfig
 
@@ -104,8 +106,10 @@ class MptConfig:
 
     @classmethod
     def from_file(cls, path: str | Path) -> "MptConfig":
-        """Read `path`, a config.json or the folder that holds it. Raises ConfigError."""
+        """Read `path`, a config.json, the folder that holds it, or a GGUF file. Raises ConfigError."""
         path = Path(path)
+        if is_gguf(path):
+            return cls.from_dict(_gguf_config(path))
         path = path / "config.json" if path.is_dir() else path
         try:
             pointer = lfs_pointer_problem(path)
@@ -133,6 +137,16 @@ class MptConfig:
     def get_partition_rules(self, fsdp: bool = True) -> PartitionRules:
         """Return rules (regular expression on a parameter's path, PartitionSpec) for axes `fsdp` and `tensor`."""
         return get_partition_rules(fsdp)
+
+
+def _gguf_config(path: Path) -> dict[str, Any]:
+    try:
+        pointer = lfs_pointer_problem(path)
+        if pointer is not None:
+            raise ConfigError(pointer)
+        return gguf_config(read_header(path))
+    except GgufError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _from_mosaic_gpt(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypedDict
 
-from mpt_serve.text.special_tokens import read_special_tokens
+from model.gguf.header import is_gguf
+from mpt_serve.text.gguf_tokenizer import gguf_chat_template
 from mpt_serve.text.template_process import TemplateProcess, TemplateRenderError
 from mpt_serve.text.tokenizer import CHATML_MARKERS, TextTokenizer
-from mpt_serve.text.tokenizer_files import read_json_object
+from mpt_serve.text.tokenizer_files import read_gguf_header, read_json_object
 
 __all__ = ["BUILT_IN_TEMPLATES", "ChatTemplate", "ChatTemplateError", "Message", "MissingChatTemplateError", "Role"]
 
@@ -109,7 +110,7 @@ class ChatTemplate:
                     raise
                 raise MissingChatTemplateError(str(error)) from None  # text can be completed without it
         try:
-            template = cls(source, read_special_tokens(folder).named if tokenizer is None else tokenizer.special_tokens)
+            template = cls(source, (tokenizer or TextTokenizer.from_folder(folder)).special_tokens)
             template._try_out()
         except ChatTemplateError as error:
             raise MissingChatTemplateError(f"{error}. {_REMEDY}") from error
@@ -167,6 +168,8 @@ def _from_setting(setting: str) -> str:
 
 
 def _from_checkpoint(folder: Path, config: dict[str, object]) -> str:
+    if is_gguf(folder):
+        config = {"chat_template": gguf_chat_template(read_gguf_header(folder))}
     file = folder / "chat_template.jinja"
     if file.is_file():
         try:

@@ -8,12 +8,14 @@ is between them is encoded by the model.
 import base64
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from sentencepiece import SentencePieceProcessor
 from tokenizers import AddedToken, Tokenizer
+
+from mpt_serve.text.protobuf import BYTES, fields, message_field
 
 __all__ = ["Framing", "SentencePieceEncoder"]
 
@@ -89,57 +91,21 @@ def _pattern(token: AddedToken) -> str:
 
 
 def _rename_pieces(model: bytes, names: Mapping[bytes, bytes]) -> bytes:
-    """Return the bytes of a model whose pieces have other names. A model is a message of protocol buffers.
+    """Return the bytes of a model whose pieces have other names.
 
-    `pieces` is its field 1, and a piece's text field 1 of that; both are runs of bytes with their length before.
+    The pieces are the model's field 1, and a piece's text is its own field 1.
     """
     out = bytearray()
-    for field, whole, content in _fields(model):
-        if field != _BYTES_1:
+    for field, whole, content in fields(model):
+        if field != _FIRST:
             out += whole
             continue
         piece = b"".join(
-            _run(names[text]) if inner == _BYTES_1 and text in names else part for inner, part, text in _fields(content)
+            message_field(1, names[text]) if inner == _FIRST and text in names else part
+            for inner, part, text in fields(content)
         )
-        out += _run(piece)
+        out += message_field(1, piece)
     return bytes(out)
 
 
-_BYTES_1 = 1 << 3 | 2  # the key of field 1, a run of bytes
-_VARINT, _FIXED_64, _BYTES, _FIXED_32 = 0, 1, 2, 5  # wire types
-_SIZES = {_FIXED_64: 8, _FIXED_32: 4}
-
-
-def _fields(message: bytes) -> Iterator[tuple[int, bytes, bytes]]:
-    """Yield a message's fields: key, all bytes, and the content of a run of bytes."""
-    at = 0
-    while at < len(message):
-        begin = at
-        key, at = _varint(message, at)
-        content = at
-        if key & 7 == _BYTES:
-            length, content = _varint(message, at)
-            at = content + length
-        elif key & 7 == _VARINT:
-            _, at = _varint(message, at)
-        else:
-            at += _SIZES[key & 7]
-        yield key, message[begin:at], message[content:at]
-
-
-def _varint(message: bytes, at: int) -> tuple[int, int]:
-    """Return the integer at a position, seven bits to a byte, and the position behind it."""
-    value, shift = 0, 0
-    while message[at] & 0x80:
-        value |= (message[at] & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-    return value | message[at] << shift, at + 1
-
-
-def _run(content: bytes) -> bytes:
-    """Return field 1 with a run of bytes."""
-    length, size = bytearray(), len(content)
-    while size >= 0x80:
-        length.append(size & 0x7F | 0x80)
-        size >>= 7
-    return bytes((_BYTES_1, *length, size)) + content
+_FIRST = 1 << 3 | BYTES

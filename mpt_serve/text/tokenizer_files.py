@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from model.config.lfs_pointer import lfs_pointer_problem
+from model.gguf.header import GgufError, GgufHeader, read_header
 from mpt_serve.text.token_bytes import TokenizerError
 
-__all__ = ["named_class", "read_json_object", "require_no_lfs_pointer", "tokenizer_class"]
+__all__ = ["named_class", "read_gguf_header", "read_json_object", "require_no_lfs_pointer", "tokenizer_class"]
 
 _FAMILY = ("mpt", "mosaic_gpt")
 
@@ -24,6 +25,15 @@ def read_json_object(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise TokenizerError(f"{file} must hold a JSON object, not a {type(content).__name__}")
     return content
+
+
+def read_gguf_header(file: Path) -> GgufHeader:
+    """Return what a GGUF file says before its tensors. Raises TokenizerError."""
+    require_no_lfs_pointer(file)
+    try:
+        return read_header(file)
+    except GgufError as error:
+        raise TokenizerError(str(error)) from None
 
 
 def require_no_lfs_pointer(file: Path) -> None:

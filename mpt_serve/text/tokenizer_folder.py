@@ -6,11 +6,13 @@ from typing import NamedTuple
 
 from tokenizers import Tokenizer
 
+from model.gguf.header import is_gguf
+from mpt_serve.text.gguf_tokenizer import load_gguf_tokenizer
 from mpt_serve.text.sentencepiece_folder import find_sentencepiece, load_sentencepiece
 from mpt_serve.text.special_tokens import read_special_tokens
 from mpt_serve.text.text_encoder import LibraryEncoder, TextEncoder
 from mpt_serve.text.token_bytes import TokenizerError
-from mpt_serve.text.tokenizer_files import named_class, read_json_object, require_no_lfs_pointer
+from mpt_serve.text.tokenizer_files import named_class, read_gguf_header, read_json_object, require_no_lfs_pointer
 
 __all__ = ["LoadedTokenizer", "has_tokenizer", "load_tokenizer"]
 
@@ -29,11 +31,16 @@ class LoadedTokenizer(NamedTuple):
 
 def has_tokenizer(folder: Path) -> bool:
     """Return whether a folder has a file that a tokenizer is made from."""
-    return any((folder / name).is_file() for name in _VOCABULARY_FILES)
+    return is_gguf(folder) or any((folder / name).is_file() for name in _VOCABULARY_FILES)
 
 
 def load_tokenizer(folder: Path) -> LoadedTokenizer:
-    """Load a folder's tokenizer. Raises TokenizerError naming what cannot be read exactly, and what to do about it."""
+    """Load the tokenizer of a folder, or of a GGUF file.
+
+    Raises TokenizerError naming what cannot be read exactly, and what to do about it.
+    """
+    if is_gguf(folder):
+        return LoadedTokenizer(*load_gguf_tokenizer(read_gguf_header(folder)))
     file = folder / "tokenizer.json"
     model = None if file.is_file() else find_sentencepiece(folder)
     if model is not None:
