@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, SingleDeviceSharding
 from jax.typing import DTypeLike
 
-from model.checkpoint.folder import WEIGHT_FILES
+from model.checkpoint.folder import WEIGHT_FILES, find_weights
 from model.checkpoint.load import load_weights
 from model.checkpoint.quantized_cache import load_through_cache
 from model.checkpoint.stored_tensor import CheckpointError
@@ -110,7 +110,7 @@ def _check_folder(folder: Path) -> Path:
     inside = find_gguf(folder)
     if inside is not None and not (folder / "config.json").is_file():
         return inside
-    weights = inside is not None or any((folder / name).is_file() for name in WEIGHT_FILES)
+    weights = find_weights(folder) is not None
     if weights and (folder / "config.json").is_file():
         return folder
     missing = "weights" if (folder / "config.json").is_file() else "config.json"

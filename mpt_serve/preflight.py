@@ -10,12 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from model.checkpoint.folder import WEIGHT_FILES, find_tensors
+from model.checkpoint.folder import find_tensors, find_weights
 from model.checkpoint.match import match_tensors
 from model.checkpoint.stored_tensor import CheckpointError
 from model.config.mpt_config import MptConfig
 from model.config.strict_reader import ConfigError
-from model.gguf.header import is_gguf
 from model.params.kv_cache import kv_bytes_per_token
 from model.params.weight_format import WeightFormat
 from model.params.weights import weight_specs
@@ -125,7 +124,7 @@ def _folder_of(model: str, path: SettingPath, report: ModelReport, download: boo
 def _check_config(folder: Path, path: SettingPath, report: ModelReport, weights: bool) -> MptConfig | None:
     try:
         config = MptConfig.from_file(folder)
-        if weights or is_gguf(folder) or any((folder / name).is_file() for name in WEIGHT_FILES):
+        if weights or find_weights(folder) is not None:
             match_tensors(folder, find_tensors(folder), config)
     except (ConfigError, CheckpointError) as error:
         report.problems.append(Problem(path, str(error)))

@@ -75,7 +75,7 @@ class _Data:
         pairs = [tuple(merge.split(" ")) for merge in self._list("merges", str)]
         if any(len(pair) != 2 for pair in pairs):
             raise self.error("has a merge that does not name two tokens")
-        return pairs  # type: ignore[return-value]
+        return pairs
 
     def scores(self) -> list[float]:
         scores: list[float] = self._list("scores", float) or [0.0] * len(self.tokens)

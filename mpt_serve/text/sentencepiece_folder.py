@@ -14,7 +14,7 @@ from mpt_serve.text.special_tokens import SpecialTokens, read_special_tokens
 from mpt_serve.text.token_bytes import TokenizerError
 from mpt_serve.text.tokenizer_files import named_class, read_json_object, require_no_lfs_pointer
 
-__all__ = ["find_sentencepiece", "load_sentencepiece"]
+__all__ = ["count_pieces", "find_sentencepiece", "load_sentencepiece"]
 
 _FILES = ("tokenizer.model", "spiece.model")
 _SPACE = "\u2581"
@@ -42,8 +42,17 @@ _CLASSES: Mapping[str | None, _Class] = {
 
 def find_sentencepiece(folder: Path) -> Path | None:
     """Return the SentencePiece model of a folder whose class does no more than `load_sentencepiece` does."""
-    file = next((folder / name for name in _FILES if (folder / name).is_file()), None)
-    return file if named_class(folder) in _CLASSES else None
+    return _file(folder) if named_class(folder) in _CLASSES else None
+
+
+def count_pieces(folder: Path) -> int:
+    """Return how many pieces a folder's SentencePiece model has; 0 if there is none. Raises TokenizerError."""
+    file = _file(folder)
+    return 0 if file is None else int(_processor(file, file.read_bytes()).vocab_size())
+
+
+def _file(folder: Path) -> Path | None:
+    return next((folder / name for name in _FILES if (folder / name).is_file()), None)
 
 
 def load_sentencepiece(file: Path) -> tuple[Tokenizer, SentencePieceEncoder, SpecialTokens]:
@@ -54,10 +63,8 @@ def load_sentencepiece(file: Path) -> tuple[Tokenizer, SentencePieceEncoder, Spe
     require_no_lfs_pointer(file)
     data = file.read_bytes()
     processor = _processor(file, data)
-    pieces = [processor.id_to_piece(i) for i in range(processor.vocab_size())]
-    if len(set(pieces)) != len(pieces):
-        raise TokenizerError(f"{file} names a piece twice; the model is damaged")
-    tokenizer = Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[]))
+    pieces = {processor.id_to_piece(i): i for i in range(processor.vocab_size())}
+    tokenizer = Tokenizer(models.BPE(vocab=pieces, merges=[]))
     steps = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     if processor.normalize("a").startswith(_SPACE):  # it puts a space before every text
         steps.append(decoders.Strip(" ", 1, 0))

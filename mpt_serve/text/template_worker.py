@@ -72,7 +72,7 @@ def _raise_exception(message: str) -> NoReturn:
 
 
 class _Generation(Extension):
-    """`{% generation %}`: what the assistant writes, marked for training. Renders its body, in a scope of its own."""
+    """`{% generation %}`: what the assistant writes, marked for training. Renders its body, in a separate scope."""
 
     tags = {"generation"}  # noqa: RUF012
 

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 
 from model.gguf.header import is_gguf
 from mpt_serve.text.gguf_tokenizer import load_gguf_tokenizer
-from mpt_serve.text.sentencepiece_folder import find_sentencepiece, load_sentencepiece
+from mpt_serve.text.sentencepiece_folder import count_pieces, find_sentencepiece, load_sentencepiece
 from mpt_serve.text.special_tokens import read_special_tokens
 from mpt_serve.text.text_encoder import LibraryEncoder, TextEncoder
 from mpt_serve.text.token_bytes import TokenizerError
@@ -71,24 +71,32 @@ def _through_transformers(folder: Path) -> tuple[Tokenizer, Mapping[str, str]]:
             require_no_lfs_pointer(folder / name)
     if not has_tokenizer(folder):
         raise TokenizerError(f"{folder} has no tokenizer. Put the tokenizer.json of the model there. {_NEOX}.")
-    name = named_class(folder)
+    kind = named_class(folder) or "no class"
     if "auto_map" in read_json_object(folder / "tokenizer_config.json"):
         raise TokenizerError(
-            f"{folder} has no tokenizer.json, and its tokenizer is a class of its own ({name}): Python code of the"
-            f" checkpoint, which is never run. {_conversion(folder)}"
+            f"{folder} has no tokenizer.json, and its tokenizer's class ({kind}) is Python code of the checkpoint,"
+            f" which is never run. {_conversion(folder)}"
         )
     try:
         # Takes seconds to import, so only for folders that have no tokenizer.json.
         from transformers import AutoTokenizer
 
         made = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-        return made.backend_tokenizer, made.special_tokens_map
+        tokenizer, named = made.backend_tokenizer, made.special_tokens_map
     except Exception as error:
         reason = (str(error).strip() or "no reason given").splitlines()[0][:200]
         raise TokenizerError(
             f"{folder} has no tokenizer.json, and transformers cannot make one from its other files"
             f" ({type(error).__name__}: {reason}). {_conversion(folder)}"
         ) from error
+    pieces = 0 if (folder / "vocab.json").is_file() else count_pieces(folder)
+    if tokenizer.get_vocab_size() < pieces:  # the class passed over the file
+        raise TokenizerError(
+            f"{folder} has a SentencePiece model of {pieces} pieces, which the class that its files name ({kind}) does"
+            f" not read. If the model is all there is to the tokenizer, set tokenizer_class to LlamaTokenizer."
+            f" {_conversion(folder)}"
+        )
+    return tokenizer, named
 
 
 def _conversion(folder: Path) -> str:

@@ -29,7 +29,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "MPT-7B": {},
     "StoryWriter": {"attn_config": {"alibi": True, "alibi_bias_max": 16, "clip_qkv": 6}},
     "learned positions and biases": {"no_bias": False, "attn_config": {"qk_ln": True}},
-    "a head of its own": {"tie_word_embeddings": False, "expansion_ratio": 2},
+    "a separate head": {"tie_word_embeddings": False, "expansion_ratio": 2},
     "grouped queries": {"attn_config": {**ATTN, "attn_type": "grouped_query_attention", "kv_n_heads": 2}},
     "one norm for all heads": {"attn_config": {**ATTN, "qk_gn": True}},
     "gated": {"ffn_config": {"ffn_type": "mptglu"}},
@@ -87,7 +87,9 @@ def test_every_type_has_gguf_pys_numbers_bit_for_bit(tmp_path: Path, kind: GGMLQ
 def test_long_tensors_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("model.checkpoint.stored_tensor.CHUNK_BYTES", 4 * 32 * 3)
     config = MptConfig.from_dict({**TINY, "d_model": 64})
-    path = write_gguf(tmp_path / "m.gguf", config, checkpoint_arrays({**TINY, "d_model": 64}), kind=QUANTISED[5])
+    path = write_gguf(
+        tmp_path / "m.gguf", config, checkpoint_arrays({**TINY, "d_model": 64}), kind=GGMLQuantizationType.Q8_0
+    )
     tensor = read_gguf(path)["transformer.wte.weight"]
     read = np.empty(tensor.shape, np.float32)
     read_tensor(tensor, read)
@@ -165,7 +167,10 @@ def rewrite(path: Path, change: Callable[[bytes], bytes]) -> None:
         (lambda data: data[:40], "the file ends inside its header"),
         (lambda data: data[:-32], "it is truncated"),
         (lambda data: data.replace(b"general.architecture", b"general.\xffrchitecture", 1), "header is damaged"),
-        (lambda data: data.replace(b"mpt.block_count", b"mpt.alock_count", 1), "mpt.block_count is None"),
+        (
+            lambda data: data.replace(b"mpt.block_count", b"mpt.alock_count", 1),
+            "is known to have mpt.alock_count",
+        ),
         (lambda data: data.replace(b"blk.1.attn_norm", b"blk.0.attn_norm"), "names the tensor 'blk.0.attn_norm"),
         (lambda data: data.replace(b"mpt.block_count", b"mpt.embed_count"), "no MPT model is known to have mpt.embed"),
         (lambda data: data.replace(b"\x03\0\0\0\0\0\0\0mpt", b"\x03\0\0\0\0\0\0\0mqt", 1), "'mqt'; this package runs"),
@@ -177,6 +182,12 @@ def test_what_is_wrong_with_a_file_is_named(path: Path, change: Callable[[bytes]
     rewrite(path, change)
     with pytest.raises((ConfigError, CheckpointError), match=message):
         find_tensors(path) and MptConfig.from_file(path)
+
+
+def test_a_size_that_is_missing_is_named(path: Path) -> None:
+    rewrite(path, lambda data: data.replace(b"mpt.block_count", b"mqt.block_count", 1))
+    with pytest.raises(ConfigError, match=r"mpt\.block_count is None; it must be an integer of at least 1"):
+        MptConfig.from_file(path)
 
 
 def test_types_without_weights_are_refused(path: Path) -> None:

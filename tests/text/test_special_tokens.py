@@ -77,12 +77,16 @@ FOLDERS: dict[str, dict[str, Any]] = {
         "tokenizer_config": {"tokenizer_class": "PreTrainedTokenizerFast"},
         "special_tokens_map": {"additional_special_tokens": ["<|b|>"]},
     },
-    "tokens with names of their own": {
+    "tokens with other names": {
         "tokenizer_config": {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "image_token": "<|image|>",
             "extra_special_tokens": {"boi_token": "<|boi|>"},
         },
+    },
+    "extra tokens in both": {
+        "tokenizer_config": {"tokenizer_class": "PreTrainedTokenizerFast", "additional_special_tokens": ["<|a|>"]},
+        "special_tokens_map": {"additional_special_tokens": ["<|b|>"]},
     },
     "no tokenizer_config.json": {"tokenizer_config": None, "special_tokens_map": {"eos_token": EOT, "sep_token": "s"}},
 }  # fmt: skip
