@@ -14,10 +14,11 @@ from mpt_serve.text.special_tokens import SpecialTokens, read_special_tokens
 from mpt_serve.text.token_bytes import TokenizerError
 from mpt_serve.text.tokenizer_files import named_class, read_json_object, require_no_lfs_pointer
 
-__all__ = ["count_pieces", "find_sentencepiece", "load_sentencepiece"]
+__all__ = ["differs_from_model", "find_sentencepiece", "load_sentencepiece"]
 
 _FILES = ("tokenizer.model", "spiece.model")
 _SPACE = "\u2581"
+_SAMPLES = ("Hello world", "a  b", " def f(x):\n\treturn x", "Xin chào", "日本 １２ ﬁ é e\u0301", "🎉 ")
 _TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")
 
 
@@ -45,10 +46,19 @@ def find_sentencepiece(folder: Path) -> Path | None:
     return _file(folder) if named_class(folder) in _CLASSES else None
 
 
-def count_pieces(folder: Path) -> int:
-    """Return how many pieces a folder's SentencePiece model has; 0 if there is none. Raises TokenizerError."""
+def differs_from_model(tokenizer: Tokenizer, folder: Path) -> bool:
+    """Return whether a tokenizer cuts some text into other pieces than the folder's SentencePiece model.
+
+    False for a folder without one. Raises TokenizerError for a damaged one.
+    """
     file = _file(folder)
-    return 0 if file is None else int(_processor(file, file.read_bytes()).vocab_size())
+    if file is None:
+        return False
+    processor = _processor(file, file.read_bytes())
+    return any(
+        tokenizer.encode(text, add_special_tokens=False).tokens != processor.encode(text, out_type=str)
+        for text in _SAMPLES
+    )
 
 
 def _file(folder: Path) -> Path | None:

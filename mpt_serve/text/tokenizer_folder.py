@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 
 from model.gguf.header import is_gguf
 from mpt_serve.text.gguf_tokenizer import load_gguf_tokenizer
-from mpt_serve.text.sentencepiece_folder import count_pieces, find_sentencepiece, load_sentencepiece
+from mpt_serve.text.sentencepiece_folder import differs_from_model, find_sentencepiece, load_sentencepiece
 from mpt_serve.text.special_tokens import read_special_tokens
 from mpt_serve.text.text_encoder import LibraryEncoder, TextEncoder
 from mpt_serve.text.token_bytes import TokenizerError
@@ -89,12 +89,11 @@ def _through_transformers(folder: Path) -> tuple[Tokenizer, Mapping[str, str]]:
             f"{folder} has no tokenizer.json, and transformers cannot make one from its other files"
             f" ({type(error).__name__}: {reason}). {_conversion(folder)}"
         ) from error
-    pieces = 0 if (folder / "vocab.json").is_file() else count_pieces(folder)
-    if tokenizer.get_vocab_size() < pieces:  # the class passed over the file
+    if differs_from_model(tokenizer, folder):
         raise TokenizerError(
-            f"{folder} has a SentencePiece model of {pieces} pieces, which the class that its files name ({kind}) does"
-            f" not read. If the model is all there is to the tokenizer, set tokenizer_class to LlamaTokenizer."
-            f" {_conversion(folder)}"
+            f"{folder} has a SentencePiece model, and what transformers makes of it for the class that its files name"
+            f" ({kind}) cuts texts differently. If the model is all there is to the tokenizer, set tokenizer_class in"
+            f" tokenizer_config.json to PreTrainedTokenizer. {_conversion(folder)}"
         )
     return tokenizer, named
 
