@@ -16,6 +16,7 @@ from model.checkpoint.folder import WEIGHT_FILES, find_weights
 from model.checkpoint.load import load_weights
 from model.checkpoint.quantized_cache import load_through_cache
 from model.checkpoint.stored_tensor import CheckpointError
+from model.config.adapter import FILE as ADAPTER_CONFIG
 from model.config.mpt_config import MptConfig
 from model.gguf.header import find_gguf, is_gguf
 from model.params.sharding import weight_shardings
@@ -111,7 +112,7 @@ def _check_folder(folder: Path) -> Path:
     if inside is not None and not (folder / "config.json").is_file():
         return inside
     weights = find_weights(folder) is not None
-    if weights and (folder / "config.json").is_file():
+    if weights and ((folder / "config.json").is_file() or (folder / ADAPTER_CONFIG).is_file()):
         return folder
     missing = "weights" if (folder / "config.json").is_file() else "config.json"
     found = sorted(entry.name for entry in folder.iterdir())

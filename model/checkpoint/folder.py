@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from model.checkpoint.gguf_file import read_gguf
+from model.checkpoint.lora import ADAPTER_FILES, merge_adapter
 from model.checkpoint.safetensors_file import read_safetensors
 from model.checkpoint.stored_tensor import CheckpointError, StoredTensor
 from model.checkpoint.torch_file import read_torch, read_training_checkpoint
 from model.checkpoint.weight_names import canonical_name
+from model.config.adapter import read_adapter_config
 from model.config.lfs_pointer import lfs_pointer_problem
+from model.config.strict_reader import ConfigError
 from model.gguf.header import find_gguf, is_gguf
 
 WEIGHT_FILES = (  # in order of preference
@@ -27,6 +30,8 @@ _LISTED = 10  # names that a message lists
 def find_weights(folder: Path) -> Path | None:
     """Return the file that a checkpoint folder's weights are read from, or that names their files; None without one.
 
+    An adapter's are its own.
+
     `folder` may be a GGUF file itself. Beside the files of `WEIGHT_FILES` it is the only GGUF file in the folder, or
     the only checkpoint of training (.pt).
     """
@@ -35,6 +40,9 @@ def find_weights(folder: Path) -> Path | None:
     named = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if named is not None or not folder.is_dir():
         return named
+    adapter = next((folder / name for name in ADAPTER_FILES if (folder / name).is_file()), None)
+    if adapter is not None:
+        return adapter
     training = [file for file in folder.glob("*.pt") if not file.name.startswith(_OF_TRAINER) and file.is_file()]
     return find_gguf(folder) or (training[0] if len(training) == 1 else None)
 
@@ -45,6 +53,12 @@ def find_tensors(folder: str | Path) -> dict[str, StoredTensor]:
     Raises CheckpointError where the folder has no weights, a shard is missing, or two tensors have one name.
     """
     folder = Path(folder)
+    try:
+        adapter = read_adapter_config(folder)
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
+    if adapter is not None:
+        return merge_adapter(folder, adapter, find_tensors(adapter.base))
     chosen = find_weights(folder)
     if chosen is None:
         found = sorted(entry.name for entry in folder.iterdir())[:_LISTED] if folder.is_dir() else "no such folder"

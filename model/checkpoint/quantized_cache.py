@@ -31,6 +31,7 @@ from model.checkpoint.folder import find_tensors
 from model.checkpoint.load import load_weights, place, progress_bar
 from model.checkpoint.safetensors_file import DTYPES, read_safetensors
 from model.checkpoint.stored_tensor import CheckpointError, StoredTensor, aligned_empty, read_tensor
+from model.config.adapter import FILE as ADAPTER_CONFIG
 from model.config.mpt_config import MptConfig
 from model.params.packed_matrix import PackedMatrix, packed_arrays
 from model.params.weight_format import WeightFormat
@@ -87,7 +88,12 @@ def load_through_cache(
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted({tensor.path for tensor in find_tensors(folder).values()})
+    """Return the files that a checkpoint's numbers come from."""
+    tensors = list(find_tensors(folder).values())
+    files = {tensor.path for tensor in tensors}
+    files |= {tensor.delta.left.path for tensor in tensors if tensor.delta is not None}
+    adapter = folder / ADAPTER_CONFIG  # has the scale of what is added
+    return sorted(files | ({adapter} if adapter.is_file() else set()))
 
 
 def _key(about: Mapping[str, str], config: MptConfig, dtype: DTypeLike | None, format: WeightFormat) -> str:

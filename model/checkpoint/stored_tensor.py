@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,20 @@ class Blocks:
 
 
 @dataclass(frozen=True)
+class LowRank:
+    """What an adapter adds to a matrix [N, K]: `scale` times the product of `left` [N, r] and `right` [r, K]."""
+
+    left: StoredTensor
+    right: StoredTensor
+    scale: float
+
+
+@dataclass(frozen=True)
 class StoredTensor:
     """The location of one tensor. `strides` (in elements) is None for the usual dense row-major layout.
 
     blocks: how the numbers are packed, where they are not stored as `dtype`, which is float32 then.
+    delta: what is added to the numbers, in float32, while they are read.
     """
 
     path: Path
@@ -50,6 +60,7 @@ class StoredTensor:
     shape: tuple[int, ...]
     strides: tuple[int, ...] | None = None
     blocks: Blocks | None = None
+    delta: LowRank | None = None
 
     @property
     def size(self) -> int:
@@ -89,7 +100,8 @@ def read_tensor(tensor: StoredTensor, out: NDArray[Any]) -> None:
     flat = out.reshape(-1)
     if not np.shares_memory(flat, out) and out.size:
         raise ValueError("read_tensor needs a dense buffer")
-    if tensor.strides is None and tensor.blocks is None and tensor.dtype == out.dtype:
+    as_stored = tensor.strides is None and tensor.blocks is None and tensor.delta is None
+    if as_stored and tensor.dtype == out.dtype:
         with tensor.path.open("rb", buffering=0) as file:
             file.seek(tensor.offset)
             _read_exactly(tensor, file, flat)
@@ -103,8 +115,11 @@ def read_tensor(tensor: StoredTensor, out: NDArray[Any]) -> None:
 def read_chunks(tensor: StoredTensor) -> Iterator[NDArray[Any]]:
     """Yield the tensor's elements in row-major order, in pieces of at most CHUNK_BYTES, in the file's dtype.
 
-    A piece is valid until the next one is requested. A strided tensor comes whole.
+    A piece is valid until the next one is requested. A strided tensor comes whole. One with a delta is float32.
     """
+    if tensor.delta is not None:
+        yield from _adapted_chunks(replace(tensor, delta=None), tensor.delta)
+        return
     if tensor.blocks is not None:
         yield from _decoded_chunks(tensor, tensor.blocks)
         return
@@ -119,6 +134,16 @@ def read_chunks(tensor: StoredTensor) -> Iterator[NDArray[Any]]:
             chunk = buffer[: min(step, tensor.size - start)]
             _read_exactly(tensor, file, chunk)
             yield chunk
+
+
+def _adapted_chunks(tensor: StoredTensor, delta: LowRank) -> Iterator[NDArray[np.float32]]:
+    left, right = (_whole(part).astype(np.float32).reshape(part.shape) for part in (delta.left, delta.right))
+    width, start = tensor.shape[1], 0
+    for chunk in read_chunks(tensor):
+        first, end = start // width, -(-(start + chunk.size) // width)  # the rows that it has a part of
+        added = (left[first:end] @ right).reshape(-1)[start - first * width :][: chunk.size]
+        yield chunk.astype(np.float32) + np.float32(delta.scale) * added
+        start += chunk.size
 
 
 def _decoded_chunks(tensor: StoredTensor, blocks: Blocks) -> Iterator[NDArray[np.float32]]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from model.config.adapter import read_adapter_config
 from model.config.known_keys import MODEL_KEYS
 from model.config.lfs_pointer import lfs_pointer_problem
 from model.config.partition_rules import PartitionRules, get_partition_rules
@@ -106,10 +107,15 @@ class MptConfig:
 
     @classmethod
     def from_file(cls, path: str | Path) -> "MptConfig":
-        """Read `path`, a config.json, the folder that holds it, or a GGUF file. Raises ConfigError."""
+        """Read `path`: a config.json, the folder that holds it, an adapter's folder, or a GGUF file.
+
+        Raises ConfigError.
+        """
         path = Path(path)
         if is_gguf(path):
             return cls.from_dict(_gguf_config(path))
+        adapter = read_adapter_config(path)
+        path = path if adapter is None else adapter.base
         path = path / "config.json" if path.is_dir() else path
         try:
             pointer = lfs_pointer_problem(path)

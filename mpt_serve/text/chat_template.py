@@ -9,7 +9,7 @@ from model.gguf.header import is_gguf
 from mpt_serve.text.gguf_tokenizer import gguf_chat_template
 from mpt_serve.text.template_process import TemplateProcess, TemplateRenderError
 from mpt_serve.text.tokenizer import CHATML_MARKERS, TextTokenizer
-from mpt_serve.text.tokenizer_files import read_gguf_header, read_json_object
+from mpt_serve.text.tokenizer_files import read_gguf_header, read_json_object, text_folder
 
 __all__ = ["BUILT_IN_TEMPLATES", "ChatTemplate", "ChatTemplateError", "Message", "MissingChatTemplateError", "Role"]
 
@@ -99,7 +99,7 @@ class ChatTemplate:
         own writes ChatML tokens that the tokenizer lacks. Raises ChatTemplateError for a setting that names no
         template, or one of ChatML where the tokenizer lacks its tokens.
         """
-        folder = Path(path)
+        folder = text_folder(Path(path))
         config = read_json_object(folder / "tokenizer_config.json")
         source = _from_setting(setting) if setting is not None else _from_checkpoint(folder, config)
         if any(marker in source for marker in CHATML_MARKERS):

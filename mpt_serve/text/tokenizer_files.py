@@ -4,12 +4,22 @@ import json
 from pathlib import Path
 from typing import Any
 
+from model.config.adapter import read_adapter_config
 from model.config.lfs_pointer import lfs_pointer_problem
+from model.config.strict_reader import ConfigError
 from model.gguf.header import GgufError, GgufHeader, read_header
 from mpt_serve.text.token_bytes import TokenizerError
 
-__all__ = ["named_class", "read_gguf_header", "read_json_object", "require_no_lfs_pointer", "tokenizer_class"]
+__all__ = [
+    "named_class",
+    "read_gguf_header",
+    "read_json_object",
+    "require_no_lfs_pointer",
+    "text_folder",
+    "tokenizer_class",
+]
 
+VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json")
 _FAMILY = ("mpt", "mosaic_gpt")
 
 
@@ -34,6 +44,17 @@ def read_gguf_header(file: Path) -> GgufHeader:
         return read_header(file)
     except GgufError as error:
         raise TokenizerError(str(error)) from None
+
+
+def text_folder(folder: Path) -> Path:
+    """Return where a folder's tokenizer is: an adapter without one has its base model's. Raises TokenizerError."""
+    if any((folder / name).is_file() for name in VOCABULARY_FILES):
+        return folder
+    try:
+        adapter = read_adapter_config(folder)
+    except ConfigError as error:
+        raise TokenizerError(str(error)) from None
+    return folder if adapter is None else adapter.base
 
 
 def require_no_lfs_pointer(file: Path) -> None:

@@ -12,11 +12,17 @@ from mpt_serve.text.sentencepiece_folder import differs_from_model, find_sentenc
 from mpt_serve.text.special_tokens import read_special_tokens
 from mpt_serve.text.text_encoder import LibraryEncoder, TextEncoder
 from mpt_serve.text.token_bytes import TokenizerError
-from mpt_serve.text.tokenizer_files import named_class, read_gguf_header, read_json_object, require_no_lfs_pointer
+from mpt_serve.text.tokenizer_files import (
+    VOCABULARY_FILES,
+    named_class,
+    read_gguf_header,
+    read_json_object,
+    require_no_lfs_pointer,
+    text_folder,
+)
 
 __all__ = ["LoadedTokenizer", "has_tokenizer", "load_tokenizer"]
 
-_VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json")
 _NEOX = "Most MPT checkpoints use the tokenizer.json of EleutherAI/gpt-neox-20b"
 
 
@@ -31,7 +37,7 @@ class LoadedTokenizer(NamedTuple):
 
 def has_tokenizer(folder: Path) -> bool:
     """Return whether a folder has a file that a tokenizer is made from."""
-    return is_gguf(folder) or any((folder / name).is_file() for name in _VOCABULARY_FILES)
+    return is_gguf(folder) or any((text_folder(folder) / name).is_file() for name in VOCABULARY_FILES)
 
 
 def load_tokenizer(folder: Path) -> LoadedTokenizer:
@@ -41,6 +47,7 @@ def load_tokenizer(folder: Path) -> LoadedTokenizer:
     """
     if is_gguf(folder):
         return LoadedTokenizer(*load_gguf_tokenizer(read_gguf_header(folder)))
+    folder = text_folder(folder)
     file = folder / "tokenizer.json"
     model = None if file.is_file() else find_sentencepiece(folder)
     if model is not None:
@@ -66,7 +73,7 @@ def _from_json(file: Path) -> Tokenizer:
 
 def _through_transformers(folder: Path) -> tuple[Tokenizer, Mapping[str, str]]:
     """Return what transformers makes of older files, with the special tokens by name."""
-    for name in _VOCABULARY_FILES:
+    for name in VOCABULARY_FILES:
         if (folder / name).is_file():
             require_no_lfs_pointer(folder / name)
     if not has_tokenizer(folder):
@@ -99,7 +106,7 @@ def _through_transformers(folder: Path) -> tuple[Tokenizer, Mapping[str, str]]:
 
 
 def _conversion(folder: Path) -> str:
-    found = ", ".join(name for name in _VOCABULARY_FILES if (folder / name).is_file())
+    found = ", ".join(name for name in VOCABULARY_FILES if (folder / name).is_file())
     return (
         f"Put the tokenizer.json of this model there; it must have the vocabulary of {found}. Where no mirror has one,"
         " load the tokenizer once in an environment that you trust its code with, and save it with"

@@ -199,6 +199,24 @@ def test_a_folder_without_a_model_type_has_no_class(tmp_path: Path) -> None:
     assert tokenizer_class(write(tmp_path, {"config": {"model_type": "mosaic_gpt"}})) == "GPTNeoXTokenizer"
 
 
+def test_an_adapter_has_its_own_tokenizer_or_that_of_its_base(tmp_path: Path) -> None:
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    for folder in (base, adapter):
+        folder.mkdir()
+    write(base, {"tokenizer_config": {"tokenizer_class": "GPTNeoXTokenizer", "chat_template": "base"}})
+    file = adapter / "adapter_config.json"
+    file.write_text("{")
+    with pytest.raises(TokenizerError, match="is not JSON"):
+        TextTokenizer.from_folder(adapter)
+    file.write_text(json.dumps({"peft_type": "LORA", "r": 1, "lora_alpha": 1, "base_model_name_or_path": "base"}))
+    found = TextTokenizer.find(adapter)
+    assert found is not None
+    assert found.eos_token_ids == (256,)
+    assert ChatTemplate.from_folder(adapter).source == "base"
+    byte_level_tokenizer().save(str(adapter / "tokenizer.json"))
+    assert TextTokenizer.from_folder(adapter).eos_token_ids == ()
+
+
 def test_templates_see_every_special_token(tmp_path: Path) -> None:
     source = "{% for t in [bos_token, pad_token, unk_token, sep_token, image_token] %}{{ t }},{% endfor %}"
     config = {"tokenizer_class": "GPTNeoXTokenizer", "sep_token": "s", "image_token": "i"}
