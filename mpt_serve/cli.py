@@ -35,6 +35,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     run.usage = "mpt-serve run [-h] [FILE] [OPTIONS OF serve run]"
     run.set_defaults(run=_run)
 
+    convert = commands.add_parser("convert", help="write a checkpoint in another format")
+    convert.add_argument("source", help="a checkpoint folder, an adapter's folder, a GGUF file or a Hugging Face id")
+    convert.add_argument("target", help="the folder to write, or the GGUF file")
+    convert.add_argument(
+        "--to", choices=["llm-foundry", "transformers", "gguf"], help="default: gguf for a .gguf target"
+    )
+    convert.add_argument(
+        "--type", help="bfloat16, float16, float32; for GGUF f32, f16, bf16, q8_0, q4_0. Default: as it is; GGUF: f16"
+    )
+    convert.add_argument("--no-tokenizer", action="store_true", help="leave the tokenizer out")
+    convert.set_defaults(run=_convert)
+
     docs = commands.add_parser("docs", help="print a reference page as Markdown")
     docs.add_argument("page", choices=["settings"])
     docs.set_defaults(run=_docs)
@@ -86,6 +98,14 @@ def _require_startable(file: str, in_cluster: bool) -> None:
     from mpt_serve.resources import Machine
 
     check_config_file(file, machine=None if in_cluster else Machine.here())
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from mpt_serve.convert import convert
+
+    path = convert(arguments.source, arguments.target, arguments.to, arguments.type, not arguments.no_tokenizer)
+    print(f"wrote {path}")
+    return 0
 
 
 def _docs(arguments: argparse.Namespace) -> int:

@@ -37,6 +37,8 @@ BLOCK_NAMES = {
     "ffn_gate": "ffn.gate_proj",
     "ffn_down": "ffn.down_proj",
 }
+_THEIRS = {ours: theirs for theirs, ours in NAMES.items()}
+_THEIRS_IN_BLOCKS = {ours: theirs for theirs, ours in BLOCK_NAMES.items()}
 _BLOCK = re.compile(r"blk\.(\d{1,6})\.(\w+)\.(weight|bias)")
 _OTHER = re.compile(r"(\w+)\.(weight|bias)")
 _PART = re.compile(r"(.*)-00001-of-(\d{5})\.gguf")
@@ -65,6 +67,15 @@ def family_name(name: str) -> str:
     if (other := _OTHER.fullmatch(name)) and other[1] in NAMES:
         return f"{NAMES[other[1]]}.{other[2]}"
     return name
+
+
+def gguf_name(name: str) -> str:
+    """Return the name in a GGUF file of a parameter by llm-foundry's name."""
+    stem, _, suffix = name.rpartition(".")
+    if stem in _THEIRS:
+        return f"{_THEIRS[stem]}.{suffix}"
+    number, _, part = stem.removeprefix("transformer.blocks.").partition(".")
+    return f"blk.{number}.{_THEIRS_IN_BLOCKS[part]}.{suffix}"
 
 
 def _header(path: Path) -> GgufHeader:

@@ -113,7 +113,7 @@ class MptConfig:
         """
         path = Path(path)
         if is_gguf(path):
-            return cls.from_dict(_gguf_config(path))
+            return cls.from_dict(gguf_config_of(path))
         adapter = read_adapter_config(path)
         path = path if adapter is None else adapter.base
         path = path / "config.json" if path.is_dir() else path
@@ -135,7 +135,7 @@ class MptConfig:
             raise ConfigError(f"a config must be a JSON object; this one is of type {type(data).__name__}")
         model_type = data.get("model_type", "mpt")
         if model_type == "mosaic_gpt":
-            data = _from_mosaic_gpt(data)
+            data = from_mosaic_gpt(data)
         elif model_type != "mpt":
             raise ConfigError(f"config key 'model_type' is {model_type!r}; this package runs 'mpt' and 'mosaic_gpt'")
         return _read_model(ConfigReader(data))
@@ -145,7 +145,8 @@ class MptConfig:
         return get_partition_rules(fsdp)
 
 
-def _gguf_config(path: Path) -> dict[str, Any]:
+def gguf_config_of(path: Path) -> dict[str, Any]:
+    """Return the object of a config.json for the model in a GGUF file. Raises ConfigError."""
     try:
         pointer = lfs_pointer_problem(path)
         if pointer is not None:
@@ -155,7 +156,7 @@ def _gguf_config(path: Path) -> dict[str, Any]:
         raise ConfigError(str(error)) from None
 
 
-def _from_mosaic_gpt(data: Mapping[str, Any]) -> dict[str, Any]:
+def from_mosaic_gpt(data: Mapping[str, Any]) -> dict[str, Any]:
     """Return the flat keys of the 2023 `mosaic_gpt` in the sections of `mpt`."""
     out = {k: v for k, v in data.items() if k != "model_type"}
     attention: dict[str, Any] = {}

@@ -11,7 +11,15 @@ from mpt_serve.text.template_process import TemplateProcess, TemplateRenderError
 from mpt_serve.text.tokenizer import CHATML_MARKERS, TextTokenizer
 from mpt_serve.text.tokenizer_files import read_gguf_header, read_json_object, text_folder
 
-__all__ = ["BUILT_IN_TEMPLATES", "ChatTemplate", "ChatTemplateError", "Message", "MissingChatTemplateError", "Role"]
+__all__ = [
+    "BUILT_IN_TEMPLATES",
+    "ChatTemplate",
+    "ChatTemplateError",
+    "Message",
+    "MissingChatTemplateError",
+    "Role",
+    "find_template",
+]
 
 MAX_TEMPLATE_CHARS = 128 * 1024
 
@@ -149,6 +157,15 @@ class ChatTemplate:
     def close(self) -> None:
         """End the rendering process; the next `render` starts another one."""
         self._process.close()
+
+
+def find_template(path: Path) -> str | None:
+    """Return the text of a checkpoint's own chat template; None if it has none that can be read."""
+    folder = text_folder(path)
+    try:
+        return _from_checkpoint(folder, read_json_object(folder / "tokenizer_config.json"))
+    except MissingChatTemplateError:
+        return None
 
 
 def _from_setting(setting: str) -> str:

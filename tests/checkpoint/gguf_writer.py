@@ -11,20 +11,10 @@ from gguf import GGMLQuantizationType, GGUFWriter
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from model.checkpoint.gguf_file import BLOCK_NAMES, NAMES
+from model.checkpoint.gguf_file import gguf_name
 from model.params.weights import weight_specs
 
 QUANTISED = [kind for kind in GGMLQuantizationType if kind in gguf.quants._type_traits]
-
-
-def gguf_name(name: str) -> str:
-    """The name in a GGUF file of a tensor by llm-foundry's name."""
-    stem, _, suffix = name.rpartition(".")
-    for theirs, ours in NAMES.items():
-        if stem == ours:
-            return f"{theirs}.{suffix}"
-    block, _, part = stem.removeprefix("transformer.blocks.").partition(".")
-    return f"blk.{block}.{ {ours: theirs for theirs, ours in BLOCK_NAMES.items()}[part] }.{suffix}".replace(" ", "")
 
 
 def write_gguf(
