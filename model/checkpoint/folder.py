@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from model.checkpoint.dequantize import dequantized
 from model.checkpoint.gguf_file import read_gguf
 from model.checkpoint.lora import ADAPTER_FILES, merge_adapter
 from model.checkpoint.safetensors_file import read_safetensors
@@ -67,7 +68,7 @@ def find_tensors(folder: str | Path) -> dict[str, StoredTensor]:
         )
     read = _reader(chosen)
     tensors = _read_shards(chosen, read) if chosen.name.endswith(".index.json") else read(chosen)
-    return _by_canonical_name(tensors)
+    return dequantized(folder, _by_canonical_name(tensors))
 
 
 def _reader(file: Path) -> Callable[[Path], dict[str, StoredTensor]]:

@@ -90,10 +90,12 @@ def load_through_cache(
 def _files(folder: Path) -> list[Path]:
     """Return the files that a checkpoint's numbers come from."""
     tensors = list(find_tensors(folder).values())
-    files = {tensor.path for tensor in tensors}
-    files |= {tensor.delta.left.path for tensor in tensors if tensor.delta is not None}
-    adapter = folder / ADAPTER_CONFIG  # has the scale of what is added
-    return sorted(files | ({adapter} if adapter.is_file() else set()))
+    tensors += [part for tensor in tensors if tensor.computed is not None for part in tensor.computed.parts]
+    tensors += [tensor.delta.left for tensor in tensors if tensor.delta is not None]
+    # These say how numbers are made of others: an adapter's scale, and how integers are packed.
+    described = {folder / name for name in (ADAPTER_CONFIG, "config.json") if (folder / name).is_file()}
+    changed = any(tensor.delta is not None or tensor.computed is not None for tensor in tensors)
+    return sorted({tensor.path for tensor in tensors} | (described if changed else set()))
 
 
 def _key(about: Mapping[str, str], config: MptConfig, dtype: DTypeLike | None, format: WeightFormat) -> str:

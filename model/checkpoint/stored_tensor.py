@@ -37,6 +37,14 @@ class Blocks:
 
 
 @dataclass(frozen=True)
+class Computed:
+    """Numbers that are computed, as float32 and in the tensor's shape, from other stored tensors."""
+
+    parts: tuple[StoredTensor, ...]
+    numbers: Callable[[], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
 class LowRank:
     """What an adapter adds to a matrix [N, K]: `scale` times the product of `left` [N, r] and `right` [r, K]."""
 
@@ -51,6 +59,7 @@ class StoredTensor:
 
     blocks: how the numbers are packed, where they are not stored as `dtype`, which is float32 then.
     delta: what is added to the numbers, in float32, while they are read.
+    computed: where the numbers come from, if the file does not have them; `dtype` is what they are rounded to.
     """
 
     path: Path
@@ -61,6 +70,7 @@ class StoredTensor:
     strides: tuple[int, ...] | None = None
     blocks: Blocks | None = None
     delta: LowRank | None = None
+    computed: Computed | None = None
 
     @property
     def size(self) -> int:
@@ -100,8 +110,8 @@ def read_tensor(tensor: StoredTensor, out: NDArray[Any]) -> None:
     flat = out.reshape(-1)
     if not np.shares_memory(flat, out) and out.size:
         raise ValueError("read_tensor needs a dense buffer")
-    as_stored = tensor.strides is None and tensor.blocks is None and tensor.delta is None
-    if as_stored and tensor.dtype == out.dtype:
+    changed = (tensor.strides, tensor.blocks, tensor.delta, tensor.computed)
+    if changed == (None,) * 4 and tensor.dtype == out.dtype:
         with tensor.path.open("rb", buffering=0) as file:
             file.seek(tensor.offset)
             _read_exactly(tensor, file, flat)
@@ -115,10 +125,14 @@ def read_tensor(tensor: StoredTensor, out: NDArray[Any]) -> None:
 def read_chunks(tensor: StoredTensor) -> Iterator[NDArray[Any]]:
     """Yield the tensor's elements in row-major order, in pieces of at most CHUNK_BYTES, in the file's dtype.
 
-    A piece is valid until the next one is requested. A strided tensor comes whole. One with a delta is float32.
+    A piece is valid until the next one is requested. A strided tensor and a computed one come whole. The latter, and
+    one with a delta, are float32.
     """
     if tensor.delta is not None:
         yield from _adapted_chunks(replace(tensor, delta=None), tensor.delta)
+        return
+    if tensor.computed is not None:
+        yield tensor.computed.numbers().reshape(-1)
         return
     if tensor.blocks is not None:
         yield from _decoded_chunks(tensor, tensor.blocks)
@@ -168,10 +182,15 @@ def same_numbers(left: StoredTensor, right: StoredTensor) -> bool:
     return all(np.array_equal(a.view(np.uint8), b.view(np.uint8)) for a, b in pairs)
 
 
-def _whole(tensor: StoredTensor) -> NDArray[Any]:
-    out = np.empty(tensor.size, tensor.dtype)
+def read_whole(tensor: StoredTensor) -> NDArray[Any]:
+    """Return a tensor's numbers in its own dtype and shape. Raises CheckpointError as `read_tensor` does."""
+    out = np.empty(tensor.shape, tensor.dtype)
     read_tensor(tensor, out)
     return out
+
+
+def _whole(tensor: StoredTensor) -> NDArray[Any]:
+    return read_whole(tensor).reshape(-1)
 
 
 def _read_exactly(tensor: StoredTensor, file: io.FileIO, out: NDArray[Any]) -> None:

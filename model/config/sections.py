@@ -169,11 +169,11 @@ def refuse_other_architectures(r: ConfigReader) -> None:
 
 
 def refuse_quantized(r: ConfigReader) -> None:
-    """Refuse a config of quantised weights by what it says about them."""
+    """Refuse a config of quantised weights, but for those that are dequantised while they are read: GPTQ's, AWQ's."""
     value = r.take("quantization_config")
-    if not value:
-        return
     method = value.get("quant_method") if isinstance(value, Mapping) else None
+    if not value or (isinstance(method, str) and method in ("gptq", "awq")):
+        return
     bits = value.get("bits") if isinstance(value, Mapping) else None
     kind = f"{bits}-bit {method}" if isinstance(bits, int) and isinstance(method, str) else method or "method not named"
     raise ConfigError(

@@ -86,6 +86,11 @@ def test_transformers_own_names_are_read() -> None:
     assert (config.d_model, config.n_heads, config.n_layers, config.max_seq_len) == (64, 4, 2, 512)
 
 
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_integers_that_are_dequantised_are_no_reason_to_refuse(method: str) -> None:
+    assert read(quantization_config={"quant_method": method, "bits": 4}) == read()
+
+
 @pytest.mark.parametrize("key", ["rope_scaling", "quantization_config", "sliding_window", "unheard_of"])
 def test_what_is_null_is_absent(key: str) -> None:
     assert read(**{key: None}) == read()
@@ -160,8 +165,8 @@ def test_auto_map_is_data(tmp_path: Path) -> None:
         ({"x" * 500: 1}, "' is 1; unknown key; no MPT model"),
         ({"hidden_size": 32}, "'hidden_size' is 32; d_model is 64, and both mean the same; keep the right one"),
         (
-            {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128}},
-            "'quantization_config' says that the weights are quantised (4-bit gptq), which is not read; load the",
+            {"quantization_config": {"quant_method": "eetq", "bits": 8}},
+            "'quantization_config' says that the weights are quantised (8-bit eetq), which is not read; load the",
         ),
         ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}, "quantised (bitsandbytes)"),
         ({"quantization_config": "awq"}, "the weights are quantised (method not named)"),
