@@ -31,6 +31,14 @@ def test_storywriter() -> None:
     assert config.length_limit is None  # ALiBi extrapolates
 
 
+def test_krutrim() -> None:
+    """48 heads of 96 in groups of six."""
+    sizes = {"d_model": 4608, "n_heads": 48, "n_layers": 32, "vocab_size": 70400, "max_seq_len": 4096}
+    attention = {"alibi": True, "attn_type": "grouped_query_attention", "kv_n_heads": 8, "attn_impl": "triton"}
+    config = read(attention, **sizes)
+    assert (config.head_dim, config.kv_n_heads, config.ffn_hidden_size) == (96, 8, 18432)
+
+
 def test_floats_where_integers_are_expected() -> None:
     config = read({"alibi": True}, d_model=64.0, expansion_ratio=4.0, logit_scale=1, embedding_fraction=1)
     assert (config.d_model, config.ffn_hidden_size, config.logit_scale) == (64, 256, 1.0)
