@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from model.checkpoint.convert import Checkpoint, write_safetensors
 from model.checkpoint.convert_gguf import GGUF_TYPES, write_gguf
@@ -44,10 +46,7 @@ def convert(source: str, target: str, form: str | None, kind: str | None, tokeni
         text = TextTokenizer.find(folder) if tokenizer else None
         if form == "gguf":
             path.parent.mkdir(parents=True, exist_ok=True)
-            template = None if text is None else find_template(folder)
-            size = checkpoint.config.vocab_size
-            add = None if text is None else lambda writer: add_vocabulary(writer, text, template, size)
-            write_gguf(checkpoint, path, kind or "f16", add)
+            write_gguf(checkpoint, path, kind or "f16", None if text is None else _adder(text, folder, checkpoint))
             return path
         write_safetensors(checkpoint, path, form, kind)
         if text is not None:
@@ -55,6 +54,12 @@ def convert(source: str, target: str, form: str | None, kind: str | None, tokeni
         return path
     except (CheckpointError, ConfigError, TokenizerError, OSError) as error:
         raise ConfigurationError([Problem((), str(error))]) from error
+
+
+def _adder(tokenizer: TextTokenizer, folder: Path, checkpoint: Checkpoint) -> Callable[[Any], None]:
+    """Return what adds a tokenizer to the writer of a GGUF file."""
+    template, size = find_template(folder), checkpoint.config.vocab_size
+    return lambda writer: add_vocabulary(writer, tokenizer, template, size)
 
 
 def _write_text(source: Path, target: Path, tokenizer: TextTokenizer) -> None:
