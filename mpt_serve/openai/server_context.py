@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mpt_serve.configuration.limits import Limits
@@ -10,6 +10,8 @@ from mpt_serve.openai.backend import Backend
 from mpt_serve.openai.body_reader import BodyReader
 from mpt_serve.openai.errors import ContextLengthError, InvalidValueError, ModelNotFoundError, NotReadyError
 from mpt_serve.openai.gate import TextRequests
+from mpt_serve.openai.protocol.messages import ConversationRequest
+from mpt_serve.openai.server_metrics import ServerMetrics
 
 __all__ = ["ServerContext"]
 
@@ -22,10 +24,11 @@ _MAX_REMEMBERED = 1024
 
 @dataclass(frozen=True)
 class ServerContext:
-    """The backend and the limits, with the checks that the endpoints share."""
+    """The backend, the limits and the counters, with the checks that the endpoints share."""
 
     backend: Backend
     limits: Limits
+    metrics: ServerMetrics = field(default_factory=ServerMetrics)
     bodies: BodyReader = field(init=False)
     text_requests: TextRequests = field(init=False)
     _warned: set[str] = field(default_factory=set)
@@ -64,6 +67,15 @@ class ServerContext:
             f" context has {model.max_model_len} tokens.",
             param=param,
         )
+
+    async def tokenize_conversation(self, request: ConversationRequest) -> Sequence[int]:
+        """Render and tokenize a conversation. Raises InvalidValueError if the model has no usable chat template."""
+        refusal = self.backend.model.chat_refusal
+        if refusal is not None:
+            raise InvalidValueError(f"This model takes no conversations: {refusal}.", param="messages")
+        messages = request.template_messages
+        self.require_bounded((message["content"] for message in messages), "messages")
+        return await self.backend.encode_chat(messages, request.generation_prompt, request.continue_final_message)
 
     def ignored_fields_header(self, unknown: Iterable[str]) -> Mapping[str, str]:
         """Return the header that names unknown fields, and log each at DEBUG, once in the life of the process."""

@@ -10,6 +10,8 @@ import yaml
 from server import serve_config
 
 from mpt_serve import __version__, cli
+from mpt_serve.access.api_key import parse_key_lines
+from mpt_serve.access.audit_log import AuditLog
 from mpt_serve.configuration.reference import settings_reference
 from mpt_serve.one_loop import ONE_LOOP, PROXY_GUARD, replica_runtime_env
 
@@ -60,6 +62,44 @@ def test_run_hands_the_file_and_the_options_to_serve(
         ["run", "--non-blocking", "other.yaml", "--app-dir", "."],
         ["run", "other.yaml", "-r"],
     ]
+
+
+def test_keys_makes_a_key_and_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["keys", "alice", "--scope", "admin", "--scope", "api", "--tokens-per-minute", "9"]) == 0
+    key, line = (text.split(":", 1)[1].strip() for text in capsys.readouterr().out.splitlines())
+    (made,) = parse_key_lines(line, "")
+    assert made.matches(key)
+    assert (made.name, made.scopes, made.tokens_per_minute) == ("alice", {"api", "admin"}, 9)
+    file = tmp_path / "keys"
+    keys = []
+    for _ in range(2):
+        assert cli.main(["keys", "bob", "--requests-per-minute", "60", "--file", str(file)]) == 0
+        keys.append(capsys.readouterr().out.strip())
+    stated = list(parse_key_lines(file.read_text(), ""))
+    assert [key.matches(text) for key, text in zip(stated, keys, strict=True)] == [True, True]
+
+
+def test_keys_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["keys", "two words"]) == 2
+    assert "the name must have" in capsys.readouterr().err
+    assert cli.main(["keys", "alice", "--file", str(tmp_path)]) == 1
+    assert "the line was not written" in capsys.readouterr().err
+    for arguments in (["--scope", "root"], ["--tokens-per-minute", "0"]):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(["keys", "alice", *arguments])
+
+
+def test_audit_checks_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = AuditLog(tmp_path / "a.jsonl")
+    for _ in range(3):
+        log.write({})
+    log.close()
+    assert cli.main(["audit", str(tmp_path / "a.jsonl")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'a.jsonl'}: 3 records, unbroken\n"
+    (tmp_path / "a.jsonl").write_text("{}")
+    for file in ("a.jsonl", "none"):
+        assert cli.main(["audit", str(tmp_path / file)]) == 1
+        assert file in capsys.readouterr().err
 
 
 def test_docs_prints_the_reference(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mpt_serve.deployments.proxy_guard import ProxyGuard
 from mpt_serve.one_loop import PROXY_GUARD
 from mpt_serve.openai.gate import Gate
+from mpt_serve.openai.server_metrics import ServerMetrics
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -24,7 +25,7 @@ class Application:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.received.append(scope["headers"])
-        await Gate(self._accept, lambda: self.retry_after_s)(scope, receive, send)
+        await Gate(self._accept, lambda: self.retry_after_s, ServerMetrics())(scope, receive, send)
 
     async def _accept(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.hold is not None:
@@ -153,7 +154,7 @@ def test_another_503_is_the_applications() -> None:
 
 
 def test_serve_calls_the_function_that_the_variable_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    (path,) = PROXY_GUARD.values()
+    path = PROXY_GUARD["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"]
     monkeypatch.setattr("ray.serve._private.http_util.RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", path)
     (middleware,) = configure_http_middlewares(HTTPOptions()).middlewares
     assert middleware.cls is ProxyGuard
