@@ -72,7 +72,12 @@ def _read_method(file: Path, data: Mapping[str, Any]) -> _Method:
     version = str(data.get("version", "gemm")).lower()
     layout = data.get("checkpoint_format", "gptq")
     kinds = (4,) if awq else (2, 4, 8)
-    if bits not in kinds or (awq and version != "gemm") or (not awq and layout not in ("gptq", "gptq_v2")):
+    if (
+        not isinstance(bits, int)
+        or bits not in kinds
+        or (awq and version != "gemm")
+        or (not awq and layout not in ("gptq", "gptq_v2"))
+    ):
         detail = version if awq else layout
         raise CheckpointError(
             f"{file}: weights of {str(bits)[:20]} bits in the layout {str(detail)[:40]!r} are not read; AWQ's gemm of 4"
@@ -139,7 +144,8 @@ def _divided(matrix: StoredTensor, scales: StoredTensor) -> StoredTensor:
 
     def compute() -> NDArray[np.float32]:
         numbers = matrix.computed.numbers() if matrix.computed else read_whole(matrix).astype(np.float32)
-        return numbers / read_whole(scales).astype(np.float32)
+        divided: NDArray[np.float32] = np.divide(numbers, read_whole(scales).astype(np.float32), dtype=np.float32)
+        return divided
 
     parts = (*(matrix.computed.parts if matrix.computed else (matrix,)), scales)
     return replace(matrix, computed=Computed(parts, compute), strides=None, blocks=None)
