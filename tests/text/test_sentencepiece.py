@@ -155,6 +155,7 @@ def test_long_texts_are_encoded_in_another_process(folder_of: Callable[..., Path
     assert list(process.encode(text)) == tokenizer.encode(text)
     assert tokenizer.encode(text)[0] == 2
     process.close()
+    assert TextTokenizer.from_serialized(tokenizer.serialized).encode(text) == tokenizer.encode(text)
 
 
 def test_a_file_that_is_no_model_is_named(folder_of: Callable[..., Path]) -> None:
@@ -173,7 +174,7 @@ def test_a_file_that_is_no_model_is_named(folder_of: Callable[..., Path]) -> Non
 def test_a_class_may_have_reasons_to_refuse(folder_of: Callable[..., Path]) -> None:
     folder = folder_of("BPE", {"tokenizer_class": "CodeLlamaTokenizer"})
     (folder / "config.json").write_text("[]")
-    with pytest.raises(TokenizerError, match=r"config\.json must hold a JSON object"):
+    with pytest.raises(TokenizerError, match=r"transformers cannot make one .*the vocabulary of tokenizer\.model"):
         TextTokenizer.from_folder(folder)
     (folder / "config.json").write_text("{}")
     (folder / "vocab.json").write_text("version https://git-lfs.github.com/spec/v1\n")
