@@ -63,8 +63,9 @@ class EngineOptions(SettingsGroup):
     )
     threads: Count | None = Field(
         default=None,
-        description="Threads that the C++ kernels of one process use. Unset: one on each core. Where clients and"
-        " replicas share the cores of a small model, one less leaves a core for HTTP.",
+        description="Threads that the C++ kernels of one process use. Unset: as many as steps of each size are fastest"
+        " with, found out while serving: one on each core for large models, and fewer where a small model shares its"
+        " cores with HTTP and clients. The results are the same with any number.",
     )
     pre_compile: bool = Field(
         default=True,

@@ -21,6 +21,7 @@ from mpt_serve.engine.speculative import Drafter
 from mpt_serve.engine.stats_board import StatsBoard
 from mpt_serve.engine.step_output import SampledIds, StepFailure, StepOutput, TurnResult
 from mpt_serve.engine.step_rows import Drafts, Row, StepRows
+from mpt_serve.engine.thread_choice import ThreadChoice
 from mpt_serve.engine.token_masks import Words, mask_words
 from mpt_serve.errors import RequestError
 
@@ -70,6 +71,7 @@ class Pipeline:
         drafter: Drafter | None,
         stats: StatsBoard,
         prefill_limit: PrefillLimit | None = None,
+        threads: ThreadChoice | None = None,
     ) -> None:
         self._scheduler = scheduler
         self._runner = runner
@@ -77,6 +79,7 @@ class Pipeline:
         self._drafter = drafter
         self._stats = stats
         self._prefill_limit = prefill_limit
+        self._threads = threads
         self._ahead: _Step | None = None
         self._read_at: float | None = None  # when the step before was read; None after a pause
 
@@ -109,6 +112,8 @@ class Pipeline:
         if step is not None:
             result.scheduled = True
             self._set_slots(step.rows)
+            if self._threads is not None:
+                self._threads.use(step.prepared.key.num_tokens)
             if step.rows.needs_ids:
                 hidden_states, logits = self._runner.forward(step.prepared)
                 if behind is not None:
@@ -219,7 +224,7 @@ class Pipeline:
         assert step.sampled is not None
         sampled = SampledIds.read(step.sampled)
         scores = [(request, first, SampledIds.read(packed), count) for request, first, count, packed in step.scores]
-        self._measure(step.rows)
+        self._measure(step)
         for request, first, scored, count in scores:
             if not scored.has_numbers(0, count):
                 self._end_without_numbers(request, result)
@@ -227,14 +232,18 @@ class Pipeline:
                 request.prompt_logprobs += scored.logprobs(0, count, request.params.prompt_logprobs or 0)
         self._accept(step.rows.rows, sampled, result)
 
-    def _measure(self, step: StepRows) -> None:
-        """Note how long a step took, from one reading to the next; the drafter takes those without prompts."""
+    def _measure(self, step: _Step) -> None:
+        """Note how long a step took, from one reading to the next; some want to know of those without prompts alone."""
         now = time.monotonic()
         if self._read_at is not None:
+            seconds, rows = now - self._read_at, step.rows
             if self._prefill_limit is not None:
-                self._prefill_limit.measured(step.num_tokens, now - self._read_at)
-            if self._drafter is not None and all(row.samples == row.length for row in step.rows):
-                self._drafter.step_took(step.num_tokens, now - self._read_at)
+                self._prefill_limit.measured(rows.num_tokens, seconds)
+            if all(row.samples == row.length for row in rows.rows):
+                if self._threads is not None:
+                    self._threads.measured(step.prepared.key.num_tokens, seconds)
+                if self._drafter is not None:
+                    self._drafter.step_took(rows.num_tokens, seconds)
         self._read_at = now
 
     def _accept(self, rows: Sequence[Row], sampled: SampledIds, result: TurnResult) -> None:

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
-from mpt_serve.openai.conversation import tokenize_conversation
 from mpt_serve.openai.endpoint import Prepared
 from mpt_serve.openai.logprobs import chat_logprobs
 from mpt_serve.openai.output_choice import ChoicePart
@@ -150,7 +149,7 @@ async def prepare_chat(context: ServerContext, body: Mapping[str, Any]) -> Prepa
     await context.require_ready()  # before that the context's length may not be known
     if request.truncate_prompt_tokens is None:
         context.require_short("".join(message.text for message in request.messages), "messages")
-    ids = await tokenize_conversation(context, request)
+    ids = await context.tokenize_conversation(request)
     unknown = ChatCompletionRequest.unknown_fields(body)
     builder = partial(ChatResponseBuilder, tools=request.choice.mode)
     return Prepared([ids], "messages", options, None, builder, unknown)

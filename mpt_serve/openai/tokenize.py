@@ -8,7 +8,6 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from mpt_serve.openai.conversation import tokenize_conversation
 from mpt_serve.openai.errors import InvalidValueError
 from mpt_serve.openai.protocol.responses import DetokenizeResponse, TokenizeResponse
 from mpt_serve.openai.protocol.tokenize import DetokenizeRequest, TokenizeChatRequest, TokenizeRequest
@@ -51,7 +50,7 @@ async def _chat_ids(context: ServerContext, body: Mapping[str, Any]) -> tuple[Se
     request = TokenizeChatRequest.parse(body)
     context.require_model(request.model)
     await context.require_ready()
-    return await tokenize_conversation(context, request), TokenizeChatRequest.unknown_fields(body)
+    return await context.tokenize_conversation(request), TokenizeChatRequest.unknown_fields(body)
 
 
 async def _tokenize_content(ids: Sequence[int], max_model_len: int) -> bytes:

@@ -6,8 +6,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from mpt_serve.engine.sampling_params import MAX_LOGPROBS
-from mpt_serve.openai.protocol.field_types import MAX_INT32, shown_default
+from mpt_serve.openai.protocol.field_types import MAX_INT32, LogprobsCount, shown_default
 from mpt_serve.openai.protocol.messages import ConversationRequest
 from mpt_serve.openai.protocol.request_model import Refused
 from mpt_serve.openai.protocol.sampling import SamplingRequest
@@ -33,8 +32,8 @@ class ChatCompletionRequest(SamplingRequest, ConversationRequest):
         None, ge=1, le=MAX_INT32, description="The newer name of `max_tokens`; both must agree."
     )
     logprobs: bool = Field(False, description="Return the log probabilities of the text's tokens.")
-    top_logprobs: int = Field(
-        0, ge=0, le=MAX_LOGPROBS, description="And of this number of the most likely ones; only with `logprobs`."
+    top_logprobs: LogprobsCount = Field(
+        0, description="And of this number of the most likely ones; only with `logprobs`."
     )
     tool_choice: ToolChoiceField | None = Field(
         None,

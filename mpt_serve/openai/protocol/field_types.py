@@ -5,11 +5,10 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 from pydantic.config import JsonDict
 
+from mpt_serve.engine.sampling_params import LOGPROBS_BOUNDS, MAX_INT32
 from mpt_serve.openai.protocol.validation_errors import invalid
 
-__all__ = ["MAX_INT32", "POSITIVE_ZERO", "ModelId", "Text", "TokenId", "encodable", "shown_default"]
-
-MAX_INT32 = 2**31 - 1
+__all__ = ["MAX_INT32", "POSITIVE_ZERO", "LogprobsCount", "ModelId", "Text", "TokenId", "encodable", "shown_default"]
 
 POSITIVE_ZERO = AfterValidator(lambda number: number + 0.0)  # -0.0 becomes 0.0
 
@@ -31,6 +30,8 @@ def shown_default(words: str) -> JsonDict:
 Text = Annotated[str, AfterValidator(encodable)]  # for strings without a bound: those that have one are checked anyway
 
 TokenId = Annotated[int, Field(ge=0, le=MAX_INT32)]
+
+LogprobsCount = Annotated[int, LOGPROBS_BOUNDS]
 
 ModelId = Annotated[
     str | None,
