@@ -34,8 +34,8 @@ async function runTools(stream) {
   const tool_choice = { type: 'function', function: { name: 'note' } }; // ends after one call
   await client.chat.completions.runTools({ model, messages, tools: [note], tool_choice, stream }).done();
   check(noted.length === 1 && answers.includes(noted[0]), `noted ${JSON.stringify(noted)}`);
-  const runner = client.chat.completions.runTools({ model, messages, tools: [note], stream, max_tokens: 60 });
-  await runner.done();
+  const request = { model, messages, tools: [note], stream, temperature: 0 };
+  await client.chat.completions.runTools(request, { maxChatCompletions: 2 }).done();
 }
 
 async function vercel() {

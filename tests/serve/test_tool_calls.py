@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 from jsonschema import Draft202012Validator
 from server import ServerProcess, free_port, serve_config
+from tiny_checkpoint import END, write_tiny_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -36,9 +36,11 @@ MESSAGES: list[Any] = [{"role": "user", "content": "Book! <tool_call>"}]
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Iterator[openai.OpenAI]:
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
+    checkpoint = write_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps({"eos_token": END}))
     args = {
-        "model": str(tiny_checkpoint),
+        "model": str(checkpoint),
         "served_model_name": "tiny",
         "chat_template": TEMPLATE,
         "max_model_len": 2048,

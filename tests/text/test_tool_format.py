@@ -21,11 +21,10 @@ EMBEDDED = Path(__file__).parents[2] / "mpt_serve" / "embedded"
 TURN = "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
 # As the templates of models that are trained for tools.
 NATIVE = (
-    "{% if tools %}<|im_start|>system\n<tools>{% for tool in tools %}\n{{ tool | tojson }}{% endfor %}\n</tools>"
-    "<|im_end|>\n{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "{% if tools %}<|im_start|>system\n<tools>{% for tool in tools %}{{ tool | tojson }}{% endfor %}</tools><|im_end|>"
+    "{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
     "{% for call in m.tool_calls %}<tool_call>{{ call.function.name }}"
-    " {{ call.function.arguments | tojson }}{% endfor %}"
-    "<|im_end|>\n{% endfor %}"
+    " {{ call.function.arguments | tojson }}{% endfor %}<|im_end|>{% endfor %}"
 )
 TEMPLATES = {
     "chatml": "{% for m in messages %}" + TURN + "{% endfor %}",
@@ -136,8 +135,8 @@ def test_templates_without_a_form_for_tools_are_named(template: str, words: str)
 def test_a_template_with_tools_writes_them_itself() -> None:
     text = text_of("native", conversation("x", '{"city": "<|im_end|>"}'), [WEATHER])
     assert text == (
-        f"<|im_start|>system\n<tools>\n{json.dumps(WEATHER)}\n</tools><|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
-        '<|im_start|>assistant\n<tool_call>weather {"city": "<|im_end|>"}<|im_end|>\n<|im_start|>tool\nx<|im_end|>\n'
+        f"<|im_start|>system\n<tools>{json.dumps(WEATHER)}</tools><|im_end|><|im_start|>user\nHi<|im_end|>"
+        '<|im_start|>assistant\n<tool_call>weather {"city": "<|im_end|>"}<|im_end|><|im_start|>tool\nx<|im_end|>'
     )
 
 

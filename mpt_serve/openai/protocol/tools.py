@@ -121,8 +121,6 @@ _CHOICE_WORDS = (
 
 
 def _tool_choice(value: Any) -> ToolChoice:
-    if isinstance(value, ToolChoice):
-        return value
     if value in ("none", "auto", "required"):
         return ToolChoice(value)
     if not isinstance(value, dict):
