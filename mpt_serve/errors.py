@@ -1,6 +1,6 @@
 """Errors that cross packages."""
 
-__all__ = ["BusyError", "EngineClosedError", "RequestError"]
+__all__ = ["BusyError", "EngineClosedError", "LimitExceededError", "RequestError"]
 
 
 class RequestError(ValueError):
@@ -13,3 +13,11 @@ class BusyError(RequestError):
 
 class EngineClosedError(RequestError):
     """The engine takes no requests: it was closed, or one of its steps failed."""
+
+
+class LimitExceededError(RequestError):
+    """The owner of an API key has used what it may use; again after `retry_after_s` seconds."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s

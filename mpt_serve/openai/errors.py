@@ -7,7 +7,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from mpt_serve.errors import BusyError, EngineClosedError, RequestError
+from mpt_serve.errors import BusyError, EngineClosedError, LimitExceededError, RequestError
 from mpt_serve.openai.protocol.responses import ErrorBody
 from mpt_serve.text.chat_template import ChatTemplateError
 
@@ -21,10 +21,13 @@ __all__ = [
     "DeadlineError",
     "HeadersTooLargeError",
     "InternalServerError",
+    "InvalidApiKeyError",
     "InvalidValueError",
     "MethodNotAllowedError",
+    "MissingScopeError",
     "ModelNotFoundError",
     "NotReadyError",
+    "RateLimitError",
     "RequestTooLargeError",
     "RouteNotFoundError",
     "ShuttingDownError",
@@ -70,6 +73,30 @@ class ContextLengthError(InvalidValueError):
     """The prompt and `max_tokens` exceed the model's context."""
 
     code = "context_length_exceeded"
+
+
+class InvalidApiKeyError(ApiError):
+    """The server requires an API key, and the request has none or a wrong one."""
+
+    status, type, code = 401, "authentication_error", "invalid_api_key"
+
+    def __init__(self, presented: bool = True) -> None:
+        message = "The API key is not valid." if presented else "This server requires an API key."
+        fix = "Send a key of this server in the header 'Authorization: Bearer KEY'."
+        challenge = 'Bearer error="invalid_token"' if presented else "Bearer"
+        super().__init__(f"{message} {fix}", headers={"www-authenticate": challenge})
+
+
+class MissingScopeError(ApiError):
+    """The API key is valid, but not for this endpoint."""
+
+    status, type, code = 403, "permission_error", "insufficient_scope"
+
+    def __init__(self, scope: str = "admin") -> None:
+        super().__init__(
+            f"This endpoint requires an API key with the scope '{scope}'.",
+            headers={"www-authenticate": f'Bearer error="insufficient_scope", scope="{scope}"'},
+        )
 
 
 class RouteNotFoundError(ApiError):
@@ -124,6 +151,12 @@ class TemporaryError(ApiError):
         super().__init__(message, headers=retry_headers(retry_after_s))
 
 
+class RateLimitError(TemporaryError):
+    """The owner of the API key has used what it may use; other clients are served."""
+
+    status, type, code = 429, "rate_limit_error", "rate_limit_exceeded"
+
+
 class NotReadyError(TemporaryError):
     """The server as a whole cannot take the request now."""
 
@@ -161,6 +194,8 @@ ERROR_KINDS: tuple[type[ApiError], ...] = (
     InvalidValueError,
     UnsupportedParameterError,
     ContextLengthError,
+    InvalidApiKeyError,
+    MissingScopeError,
     RouteNotFoundError,
     ModelNotFoundError,
     MethodNotAllowedError,
@@ -168,6 +203,7 @@ ERROR_KINDS: tuple[type[ApiError], ...] = (
     RequestTooLargeError,
     UnsupportedMediaTypeError,
     HeadersTooLargeError,
+    RateLimitError,
     InternalServerError,
     NotReadyError,
     DeadlineError,
@@ -186,6 +222,8 @@ def as_api_error(error: Exception) -> ApiError:
         return error
     if isinstance(error, EngineClosedError):
         return ShuttingDownError()
+    if isinstance(error, LimitExceededError):
+        return RateLimitError(_sentence(error), retry_after_s=error.retry_after_s)
     if isinstance(error, BusyError):
         return NotReadyError(_sentence(error))
     if isinstance(error, ChatTemplateError):

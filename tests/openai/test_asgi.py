@@ -13,6 +13,7 @@ from mpt_serve.configuration.limits import Limits
 from mpt_serve.openai.app import create_app
 from mpt_serve.openai.envelope import Envelope
 from mpt_serve.openai.request_log import RequestLog
+from mpt_serve.openai.server_metrics import ServerMetrics
 from mpt_serve.openai.sse import event
 
 GONE = {"type": "http.disconnect"}
@@ -99,7 +100,9 @@ def test_text_before_a_failure_is_sent() -> None:
     assert '"internal_error"' in sent
 
 
-@pytest.mark.parametrize("wrap", [lambda app: Envelope(app, Limits()), lambda app: RequestLog(app, [])])
+@pytest.mark.parametrize(
+    "wrap", [lambda app: Envelope(app, Limits(), ServerMetrics()), lambda app: RequestLog(app, [], ServerMetrics())]
+)
 def test_other_protocols_pass_through(wrap: Callable[[ASGIApp], ASGIApp], caplog: pytest.LogCaptureFixture) -> None:
     calls = []
 
@@ -118,7 +121,7 @@ def test_exception_after_the_status_is_left_to_the_server() -> None:
         raise RuntimeError("half a response")
 
     with pytest.raises(RuntimeError, match="half a response"):
-        asyncio.run(Call([]).run(Envelope(inner, Limits())))
+        asyncio.run(Call([]).run(Envelope(inner, Limits(), ServerMetrics())))
 
 
 @pytest.mark.parametrize("end", ["\n", "\r", "\x85", "\u2028", "\u2029", "\v", "\f", "\x1c", "\x1d", "\x1e"])
