@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NoReturn
 
 from llguidance import LLMatcher
@@ -54,7 +55,7 @@ class GrammarError(ValueError):
 
 def grammar_of(kind: str, text: str) -> str:
     """Return a spec in the library's form, which may still fail to compile. Raises GrammarError."""
-    return _compiled_form(_lark(kind, text))
+    return _library_form(lambda: _lark(kind, text))
 
 
 def check_parts(kind: str, text: str, compile: Callable[[str], object]) -> None:
@@ -70,14 +71,14 @@ def check_parts(kind: str, text: str, compile: Callable[[str], object]) -> None:
         parts.append(("the content", spec["content"]))
     for name, schema in parts:
         try:
-            compile(_compiled_form("start: " + _json_value(schema)))
+            compile(_library_form(partial(_json_grammar, schema)))
         except ValueError as error:
             raise GrammarError(f"{name}: {error}") from None
 
 
-def _compiled_form(lark: str) -> str:
+def _library_form(lark: Callable[[], str]) -> str:
     try:
-        return LLMatcher.grammar_from_lark(lark + _OPTIONS)
+        return LLMatcher.grammar_from_lark(lark() + _OPTIONS)
     except UnicodeEncodeError:
         raise GrammarError("it holds half of a surrogate pair, which is not valid text") from None
 
@@ -85,9 +86,9 @@ def _compiled_form(lark: str) -> str:
 def _lark(kind: str, text: str) -> str:
     match kind:
         case "json_object":
-            return "start: " + _json_value({"type": "object"})
+            return _json_grammar({"type": "object"})
         case "json_schema":
-            return "start: " + _json_value(_load(text))
+            return _json_grammar(_load(text))
         case "regex":
             return f"start: /{regex_to_lark(text, '')}/"
         case "choice":
@@ -98,6 +99,10 @@ def _lark(kind: str, text: str) -> str:
             return _tools_grammar(**_load(text))
         case _:
             raise GrammarError(f"{kind!r} is not a kind of grammar")
+
+
+def _json_grammar(schema: Any) -> str:
+    return "start: " + _json_value(schema)
 
 
 def _json_value(schema: Any) -> str:
