@@ -232,7 +232,7 @@ class TestGrammar:
                 {
                     "name": "tools[0].function.parameters",
                     "begin": '\n{"name": "weather", "arguments": ',
-                    "schema": CITY,
+                    "schema": {**CITY, "additionalProperties": False},
                     "end": "}\n</tool_call>",
                 },
                 {

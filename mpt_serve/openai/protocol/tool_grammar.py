@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from mpt_serve.openai.protocol.closed_schema import closed
 from mpt_serve.openai.protocol.tools import FunctionTool
 from mpt_serve.structured_outputs.spec import GrammarSpec
 from mpt_serve.text.tool_format import CALL_SEPARATOR, CALL_TAG, call_begin, call_end
@@ -28,7 +29,7 @@ def tools_grammar(
         {
             "name": place,
             "begin": call_begin(tool.function.name),
-            "schema": tool.schema_of_arguments,
+            "schema": closed(tool.schema_of_arguments),
             "end": call_end(),
         }
         for place, tool in tools.items()
