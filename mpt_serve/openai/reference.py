@@ -119,7 +119,7 @@ _ERRORS = """\
 Always `{"error": {"message", "type", "param", "code"}}`; `param` is the field's path or null. A 429 and a 503 are
 temporary and carry `Retry-After` in seconds and `Retry-After-Ms` in milliseconds. When the server is at capacity they
 spread over the time in which the accepted work drains, by its measured rate, so that the refused do not return
-together.
+together. A proxy that refuses more than 100 requests a second holds further refusals back for up to 5 s.
 
 A request to generate is refused before its body is read. A body has `body_timeout_s` to arrive, then its connection is
 closed with a 408; bodies that do not arrive keep nobody from a place. `/health`, `/ready`, `/v1/models` and `/version`
@@ -137,10 +137,15 @@ Some responses come from Serve's HTTP proxy, in plain text:
   seconds in a header `X-Request-Timeout-Seconds`. With the variable
   `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=mpt_serve.deployments.proxy_guard:middlewares` in the environment of every
   node (`mpt-serve run` sets it, and so do the files in `cluster/`) these headers are replaced or removed;
-- 400 to what is not HTTP.
+- 400 to what is not HTTP, without that variable.
 
-Serve bounds neither the time that a client takes for its headers nor the number of connections; idle ones are closed
-after `http_options.keep_alive_timeout_s`. Where clients are not trusted, put a load balancer with such limits in front.
+With that variable, connections are bounded too: headers must arrive within `body_timeout_s`; of 16,384 connections (or
+half of the files that a process may open) an eighth may be idle and an eighth may be sending headers, and one more
+closes the one that has been so for longest; a client that reads nothing of its response for 60 s is disconnected.
+Idle connections are closed after `http_options.keep_alive_timeout_s`. `mpt-serve run` also sets
+`MPT_SERVE_PROXY_LIMITS`, with which bodies and requests beyond the limits below do not reach Serve; without it Serve's
+proxy takes bodies of up to 64 MiB, and the Ingress refuses them. Clients are not distinguished by their addresses:
+where they are not trusted, put a load balancer in front that does.
 """
 
 
