@@ -1,9 +1,10 @@
 """Conversations to prompts, by a model's chat template."""
 
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 from model.gguf.header import is_gguf
 from mpt_serve.text.gguf_tokenizer import gguf_chat_template
@@ -15,9 +16,11 @@ __all__ = [
     "BUILT_IN_TEMPLATES",
     "ChatTemplate",
     "ChatTemplateError",
+    "FunctionCall",
     "Message",
     "MissingChatTemplateError",
     "Role",
+    "ToolCall",
     "find_template",
 ]
 
@@ -68,14 +71,32 @@ class MissingChatTemplateError(ChatTemplateError):
     """The model has no usable chat template: it can complete text, but not continue conversations."""
 
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+class FunctionCall(TypedDict):
+    """The function of a call, and its arguments as JSON."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(TypedDict):
+    """A call of a tool, by its id."""
+
+    id: str
+    type: Literal["function"]
+    function: FunctionCall
 
 
 class Message(TypedDict):
-    """One message of a conversation."""
+    """One message of a conversation. The content of a tool's message is the result of a call."""
 
     role: Role
     content: str
+    tool_calls: NotRequired[Sequence[ToolCall]]  # of the assistant
+    tool_call_id: NotRequired[str]  # of a tool
+    name: NotRequired[str]  # of the tool
 
 
 class ChatTemplate:
@@ -91,9 +112,18 @@ class ChatTemplate:
         if len(source) > MAX_TEMPLATE_CHARS:
             raise ChatTemplateError(f"the chat template has {len(source)} characters; at most {MAX_TEMPLATE_CHARS}")
         self.source = source
+        # A template that writes calls in another form would instruct the model to write what is not offered here.
+        self.writes_tools = "<tool_call>" in source and re.search(r"\btools\b", source) is not None
         # In transformers these two are defined for every template, though nothing may be given for them.
         variables = {"tools": None, "documents": None, **(special_tokens or {})}
         self._process = TemplateProcess(source, variables)
+
+    @property
+    def tools_refusal(self) -> str | None:
+        """Return why conversations cannot have tools; None if they can."""
+        if self.writes_tools or CHATML_MARKERS[0] in self.source:
+            return None
+        return "this model's chat template neither writes ChatML nor `tools` with <tool_call>"
 
     @classmethod
     def from_folder(
@@ -125,9 +155,15 @@ class ChatTemplate:
         return template
 
     def render(
-        self, messages: Sequence[Message], add_generation_prompt: bool = True, continue_final_message: bool = False
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> str:
         """Return the conversation as a prompt; with `continue_final_message` it ends inside the last message.
+
+        tools: definitions as in OpenAI's API, for a template that `writes_tools`.
 
         Raises ChatTemplateError if the template refuses the conversation, fails, or exceeds a limit.
         """
@@ -138,8 +174,11 @@ class ChatTemplate:
             mark = str(secrets.randbits(64))
             last = messages[-1]
             messages = [*messages[:-1], Message(role=last["role"], content=last["content"] + mark)]
+        context: dict[str, Any] = {"messages": list(messages), "add_generation_prompt": add_generation_prompt}
+        if tools:
+            context["tools"] = list(tools)
         try:
-            prompt = self._process.render({"messages": list(messages), "add_generation_prompt": add_generation_prompt})
+            prompt = self._process.render(context)
         except TemplateRenderError as error:
             raise ChatTemplateError(f"the chat template failed: {error}") from error
         if mark not in prompt:
