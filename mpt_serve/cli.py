@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mpt_serve import __version__
@@ -37,6 +37,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = commands.add_parser("run", help="validate a Serve configuration, then pass it and all options to `serve run`")
     run.usage = "mpt-serve run [-h] [FILE] [OPTIONS OF serve run]"
     run.set_defaults(run=_run)
+
+    convert = commands.add_parser("convert", help="write a checkpoint in another format")
+    convert.add_argument("source", help="a checkpoint folder, an adapter's folder, a GGUF file or a Hugging Face id")
+    convert.add_argument("target", help="the folder to write, or the GGUF file")
+    convert.add_argument(
+        "--to", choices=["llm-foundry", "transformers", "gguf"], help="default: gguf for a .gguf target"
+    )
+    convert.add_argument(
+        "--type", help="bfloat16, float16, float32; for GGUF f32, f16, bf16, q8_0, q4_0. Default: as it is; GGUF: f16"
+    )
+    convert.add_argument("--no-tokenizer", action="store_true", help="leave the tokenizer out")
+    convert.set_defaults(run=_convert)
 
     keys = commands.add_parser("keys", help="make an API key, and the line that states it in access.key_file")
     keys.add_argument("name", help="of its owner; all keys of a name share limits")
@@ -78,19 +90,28 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    for name, value in {
-        **ONE_LOOP,
-        **PROXY_GUARD,
-        **new_link_key(),
-    }.items():  # before Ray starts: its processes inherit
-        os.environ.setdefault(name, value)
     options = list(arguments.rest)
     file = options.pop(0) if options and not options[0].startswith("-") else DEFAULT_FILE
     in_cluster = "RAY_ADDRESS" in os.environ or any(option.split("=")[0] in ("-a", "--address") for option in options)
+    _set_variables({**ONE_LOOP, **PROXY_GUARD, **new_link_key()})  # before Ray is imported, which reads some of them
     _require_startable(file, in_cluster)
+    _set_variables(_proxy_limits(file))
     from mpt_serve.serve_run import run_file  # after the environment is set
 
     return run_file(file, options)
+
+
+def _set_variables(variables: Mapping[str, str]) -> None:
+    """Set environment variables that are not set; all of Ray's processes inherit them."""
+    for name, value in variables.items():
+        os.environ.setdefault(name, value)
+
+
+def _proxy_limits(file: str) -> Mapping[str, str]:
+    from mpt_serve.configuration.config_file import ConfigFile
+    from mpt_serve.configuration.proxy_limits import ProxyLimits
+
+    return ProxyLimits.of(ConfigFile(file).data).variable()
 
 
 def _require_startable(file: str, in_cluster: bool) -> None:
@@ -99,6 +120,14 @@ def _require_startable(file: str, in_cluster: bool) -> None:
     from mpt_serve.resources import Machine
 
     check_config_file(file, machine=None if in_cluster else Machine.here())
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from mpt_serve.convert import convert
+
+    path = convert(arguments.source, arguments.target, arguments.to, arguments.type, not arguments.no_tokenizer)
+    print(f"wrote {path}")
+    return 0
 
 
 def _count(text: str) -> int:
