@@ -14,6 +14,7 @@ from mpt_serve.openai.protocol.request_model import Refused, RequestModel, json_
 from mpt_serve.openai.protocol.sampling import SamplingRequest, StreamOptions
 from mpt_serve.openai.protocol.schema_words import Schema, accepted
 from mpt_serve.openai.protocol.tokenize import DetokenizeRequest, TokenizeChatRequest, TokenizeRequest
+from mpt_serve.openai.protocol.tools import CalledFunction, FunctionDefinition, FunctionTool, RequestToolCall
 
 __all__ = ["render_reference"]
 
@@ -90,6 +91,14 @@ first token and, for each other, an object by id of `{"logprob", "rank", "decode
 choice or its first chunk, and beside the choices in chat.
 """
 
+_TOOLS = """\
+[tools.md](tools.md) says how models read tools and what can be relied on. A message with calls has `tool_calls`, each
+with its `id`, the `type` "function" and the `function` with `name` and `arguments`; its `content` is null if there is
+no text before the calls, and its `finish_reason` is `tool_calls`. In a stream the first delta of a call has its
+`index`, `id`, `type` and name, all have the next piece of its `arguments`. With `response_format` or JSON in structured
+outputs the message is JSON or has calls.
+"""
+
 _STREAMS = """\
 ## Streams
 
@@ -98,8 +107,8 @@ The status is sent with the first token, or when `first_token_wait_s` is over, s
 status; a later one comes as `data: {"error": {...}}` before `data: [DONE]`. Chunks contain whole UTF-8 characters and
 never part of a stop string. A chat stream begins with the delta `{"role": "assistant", "content": ""}`. The last chunk
 of a choice has its `finish_reason`: `stop` (end of text, a stop string or a stop id; `stop_reason` holds the string or
-id) or `length`. While there is nothing to send, the server sends comments, `: keep-alive`. When a client disconnects,
-its request ends.
+id), `length`, or in chat `tool_calls`. While there is nothing to send, the server sends comments, `: keep-alive`. When
+a client disconnects, its request ends.
 
 `stream_options`:
 """
@@ -150,6 +159,12 @@ def render_reference() -> str:
         *_tables(ChatCompletionRequest, without=SamplingRequest),
         "Each of the `messages`:\n",
         *_tables(ChatMessage),
+        "Each of the `tools`, its `function`, each of a message's `tool_calls` and its `function`:\n",
+        *_tables(FunctionTool),
+        *_tables(FunctionDefinition),
+        *_tables(RequestToolCall),
+        *_tables(CalledFunction),
+        _TOOLS,
         "## Fields of both\n",
         *_tables(SamplingRequest),
         _SAMPLING,

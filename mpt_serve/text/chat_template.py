@@ -1,14 +1,28 @@
 """Conversations to prompts, by a model's chat template."""
 
+import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
+from model.gguf.header import is_gguf
+from mpt_serve.text.gguf_tokenizer import gguf_chat_template
 from mpt_serve.text.template_process import TemplateProcess, TemplateRenderError
-from mpt_serve.text.tokenizer import CHATML_MARKERS, TextTokenizer, read_json_object, token_text
+from mpt_serve.text.tokenizer import CHATML_MARKERS, TextTokenizer
+from mpt_serve.text.tokenizer_files import read_gguf_header, read_json_object, text_folder
 
-__all__ = ["BUILT_IN_TEMPLATES", "ChatTemplate", "ChatTemplateError", "Message", "MissingChatTemplateError", "Role"]
+__all__ = [
+    "BUILT_IN_TEMPLATES",
+    "ChatTemplate",
+    "ChatTemplateError",
+    "FunctionCall",
+    "Message",
+    "MissingChatTemplateError",
+    "Role",
+    "ToolCall",
+    "find_template",
+]
 
 MAX_TEMPLATE_CHARS = 128 * 1024
 
@@ -57,14 +71,32 @@ class MissingChatTemplateError(ChatTemplateError):
     """The model has no usable chat template: it can complete text, but not continue conversations."""
 
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+class FunctionCall(TypedDict):
+    """The function of a call, and its arguments as JSON."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(TypedDict):
+    """A call of a tool, by its id."""
+
+    id: str
+    type: Literal["function"]
+    function: FunctionCall
 
 
 class Message(TypedDict):
-    """One message of a conversation."""
+    """One message of a conversation. The content of a tool's message is the result of a call."""
 
     role: Role
     content: str
+    tool_calls: NotRequired[Sequence[ToolCall]]  # of the assistant
+    tool_call_id: NotRequired[str]  # of a tool
+    name: NotRequired[str]  # of the tool
 
 
 class ChatTemplate:
@@ -75,11 +107,23 @@ class ChatTemplate:
     replies, for `TIME_LIMIT_S` of CPU time at most: call it from a worker thread, not from an event loop.
     """
 
-    def __init__(self, source: str, bos_token: str = "", eos_token: str = "") -> None:
+    def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None) -> None:
+        """Take a template's text. special_tokens: variables for it, such as `eos_token`."""
         if len(source) > MAX_TEMPLATE_CHARS:
             raise ChatTemplateError(f"the chat template has {len(source)} characters; at most {MAX_TEMPLATE_CHARS}")
         self.source = source
-        self._process = TemplateProcess(source, {"bos_token": bos_token, "eos_token": eos_token})
+        # A template that writes calls in another form would instruct the model to write what is not offered here.
+        self.writes_tools = "<tool_call>" in source and re.search(r"\btools\b", source) is not None
+        # In transformers these two are defined for every template, though nothing may be given for them.
+        variables = {"tools": None, "documents": None, **(special_tokens or {})}
+        self._process = TemplateProcess(source, variables)
+
+    @property
+    def tools_refusal(self) -> str | None:
+        """Return why conversations cannot have tools; None if they can."""
+        if self.writes_tools or CHATML_MARKERS[0] in self.source:
+            return None
+        return "this model's chat template neither writes ChatML nor `tools` with <tool_call>"
 
     @classmethod
     def from_folder(
@@ -93,7 +137,7 @@ class ChatTemplate:
         own writes ChatML tokens that the tokenizer lacks. Raises ChatTemplateError for a setting that names no
         template, or one of ChatML where the tokenizer lacks its tokens.
         """
-        folder = Path(path)
+        folder = text_folder(Path(path))
         config = read_json_object(folder / "tokenizer_config.json")
         source = _from_setting(setting) if setting is not None else _from_checkpoint(folder, config)
         if any(marker in source for marker in CHATML_MARKERS):
@@ -104,16 +148,22 @@ class ChatTemplate:
                     raise
                 raise MissingChatTemplateError(str(error)) from None  # text can be completed without it
         try:
-            template = cls(source, token_text(config.get("bos_token")), token_text(config.get("eos_token")))
+            template = cls(source, (tokenizer or TextTokenizer.from_folder(folder)).special_tokens)
             template._try_out()
         except ChatTemplateError as error:
             raise MissingChatTemplateError(f"{error}. {_REMEDY}") from error
         return template
 
     def render(
-        self, messages: Sequence[Message], add_generation_prompt: bool = True, continue_final_message: bool = False
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> str:
         """Return the conversation as a prompt; with `continue_final_message` it ends inside the last message.
+
+        tools: definitions as in OpenAI's API, for a template that `writes_tools`.
 
         Raises ChatTemplateError if the template refuses the conversation, fails, or exceeds a limit.
         """
@@ -124,8 +174,11 @@ class ChatTemplate:
             mark = str(secrets.randbits(64))
             last = messages[-1]
             messages = [*messages[:-1], Message(role=last["role"], content=last["content"] + mark)]
+        context: dict[str, Any] = {"messages": list(messages), "add_generation_prompt": add_generation_prompt}
+        if tools:
+            context["tools"] = list(tools)
         try:
-            prompt = self._process.render({"messages": list(messages), "add_generation_prompt": add_generation_prompt})
+            prompt = self._process.render(context)
         except TemplateRenderError as error:
             raise ChatTemplateError(f"the chat template failed: {error}") from error
         if mark not in prompt:
@@ -145,6 +198,15 @@ class ChatTemplate:
         self._process.close()
 
 
+def find_template(path: Path) -> str | None:
+    """Return the text of a checkpoint's own chat template; None if it has none that can be read."""
+    folder = text_folder(path)
+    try:
+        return _from_checkpoint(folder, read_json_object(folder / "tokenizer_config.json"))
+    except MissingChatTemplateError:
+        return None
+
+
 def _from_setting(setting: str) -> str:
     if setting == "none":
         raise MissingChatTemplateError("chat is disabled: the setting chat_template is 'none'")
@@ -162,6 +224,8 @@ def _from_setting(setting: str) -> str:
 
 
 def _from_checkpoint(folder: Path, config: dict[str, object]) -> str:
+    if is_gguf(folder):
+        config = {"chat_template": gguf_chat_template(read_gguf_header(folder))}
     file = folder / "chat_template.jinja"
     if file.is_file():
         try:
