@@ -88,11 +88,9 @@ def _run(arguments: argparse.Namespace) -> int:
     file = options.pop(0) if options and not options[0].startswith("-") else DEFAULT_FILE
     in_cluster = "RAY_ADDRESS" in os.environ or any(option.split("=")[0] in ("-a", "--address") for option in options)
     _require_startable(file, in_cluster)
-    from mpt_serve.graceful_run import ending_gracefully
     from mpt_serve.serve_run import run_file  # after the environment is set
 
-    with ending_gracefully():
-        return run_file(file, options)
+    return run_file(file, options)
 
 
 def _require_startable(file: str, in_cluster: bool) -> None:

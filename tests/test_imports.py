@@ -62,12 +62,11 @@ ALLOWED: Mapping[str, set[str]] = {
     "mpt_serve.rollout": {"mpt_serve.resources"},
     "mpt_serve.preflight": {"mpt_serve.access", "mpt_serve.resources", *_LIBRARY},
     "mpt_serve.app": {"mpt_serve.driver", "mpt_serve.rollout", "mpt_serve.preflight", *_SERVING},
-    "mpt_serve.serve_run": set(),
+    "mpt_serve.serve_run": {"mpt_serve.graceful_run"},
     "mpt_serve.cli": {  # the root has __version__
         "mpt_serve",
         "mpt_serve.access",
         "mpt_serve.one_loop",
-        "mpt_serve.graceful_run",
         "mpt_serve.configuration",
         "mpt_serve.preflight",
         "mpt_serve.resources",

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 import yaml
 from server import serve_config
@@ -38,29 +39,33 @@ def test_run_hands_the_file_and_the_options_to_serve(
 ) -> None:
     for file in ("serve_config.yaml", "other.yaml"):
         (tmp_path / file).write_text(yaml.safe_dump(serve_config({"model": str(tiny_checkpoint)}, 8000)))
-    calls: list[list[str]] = []
+    started: list[dict[str, object]] = []
+    calls: list[list[object]] = []
 
-    def serve(arguments: list[str], **_: object) -> None:
-        calls.append(arguments)
+    def invoke(context: click.Context) -> None:
+        names = "config_or_import_path", "app_dir", "blocking", "reload"
+        calls.append([context.params[name] for name in names])
         raise SystemExit(3)
 
-    monkeypatch.setattr("mpt_serve.serve_run.serve_cli", serve)
+    monkeypatch.setattr("mpt_serve.serve_run.serve_run.invoke", invoke)
+    monkeypatch.setattr("ray.init", lambda **options: started.append(options))
+    monkeypatch.setattr("sys.path", sys.path.copy())
     monkeypatch.setattr("mpt_serve.cli._require_startable", lambda *_: None)
     monkeypatch.chdir(tmp_path)
     variables = {**ONE_LOOP, **PROXY_GUARD}
     for name in variables:
         monkeypatch.setenv(name, "")  # so that it is put back as it was
         monkeypatch.delenv(name)
-    for arguments in (["run"], ["run", "--address", "auto"], ["run", "other.yaml", "--app-dir", "."]):
-        assert cli.main(arguments) == 3
-    with pytest.raises(SystemExit):
-        cli.main(["run", "other.yaml", "-r"])
+    for arguments in ([], ["--address", "auto"], ["other.yaml", "--app-dir", "x"], ["other.yaml", "-r"]):
+        assert cli.main(["run", *arguments]) == 3
     assert {name: os.environ[name] for name in variables} == variables
-    assert calls == [  # without Serve's own loop, which does not end when the start fails
-        ["run", "--non-blocking", "serve_config.yaml"],
-        ["run", "--non-blocking", "serve_config.yaml", "--address", "auto"],
-        ["run", "--non-blocking", "other.yaml", "--app-dir", "."],
-        ["run", "other.yaml", "-r"],
+    assert [options["address"] for options in started] == [None, "auto", None, None]
+    assert {options["namespace"] for options in started} == {"serve"}
+    assert calls == [
+        ["serve_config.yaml", ".", False, False],  # without Serve's own loop, which does not end when the start fails
+        ["serve_config.yaml", ".", False, False],
+        ["other.yaml", "x", False, False],
+        ["other.yaml", ".", True, True],
     ]
 
 
