@@ -38,7 +38,7 @@ from mpt_serve.openai.backend import ModelInfo
 from mpt_serve.text.chat_template import ChatTemplate, MissingChatTemplateError
 from mpt_serve.text.tokenizer import TextTokenizer
 
-__all__ = ["Ingress", "chat_refusal"]
+__all__ = ["Ingress", "chat_refusals"]
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class Ingress:
         updates = ReplicaUpdates(["Ingress", "Tokenizer", "Generator"])
         self._takeover = Takeover("Ingress", ["Tokenizer", "Generator"], self._version, updates)
         self._backend = ServeBackend(
-            _model_info(settings, text, chat_refusal(folder, settings, text)),
+            _model_info(settings, text, *chat_refusals(folder, settings, text)),
             text,
             tokenizer,
             generator,
@@ -137,14 +137,15 @@ class Ingress:
         return [await self.counters(), *others]
 
 
-def chat_refusal(folder: Path, settings: Settings, text: TextTokenizer) -> str | None:
-    """Return why the model takes no conversations; None if it does."""
+def chat_refusals(folder: Path, settings: Settings, text: TextTokenizer) -> tuple[str | None, str | None]:
+    """Return why the model takes no conversations, and why they cannot have tools; None if they can."""
     try:
-        ChatTemplate.from_folder(folder, settings.chat_template, text).close()
+        template = ChatTemplate.from_folder(folder, settings.chat_template, text)
     except MissingChatTemplateError as error:
         logger.warning("Chat is disabled: %s", error)
-        return str(error)
-    return None
+        return str(error), None
+    template.close()
+    return None, template.tools_refusal
 
 
 def _audit_log(folder: str | None, replica: str) -> AuditLog | None:
@@ -155,7 +156,9 @@ def _audit_log(folder: str | None, replica: str) -> AuditLog | None:
     return AuditLog(Path(folder).expanduser() / name)
 
 
-def _model_info(settings: Settings, text: TextTokenizer, chat_refusal: str | None) -> ModelInfo:
+def _model_info(
+    settings: Settings, text: TextTokenizer, chat_refusal: str | None, tools_refusal: str | None
+) -> ModelInfo:
     return ModelInfo(
         id=settings.model_name,
         created=int(time.time()),
@@ -165,5 +168,6 @@ def _model_info(settings: Settings, text: TextTokenizer, chat_refusal: str | Non
         if Path(settings.model).is_dir()
         else settings.model,  # paths on the server stay private
         chat_refusal=chat_refusal,
+        tools_refusal=tools_refusal,
         max_chars_per_token=text.max_chars_per_token,
     )

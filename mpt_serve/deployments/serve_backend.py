@@ -1,6 +1,6 @@
 """The backend of the HTTP endpoints, over handles to the other deployments."""
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from time import perf_counter
@@ -73,10 +73,14 @@ class ServeBackend:
         return await _ids(lambda: self._tokenizer_replicas.encode.remote(text, *how))
 
     async def encode_chat(
-        self, messages: Sequence[Message], add_generation_prompt: bool, continue_final_message: bool
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool,
+        continue_final_message: bool,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> Sequence[int]:
         """Return the ids of the rendered conversation. Raises ChatTemplateError."""
-        chat = (list(messages), add_generation_prompt, continue_final_message)
+        chat = (list(messages), add_generation_prompt, continue_final_message, list(tools))
         return await _ids(lambda: self._tokenizer_replicas.encode_chat.remote(*chat))
 
     def retry_after_s(self) -> float | None:

@@ -1,7 +1,8 @@
 """The Tokenizer deployment: text and conversations to ids."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mpt_serve.configuration.model_folder import tokenizer_folder
 from mpt_serve.configuration.settings import Settings
@@ -59,12 +60,16 @@ class Tokenizer:
         return self._control.original_ids(await self._plain_lanes.encode(text, add_special_tokens))
 
     async def encode_chat(
-        self, messages: Sequence[Message], add_generation_prompt: bool = True, continue_final_message: bool = False
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> Sequence[int]:
         """Return the ids of the conversation, rendered by the model's chat template. Raises ChatTemplateError."""
         if self._missing is not None:
             raise MissingChatTemplateError(self._missing)
         render = self._chat.render
-        prompt = await asyncio.to_thread(render, messages, add_generation_prompt, continue_final_message)
+        prompt = await asyncio.to_thread(render, messages, add_generation_prompt, continue_final_message, tools)
         # The template writes its own special tokens.
         return await self.encode(prompt, add_special_tokens=False, parse_special_tokens=not self._chat.renames)

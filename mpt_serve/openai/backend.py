@@ -1,9 +1,9 @@
 """What the HTTP endpoints need from the machinery behind them."""
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from mpt_serve.engine.request import Delta
 from mpt_serve.engine.sampling_params import SamplingParams
@@ -24,6 +24,7 @@ class ModelInfo:
     vocab_len: int  # ids in [0, vocab_len) have a token; others are refused in prompts
     root: str | None = None  # the checkpoint of the model; None shows the id
     chat_refusal: str | None = None  # why it takes no conversations; None: it does
+    tools_refusal: str | None = None  # why conversations cannot have tools; None: they can
     max_chars_per_token: int | None = None  # no token stands for more characters; None: no bound before tokenizing
 
 
@@ -85,9 +86,16 @@ class Backend(Protocol):
         """Return the text's ids; see `TextTokenizer.encode`."""
 
     async def encode_chat(
-        self, messages: Sequence[Message], add_generation_prompt: bool, continue_final_message: bool
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool,
+        continue_final_message: bool,
+        tools: Sequence[Mapping[str, Any]],
     ) -> Sequence[int]:
-        """Return the ids of the rendered conversation; raises `ChatTemplateError`."""
+        """Return the ids of the rendered conversation; raises `ChatTemplateError`.
+
+        tools: definitions as in OpenAI's API.
+        """
 
     def retry_after_s(self) -> float | None:
         """Return None while a new request would be counted, or else the seconds after which to send it again."""

@@ -1,32 +1,62 @@
 """POST /v1/chat/completions: the assistant's next message."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 from mpt_serve.openai.endpoint import Prepared
 from mpt_serve.openai.logprobs import chat_logprobs
 from mpt_serve.openai.output_choice import ChoicePart
+from mpt_serve.openai.output_options import OutputOptions
 from mpt_serve.openai.protocol.chat import ChatCompletionRequest
 from mpt_serve.openai.protocol.responses import (
+    AssistantMessage,
     ChatChoice,
     ChatChunkChoice,
     ChatCompletion,
     ChatCompletionChunk,
     ChatDelta,
+    ChatFinishReason,
     ChatLogprobs,
 )
 from mpt_serve.openai.response_builder import ResponseBuilder
 from mpt_serve.openai.sampling import SamplingOptions
 from mpt_serve.openai.server_context import ServerContext
+from mpt_serve.openai.token_names import TokenNames
+from mpt_serve.openai.tool_messages import ToolMessage
 from mpt_serve.openai.usage import Usage
 
 __all__ = ["ChatResponseBuilder", "prepare_chat"]
 
 
 class ChatResponseBuilder(ResponseBuilder):
-    """Builds the response of a chat completion."""
+    """Builds the response of a chat completion.
+
+    tools: whether the messages may have, or must have, calls of tools.
+    """
 
     id_prefix = "chatcmpl"
+
+    def __init__(
+        self,
+        model_id: str,
+        output: OutputOptions,
+        names: TokenNames,
+        prompts: Sequence[Sequence[int]],
+        choices: int,
+        tools: Literal["none", "auto", "required"] = "none",
+    ) -> None:
+        super().__init__(model_id, output, names, prompts, choices)
+        self._tools = tools
+        self._messages = [ToolMessage() for _ in range(choices if self._calls else 0)]
+
+    @property
+    def plain(self) -> bool:
+        return not self._calls
+
+    @property
+    def _calls(self) -> bool:
+        return self._tools != "none"
 
     def whole(self, parts: Sequence[ChoicePart], usage: Usage) -> ChatCompletion:
         """Return the response without streaming."""
@@ -45,7 +75,7 @@ class ChatResponseBuilder(ResponseBuilder):
 
     def opening(self) -> Sequence[ChatCompletionChunk]:
         """Return a chunk with the role for each choice, the first with the prompt's ids if they are requested."""
-        delta: ChatDelta = {"role": "assistant", "content": ""}
+        delta: ChatDelta = {"role": "assistant", "content": None if self._tools == "required" else ""}
         chunks = [
             self._chunk([{"index": i, "delta": delta, "logprobs": None, "finish_reason": None}])
             for i in range(self._choices)
@@ -55,8 +85,8 @@ class ChatResponseBuilder(ResponseBuilder):
         return chunks
 
     def chunk(self, part: ChoicePart | None) -> ChatCompletionChunk:
-        """Return the chunk of a stream for a piece of a choice, or one without choices."""
-        return self._chunk([] if part is None else [self._chunk_choice(part)])
+        """Return the chunk of a stream for a piece of a choice; one without choices if the piece adds nothing."""
+        return self._chunk([] if part is None else self._chunk_choices(part))
 
     def _chunk(self, choices: list[ChatChunkChoice]) -> ChatCompletionChunk:
         return {
@@ -68,30 +98,42 @@ class ChatResponseBuilder(ResponseBuilder):
         }
 
     def _whole_choice(self, part: ChoicePart) -> ChatChoice:
-        assert part.finish_reason is not None
+        message: AssistantMessage = {"role": "assistant", "content": part.text, "refusal": None}
+        finish_reason: ChatFinishReason | None = part.finish_reason
+        if self._calls:
+            with_calls = ToolMessage()
+            message, finish_reason = with_calls.whole(part), with_calls.finish_reason(part)
+        assert finish_reason is not None
         choice: ChatChoice = {
             "index": part.index,
-            "message": {"role": "assistant", "content": part.text, "refusal": None},
+            "message": message,
             "logprobs": self._logprobs(part),
-            "finish_reason": part.finish_reason,
+            "finish_reason": finish_reason,
             "stop_reason": part.stop_reason,
         }
         if self._output.token_ids:
             choice["token_ids"] = part.generated_ids
         return choice
 
-    def _chunk_choice(self, part: ChoicePart) -> ChatChunkChoice:
+    def _chunk_choices(self, part: ChoicePart) -> list[ChatChunkChoice]:
+        delta: ChatDelta = {"content": part.text} if part.text else {}
+        finish_reason: ChatFinishReason | None = part.finish_reason
+        if self._calls:
+            message = self._messages[part.index]
+            delta, finish_reason = message.delta(part), message.finish_reason(part)
+            if not delta and finish_reason is None and not part.tokens:
+                return []  # what was generated belongs to the form of a call
         choice: ChatChunkChoice = {
             "index": part.index,
-            "delta": {"content": part.text} if part.text else {},
+            "delta": delta,
             "logprobs": self._logprobs(part),
-            "finish_reason": part.finish_reason,
+            "finish_reason": finish_reason,
         }
         if self._output.token_ids:
             choice["token_ids"] = part.generated_ids
         if part.finish_reason is not None:
             choice["stop_reason"] = part.stop_reason
-        return choice
+        return [choice]
 
     def _logprobs(self, part: ChoicePart) -> ChatLogprobs | None:
         count = self._output.logprobs
@@ -106,7 +148,8 @@ async def prepare_chat(context: ServerContext, body: Mapping[str, Any]) -> Prepa
     options.check_choices(1, context.limits)
     await context.require_ready()  # before that the context's length may not be known
     if request.truncate_prompt_tokens is None:
-        context.require_short("".join(message.content for message in request.messages), "messages")
+        context.require_short("".join(message.text for message in request.messages), "messages")
     ids = await context.tokenize_conversation(request)
     unknown = ChatCompletionRequest.unknown_fields(body)
-    return Prepared([ids], "messages", options, None, ChatResponseBuilder, unknown)
+    builder = partial(ChatResponseBuilder, tools=request.choice.mode)
+    return Prepared([ids], "messages", options, None, builder, unknown)

@@ -23,6 +23,7 @@ from mpt_serve.openai.disconnect import ClientDisconnectedError, run_while_conne
 from mpt_serve.openai.echo import Echo
 from mpt_serve.openai.errors import ApiError, DeadlineError, InvalidValueError, as_api_error
 from mpt_serve.openai.output_choice import OutputChoice
+from mpt_serve.openai.output_options import OutputOptions
 from mpt_serve.openai.prompt_stream import PromptStream
 from mpt_serve.openai.request_stream import RequestStream
 from mpt_serve.openai.response_builder import ResponseBuilder
@@ -33,6 +34,7 @@ from mpt_serve.openai.sse import EventStream
 from mpt_serve.openai.streaming import StreamedResponse, whole_response
 from mpt_serve.openai.token_names import TokenNames
 from mpt_serve.text.text_stream import TextStream
+from mpt_serve.text.tool_format import CALL_TAG
 
 __all__ = ["GenerationEndpoint", "Prepared"]
 
@@ -47,7 +49,7 @@ class Prepared:
     param: str  # the field that the prompts came from
     options: SamplingOptions
     default_max_tokens: int | None  # None: as many as the context leaves
-    builder: type[ResponseBuilder]
+    builder: Callable[[str, OutputOptions, TokenNames, Sequence[Sequence[int]], int], ResponseBuilder]
     unknown: Sequence[str]  # unknown fields, which are ignored
 
 
@@ -175,6 +177,7 @@ class GenerationEndpoint:
             min_tokens=params.min_tokens,
             skip_special_tokens=options.request.skip_special_tokens,
             track_tokens=options.output.by_token,
+            stop_until=CALL_TAG if options.grammar is not None and options.grammar.kind == "tools" else None,
             text_offset=len(echo.text) if echo else 0,
         )
         return OutputChoice(index, text, params.stop_token_ids, options.request.include_stop_str_in_output)
