@@ -8,8 +8,6 @@ import signal
 import sys
 from array import array
 
-from tokenizers import Tokenizer
-
 from mpt_serve.text.tokenizer import TextTokenizer
 
 
@@ -17,7 +15,7 @@ def main() -> None:
     """Read the setup and reply `{}`, then reply to each text with `{"ids": ...}`: 32-bit integers in base 64."""
     setup = json.loads(sys.stdin.buffer.readline())
     _step_back(setup["niceness"])
-    tokenizer = TextTokenizer(Tokenizer.from_str(setup["tokenizer"]))
+    tokenizer = TextTokenizer.from_serialized(setup["tokenizer"])
     resource.setrlimit(resource.RLIMIT_AS, (setup["memory"], setup["memory"]))
     _send({})
     for line in sys.stdin.buffer:
