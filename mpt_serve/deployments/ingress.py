@@ -32,7 +32,7 @@ from mpt_serve.openai.backend import ModelInfo
 from mpt_serve.text.chat_template import ChatTemplate, MissingChatTemplateError
 from mpt_serve.text.tokenizer import TextTokenizer
 
-__all__ = ["Ingress", "chat_refusal"]
+__all__ = ["Ingress", "chat_template"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,12 +47,13 @@ class Ingress:
         text = TextTokenizer.from_folder(folder)
         limits = settings.limits
         self._limits = limits
+        self._root_path = settings.server_root_path
         self._version = Version.of(settings)
         SameModelRouter.model = self._version.model  # of the handles' routers in this process
         updates = ReplicaUpdates(["Ingress", "Tokenizer", "Generator"])
         self._takeover = Takeover("Ingress", ["Tokenizer", "Generator"], self._version, updates)
         self._backend = ServeBackend(
-            _model_info(settings, text, chat_refusal(folder, settings, text)),
+            _model_info(settings, text, *chat_template(folder, settings, text)),
             text,
             tokenizer,
             generator,
@@ -80,7 +81,7 @@ class Ingress:
         await watch.check()
         background = (watch.run(), self._backend.watchdog.run(), follow_replica_end(self._backend.drain))
         self._tasks = [asyncio.get_running_loop().create_task(work) for work in background]
-        app = create_app(self._backend, self._limits)
+        app = create_app(self._backend, self._limits, self._root_path)
         app.router.routes.append(Route("/stats", self._stats, methods=["GET"]))
         app.router.routes.append(Route("/metrics", self._metrics, methods=["GET"]))
         return LinkedResponses(self._backend.drain.following(app))
@@ -105,17 +106,20 @@ class Ingress:
         return Response(exposition(await self._backend.stats()), media_type=CONTENT_TYPE_LATEST)
 
 
-def chat_refusal(folder: Path, settings: Settings, text: TextTokenizer) -> str | None:
-    """Return why the model takes no conversations; None if it does."""
+def chat_template(folder: Path, settings: Settings, text: TextTokenizer) -> tuple[str | None, str | None]:
+    """Return the source of the model's chat template, or why the model takes no conversations."""
     try:
-        ChatTemplate.from_folder(folder, settings.chat_template, text).close()
+        template = ChatTemplate.from_folder(folder, settings.chat_template, text)
     except MissingChatTemplateError as error:
         logger.warning("Chat is disabled: %s", error)
-        return str(error)
-    return None
+        return None, str(error)
+    template.close()
+    return template.source, None
 
 
-def _model_info(settings: Settings, text: TextTokenizer, chat_refusal: str | None) -> ModelInfo:
+def _model_info(
+    settings: Settings, text: TextTokenizer, chat_template: str | None, chat_refusal: str | None
+) -> ModelInfo:
     return ModelInfo(
         id=settings.model_name,
         created=int(time.time()),
@@ -125,5 +129,6 @@ def _model_info(settings: Settings, text: TextTokenizer, chat_refusal: str | Non
         if Path(settings.model).is_dir()
         else settings.model,  # paths on the server stay private
         chat_refusal=chat_refusal,
+        chat_template=chat_template,
         max_chars_per_token=text.max_chars_per_token,
     )

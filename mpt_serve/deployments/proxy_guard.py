@@ -16,9 +16,11 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mpt_serve.deployments.logs import hide_client_text
+from mpt_serve.deployments.proxy_errors import ProxyErrors
 from mpt_serve.deployments.response_receiver import ResponseReceiver
 from mpt_serve.deployments.response_wire import LINK_HEADER, link_key
 from mpt_serve.openai.gate import GENERATING_PATHS, OVERLOADED_HEADER, send_refusal
+from mpt_serve.openai.http_versions import is_to_server, send_methods
 from mpt_serve.openai.ids import request_id_from
 
 __all__ = ["ProxyGuard", "middlewares"]
@@ -42,7 +44,7 @@ _REFUSE_S = 0.25  # after a refusal; meanwhile the next of the requests that run
 def middlewares() -> list[Middleware]:
     """Return the middleware of Serve's proxy; Serve calls this in the proxy's process."""
     hide_client_text()
-    return [Middleware(ProxyGuard, key=link_key())]
+    return [Middleware(ProxyGuard, key=link_key()), Middleware(ProxyErrors)]  # the last is the outermost
 
 
 class ProxyGuard:
@@ -69,6 +71,9 @@ class ProxyGuard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
+            return
+        if is_to_server(scope):  # Serve knows paths only
+            await send_methods(send)
             return
         scope = {**scope, "headers": _harmless(scope["headers"])}
         if scope["method"] != "POST" or scope["path"] not in GENERATING_PATHS:

@@ -59,12 +59,18 @@ class Tokenizer:
         return self._control.original_ids(await self._plain_lanes.encode(text, add_special_tokens))
 
     async def encode_chat(
-        self, messages: Sequence[Message], add_generation_prompt: bool = True, continue_final_message: bool = False
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        add_special_tokens: bool = False,
     ) -> Sequence[int]:
-        """Return the ids of the conversation, rendered by the model's chat template. Raises ChatTemplateError."""
+        """Return the ids of the conversation, rendered by the model's chat template. Raises ChatTemplateError.
+
+        add_special_tokens: the tokenizer adds its own to those that the template writes.
+        """
         if self._missing is not None:
             raise MissingChatTemplateError(self._missing)
         render = self._chat.render
         prompt = await asyncio.to_thread(render, messages, add_generation_prompt, continue_final_message)
-        # The template writes its own special tokens.
-        return await self.encode(prompt, add_special_tokens=False, parse_special_tokens=not self._chat.renames)
+        return await self.encode(prompt, add_special_tokens, parse_special_tokens=not self._chat.renames)

@@ -13,25 +13,35 @@ from mpt_serve.openai.endpoint import GenerationEndpoint
 from mpt_serve.openai.envelope import Envelope
 from mpt_serve.openai.errors import on_http_exception
 from mpt_serve.openai.gate import Gate
-from mpt_serve.openai.health import get_version, health, ready
+from mpt_serve.openai.health import get_load, get_version, health, ready
+from mpt_serve.openai.http_versions import HttpVersions
 from mpt_serve.openai.models import get_model, list_models
+from mpt_serve.openai.openapi import openapi
+from mpt_serve.openai.pages import pages
 from mpt_serve.openai.request_log import RequestLog
+from mpt_serve.openai.root_path import RootPath
 from mpt_serve.openai.server_context import ServerContext
 from mpt_serve.openai.tokenize import detokenize, tokenize
+from mpt_serve.openai.tokenizer_info import tokenizer_info
 
 __all__ = ["create_app"]
 
 
-def create_app(backend: Backend, limits: Limits | None = None) -> Starlette:
-    """Return the application that serves a backend's model."""
+def create_app(backend: Backend, limits: Limits | None = None, root_path: str = "") -> Starlette:
+    """Return the application that serves a backend's model.
+
+    root_path: the prefix below which a proxy in front serves it; see `RootPath`.
+    """
     limits = limits or Limits()
     routes = _routes(ServerContext(backend, limits))
     app = Starlette(
         routes=routes,
         middleware=[
+            Middleware(RootPath, prefix=root_path),
             Middleware(Gate, retry_after_s=backend.retry_after_s),
             Middleware(RequestLog, paths=[route.path for route in routes]),
             Middleware(Envelope, limits=limits),
+            Middleware(HttpVersions),
         ],
         exception_handlers={HTTPException: on_http_exception},
     )
@@ -40,14 +50,22 @@ def create_app(backend: Backend, limits: Limits | None = None) -> Starlette:
 
 
 def _routes(context: ServerContext) -> list[Route]:
+    versioned = [
+        Route("/completions", GenerationEndpoint(context, prepare_completion), methods=["POST"]),
+        Route("/chat/completions", GenerationEndpoint(context, prepare_chat), methods=["POST"]),
+        Route("/models", list_models(context), methods=["GET"]),
+        Route("/models/{id:path}", get_model(context), methods=["GET"]),
+    ]
     return [
-        Route("/v1/completions", GenerationEndpoint(context, prepare_completion), methods=["POST"]),
-        Route("/v1/chat/completions", GenerationEndpoint(context, prepare_chat), methods=["POST"]),
-        Route("/v1/models", list_models(context), methods=["GET"]),
-        Route("/v1/models/{id:path}", get_model(context), methods=["GET"]),
+        *(Route(f"/v1{route.path}", route.endpoint, methods=sorted(route.methods or ())) for route in versioned),
+        *versioned,  # for clients whose base URL lacks /v1
         Route("/tokenize", tokenize(context), methods=["POST"]),
         Route("/detokenize", detokenize(context), methods=["POST"]),
+        Route("/tokenizer_info", tokenizer_info(context), methods=["GET"]),
         Route("/health", health, methods=["GET"]),
         Route("/ready", ready(context), methods=["GET"]),
+        Route("/load", get_load(context), methods=["GET"]),
         Route("/version", get_version, methods=["GET"]),
+        Route("/openapi.json", openapi, methods=["GET"]),
+        *(Route(path, page, methods=["GET"]) for path, page in pages().items()),
     ]

@@ -1,12 +1,14 @@
 """POST /v1/chat/completions: the assistant's next message."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from mpt_serve.openai.conversation import tokenize_conversation
 from mpt_serve.openai.endpoint import Prepared
 from mpt_serve.openai.logprobs import chat_logprobs
 from mpt_serve.openai.output_choice import ChoicePart
+from mpt_serve.openai.output_options import OutputOptions
 from mpt_serve.openai.protocol.chat import ChatCompletionRequest
 from mpt_serve.openai.protocol.responses import (
     ChatChoice,
@@ -19,19 +21,35 @@ from mpt_serve.openai.protocol.responses import (
 from mpt_serve.openai.response_builder import ResponseBuilder
 from mpt_serve.openai.sampling import SamplingOptions
 from mpt_serve.openai.server_context import ServerContext
+from mpt_serve.openai.token_names import TokenNames
 from mpt_serve.openai.usage import Usage
 
 __all__ = ["ChatResponseBuilder", "prepare_chat"]
 
 
 class ChatResponseBuilder(ResponseBuilder):
-    """Builds the response of a chat completion."""
+    """Builds the response of a chat completion.
+
+    echoed_text: what each message begins with.
+    """
 
     id_prefix = "chatcmpl"
 
+    def __init__(
+        self,
+        model_id: str,
+        output: OutputOptions,
+        names: TokenNames,
+        prompts: Sequence[Sequence[int]],
+        choices: int,
+        echoed_text: str = "",
+    ) -> None:
+        super().__init__(model_id, output, names, prompts, choices)
+        self._echoed_text = echoed_text
+
     def whole(self, parts: Sequence[ChoicePart], usage: Usage) -> ChatCompletion:
         """Return the response without streaming."""
-        response: ChatCompletion = {
+        return {
             "id": self._id,
             "object": "chat.completion",
             "created": self._created,
@@ -39,16 +57,17 @@ class ChatResponseBuilder(ResponseBuilder):
             "choices": [self._whole_choice(part) for part in parts],
             "usage": usage.body(),
             "prompt_logprobs": self._prompt_logprobs(parts[0]),
+            "prompt_token_ids": self._prompt_ids(0) if self._output.token_ids else None,
         }
-        if self._output.token_ids:
-            response["prompt_token_ids"] = self._prompt_ids(0)
-        return response
 
     def opening(self) -> Sequence[ChatCompletionChunk]:
         """Return a chunk with the role for each choice, the first with the prompt's ids if they are requested."""
-        delta: ChatDelta = {"role": "assistant", "content": ""}
+        deltas: list[ChatDelta] = [{"role": "assistant", "content": ""}]
+        if self._echoed_text:
+            deltas.append({"content": self._echoed_text})
         chunks = [
             self._chunk([{"index": i, "delta": delta, "logprobs": None, "finish_reason": None}])
+            for delta in deltas
             for i in range(self._choices)
         ]
         if self._output.token_ids:
@@ -70,16 +89,14 @@ class ChatResponseBuilder(ResponseBuilder):
 
     def _whole_choice(self, part: ChoicePart) -> ChatChoice:
         assert part.finish_reason is not None
-        choice: ChatChoice = {
+        return {
             "index": part.index,
-            "message": {"role": "assistant", "content": part.text, "refusal": None},
+            "message": {"role": "assistant", "content": self._echoed_text + part.text, "refusal": None},
             "logprobs": self._logprobs(part),
             "finish_reason": part.finish_reason,
             "stop_reason": part.stop_reason,
+            "token_ids": part.generated_ids if self._output.token_ids else None,
         }
-        if self._output.token_ids:
-            choice["token_ids"] = part.generated_ids
-        return choice
 
     def _chunk_choice(self, part: ChoicePart) -> ChatChunkChoice:
         choice: ChatChunkChoice = {
@@ -110,4 +127,5 @@ async def prepare_chat(context: ServerContext, body: Mapping[str, Any]) -> Prepa
         context.require_short("".join(message.content for message in request.messages), "messages")
     ids = await tokenize_conversation(context, request)
     unknown = ChatCompletionRequest.unknown_fields(body)
-    return Prepared([ids], "messages", options, None, ChatResponseBuilder, unknown)
+    builder = partial(ChatResponseBuilder, echoed_text=request.echoed_text)
+    return Prepared([ids], "messages", options, None, builder, unknown)

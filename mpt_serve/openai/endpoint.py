@@ -20,6 +20,7 @@ from mpt_serve.openai.disconnect import ClientDisconnectedError, run_while_conne
 from mpt_serve.openai.echo import Echo
 from mpt_serve.openai.errors import ApiError, DeadlineError, InvalidValueError, as_api_error
 from mpt_serve.openai.output_choice import OutputChoice
+from mpt_serve.openai.output_options import OutputOptions
 from mpt_serve.openai.prompt_stream import PromptStream
 from mpt_serve.openai.request_stream import RequestStream
 from mpt_serve.openai.response_builder import ResponseBuilder
@@ -44,7 +45,7 @@ class Prepared:
     param: str  # the field that the prompts came from
     options: SamplingOptions
     default_max_tokens: int | None  # None: as many as the context leaves
-    builder: type[ResponseBuilder]
+    builder: Callable[[str, OutputOptions, TokenNames, Sequence[Sequence[int]], int], ResponseBuilder]
     unknown: Sequence[str]  # unknown fields, which are ignored
 
 

@@ -10,7 +10,7 @@ __all__ = ["POLLS", "RequestLog"]
 
 logger = logging.getLogger(__name__)
 
-POLLS = frozenset({"/health", "/ready", "/version", "/stats", "/metrics"})  # these come every few seconds
+POLLS = frozenset({"/health", "/ready", "/version", "/load", "/stats", "/metrics"})  # these come every few seconds
 _METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"})
 
 

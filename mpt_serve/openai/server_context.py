@@ -60,8 +60,9 @@ class ServerContext:
         if model.max_chars_per_token is None or len(text) <= model.max_model_len * model.max_chars_per_token:
             return
         raise ContextLengthError(
-            f"The prompt has {len(text)} characters, at least {len(text) // model.max_chars_per_token} tokens; the"
-            f" context has {model.max_model_len} tokens.",
+            f"This model's maximum context length is {model.max_model_len} tokens, and the prompt is too long: it has"
+            f" {len(text)} characters, at least {len(text) // model.max_chars_per_token} tokens. Send at most"
+            f" {model.max_model_len - 1} prompt tokens, which truncate_prompt_tokens cuts a prompt to.",
             param=param,
         )
 

@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from starlette.responses import JSONResponse
@@ -14,6 +15,7 @@ from mpt_serve.openai.request_stream import RequestStream
 from mpt_serve.openai.response_builder import Chunk, ResponseBuilder
 from mpt_serve.openai.sampling import SamplingOptions
 from mpt_serve.openai.sse import KEEP_ALIVE, EventStream, event, json_string
+from mpt_serve.openai.usage import Usage
 
 __all__ = ["PlainEvents", "StreamedResponse", "whole_response"]
 
@@ -89,7 +91,8 @@ class StreamedResponse:
         """Send the whole stream, `[DONE]` included. Raises what ended the output, before or after the start."""
         parts = await self._output.next(self._limits.first_token_wait_s)
         await self._stream.start()
-        opening = [self._event(chunk) for chunk in self._builder.opening()]
+        nothing_yet = replace(self._output.usage, completion_tokens=0)
+        opening = [self._event(chunk, nothing_yet) for chunk in self._builder.opening()]
         await self._send([*opening, *await self._events(parts)])
         while not self._output.done:
             if not self._output.ready:
@@ -168,9 +171,11 @@ class StreamedResponse:
     def _chunk_event(self, part: ChoicePart) -> bytes:
         return self._event(self._builder.chunk(part))
 
-    def _event(self, chunk: Chunk) -> bytes:
+    def _event(self, chunk: Chunk, usage: Usage | None = None) -> bytes:
+        """Return the event of a chunk; `usage` is that of all that has come, unless it is given."""
         if self._options.request.include_usage:
-            chunk["usage"] = self._output.usage.body() if self._options.request.continuous_usage else None
+            usage = usage or self._output.usage
+            chunk["usage"] = usage.body() if self._options.request.continuous_usage else None
         return event(chunk)
 
 

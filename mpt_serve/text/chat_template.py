@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypedDict
 
+from mpt_serve.errors import RequestError
 from mpt_serve.text.template_process import TemplateProcess, TemplateRenderError
 from mpt_serve.text.tokenizer import CHATML_MARKERS, TextTokenizer, read_json_object, token_text
 
@@ -49,8 +50,10 @@ _REMEDY = (
 BUILT_IN_TEMPLATES = {"chatml": _CHATML, "dolly": _DOLLY}
 
 
-class ChatTemplateError(ValueError):
+class ChatTemplateError(RequestError):
     """A conversation cannot be rendered, or a template is not usable; the message says what to change."""
+
+    field = "messages"
 
 
 class MissingChatTemplateError(ChatTemplateError):

@@ -2,9 +2,10 @@
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -20,31 +21,41 @@ _NFC_SHRINKAGE = 4  # NFC joins at most four characters into one
 # The library would start a pool of threads for batches, and warn of it whenever the process forks; ours have one text.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+_TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 _VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json")
 
 
 class TextTokenizer:
-    """A checkpoint's tokenizer. Thread-safe: nothing in it changes after construction."""
+    """A checkpoint's tokenizer. Thread-safe: nothing in it changes after construction.
 
-    def __init__(self, tokenizer: Tokenizer, eos_token_ids: Sequence[int] = ()) -> None:
+    named_tokens: texts of special tokens by the names in tokenizer_config.json, such as `eos_token`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        eos_token_ids: Sequence[int] = (),
+        named_tokens: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         tokenizer.no_truncation()  # a tokenizer.json may carry both from training, and either would change prompts
         tokenizer.no_padding()
         self._tokenizer = tokenizer
         self._token_bytes = TokenBytes(tokenizer)
+        self.named_tokens = named_tokens
         self.vocab_len = len(self._token_bytes)
-        self.special_ids = frozenset(
-            token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special
-        )
+        added = tokenizer.get_added_tokens_decoder()
+        self._added_tokens: dict[int, str] = {token_id: token.content for token_id, token in added.items()}
+        self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self.max_chars_per_token = _max_chars_per_token(tokenizer, self._token_bytes)
         self.eos_token_ids = tuple(dict.fromkeys(i for i in eos_token_ids if 0 <= i < self.vocab_len))
-        self._control_tokens = cache(lambda ids: ControlTokens(tokenizer, {i: self._token_text(i) for i in ids}))
+        self._control_tokens = cache(lambda ids: ControlTokens(tokenizer, {i: self.token(i) for i in ids}))
 
     @classmethod
     def from_folder(cls, path: str | Path) -> "TextTokenizer":
         """Load a checkpoint folder's tokenizer. Raises TokenizerError."""
         folder = Path(path)
         tokenizer = _load(folder)
-        return cls(tokenizer, _eos_token_ids(folder, tokenizer))
+        return cls(tokenizer, _eos_token_ids(folder, tokenizer), _named_tokens(folder))
 
     @classmethod
     def find(cls, path: str | Path) -> "TextTokenizer | None":
@@ -83,15 +94,16 @@ class TextTokenizer:
         named = {i for i, token in added.items() if token.special or i in chatml or token.content in template}
         # The end of text may be a word of the model's vocabulary that nobody declared.
         named |= {i for i in self.eos_token_ids if i in added or self._spells(i)}
-        return frozenset(i for i in named if self._token_text(i).strip())
+        return frozenset(i for i in named if self.token(i).strip())
 
     def _spells(self, token_id: int) -> bool:
         """Return whether the token's own text becomes the token."""
-        return self.encode(self._token_text(token_id), add_special_tokens=False) == [token_id]
+        return self.encode(self.token(token_id), add_special_tokens=False) == [token_id]
 
-    def _token_text(self, token_id: int) -> str:
-        added = self._tokenizer.get_added_tokens_decoder().get(token_id)
-        return added.content if added is not None else self._tokenizer.id_to_token(token_id) or ""
+    def token(self, token_id: int) -> str:
+        """Return the token as the vocabulary writes it, such as `Ġthe`; an empty string for an id without a token."""
+        added = self._added_tokens.get(token_id)
+        return added if added is not None else self._tokenizer.id_to_token(token_id) or ""
 
     @property
     def serialized(self) -> str:
@@ -151,6 +163,13 @@ def _eos_token_ids(folder: Path, tokenizer: Tokenizer) -> list[int]:
     named.append(tokenizer.token_to_id("<|im_end|>"))
     flat = [i for value in named for i in (value if isinstance(value, list) else [value])]
     return [i for i in flat if isinstance(i, int) and not isinstance(i, bool)]
+
+
+def _named_tokens(folder: Path) -> dict[str, str]:
+    """Return the special tokens that tokenizer_config.json names."""
+    config = read_json_object(folder / "tokenizer_config.json")
+    texts = {name: token_text(config.get(name)) for name in _TOKEN_NAMES}
+    return {name: text for name, text in texts.items() if text}
 
 
 def _max_chars_per_token(tokenizer: Tokenizer, token_bytes: TokenBytes) -> int | None:

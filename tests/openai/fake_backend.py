@@ -78,10 +78,15 @@ class FakeBackend:
         return self.tokenizer.encode(text, add_special_tokens, parse_special_tokens)
 
     async def encode_chat(
-        self, messages: Sequence[Message], add_generation_prompt: bool, continue_final_message: bool
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool,
+        continue_final_message: bool,
+        add_special_tokens: bool,
     ) -> list[int]:
         text = "".join(f"[{message['role']}]{message['content']}" for message in messages)
-        return self.tokenizer.encode(text + ("[assistant]" if add_generation_prompt else ""))
+        begin = "^" if add_special_tokens else ""
+        return self.tokenizer.encode(begin + text + ("[assistant]" if add_generation_prompt else ""))
 
     async def readiness(self) -> Readiness:
         return self.state
@@ -91,6 +96,9 @@ class FakeBackend:
 
     def retry_after_s(self) -> float | None:
         return 3.0 if self.full else None
+
+    def load(self) -> int:
+        return self.reserved
 
     @contextmanager
     def reserve(self) -> Iterator["FakeBackend"]:

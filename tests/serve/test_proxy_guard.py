@@ -7,6 +7,7 @@ from ray.serve._private.http_util import configure_http_middlewares
 from ray.serve.config import HTTPOptions
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mpt_serve.deployments.proxy_errors import ProxyErrors
 from mpt_serve.deployments.proxy_guard import ProxyGuard
 from mpt_serve.one_loop import PROXY_GUARD
 from mpt_serve.openai.gate import Gate
@@ -155,5 +156,12 @@ def test_another_503_is_the_applications() -> None:
 def test_serve_calls_the_function_that_the_variable_names(monkeypatch: pytest.MonkeyPatch) -> None:
     (path,) = PROXY_GUARD.values()
     monkeypatch.setattr("ray.serve._private.http_util.RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", path)
-    (middleware,) = configure_http_middlewares(HTTPOptions()).middlewares
-    assert middleware.cls is ProxyGuard
+    found = configure_http_middlewares(HTTPOptions()).middlewares
+    assert [middleware.cls for middleware in found] == [ProxyGuard, ProxyErrors]
+
+
+def test_a_question_to_the_server_is_answered_here() -> None:
+    application = Application()
+    start, *_ = asyncio.run(messages(ProxyGuard(application), None, "*", "OPTIONS"))
+    assert start["status"] == 204
+    assert not application.received

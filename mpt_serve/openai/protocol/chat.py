@@ -5,9 +5,8 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from mpt_serve.engine.sampling_params import MAX_LOGPROBS
 from mpt_serve.openai.protocol.compatibility import IGNORED
-from mpt_serve.openai.protocol.field_types import MAX_INT32, shown_default
+from mpt_serve.openai.protocol.field_types import ALL_LOGPROBS, MAX_INT32, NumLogprobs, shown_default
 from mpt_serve.openai.protocol.messages import ConversationRequest
 from mpt_serve.openai.protocol.request_model import Refused
 from mpt_serve.openai.protocol.sampling import SamplingRequest
@@ -30,8 +29,11 @@ class ChatCompletionRequest(SamplingRequest, ConversationRequest):
         None, ge=1, le=MAX_INT32, description="The newer name of `max_tokens`; both must agree."
     )
     logprobs: bool = Field(False, description="Return the log probabilities of the text's tokens.")
-    top_logprobs: int = Field(
-        0, ge=0, le=MAX_LOGPROBS, description="And of this number of the most likely ones; only with `logprobs`."
+    top_logprobs: NumLogprobs = Field(
+        0, description=f"And of this number of the most likely ones, only with `logprobs`; {ALL_LOGPROBS}."
+    )
+    echo: bool = Field(
+        False, description="Begin each message with the last one of the conversation, if that is the assistant's."
     )
     parallel_tool_calls: bool | None = Field(None, description="There are no tool calls.", json_schema_extra=IGNORED)
 
@@ -42,8 +44,6 @@ class ChatCompletionRequest(SamplingRequest, ConversationRequest):
         Refused("functions", "the models have no tool format", ([],)),
         Refused("function_call", "the models have no tool format", ("none", "auto")),
         Refused("best_of", "only /v1/completions selects among choices", (1,)),
-        Refused("echo", "the response does not repeat the conversation", (False,)),
-        Refused("add_special_tokens", "chat templates write their own special tokens", (False,)),
         Refused("modalities", "the models write nothing but text", (["text"],)),
         Refused("audio", "the models write nothing but text"),
         Refused("prediction", "predicted output has no effect here"),
@@ -63,6 +63,12 @@ class ChatCompletionRequest(SamplingRequest, ConversationRequest):
     @property
     def num_logprobs(self) -> int | None:
         return self.top_logprobs if self.logprobs else None
+
+    @property
+    def echoed_text(self) -> str:
+        """What each message of the response begins with."""
+        last = self.messages[-1]
+        return last.content if self.echo and last.role == "assistant" else ""
 
     @property
     def max_tokens_names(self) -> tuple[int | None, int | None]:

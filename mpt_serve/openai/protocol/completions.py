@@ -4,8 +4,15 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, PlainValidator, model_validator
 
-from mpt_serve.engine.sampling_params import MAX_LOGPROBS
-from mpt_serve.openai.protocol.field_types import MAX_INT32, ModelId, TokenId, encodable, shown_default
+from mpt_serve.openai.protocol.field_types import (
+    ALL_LOGPROBS,
+    MAX_INT32,
+    ModelId,
+    NumLogprobs,
+    TokenId,
+    encodable,
+    shown_default,
+)
 from mpt_serve.openai.protocol.request_model import Refused
 from mpt_serve.openai.protocol.sampling import SamplingRequest
 from mpt_serve.openai.protocol.schema_words import Accepts, json_type
@@ -99,12 +106,10 @@ class CompletionRequest(SamplingRequest):
         json_schema_extra=shown_default("`n`"),
     )
     echo: bool = Field(False, description="Begin each text with the prompt, special tokens included.")
-    logprobs: int | None = Field(
+    logprobs: NumLogprobs | None = Field(
         None,
-        ge=0,
-        le=MAX_LOGPROBS,
         description="Log probabilities of the text's tokens (with `echo` the prompt's, too) and of this number of the"
-        " most likely ones.",
+        f" most likely ones; {ALL_LOGPROBS}.",
     )
 
     refused: ClassVar[tuple[Refused, ...]] = (

@@ -12,10 +12,12 @@ __all__ = [
     "CompletionChunk",
     "DetokenizeResponse",
     "ErrorBody",
+    "Load",
     "ModelBody",
     "ModelList",
     "Status",
     "TokenizeResponse",
+    "TokenizerInfo",
     "UsageBody",
     "Version",
 ]
@@ -63,8 +65,8 @@ class CompletionChoice(TypedDict):
     finish_reason: FinishReason
     stop_reason: str | int | None  # the stop string, or the id among `stop_token_ids`
     prompt_logprobs: PromptLogprobs | None
-    prompt_token_ids: NotRequired[list[int]]
-    token_ids: NotRequired[list[int]]
+    prompt_token_ids: list[int] | None
+    token_ids: list[int] | None
 
 
 class Completion(TypedDict):
@@ -126,7 +128,7 @@ class ChatChoice(TypedDict):
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason
     stop_reason: str | int | None
-    token_ids: NotRequired[list[int]]
+    token_ids: list[int] | None
 
 
 class ChatCompletion(TypedDict):
@@ -139,7 +141,7 @@ class ChatCompletion(TypedDict):
     choices: list[ChatChoice]
     usage: UsageBody
     prompt_logprobs: PromptLogprobs | None
-    prompt_token_ids: NotRequired[list[int]]
+    prompt_token_ids: list[int] | None
 
 
 class ChatDelta(TypedDict):
@@ -189,7 +191,7 @@ class TokenizeResponse(TypedDict):
     count: int
     max_model_len: int
     tokens: list[int]
-    token_strs: None
+    token_strs: list[str] | None  # as the vocabulary writes them
 
 
 class DetokenizeResponse(TypedDict):
@@ -204,6 +206,26 @@ class Status(TypedDict):
 
 class Version(TypedDict):
     version: str
+
+
+class Load(TypedDict):
+    """The body of /load."""
+
+    server_load: int  # choices that wait or run
+
+
+class TokenizerInfo(TypedDict):
+    """The body of /tokenizer_info. Tokens are texts; null where the tokenizer has none."""
+
+    tokenizer_class: str
+    vocab_size: int
+    model_max_length: int | None  # null while the model loads
+    bos_token: str | None
+    eos_token: str | None
+    unk_token: str | None
+    pad_token: str | None
+    all_special_tokens: list[str]
+    chat_template: str | None  # its source, in Jinja
 
 
 class ErrorDetails(TypedDict):
