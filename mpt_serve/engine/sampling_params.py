@@ -8,7 +8,7 @@ from typing import Any
 MAX_LOGPROBS = 20
 MAX_BIASED_IDS = 1024
 
-_INTEGERS = ("max_tokens", "min_tokens", "top_k", "n", "choice_index", "priority")
+_INTEGERS = ("max_tokens", "min_tokens", "top_k", "n", "choice_index", "priority", "prompt_logprobs_start")
 _NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 _ID_LISTS = {"stop_token_ids": False, "allowed_token_ids": True}  # whether it may be null
 
@@ -37,6 +37,7 @@ class SamplingParams:
     logprobs: log probabilities of each generated id and of this many of the most likely ones, 0 ... 20; None for none.
         They are the model's own: before penalties, bias, masks and temperature.
     prompt_logprobs: the same for the prompt's ids.
+    prompt_logprobs_start: the first of the prompt's ids that has them; those before may come from the prefix cache.
     priority: each unit is worth 16 positions in the queue, negative ones towards the front; -1,000 ... 1,000.
     cache_salt: requests reuse each other's cached prompts only where their salts are equal.
     """
@@ -60,6 +61,7 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    prompt_logprobs_start: int = 0
     priority: int = 0
     cache_salt: str = ""
 
@@ -78,6 +80,8 @@ class SamplingParams:
         for name in ("presence_penalty", "frequency_penalty"):
             _require(self, name, -2 <= getattr(self, name) <= 2, "from -2 to 2")
         _require(self, "n", 1 <= self.n <= 1024, "from 1 to 1024")
+        start = self.prompt_logprobs_start
+        _require(self, "prompt_logprobs_start", 0 <= start < 2**31, "at least 0 and below 2**31")
         _require(self, "choice_index", 0 <= self.choice_index < 2**31, "at least 0 and below 2**31")
         seed_ok = self.seed is None or (is_integer(self.seed) and -(2**63) <= self.seed < 2**64)
         _require(self, "seed", seed_ok, "null or a 64-bit integer")

@@ -20,6 +20,7 @@ from mpt_serve.openai.openapi import openapi
 from mpt_serve.openai.pages import pages
 from mpt_serve.openai.request_log import RequestLog
 from mpt_serve.openai.root_path import RootPath
+from mpt_serve.openai.score import prepare_rerank, prepare_score
 from mpt_serve.openai.server_context import ServerContext
 from mpt_serve.openai.tokenize import detokenize, tokenize
 from mpt_serve.openai.tokenizer_info import tokenizer_info
@@ -53,6 +54,8 @@ def _routes(context: ServerContext) -> list[Route]:
     versioned = [
         Route("/completions", GenerationEndpoint(context, prepare_completion), methods=["POST"]),
         Route("/chat/completions", GenerationEndpoint(context, prepare_chat), methods=["POST"]),
+        Route("/score", GenerationEndpoint(context, prepare_score), methods=["POST"]),
+        Route("/rerank", GenerationEndpoint(context, prepare_rerank), methods=["POST"]),
         Route("/models", list_models(context), methods=["GET"]),
         Route("/models/{id:path}", get_model(context), methods=["GET"]),
     ]

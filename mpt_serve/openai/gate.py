@@ -10,7 +10,7 @@ from mpt_serve.openai.errors import NotReadyError, error_body, retry_headers
 
 __all__ = ["GENERATING_PATHS", "OVERLOADED_HEADER", "Gate", "TextRequests", "send_refusal"]
 
-_GENERATING = ("/completions", "/chat/completions")
+_GENERATING = ("/completions", "/chat/completions", "/score", "/rerank")
 GENERATING_PATHS = frozenset(prefix + path for prefix in ("", "/v1") for path in _GENERATING)
 OVERLOADED_HEADER = b"x-mpt-overloaded"  # its value: seconds after which to try again
 

@@ -14,6 +14,7 @@ from mpt_serve.openai.health import program_version
 from mpt_serve.openai.protocol import responses
 from mpt_serve.openai.protocol.chat import ChatCompletionRequest
 from mpt_serve.openai.protocol.completions import CompletionRequest
+from mpt_serve.openai.protocol.scoring import RerankRequest, ScoreRequest
 from mpt_serve.openai.protocol.tokenize import DetokenizeRequest, TokenizeChatRequest, TokenizeRequest
 from mpt_serve.openai.root_path import public_root
 
@@ -64,6 +65,8 @@ _VERSIONED = (
         ChatCompletionRequest,
         responses.ChatCompletionChunk,
     ),
+    Operation("post", "/score", "The likelihood of texts after others", responses.Scores, ScoreRequest),
+    Operation("post", "/rerank", "Documents in the order of their relevance", responses.Rerank, RerankRequest),
     Operation("get", "/models", "The served model, as a list", responses.ModelList),
     Operation("get", "/models/{id}", "The served model", responses.ModelBody),
 )

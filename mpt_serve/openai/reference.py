@@ -13,6 +13,7 @@ from mpt_serve.openai.protocol.messages import ChatMessage, ConversationRequest
 from mpt_serve.openai.protocol.request_model import Refused, RequestModel, json_schema
 from mpt_serve.openai.protocol.sampling import SamplingRequest, StreamOptions
 from mpt_serve.openai.protocol.schema_words import Schema, accepted
+from mpt_serve.openai.protocol.scoring import RerankRequest, ScoreRequest, ScoringRequest
 from mpt_serve.openai.protocol.tokenize import DetokenizeRequest, TokenizeChatRequest, TokenizeRequest
 
 __all__ = ["render_reference"]
@@ -26,6 +27,8 @@ Written by `python -m mpt_serve.openai.reference > docs/api.md` from the models 
 |---|---|
 | `POST /v1/completions` | text that continues one prompt or several, whole or as server-sent events |
 | `POST /v1/chat/completions` | the assistant's next message; needs a model with a chat template |
+| `POST /v1/score` | the likelihood of texts, each after another one |
+| `POST /v1/rerank` | documents in the order of their relevance to a query |
 | `GET /v1/models`, `GET /v1/models/{id}` | the served model, with `max_model_len` and `root` |
 | `POST /tokenize` | ids of a `prompt`, or of `messages`: `{"count", "max_model_len", "tokens", "token_strs"}` |
 | `POST /detokenize` | text of `tokens`: `{"prompt"}` |
@@ -107,6 +110,18 @@ its request ends.
 `stream_options`:
 """
 
+_SCORES = """\
+A score is the natural logarithm of the probability that a text follows another one, by the model's own log
+probabilities. The two are tokenized as one text; a token across the border belongs to the second. Where nothing comes
+before, the token that ends texts stands there. Keys and values of equal beginnings are computed once, as far as the
+prefix cache has them. `data` has for each pair `{"index", "object", "score", "num_tokens", "is_greedy"}`.
+
+A document's `relevance_score` is the geometric mean of the probabilities of the query's tokens after the document and a
+line end, which needs no training for it: `results` has `{"index", "relevance_score", "document"}`, best first.
+
+`/v1/score`:
+"""
+
 _ERRORS = """\
 ## HTTP
 
@@ -158,6 +173,13 @@ def render_reference() -> str:
         _TOKENS,
         _STREAMS,
         *_tables(StreamOptions),
+        "## POST /v1/score and /v1/rerank\n",
+        _SCORES,
+        *_tables(ScoreRequest, without=ScoringRequest),
+        "`/v1/rerank`:\n",
+        *_tables(RerankRequest, without=ScoringRequest),
+        "Both:\n",
+        *_tables(ScoringRequest),
         "## POST /tokenize\n",
         "Either a text:\n",
         *_tables(TokenizeRequest),

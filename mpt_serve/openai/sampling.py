@@ -119,12 +119,14 @@ def _too_long(prompt_tokens: int, requested: int | None, limit: int, param: str)
     generated = "at least 1 token is" if requested is None else f"max_tokens = {requested} are"
     ways = []
     if least < limit:
-        ways.append(f"at most {limit - least} prompt tokens, which truncate_prompt_tokens cuts a prompt to")
+        cut = ", which truncate_prompt_tokens cuts a prompt to" if param in ("prompt", "messages") else ""
+        ways.append(f"at most {limit - least} prompt tokens{cut}")
     if requested is not None and prompt_tokens < limit:
         ways.append(f"max_tokens of at most {limit - prompt_tokens}")
     advice = ", or ".join(ways) or f"a shorter prompt and a smaller max_tokens, together at most {limit}"
+    output = f", and {generated} to be generated after it" if least else ""
     return ContextLengthError(
         f"This model's maximum context length is {limit} tokens, and the prompt is too long: it has {prompt_tokens}"
-        f" tokens, and {generated} to be generated after it. Send {advice}.",
+        f" tokens{output}. Send {advice}.",
         param=param,
     )

@@ -12,7 +12,7 @@ from mpt_serve.configuration.limits import Limits
 from mpt_serve.openai.best_of import best
 from mpt_serve.openai.output_choice import ChoicePart
 from mpt_serve.openai.request_stream import RequestStream
-from mpt_serve.openai.response_builder import Chunk, ResponseBuilder
+from mpt_serve.openai.response_builder import Chunk, ResponseBuilder, WholeBuilder
 from mpt_serve.openai.sampling import SamplingOptions
 from mpt_serve.openai.sse import KEEP_ALIVE, EventStream, event, json_string
 from mpt_serve.openai.usage import Usage
@@ -24,7 +24,7 @@ MANY_TOKENS = 512  # with 20 alternatives each, some 20 ms of work
 T = TypeVar("T")
 
 
-async def whole_response(output: RequestStream, builder: ResponseBuilder, options: SamplingOptions) -> JSONResponse:
+async def whole_response(output: RequestStream, builder: WholeBuilder, options: SamplingOptions) -> JSONResponse:
     """Wait for every choice and return the response."""
     gathered: dict[int, list[ChoicePart]] = {}
     while not output.done:

@@ -14,6 +14,7 @@ from mpt_serve.openai.protocol.chat import ChatCompletionRequest
 from mpt_serve.openai.protocol.completions import CompletionRequest
 from mpt_serve.openai.protocol.request_model import RequestModel, json_schema
 from mpt_serve.openai.protocol.schema_words import subschema
+from mpt_serve.openai.protocol.scoring import RerankRequest, ScoreRequest
 from mpt_serve.openai.protocol.tokenize import DetokenizeRequest, TokenizeChatRequest, TokenizeRequest
 
 REQUESTS: dict[str, type[RequestModel]] = {
@@ -21,6 +22,8 @@ REQUESTS: dict[str, type[RequestModel]] = {
     "/v1/chat/completions": ChatCompletionRequest,
     "/tokenize": TokenizeRequest,
     "/detokenize": DetokenizeRequest,
+    "/v1/score": ScoreRequest,
+    "/v1/rerank": RerankRequest,
 }
 MODELS = [*REQUESTS.values(), TokenizeChatRequest]
 REPORTS = {"prompt_logprobs": 1, "return_token_ids": True}
@@ -96,6 +99,8 @@ class TestResponses:
             ("GET", "/version", responses.Version),
             ("POST", "/tokenize", responses.TokenizeResponse),
             ("POST", "/detokenize", responses.DetokenizeResponse),
+            ("POST", "/v1/score", responses.Scores),
+            ("POST", "/v1/rerank", responses.Rerank),
             ("GET", "/nowhere", responses.ErrorBody),
         ],
     )

@@ -15,6 +15,8 @@ __all__ = [
     "Load",
     "ModelBody",
     "ModelList",
+    "Rerank",
+    "Scores",
     "Status",
     "TokenizeResponse",
     "TokenizerInfo",
@@ -168,6 +170,46 @@ class ChatCompletionChunk(TypedDict):
     choices: list[ChatChunkChoice]
     usage: NotRequired[UsageBody | None]
     prompt_token_ids: NotRequired[list[int]]  # in the first chunk
+
+
+class Score(TypedDict):
+    """The likelihood of one text after another."""
+
+    index: int
+    object: Literal["score"]
+    score: float  # natural logarithm: the sum over its tokens, or with `normalize` their mean
+    num_tokens: int
+    is_greedy: bool  # each of its tokens is the most likely one
+
+
+class Scores(TypedDict):
+    """The body of /v1/score."""
+
+    id: str
+    object: Literal["list"]
+    created: int
+    model: str
+    data: list[Score]
+    usage: UsageBody
+
+
+class RankedDocument(TypedDict):
+    text: str
+
+
+class Ranked(TypedDict):
+    index: int  # of the request's documents
+    relevance_score: float  # from 0 to 1
+    document: NotRequired[RankedDocument]
+
+
+class Rerank(TypedDict):
+    """The body of /v1/rerank."""
+
+    id: str
+    model: str
+    results: list[Ranked]  # best first
+    usage: UsageBody
 
 
 class ModelBody(TypedDict):
