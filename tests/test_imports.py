@@ -83,8 +83,8 @@ LIBRARIES: Mapping[str, set[str]] = {
     "mpt_serve.configuration": {"pydantic", "yaml", "huggingface_hub", "ray"},  # Ray: Serve's own schema
     "mpt_serve.text": {"tokenizers", "transformers", "jinja2"},
     "mpt_serve.structured_outputs": {"llguidance", "numpy"},
-    "mpt_serve.engine": _ARRAYS,
-    "mpt_serve.llm": {"tqdm", "jax"},
+    "mpt_serve.engine": {"annotated_types", *_ARRAYS},  # pydantic's own bounds
+    "mpt_serve.llm": {"tqdm"},
     "mpt_serve.openai": {"starlette", "pydantic", "pydantic_core", "typing_extensions"},
     "mpt_serve.deployments": {"ray", "starlette", "prometheus_client", "jax", "msgpack"},
     "mpt_serve.driver": {"ray"},

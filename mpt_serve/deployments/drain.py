@@ -4,17 +4,21 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
+import ray
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mpt_serve.openai.backend import Readiness
 from mpt_serve.openai.errors import ShuttingDownError
 
-__all__ = ["Drain"]
+__all__ = ["Drain", "follow_replica_end", "graceful_shutdown_timeout_s"]
 
 logger = logging.getLogger("ray.serve")
 
 _RETRY_AFTER_S = 30  # until another server is there, or this one again
+_LOOK_PERIOD_S = 0.5
+_MARGIN_S = 3.0  # for the last events to reach their clients before Serve ends the process
 
 
 class Drain:
@@ -79,3 +83,26 @@ class Drain:
                 self.responses -= counts
 
         return counted
+
+
+async def follow_replica_end(drain: Drain) -> None:
+    """Wait until Serve stops this replica, then let the requests run for as long as Serve waits for them.
+
+    Serve sends a replica that it stops no new requests, so that none has to be refused.
+    """
+    replica = _serve_replica()
+    while not replica._shutting_down:
+        await asyncio.sleep(_LOOK_PERIOD_S)
+    seconds = graceful_shutdown_timeout_s()
+    drain.end_within(max(seconds - _MARGIN_S, seconds / 2))
+
+
+def graceful_shutdown_timeout_s() -> float:
+    """Return how long Serve waits for the requests of this replica before it ends the process."""
+    return float(_serve_replica()._deployment_config.graceful_shutdown_timeout_s)
+
+
+def _serve_replica() -> Any:
+    """Return Serve's own object in this process: Serve tells a replica nothing of its end."""
+    worker = ray._private.worker.global_worker
+    return worker.actors[worker.actor_id]._replica_impl

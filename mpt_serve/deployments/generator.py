@@ -4,7 +4,6 @@ import asyncio
 import dataclasses
 import logging
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,9 +15,9 @@ from mpt_serve.configuration.model_folder import model_path, tokenizer_folder
 from mpt_serve.configuration.settings import Settings
 from mpt_serve.deployments.delta_link import delta_links
 from mpt_serve.deployments.delta_mailbox import DeltaMailbox
+from mpt_serve.deployments.engine_watch import NumbersWatch, StallWatch
 from mpt_serve.deployments.link_wire import LinkAddress
 from mpt_serve.deployments.logs import log_through_serve
-from mpt_serve.deployments.numbers_watch import NumbersWatch
 from mpt_serve.deployments.version import Version
 from mpt_serve.deployments.watchdog import ReplicaReport
 from mpt_serve.engine.request import Delta
@@ -32,32 +31,11 @@ if TYPE_CHECKING:
 
     from mpt_serve.engine import Engine
 
-__all__ = ["Generator", "StallWatch"]
+__all__ = ["Generator"]
 
 logger = logging.getLogger(__name__)
 
-
-_STALL_STEPS = 20  # steps of the recent length that an engine may take for one
 _COMPILATION_S = 300.0  # that one step may take where it compiles its program
-
-
-class StallWatch:
-    """Detects an engine that has work and takes no steps for too long: longer than `limit_s` and than recent steps."""
-
-    def __init__(self, limit_s: float) -> None:
-        self._limit_s = limit_s
-        self._steps = -1
-        self._since = 0.0
-        self._recent: deque[float] = deque(maxlen=64)  # seconds for a step, between two checks that saw some
-
-    def check(self, steps: int, busy: bool, now: float) -> None:
-        """Record the engine's progress at time `now` (seconds). Raises RuntimeError if it has stalled for too long."""
-        if busy and steps > self._steps >= 0:
-            self._recent.append((now - self._since) / (steps - self._steps))
-        if steps != self._steps or not busy:
-            self._steps, self._since = steps, now
-        elif now - self._since > max(self._limit_s, _STALL_STEPS * max(self._recent, default=0.0)):
-            raise RuntimeError(f"the engine has work and took no step for {now - self._since:.0f} s")
 
 
 class Generator:

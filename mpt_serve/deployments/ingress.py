@@ -17,10 +17,10 @@ from starlette.types import ASGIApp
 from mpt_serve.configuration.model_folder import tokenizer_folder
 from mpt_serve.configuration.settings import Settings
 from mpt_serve.deployments.admission import Admission
+from mpt_serve.deployments.drain import follow_replica_end, graceful_shutdown_timeout_s
 from mpt_serve.deployments.logs import log_through_serve
 from mpt_serve.deployments.metrics import exposition
 from mpt_serve.deployments.readiness import Waiting
-from mpt_serve.deployments.replica_end import follow_replica_end, graceful_shutdown_timeout_s
 from mpt_serve.deployments.replica_updates import ReplicaUpdates
 from mpt_serve.deployments.response_link import LinkedResponses
 from mpt_serve.deployments.same_model_router import SameModelRouter

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import Self, TypedDict, Unpack
 
 import jax
 from jax.sharding import Mesh
@@ -44,6 +44,26 @@ from mpt_serve.errors import EngineClosedError, RequestError
 logger = logging.getLogger(__name__)
 
 _MIN_SAMPLES = 16  # ids that a step may sample at least where drafts are verified
+
+
+class LoadOptions(TypedDict, total=False):
+    """The keyword arguments with which `Engine.from_pretrained` loads a model.
+
+    dtype, device, mesh: as for `model.mpt_from_pretrained`.
+    vocab_limit, eos_token_ids: as for `Engine`, which does not read the checkpoint's tokenizer.
+    quantization: 'none' (also without it), 'int8' or 'int4' weights.
+    quantization_cache_dir: a folder that keeps quantised weights between starts.
+    draft_model: the smaller checkpoint that drafts, where settings.speculation is 'draft'; loaded in the same way.
+    """
+
+    dtype: DTypeLike | None
+    device: jax.Device | str | None
+    mesh: Mesh | None
+    vocab_limit: int | None
+    eos_token_ids: Sequence[int] | None
+    quantization: str
+    quantization_cache_dir: str | Path | None
+    draft_model: str | Path | None
 
 
 class Engine:
@@ -126,40 +146,31 @@ class Engine:
 
     @classmethod
     def from_pretrained(
-        cls,
-        path_or_id: str | Path,
-        settings: EngineConfig | None = None,
-        dtype: DTypeLike | None = None,
-        device: jax.Device | str | None = None,
-        mesh: Mesh | None = None,
-        vocab_limit: int | None = None,
-        eos_token_ids: Sequence[int] | None = None,
-        quantization: str = "none",
-        quantization_cache_dir: str | Path | None = None,
-        draft_model: str | Path | None = None,
+        cls, path_or_id: str | Path, settings: EngineConfig | None = None, **options: Unpack[LoadOptions]
     ) -> Self:
         """Load a checkpoint's weights as `model.mpt_from_pretrained` does, and start an engine.
 
-        path_or_id: a folder, a hub id, or 'embedded' for the small model in this package.
-        vocab_limit, eos_token_ids: as for the constructor; the checkpoint's tokenizer is not read.
-        quantization: 'none', 'int8' or 'int4' weights.
-        quantization_cache_dir: a folder that keeps quantised weights between starts.
-        draft_model: the smaller checkpoint that drafts, where settings.speculation is 'draft'; loaded in the same way.
+        path_or_id: a folder, a hub id, or 'embedded' for the small model in this package. options: see `LoadOptions`.
         """
-        kernels = (settings or EngineConfig()).kernels
+        if unknown := options.keys() - LoadOptions.__annotations__.keys():
+            raise TypeError(f"from_pretrained() got an unexpected keyword argument '{min(unknown)}'")
+        device, mesh = options.get("device"), options.get("mesh")
+        quantization = options.get("quantization", "none")
         if mesh is not None:
             format = WeightFormat(quantization)
         else:
-            format = weight_format({find_device(device)}, quantization, kernels)
+            format = weight_format({find_device(device)}, quantization, (settings or EngineConfig()).kernels)
 
         def load(path: str | Path) -> tuple[Weights, MptConfig]:
             path = model_path(path) if isinstance(path, str) else path
+            cache_dir = options.get("quantization_cache_dir")
             return mpt_from_pretrained(
-                path, device=device, dtype=dtype, mesh=mesh, format=format, cache_dir=quantization_cache_dir
+                path, device=device, dtype=options.get("dtype"), mesh=mesh, format=format, cache_dir=cache_dir
             )
 
+        draft_model = options.get("draft_model")
         draft = None if draft_model is None else DraftModel(*load(draft_model))
-        return cls(*load(path_or_id), settings, vocab_limit, eos_token_ids, draft)
+        return cls(*load(path_or_id), settings, options.get("vocab_limit"), options.get("eos_token_ids"), draft)
 
     @property
     def max_model_len(self) -> int:

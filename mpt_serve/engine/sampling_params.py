@@ -3,13 +3,33 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
+from annotated_types import Interval
+
+MAX_INT32 = 2**31 - 1
 MAX_LOGPROBS = 20
 MAX_BIASED_IDS = 1024
 
-_INTEGERS = ("max_tokens", "min_tokens", "top_k", "n", "choice_index", "priority", "prompt_logprobs_start")
-_NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+# The one statement of these bounds: the HTTP API's fields are annotated with them, and may narrow them.
+INTEGER_BOUNDS: Final[Mapping[str, Interval]] = {
+    "max_tokens": Interval(ge=0, le=MAX_INT32),
+    "min_tokens": Interval(ge=0, le=MAX_INT32),
+    "top_k": Interval(ge=0, le=MAX_INT32),
+    "n": Interval(ge=1, le=1024),
+    "choice_index": Interval(ge=0, le=MAX_INT32),
+    "priority": Interval(ge=-1000, le=1000),
+    "prompt_logprobs_start": Interval(ge=0, le=MAX_INT32),
+}
+NUMBER_BOUNDS: Final[Mapping[str, Interval]] = {
+    "temperature": Interval(ge=0),
+    "top_p": Interval(gt=0, le=1),
+    "min_p": Interval(ge=0, le=1),
+    "repetition_penalty": Interval(gt=0, le=10),
+    "presence_penalty": Interval(ge=-2, le=2),
+    "frequency_penalty": Interval(ge=-2, le=2),
+}
+LOGPROBS_BOUNDS: Final = Interval(ge=0, le=MAX_LOGPROBS)
 _ID_LISTS = {"stop_token_ids": False, "allowed_token_ids": True}  # whether it may be null
 
 
@@ -66,31 +86,20 @@ class SamplingParams:
     cache_salt: str = ""
 
     def __post_init__(self) -> None:
-        for name in _INTEGERS:
+        for name, bounds in INTEGER_BOUNDS.items():
             _require(self, name, is_integer(getattr(self, name)), "an integer")
-        for name in _NUMBERS:
+            _require(self, name, _within(getattr(self, name), bounds), _words(bounds))
+        for name, bounds in NUMBER_BOUNDS.items():
             _require(self, name, is_finite(getattr(self, name)), "a finite number")
-        _require(self, "max_tokens", 0 <= self.max_tokens < 2**31, "at least 0 and below 2**31")
-        _require(self, "min_tokens", 0 <= self.min_tokens <= self.max_tokens, f"from 0 to max_tokens={self.max_tokens}")
-        _require(self, "temperature", self.temperature >= 0, "at least 0")
-        _require(self, "top_k", 0 <= self.top_k < 2**31, "at least 0 (0 keeps every id) and below 2**31")
-        _require(self, "top_p", 0 < self.top_p <= 1, "above 0 and at most 1")
-        _require(self, "min_p", 0 <= self.min_p <= 1, "from 0 to 1")
-        _require(self, "repetition_penalty", 0 < self.repetition_penalty <= 10, "above 0 and at most 10")
-        for name in ("presence_penalty", "frequency_penalty"):
-            _require(self, name, -2 <= getattr(self, name) <= 2, "from -2 to 2")
-        _require(self, "n", 1 <= self.n <= 1024, "from 1 to 1024")
-        start = self.prompt_logprobs_start
-        _require(self, "prompt_logprobs_start", 0 <= start < 2**31, "at least 0 and below 2**31")
-        _require(self, "choice_index", 0 <= self.choice_index < 2**31, "at least 0 and below 2**31")
+            _require(self, name, _within(getattr(self, name), bounds), _words(bounds))
+        _require(self, "min_tokens", self.min_tokens <= self.max_tokens, f"from 0 to max_tokens={self.max_tokens}")
         seed_ok = self.seed is None or (is_integer(self.seed) and -(2**63) <= self.seed < 2**64)
         _require(self, "seed", seed_ok, "null or a 64-bit integer")
         for name in ("logprobs", "prompt_logprobs"):
             value = getattr(self, name)
-            count_ok = value is None or (is_integer(value) and 0 <= value <= MAX_LOGPROBS)
-            _require(self, name, count_ok, f"null or an integer from 0 to {MAX_LOGPROBS}")
+            count_ok = value is None or (is_integer(value) and _within(value, LOGPROBS_BOUNDS))
+            _require(self, name, count_ok, f"null or an integer {_words(LOGPROBS_BOUNDS)}")
         _require(self, "ignore_eos", isinstance(self.ignore_eos, bool), "true or false")
-        _require(self, "priority", -1000 <= self.priority <= 1000, "from -1000 to 1000")
         _require(self, "cache_salt", isinstance(self.cache_salt, str), "a string")
         self._check_ids()
 
@@ -156,6 +165,19 @@ def _are_ids(value: Any) -> bool:
         return False
     integers = all(issubclass(kind, int) and kind is not bool for kind in set(map(type, value)))
     return integers and (not value or (min(value) >= 0 and max(value) < 2**31))
+
+
+def _within(value: Any, bounds: Interval) -> bool:
+    """Return whether a number lies within its bounds."""
+    above = value >= bounds.ge if bounds.gt is None else value > bounds.gt
+    return bool(above and (bounds.le is None or value <= bounds.le))
+
+
+def _words(bounds: Interval) -> str:
+    """Return the bounds in words."""
+    if bounds.gt is not None:
+        return f"above {bounds.gt} and at most {bounds.le}"
+    return f"at least {bounds.ge}" if bounds.le is None else f"from {bounds.ge} to {bounds.le}"
 
 
 def _require(params: SamplingParams, name: str, ok: bool, expected: str) -> None:

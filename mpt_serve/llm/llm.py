@@ -1,25 +1,23 @@
 """The engine with text: whole batches of prompts, for callers who wait for the completions or read along."""
 
 import sys
+import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Literal, Self, overload
+from typing import Literal, Self, TypedDict, Unpack, overload
 
-import jax
-from jax.sharding import Mesh
-from jax.typing import DTypeLike
+from tqdm import tqdm
 
 from model.pretrained import resolve_checkpoint
 from mpt_serve.configuration.engine_config import EngineConfig
 from mpt_serve.configuration.model_folder import model_path
-from mpt_serve.engine.engine import Engine
+from mpt_serve.engine.engine import Engine, LoadOptions
 from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.engine.token_masks import Grammar
 from mpt_serve.errors import RequestError
 from mpt_serve.llm.completion import Completion, Piece
 from mpt_serve.llm.piece_stream import stream_pieces
-from mpt_serve.llm.progress import with_progress
 from mpt_serve.llm.prompts import Conversation, Prompt, PromptEncoder, PromptLike, as_conversations, as_prompts
 from mpt_serve.structured_outputs.compiler import GrammarCompiler, LazyGrammarCompiler
 from mpt_serve.structured_outputs.spec import GrammarSpec
@@ -31,6 +29,19 @@ Params = SamplingParams | Sequence[SamplingParams]
 Grammars = GrammarSpec | Sequence[GrammarSpec | None] | None
 
 _DEFAULTS = SamplingParams()
+
+
+class OutputOptions(TypedDict, total=False):
+    """The keyword arguments that `LLM.generate` and `LLM.chat` share.
+
+    structured_outputs: what each output must match, for all prompts, or one for each; None, and without it, free text.
+    stop: strings that end an output; they are not part of its text.
+    progress: a bar on stderr; None, and without it, shows it on a terminal for several prompts that are not streamed.
+    """
+
+    structured_outputs: Grammars
+    stop: str | Sequence[str]
+    progress: bool | None
 
 
 class LLM:
@@ -50,45 +61,30 @@ class LLM:
         cls,
         path_or_id: str | Path,
         config: EngineConfig | None = None,
-        dtype: DTypeLike | None = None,
-        device: jax.Device | str | None = None,
-        mesh: Mesh | None = None,
-        vocab_limit: int | None = None,
-        eos_token_ids: Sequence[int] | None = None,
-        quantization: str = "none",
-        quantization_cache_dir: str | Path | None = None,
-        draft_model: str | Path | None = None,
+        *,
         tokenizer: TextTokenizer | None = None,
         chat_template: str | None = None,
         chat_special_tokens: SpecialTokens = "text",
+        **options: Unpack[LoadOptions],
     ) -> Self:
         """Load a checkpoint and its tokenizer, and start an engine for it.
 
-        vocab_limit, eos_token_ids: None takes the tokenizer's, where there is one.
         tokenizer: instead of the checkpoint's own; without either, prompts and outputs are token ids alone.
         chat_template: 'chatml', 'dolly', a template's text or file; None takes the checkpoint's.
         chat_special_tokens: what control tokens in messages become, 'text' or, as in the template, control tokens with
             'parse'.
-        The other parameters are those of `Engine.from_pretrained`. Raises also `TokenizerError` for a damaged
-        tokenizer.
+        options: of `Engine.from_pretrained`; without vocab_limit and eos_token_ids the tokenizer's are taken, where
+            there is one.
+        Raises as that; also `TokenizerError` for a damaged tokenizer.
         """
         folder = resolve_checkpoint(model_path(path_or_id) if isinstance(path_or_id, str) else path_or_id)
         tokenizer = tokenizer or TextTokenizer.find(folder)
         if tokenizer is not None:
-            vocab_limit = tokenizer.vocab_len if vocab_limit is None else vocab_limit
-            eos_token_ids = tokenizer.eos_token_ids if eos_token_ids is None else eos_token_ids
-        engine = Engine.from_pretrained(
-            folder,
-            config,
-            dtype,
-            device,
-            mesh,
-            vocab_limit,
-            eos_token_ids,
-            quantization,
-            quantization_cache_dir,
-            draft_model,
-        )
+            if options.get("vocab_limit") is None:
+                options["vocab_limit"] = tokenizer.vocab_len
+            if options.get("eos_token_ids") is None:
+                options["eos_token_ids"] = tokenizer.eos_token_ids
+        engine = Engine.from_pretrained(folder, config, **options)
         return cls(engine, PromptEncoder(tokenizer, folder, chat_template, chat_special_tokens))
 
     @property
@@ -102,10 +98,8 @@ class LLM:
         prompts: PromptLike | Sequence[PromptLike],
         params: Params = ...,
         *,
-        structured_outputs: Grammars = ...,
-        stop: str | Sequence[str] = ...,
         stream: Literal[False] = ...,
-        progress: bool | None = ...,
+        **options: Unpack[OutputOptions],
     ) -> list[Completion]: ...
 
     @overload
@@ -114,10 +108,8 @@ class LLM:
         prompts: PromptLike | Sequence[PromptLike],
         params: Params = ...,
         *,
-        structured_outputs: Grammars = ...,
-        stop: str | Sequence[str] = ...,
         stream: Literal[True],
-        progress: bool | None = ...,
+        **options: Unpack[OutputOptions],
     ) -> Generator[Piece]: ...
 
     def generate(
@@ -125,27 +117,23 @@ class LLM:
         prompts: PromptLike | Sequence[PromptLike],
         params: Params = _DEFAULTS,
         *,
-        structured_outputs: Grammars = None,
-        stop: str | Sequence[str] = (),
         stream: bool = False,
-        progress: bool | None = None,
+        **options: Unpack[OutputOptions],
     ) -> list[Completion] | Generator[Piece]:
         """Complete prompts, all of them at once, and return their completions in order.
 
         prompts: strings, or sequences of token ids; a single string or sequence is a batch of one.
         params: for all prompts, or one for each. With a seed and one `SamplingParams`, prompts use the same random
             numbers, so equal prompts have equal completions: use `n` for different ones.
-        structured_outputs: what each output must match, for all prompts, or one for each (None for free text).
-        stop: strings that end an output; they are not part of its text.
         stream: return an iterator of pieces, as they come. The work begins with the first piece; leaving its loop, or
             `close()` where it has a name, cancels what is unfinished.
-        progress: a bar on stderr; None shows it on a terminal, for several prompts that are not streamed.
+        options: see `OutputOptions`.
 
         Every prompt is checked before the first runs. Raises `RequestError` for what the engine cannot take,
         `EngineClosedError` when it was closed or fails; on any exception, `KeyboardInterrupt` too, nothing keeps
         running. A request that fails alone has the finish_reason 'error'.
         """
-        return self._generate(as_prompts(prompts), params, structured_outputs, stop, stream, progress)
+        return self._generate(as_prompts(prompts), params, stream, **options)
 
     @overload
     def chat(
@@ -153,10 +141,8 @@ class LLM:
         conversations: Conversation | Sequence[Conversation],
         params: Params = ...,
         *,
-        structured_outputs: Grammars = ...,
-        stop: str | Sequence[str] = ...,
         stream: Literal[False] = ...,
-        progress: bool | None = ...,
+        **options: Unpack[OutputOptions],
     ) -> list[Completion]: ...
 
     @overload
@@ -165,10 +151,8 @@ class LLM:
         conversations: Conversation | Sequence[Conversation],
         params: Params = ...,
         *,
-        structured_outputs: Grammars = ...,
-        stop: str | Sequence[str] = ...,
         stream: Literal[True],
-        progress: bool | None = ...,
+        **options: Unpack[OutputOptions],
     ) -> Generator[Piece]: ...
 
     def chat(
@@ -176,10 +160,8 @@ class LLM:
         conversations: Conversation | Sequence[Conversation],
         params: Params = _DEFAULTS,
         *,
-        structured_outputs: Grammars = None,
-        stop: str | Sequence[str] = (),
         stream: bool = False,
-        progress: bool | None = None,
+        **options: Unpack[OutputOptions],
     ) -> list[Completion] | Generator[Piece]:
         """Complete conversations: lists of messages `{"role": ..., "content": ...}`, or one such list.
 
@@ -187,7 +169,7 @@ class LLM:
         template, or its template refuses.
         """
         prompts = [self._prompts.encode_chat(messages) for messages in as_conversations(conversations)]
-        return self._generate(prompts, params, structured_outputs, stop, stream, progress)
+        return self._generate(prompts, params, stream, **options)
 
     def close(self) -> None:
         """Cancel what is left, stop the engine, and end the processes of templates and grammars. Idempotent."""
@@ -205,18 +187,18 @@ class LLM:
         self,
         prompts: Sequence[PromptLike],
         params: Params,
-        grammars: Grammars,
-        stop: str | Sequence[str],
         stream: bool,
-        progress: bool | None,
+        structured_outputs: Grammars = None,
+        stop: str | Sequence[str] = (),
+        progress: bool | None = None,
     ) -> list[Completion] | Generator[Piece]:
         new_text = self._new_text((stop,) if isinstance(stop, str) else tuple(stop))
-        batch = self._checked(prompts, params, grammars)
+        batch = self._checked(prompts, params, structured_outputs)
         pieces = stream_pieces(self.engine, batch, self._compile, new_text)
         if progress is None:
             progress = not stream and len(batch) > 1 and sys.stderr.isatty()
         if progress:
-            pieces = with_progress(pieces, [prompt.params.n for prompt in batch])
+            pieces = _with_progress(pieces, [prompt.params.n for prompt in batch])
         return pieces if stream else _gather(batch, pieces)
 
     def _new_text(self, stop: tuple[str, ...]) -> Callable[[SamplingParams], TextStream] | None:
@@ -277,3 +259,21 @@ def _gather(batch: Sequence[Prompt], pieces: Generator[Piece]) -> list[Completio
                 completions[i] = Completion.of(batch[i].ids, gathered[i])
                 gathered[i] = []
     return [completion for completion in completions if completion is not None]
+
+
+def _with_progress(pieces: Generator[Piece], choices: Sequence[int]) -> Generator[Piece]:
+    """Yield the pieces, with a bar on stderr that shows finished prompts, and generated tokens per second.
+
+    choices: number of choices of each prompt.
+    """
+    unfinished, tokens, begin = list(choices), 0, time.monotonic()
+    # miniters: the bar is also updated while no prompt is finished.
+    bar = tqdm(total=len(choices), desc="Generating", unit=" prompts", miniters=0, file=sys.stderr)
+    with closing(pieces), bar:
+        for piece in pieces:
+            tokens += len(piece.token_ids)
+            ends = piece.finish_reason is not None
+            unfinished[piece.prompt_index] -= ends
+            bar.set_postfix_str(f"{tokens / max(time.monotonic() - begin, 1e-9):.1f} tokens/s", refresh=False)
+            bar.update(int(ends and unfinished[piece.prompt_index] == 0))
+            yield piece

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from mpt_serve.openai.conversation import tokenize_conversation
 from mpt_serve.openai.endpoint import Prepared
 from mpt_serve.openai.logprobs import chat_logprobs
 from mpt_serve.openai.output_choice import ChoicePart
@@ -125,7 +124,7 @@ async def prepare_chat(context: ServerContext, body: Mapping[str, Any]) -> Prepa
     await context.require_ready()  # before that the context's length may not be known
     if request.truncate_prompt_tokens is None:
         context.require_short("".join(message.content for message in request.messages), "messages")
-    ids = await tokenize_conversation(context, request)
+    ids = await context.tokenize_conversation(request)
     unknown = ChatCompletionRequest.unknown_fields(body)
     builder = partial(ChatResponseBuilder, echoed_text=request.echoed_text)
     return Prepared([ids], "messages", options, None, builder, unknown)

@@ -29,7 +29,6 @@ from mpt_serve.openai.server_context import ServerContext
 from mpt_serve.openai.sse import EventStream
 from mpt_serve.openai.streaming import StreamedResponse, whole_response
 from mpt_serve.openai.token_names import TokenNames
-from mpt_serve.text.bad_words import spellings
 from mpt_serve.text.text_stream import TextStream
 
 __all__ = ["GenerationEndpoint", "Prepared"]
@@ -118,7 +117,7 @@ class GenerationEndpoint:
             _check_prompt_logprobs(prompts, options, self._context.limits)
         bad_words: tuple[tuple[int, ...], ...] = ()
         if options.request.bad_words:
-            bad_words = await asyncio.to_thread(spellings, backend.tokenizer, options.request.bad_words)
+            bad_words = await asyncio.to_thread(backend.tokenizer.spellings, options.request.bad_words)
         streams: list[PromptStream] = []
         params_with = cache(lambda max_tokens: options.params(max_tokens, bad_words))  # they may hold long lists of ids
         for number, ids in enumerate(prompts):

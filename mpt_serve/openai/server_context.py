@@ -2,14 +2,21 @@
 
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mpt_serve.configuration.limits import Limits
 from mpt_serve.openai.backend import Backend
 from mpt_serve.openai.body_reader import BodyReader
-from mpt_serve.openai.errors import ContextLengthError, InvalidValueError, ModelNotFoundError, NotReadyError
+from mpt_serve.openai.errors import (
+    ContextLengthError,
+    InvalidValueError,
+    ModelNotFoundError,
+    NotReadyError,
+    client_sentence,
+)
 from mpt_serve.openai.gate import TextRequests
+from mpt_serve.openai.protocol.messages import ConversationRequest
 
 __all__ = ["ServerContext"]
 
@@ -64,6 +71,17 @@ class ServerContext:
             f" {len(text)} characters, at least {len(text) // model.max_chars_per_token} tokens. Send at most"
             f" {model.max_model_len - 1} prompt tokens, which truncate_prompt_tokens cuts a prompt to.",
             param=param,
+        )
+
+    async def tokenize_conversation(self, request: ConversationRequest) -> Sequence[int]:
+        """Render and tokenize a conversation. Raises InvalidValueError if the model has no usable chat template."""
+        refusal = self.backend.model.chat_refusal
+        if refusal is not None:
+            raise InvalidValueError(client_sentence(f"This model takes no conversations: {refusal}"), param="messages")
+        messages = request.template_messages
+        self.require_bounded((message["content"] for message in messages), "messages")
+        return await self.backend.encode_chat(
+            messages, request.generation_prompt, request.continue_final_message, request.add_special_tokens
         )
 
     def ignored_fields_header(self, unknown: Iterable[str]) -> Mapping[str, str]:

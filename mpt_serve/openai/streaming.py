@@ -1,6 +1,7 @@
 """A request's output as a stream of events, or as one response."""
 
 import asyncio
+import math
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
@@ -9,7 +10,6 @@ from typing import TypeVar
 from starlette.responses import JSONResponse
 
 from mpt_serve.configuration.limits import Limits
-from mpt_serve.openai.best_of import best
 from mpt_serve.openai.output_choice import ChoicePart
 from mpt_serve.openai.request_stream import RequestStream
 from mpt_serve.openai.response_builder import Chunk, ResponseBuilder, WholeBuilder
@@ -17,7 +17,7 @@ from mpt_serve.openai.sampling import SamplingOptions
 from mpt_serve.openai.sse import KEEP_ALIVE, EventStream, event, json_string
 from mpt_serve.openai.usage import Usage
 
-__all__ = ["PlainEvents", "StreamedResponse", "whole_response"]
+__all__ = ["PlainEvents", "StreamedResponse", "best", "whole_response"]
 
 MANY_TOKENS = 512  # with 20 alternatives each, some 20 ms of work
 
@@ -36,6 +36,23 @@ async def whole_response(output: RequestStream, builder: WholeBuilder, options: 
         parts = best(parts, output.mean_logprobs, num_choices, n)
     usage = output.usage
     return await _build(lambda: JSONResponse(builder.whole(parts, usage)), parts)
+
+
+def best(parts: Sequence[ChoicePart], scores: Sequence[float], best_of: int, n: int) -> list[ChoicePart]:
+    """Return the `n` choices with the highest scores of the `best_of` choices of each prompt, best first, renumbered.
+
+    parts, scores: of all choices in order, prompt by prompt. Of equal scores the earlier choice wins; NaN ranks last.
+    """
+    chosen = []
+    for prompt, first in enumerate(range(0, len(parts), best_of)):
+        ranking = sorted(range(first, first + best_of), key=lambda index: (_loss(scores[index]), index))
+        for rank, index in enumerate(ranking[:n]):
+            chosen.append(replace(parts[index], index=prompt * n + rank))
+    return chosen
+
+
+def _loss(score: float) -> float:
+    return math.inf if math.isnan(score) else -score
 
 
 class PlainEvents:

@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from mpt_serve.openai.conversation import tokenize_conversation
 from mpt_serve.openai.errors import InvalidValueError
 from mpt_serve.openai.protocol.responses import DetokenizeResponse
 from mpt_serve.openai.protocol.tokenize import DetokenizeRequest, TokenizeChatRequest, TokenizeRequest
@@ -43,7 +42,7 @@ async def _ids(context: ServerContext, request: TokenizeRequest | TokenizeChatRe
     context.require_model(request.model)
     await context.require_ready()
     if isinstance(request, TokenizeChatRequest):
-        return await tokenize_conversation(context, request)
+        return await context.tokenize_conversation(request)
     context.require_bounded([request.prompt], "prompt")
     return await context.backend.encode(request.prompt, request.add_special_tokens, request.parse_special_tokens)
 

@@ -134,6 +134,17 @@ class TextTokenizer:
         token_id: int | None = self._tokenizer.token_to_id(token)
         return token_id
 
+    def spellings(self, words: Iterable[str]) -> tuple[tuple[int, ...], ...]:
+        """Return the sequences of ids to forbid so that the words are not generated, without duplicates.
+
+        A word has one tokenization at the start of a text and another one after a space, so each word gives two
+        sequences: with a leading space and without, whatever spaces it was given with. Other tokenizations of it
+        remain possible.
+        """
+        bare = [word.lstrip(" ") for word in words]
+        ids = (tuple(self.encode(prefix + word, add_special_tokens=False)) for word in bare for prefix in ("", " "))
+        return tuple(dict.fromkeys(sequence for sequence in ids if sequence))
+
 
 def _load(folder: Path) -> Tokenizer:
     file = folder / "tokenizer.json"

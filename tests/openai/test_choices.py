@@ -11,8 +11,8 @@ from test_completions import complete, events, stream, text_of
 
 from mpt_serve.configuration.limits import Limits
 from mpt_serve.engine.request import Delta
-from mpt_serve.openai.best_of import best
 from mpt_serve.openai.output_choice import ChoicePart
+from mpt_serve.openai.streaming import best
 
 CHAT = "/v1/chat/completions"
 HI = [{"role": "user", "content": "Hi"}]

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from mpt_serve.deployments import replica_end
-from mpt_serve.deployments.drain import Drain
+from mpt_serve.deployments import drain as drain_module
+from mpt_serve.deployments.drain import Drain, follow_replica_end
 from mpt_serve.openai.errors import ShuttingDownError
 
 
@@ -79,13 +79,13 @@ def test_serves_own_end_of_a_replica_sets_the_deadline(monkeypatch: pytest.Monke
     replica = SimpleNamespace(
         _shutting_down=False, _deployment_config=SimpleNamespace(graceful_shutdown_timeout_s=0.02)
     )
-    monkeypatch.setattr(replica_end, "_serve_replica", lambda: replica)
-    monkeypatch.setattr(replica_end, "_LOOK_PERIOD_S", 0)
+    monkeypatch.setattr(drain_module, "_serve_replica", lambda: replica)
+    monkeypatch.setattr(drain_module, "_LOOK_PERIOD_S", 0)
 
     async def scenario() -> None:
         drain = Drain()
         request = asyncio.create_task(run(drain, asyncio.Event()))
-        following = asyncio.create_task(replica_end.follow_replica_end(drain))
+        following = asyncio.create_task(follow_replica_end(drain))
         for _ in range(5):
             await asyncio.sleep(0)
         assert not following.done()

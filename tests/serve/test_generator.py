@@ -13,8 +13,8 @@ from mpt_serve.configuration.settings import Settings
 from mpt_serve.deployments import generator
 from mpt_serve.deployments.delta_link import delta_links
 from mpt_serve.deployments.delta_receiver import Delivery, DeltaReceiver
-from mpt_serve.deployments.generator import Generator, StallWatch
-from mpt_serve.deployments.numbers_watch import NumbersWatch
+from mpt_serve.deployments.engine_watch import NumbersWatch, StallWatch
+from mpt_serve.deployments.generator import Generator
 from mpt_serve.deployments.watchdog import ReplicaReport
 from mpt_serve.engine.request import Delta
 from mpt_serve.engine.sampling_params import SamplingParams

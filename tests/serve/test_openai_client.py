@@ -162,8 +162,8 @@ def test_200_clients_that_disconnect_leave_every_block_free(client: openai.OpenA
     after = wait_idle(server_url)
     assert after["free_blocks"] == before["free_blocks"]
     assert after["error"] is None
-    # How soon, in steps of the engine, is tested without a server: tests/openai/test_disconnect.py and
-    # tests/engine/test_engine.py. Here a slow machine may finish some before the server knows that the client left.
+    # How soon, in steps of the engine, is tested without Serve: test_disconnects.py. Here a slow machine may finish
+    # some before the server knows that the client left.
     assert after["finished"]["cancelled"] > before["finished"]["cancelled"]
     assert after["finished"]["error"] == before["finished"]["error"]
     assert client.completions.create(model=model, prompt="still here", max_tokens=2).choices[0].finish_reason

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Self
 from pydantic import Field, model_validator
 
 from mpt_serve.openai.protocol.compatibility import IGNORED
-from mpt_serve.openai.protocol.field_types import ALL_LOGPROBS, MAX_INT32, NumLogprobs, shown_default
+from mpt_serve.openai.protocol.field_types import ALL_LOGPROBS, MAX_INT32, LogprobsCount, shown_default
 from mpt_serve.openai.protocol.messages import ConversationRequest
 from mpt_serve.openai.protocol.request_model import Refused
 from mpt_serve.openai.protocol.sampling import SamplingRequest
@@ -29,7 +29,7 @@ class ChatCompletionRequest(SamplingRequest, ConversationRequest):
         None, ge=1, le=MAX_INT32, description="The newer name of `max_tokens`; both must agree."
     )
     logprobs: bool = Field(False, description="Return the log probabilities of the text's tokens.")
-    top_logprobs: NumLogprobs = Field(
+    top_logprobs: LogprobsCount = Field(
         0, description=f"And of this number of the most likely ones, only with `logprobs`; {ALL_LOGPROBS}."
     )
     echo: bool = Field(

@@ -4,11 +4,11 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, PlainValidator, model_validator
 
+from mpt_serve.engine.sampling_params import INTEGER_BOUNDS
 from mpt_serve.openai.protocol.field_types import (
     ALL_LOGPROBS,
-    MAX_INT32,
+    LogprobsCount,
     ModelId,
-    NumLogprobs,
     TokenId,
     encodable,
     shown_default,
@@ -74,6 +74,7 @@ Prompts = Annotated[
     ),
     Accepts(_PROMPT_WORDS),
 ]
+_MaxTokens = Annotated[int, INTEGER_BOUNDS["max_tokens"]]
 
 
 class CompletionRequest(SamplingRequest):
@@ -86,16 +87,14 @@ class CompletionRequest(SamplingRequest):
         True,
         description="Control tokens such as `<|endoftext|>` in text prompts become their ids; `false`: ordinary text.",
     )
-    max_tokens: int | None = Field(
+    max_tokens: _MaxTokens | None = Field(
         None,
-        ge=0,
-        le=MAX_INT32,
         description="Generated tokens at most; with 0 the prompt is only read. More than the context leaves is an"
         " error.",
         json_schema_extra=shown_default(f"{DEFAULT_MAX_TOKENS}, or what the context leaves"),
     )
-    max_completion_tokens: int | None = Field(
-        None, ge=0, le=MAX_INT32, description="The newer name of `max_tokens`; both must agree."
+    max_completion_tokens: _MaxTokens | None = Field(
+        None, description="The newer name of `max_tokens`; both must agree."
     )
     best_of: int | None = Field(
         None,
@@ -106,7 +105,7 @@ class CompletionRequest(SamplingRequest):
         json_schema_extra=shown_default("`n`"),
     )
     echo: bool = Field(False, description="Begin each text with the prompt, special tokens included.")
-    logprobs: NumLogprobs | None = Field(
+    logprobs: LogprobsCount | None = Field(
         None,
         description="Log probabilities of the text's tokens (with `echo` the prompt's, too) and of this number of the"
         f" most likely ones; {ALL_LOGPROBS}.",

@@ -6,13 +6,13 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from mpt_serve.engine.sampling_params import MAX_BIASED_IDS
+from mpt_serve.engine.sampling_params import INTEGER_BOUNDS, MAX_BIASED_IDS, NUMBER_BOUNDS
 from mpt_serve.openai.protocol.compatibility import IGNORED, REFUSED_FIELDS, IgnoredFields
 from mpt_serve.openai.protocol.field_types import (
     ALL_LOGPROBS,
     MAX_INT32,
     POSITIVE_ZERO,
-    NumLogprobs,
+    LogprobsCount,
     TokenId,
     shown_default,
 )
@@ -80,27 +80,27 @@ class SamplingRequest(IgnoredFields, StructuredOutputFields):
     n: int = Field(
         1, ge=1, le=128, description="Choices for each prompt, which is read once. The i-th of prompt p is p x n + i."
     )
-    temperature: Annotated[float, Field(ge=0, le=2), POSITIVE_ZERO] = Field(
+    temperature: Annotated[float, NUMBER_BOUNDS["temperature"], Field(le=2), POSITIVE_ZERO] = Field(
         1.0, description="Randomness of the sampled tokens; 0 always takes the most likely one."
     )
-    top_p: Annotated[float, Field(gt=0, le=1)] = Field(
+    top_p: Annotated[float, NUMBER_BOUNDS["top_p"]] = Field(
         1.0, description="Keep the most likely tokens that together reach this probability."
     )
     top_k: int = Field(
         0, ge=-1, le=MAX_INT32, description="Keep this number of the most likely tokens; 0 and -1 keep all."
     )
-    min_p: Annotated[float, Field(ge=0, le=1), POSITIVE_ZERO] = Field(
+    min_p: Annotated[float, NUMBER_BOUNDS["min_p"], POSITIVE_ZERO] = Field(
         0.0, description="Drop tokens less likely than this share of the most likely one's probability."
     )
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] = Field(
+    repetition_penalty: Annotated[float, NUMBER_BOUNDS["repetition_penalty"]] = Field(
         1.0,
         description="Divides the positive logits, and multiplies the negative ones, of tokens in the prompt or the"
         " output.",
     )
-    presence_penalty: Annotated[float, Field(ge=-2, le=2), POSITIVE_ZERO] = Field(
+    presence_penalty: Annotated[float, NUMBER_BOUNDS["presence_penalty"], POSITIVE_ZERO] = Field(
         0.0, description="Subtracted from the logits of tokens in the output."
     )
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2), POSITIVE_ZERO] = Field(
+    frequency_penalty: Annotated[float, NUMBER_BOUNDS["frequency_penalty"], POSITIVE_ZERO] = Field(
         0.0, description="The same, once for each time that the token is in the output."
     )
     logit_bias: LogitBias = Field({}, description="Added to the logits of these tokens.")
@@ -130,9 +130,11 @@ class SamplingRequest(IgnoredFields, StructuredOutputFields):
     include_stop_str_in_output: bool = Field(
         False, description="Keep the stop string, or the stop id's text, in the text."
     )
-    min_tokens: int = Field(0, ge=0, le=MAX_INT32, description="Nothing ends the text before this number of tokens.")
+    min_tokens: Annotated[int, INTEGER_BOUNDS["min_tokens"]] = Field(
+        0, description="Nothing ends the text before this number of tokens."
+    )
     ignore_eos: bool = Field(False, description="Continue after the model's end-of-text token.")
-    prompt_logprobs: NumLogprobs | None = Field(
+    prompt_logprobs: LogprobsCount | None = Field(
         None,
         description="Log probabilities of the prompt's tokens and of this number of the most likely ones, not with"
         f" `stream`; {ALL_LOGPROBS}.",
@@ -149,8 +151,8 @@ class SamplingRequest(IgnoredFields, StructuredOutputFields):
     truncation_side: Literal["left", "right"] = Field("left", description="The side that the cut takes tokens from.")
     stream: bool = Field(False, description="Send the text while it is generated, as server-sent events.")
     stream_options: StreamOptions | None = Field(None, description="See below; only with `stream`.")
-    priority: int = Field(
-        0, ge=-1000, le=1000, description="Lower goes first: each unit is worth 16 places in the queue."
+    priority: Annotated[int, INTEGER_BOUNDS["priority"]] = Field(
+        0, description="Lower goes first: each unit is worth 16 places in the queue."
     )
     cache_salt: _Text | None = Field(
         None,
