@@ -1,7 +1,7 @@
 """GET /openapi.json: the API as an OpenAPI document, made of the models that requests and responses are made of."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -25,7 +25,10 @@ _REF = "#/components/schemas/{model}"
 
 @dataclass(frozen=True)
 class Operation:
-    """One method of one path. request: the type of its body. chunk: of a stream's events, beside `[DONE]`."""
+    """One method of one path.
+
+    request: the type of its body, of which `example` is one. chunk: of a stream's events, beside `[DONE]`.
+    """
 
     method: str
     path: str
@@ -33,6 +36,7 @@ class Operation:
     response: Any = None
     request: Any = None
     chunk: Any = None
+    example: Any = None
     media_type: str = "application/json"
 
     @property
@@ -56,6 +60,7 @@ _VERSIONED = (
         responses.Completion,
         CompletionRequest,
         responses.CompletionChunk,
+        {"prompt": "Once upon a time", "max_tokens": 32},
     ),
     Operation(
         "post",
@@ -64,24 +69,47 @@ _VERSIONED = (
         responses.ChatCompletion,
         ChatCompletionRequest,
         responses.ChatCompletionChunk,
+        {"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 32},
     ),
-    Operation("post", "/score", "The likelihood of texts after others", responses.Scores, ScoreRequest),
-    Operation("post", "/rerank", "Documents in the order of their relevance", responses.Rerank, RerankRequest),
+    Operation(
+        "post",
+        "/score",
+        "The likelihood of texts after others",
+        responses.Scores,
+        ScoreRequest,
+        example={"text_1": "The sky is", "text_2": [" blue.", " loud."]},
+    ),
+    Operation(
+        "post",
+        "/rerank",
+        "Documents in the order of their relevance",
+        responses.Rerank,
+        RerankRequest,
+        example={"query": "Where do whales live?", "documents": ["Whales live in the sea.", "The sky is blue."]},
+    ),
     Operation("get", "/models", "The served model, as a list", responses.ModelList),
     Operation("get", "/models/{id}", "The served model", responses.ModelBody),
 )
 
 OPERATIONS = (
-    *(Operation(o.method, f"/v1{o.path}", o.summary, o.response, o.request, o.chunk) for o in _VERSIONED),
-    *(Operation(o.method, o.path, f"{o.summary}: as /v1{o.path}", o.response, o.request, o.chunk) for o in _VERSIONED),
+    *(replace(operation, path=f"/v1{operation.path}") for operation in _VERSIONED),
+    *(replace(operation, summary=f"{operation.summary}: as /v1{operation.path}") for operation in _VERSIONED),
     Operation(
         "post",
         "/tokenize",
         "The ids of a text or a conversation",
         responses.TokenizeResponse,
         TokenizeRequest | TokenizeChatRequest,
+        example={"prompt": "Hello!"},
     ),
-    Operation("post", "/detokenize", "The text of ids", responses.DetokenizeResponse, DetokenizeRequest),
+    Operation(
+        "post",
+        "/detokenize",
+        "The text of ids",
+        responses.DetokenizeResponse,
+        DetokenizeRequest,
+        example={"tokens": [1, 2, 3]},
+    ),
     Operation("get", "/tokenizer_info", "The tokenizer's special tokens and chat template", responses.TokenizerInfo),
     Operation("get", "/health", "200 while the process lives", responses.Status),
     Operation("get", "/ready", "200 while there are replicas that serve requests, else 503", responses.Status),
@@ -137,8 +165,8 @@ def _operation(operation: Operation, schemas: Mapping[str, Any], error: Mapping[
         },
     }
     if "request" in schemas:
-        body = {"required": True, "content": {"application/json": {"schema": schemas["request"]}}}
-        described["requestBody"] = body
+        body = {"schema": schemas["request"], "example": operation.example}
+        described["requestBody"] = {"required": True, "content": {"application/json": body}}
     if "{id}" in operation.path:
         described["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}]
     return described

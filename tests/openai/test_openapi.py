@@ -65,8 +65,11 @@ def test_it_is_an_openapi_document(document: Any) -> None:
 @pytest.mark.parametrize("path", sorted(GOOD))
 def test_requests_and_responses_are_as_described(http: httpx.Client, document: Any, path: str) -> None:
     described = document["paths"][path]["post"]
-    requests = validator(document, described["requestBody"]["content"]["application/json"]["schema"])
+    body = described["requestBody"]["content"]["application/json"]
+    requests = validator(document, body["schema"])
     assert requests.is_valid(GOOD[path])
+    assert requests.is_valid(body["example"])
+    assert http.post(path, json=body["example"]).status_code == 200
     assert not requests.is_valid({**GOOD[path], "model": 5})
     response = http.post(path, json=GOOD[path])
     validator(document, described["responses"]["200"]["content"]["application/json"]["schema"]).validate(

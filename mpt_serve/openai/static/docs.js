@@ -53,12 +53,10 @@ function fields(schema, root) {
   return frame;
 }
 
-function curl(method, path, body, base) {
+function curl(path, body, base) {
   const address = base + path;
   if (!body) return `curl ${address}`;
-  const example = path.endsWith("chat/completions") ? { messages: [{ role: "user", content: "Hello" }] }
-    : path === "/detokenize" ? { tokens: [1, 2, 3] } : { prompt: "Hello" };
-  return `curl ${address} -H 'Content-Type: application/json' -d '${JSON.stringify(example)}'`;
+  return `curl ${address} -H 'Content-Type: application/json' -d '${JSON.stringify(body.example)}'`;
 }
 
 function operation(path, method, described, root, base) {
@@ -69,9 +67,9 @@ function operation(path, method, described, root, base) {
   block.id = described.operationId;
   block.addEventListener("toggle", () => {
     if (!block.open || block.childElementCount > 1) return;
-    const body = described.requestBody?.content["application/json"].schema;
-    block.append(element("pre", curl(method, path, body, base)));
-    if (body) block.append(element("h2", "Request"), fields(body, root));
+    const body = described.requestBody?.content["application/json"];
+    block.append(element("pre", curl(path, body, base)));
+    if (body) block.append(element("h2", "Request"), fields(body.schema, root));
     for (const [kind, content] of Object.entries(described.responses["200"].content)) {
       block.append(element("h2", "Response, " + kind), fields(content.schema, root));
     }
