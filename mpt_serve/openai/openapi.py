@@ -49,7 +49,7 @@ class Operation:
     def name(self) -> str:
         """Return an id for code generators: `post_v1_completions`."""
         words = "".join(char if char.isalnum() else " " for char in self.path).split()
-        return "_".join([self.method, *words]) or self.method
+        return "_".join([self.method, *words])
 
 
 _VERSIONED = (

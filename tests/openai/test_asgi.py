@@ -12,7 +12,9 @@ from starlette.types import ASGIApp, Message
 from mpt_serve.configuration.limits import Limits
 from mpt_serve.openai.app import create_app
 from mpt_serve.openai.envelope import Envelope
+from mpt_serve.openai.http_versions import HttpVersions
 from mpt_serve.openai.request_log import RequestLog
+from mpt_serve.openai.root_path import RootPath
 from mpt_serve.openai.sse import event
 
 GONE = {"type": "http.disconnect"}
@@ -99,7 +101,9 @@ def test_text_before_a_failure_is_sent() -> None:
     assert '"internal_error"' in sent
 
 
-@pytest.mark.parametrize("wrap", [lambda app: Envelope(app, Limits()), lambda app: RequestLog(app, [])])
+@pytest.mark.parametrize(
+    "wrap", [lambda app: Envelope(app, Limits()), lambda app: RequestLog(app, []), HttpVersions, RootPath]
+)
 def test_other_protocols_pass_through(wrap: Callable[[ASGIApp], ASGIApp], caplog: pytest.LogCaptureFixture) -> None:
     calls = []
 
