@@ -14,7 +14,10 @@ __all__ = ["LINK_KEY_VARIABLE", "ONE_LOOP", "PROXY_GUARD", "new_link_key", "repl
 ONE_LOOP = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0", "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0"}
 
 # Serve's proxies inherit their node's environment: this works if it is set when the node starts.
-PROXY_GUARD = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "mpt_serve.deployments.proxy_guard:middlewares"}
+PROXY_GUARD = {
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "mpt_serve.deployments.proxy_guard:middlewares",
+    "RAY_SERVE_PROXY_USE_GRPC": "1",  # from proxies to Ingresses; a request costs less CPU time than by Ray's objects
+}
 
 
 LINK_KEY_VARIABLE = "MPT_SERVE_LINK_KEY"

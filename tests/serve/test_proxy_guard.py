@@ -154,7 +154,7 @@ def test_another_503_is_the_applications() -> None:
 
 
 def test_serve_calls_the_function_that_the_variable_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    (path,) = PROXY_GUARD.values()
+    path = PROXY_GUARD["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"]
     monkeypatch.setattr("ray.serve._private.http_util.RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", path)
     found = configure_http_middlewares(HTTPOptions()).middlewares
     assert [middleware.cls for middleware in found] == [ProxyGuard, ProxyErrors]
