@@ -4,8 +4,11 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from mpt_serve import __version__
+from mpt_serve.access.api_key import SCOPES, append_line, new_key
+from mpt_serve.access.audit_log import AuditError, check_audit_file
 from mpt_serve.configuration.problems import ConfigurationError
 from mpt_serve.one_loop import ONE_LOOP, PROXY_GUARD, new_link_key
 
@@ -34,6 +37,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = commands.add_parser("run", help="validate a Serve configuration, then pass it and all options to `serve run`")
     run.usage = "mpt-serve run [-h] [FILE] [OPTIONS OF serve run]"
     run.set_defaults(run=_run)
+
+    keys = commands.add_parser("keys", help="make an API key, and the line that states it in access.key_file")
+    keys.add_argument("name", help="of its owner; all keys of a name share limits")
+    keys.add_argument("--scope", action="append", choices=SCOPES, help="what it is for; repeat it for both (api)")
+    keys.add_argument("--requests-per-minute", type=_count, metavar="N", help="instead of access.requests_per_minute")
+    keys.add_argument("--tokens-per-minute", type=_count, metavar="N", help="instead of access.tokens_per_minute")
+    keys.add_argument("--file", type=Path, help="append the line to this file, and print the key alone")
+    keys.set_defaults(run=_keys)
+
+    audit = commands.add_parser("audit", help="check that no line of an audit log was changed, removed or inserted")
+    audit.add_argument("file", nargs="+", type=Path)
+    audit.set_defaults(run=_audit)
 
     docs = commands.add_parser("docs", help="print a reference page as Markdown")
     docs.add_argument("page", choices=["settings"])
@@ -73,11 +88,9 @@ def _run(arguments: argparse.Namespace) -> int:
     file = options.pop(0) if options and not options[0].startswith("-") else DEFAULT_FILE
     in_cluster = "RAY_ADDRESS" in os.environ or any(option.split("=")[0] in ("-a", "--address") for option in options)
     _require_startable(file, in_cluster)
-    from mpt_serve.graceful_run import ending_gracefully
     from mpt_serve.serve_run import run_file  # after the environment is set
 
-    with ending_gracefully():
-        return run_file(file, options)
+    return run_file(file, options)
 
 
 def _require_startable(file: str, in_cluster: bool) -> None:
@@ -86,6 +99,43 @@ def _require_startable(file: str, in_cluster: bool) -> None:
     from mpt_serve.resources import Machine
 
     check_config_file(file, machine=None if in_cluster else Machine.here())
+
+
+def _count(text: str) -> int:
+    """Return an argument as an integer of at least 1."""
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
+def _keys(arguments: argparse.Namespace) -> int:
+    """Print a new key, which nothing keeps, and the line that states it."""
+    limits = arguments.requests_per_minute, arguments.tokens_per_minute
+    try:
+        key, made = new_key(arguments.name, arguments.scope or ["api"], *limits)
+    except ValueError as error:
+        print(f"mpt-serve keys: {error}", file=sys.stderr)
+        return 2
+    if arguments.file is None:
+        print(f"key:  {key}\nline: {made.line()}")
+        return 0
+    try:
+        append_line(arguments.file, made)
+    except OSError as error:
+        print(f"mpt-serve keys: the line was not written: {error}", file=sys.stderr)
+        return 1
+    print(key)
+    return 0
+
+
+def _audit(arguments: argparse.Namespace) -> int:
+    try:
+        for file in arguments.file:
+            print(f"{file}: {check_audit_file(file)} records, unbroken")
+    except (AuditError, OSError) as error:
+        print(f"mpt-serve audit: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _docs(arguments: argparse.Namespace) -> int:

@@ -4,7 +4,7 @@
 request. `openai/errors.py` maps the tree to the errors of the HTTP API.
 """
 
-__all__ = ["BusyError", "EngineClosedError", "MptServeError", "RequestError"]
+__all__ = ["BusyError", "EngineClosedError", "LimitExceededError", "MptServeError", "RequestError"]
 
 
 class MptServeError(Exception):
@@ -26,3 +26,11 @@ class BusyError(RequestError):
 
 class EngineClosedError(RequestError):
     """The engine takes no requests: it was closed, or one of its steps failed."""
+
+
+class LimitExceededError(RequestError):
+    """The owner of an API key has used what it may use; again after `retry_after_s` seconds."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s

@@ -9,11 +9,14 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-__all__ = ["drain_applications", "ending_gracefully"]
+from ray import serve
+from ray.serve.exceptions import RayServeException
+
+__all__ = ["Interrupted", "drain_and_shut_down", "interrupts"]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _CALL_TIMEOUT_S = 5.0
@@ -21,52 +24,55 @@ _LOOK_PERIOD_S = 0.25
 _LAST_BYTES_S = 1.0  # for the proxies to send what the Ingress replicas have answered
 
 
+class Interrupted(BaseException):
+    """The first SIGINT or SIGTERM. Not a KeyboardInterrupt, at which `serve run` would shut Serve down at once."""
+
+
 @contextlib.contextmanager
-def ending_gracefully() -> Iterator[None]:
-    """Let `serve run`, called in this context, end gracefully at the first SIGINT or SIGTERM, and at once at a second.
+def interrupts() -> Iterator[None]:
+    """Raise Interrupted in the block at the first SIGINT or SIGTERM; a second one ends the process at once.
 
-    Enter it in the main thread, before Ray starts.
+    Enter it in the main thread, and when Ray runs: it installs its own handlers, one of which writes a native stack
+    trace.
     """
-    import ray
-    from ray import serve
-
     handlers = {number: signal.getsignal(number) for number in _SIGNALS}
-    initialise, shut_down = ray.init, serve.shutdown
-
-    def initialise_and_catch(*args: Any, **options: Any) -> Any:
-        context = initialise(*args, **options)
-        # Only now: Ray installs its own handlers, one of which writes a native stack trace.
-        for number in _SIGNALS:
-            signal.signal(number, _interrupt)
-        return context
-
-    async def drain_then_shut_down() -> None:
-        await drain_applications()
-        shut_down()  # in the same event loop, which the handles' routers belong to
-
-    def drain_and_shut_down() -> None:
-        asyncio.run(drain_then_shut_down())
-
-    with _replaced(ray, "init", initialise_and_catch), _replaced(serve, "shutdown", drain_and_shut_down):
-        try:
-            yield
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+    for number in _SIGNALS:
+        signal.signal(number, _interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Interrupt `serve run`, which then shuts Serve down; the next signal ends the process."""
-    for later in _SIGNALS:
-        signal.signal(later, _end_at_once)
-    raise KeyboardInterrupt
+    _end_at_next_signal()
+    raise Interrupted
+
+
+def _end_at_next_signal() -> None:
+    for number in _SIGNALS:
+        signal.signal(number, _end_at_once)
+
+
+def _end_at_once(number: int, frame: FrameType | None) -> None:
+    """End this process, and with it a cluster that it started."""
+    os._exit(128 + number)
+
+
+def drain_and_shut_down() -> None:
+    """Drain the applications, then shut Serve down. From now on a signal ends the process at once."""
+
+    async def work() -> None:
+        await drain_applications()
+        serve.shutdown()  # in the same event loop, which the handles' routers belong to
+
+    _end_at_next_signal()
+    asyncio.run(work())
 
 
 async def drain_applications() -> None:
     """Refuse new requests at every Ingress, and return when all others are answered or have run out of time."""
-    from ray import serve
-    from ray.serve.exceptions import RayServeException
-
     handles = []
     for name in serve.status().applications:
         with contextlib.suppress(RayServeException):  # it could not start: there is no Ingress
@@ -93,18 +99,3 @@ async def _ask(handle: Any, method: str) -> list[Any]:
     except Exception:  # of many kinds: there are no replicas, or they do not reply
         return []
     return [reply for reply in replies if not isinstance(reply, BaseException)]
-
-
-def _end_at_once(number: int, frame: FrameType | None) -> None:
-    """End this process, and with it a cluster that it started."""
-    os._exit(128 + number)
-
-
-@contextlib.contextmanager
-def _replaced(owner: Any, name: str, value: Callable[..., Any]) -> Iterator[None]:
-    original = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, original)

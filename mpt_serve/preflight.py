@@ -18,6 +18,7 @@ from model.config.strict_reader import ConfigError
 from model.params.kv_cache import kv_bytes_per_token
 from model.params.weight_format import WeightFormat
 from model.params.weights import weight_specs
+from mpt_serve.access.access_control import AccessControl
 from mpt_serve.configuration.config_file import ConfigFile
 from mpt_serve.configuration.model_folder import folder_problem, model_path, tokenizer_folder
 from mpt_serve.configuration.problems import ConfigurationError, Problem
@@ -87,12 +88,14 @@ def check_deployment(args: Mapping[str, Any], file: Path | None) -> tuple[Settin
 
 
 def check_model(settings: Settings, download: bool = False) -> ModelReport:
-    """Check a model's folder: config, tokenizer, chat template, the headers of its weights, and the settings' fit.
+    """Check a model's folder: config, tokenizer, chat template, weights' headers, the settings' fit, and keys.
 
     download: for a replica: get the small files of a Hugging Face id, which otherwise is checked only by its name, and
         do not require weights, which may be on the Generator's node alone.
     """
     report = ModelReport()
+    if not download:
+        _check_keys(settings, report)
     folder = _folder_of(settings.model, ("model",), report, download)
     if folder is None:
         return report
@@ -102,6 +105,14 @@ def check_model(settings: Settings, download: bool = False) -> ModelReport:
         _check_fit(config, settings, report)
         _check_draft(config, settings, report, download)
     return report
+
+
+def _check_keys(settings: Settings, report: ModelReport) -> None:
+    """Check the key file; the environment of a node is known to its replicas alone."""
+    try:
+        AccessControl.of(settings.access.replace(key_variable=None), settings.limits)
+    except ConfigurationError as error:
+        report.problems += error.problems
 
 
 def _folder_of(model: str, path: SettingPath, report: ModelReport, download: bool) -> Path | None:

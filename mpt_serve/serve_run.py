@@ -4,38 +4,57 @@ import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import ray
 from ray import serve
+from ray.dashboard.modules.dashboard_sdk import parse_runtime_env_args
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, DeploymentStatus
-from ray.serve.scripts import cli as serve_cli
+from ray.serve.scripts import run as serve_run
+
+from mpt_serve.graceful_run import Interrupted, drain_and_shut_down, interrupts
 
 __all__ = ["failure_of", "run_file"]
 
 _POLL_S = 0.5
 _OWN_LOOP = {"--blocking", "--non-blocking", "-r", "--reload"}  # options with which Serve's command decides when to end
+_RUNTIME_ENV = ("runtime_env", "runtime_env_json", "working_dir")
 _EXCEPTION = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception): (?P<text>.+)$", re.MULTILINE)
 
 
 def run_file(file: str, options: Sequence[str]) -> int:
     """Run a Serve configuration until the process is stopped, and return its exit status.
 
-    options: of `serve run`. 1 is returned, after one message, when an application of the file cannot start.
+    options: of `serve run`; with `--reload` Serve itself handles signals, and ends at once. 1 is returned, after one
+    message, when an application of the file cannot start.
     """
-    if _OWN_LOOP & set(options):
-        serve_cli(["run", file, *options], prog_name="serve")
-        return 0
-    try:
-        serve_cli(["run", "--non-blocking", file, *options], prog_name="serve", standalone_mode=False)
-    except SystemExit as stopped:  # Serve has printed why, and may exit with 0
-        return int(stopped.code or 1)
-    try:
-        failure = _first_failure()
-    except KeyboardInterrupt:
+    context = serve_run.make_context("serve run", [file, *options])
+    own_loop = bool(_OWN_LOOP & set(options))
+    if not own_loop:
+        context.params["blocking"] = False
+    _start_ray(context.params)
+    context.params["address"] = None  # Ray runs
+    with interrupts():
         failure = None
-    if failure is not None:
-        print(f"mpt-serve: {failure}", file=sys.stderr)
-    serve.shutdown()
+        try:
+            serve_run.invoke(context)
+            if own_loop:
+                return 0
+            failure = _first_failure()
+            print(f"mpt-serve: {failure}", file=sys.stderr)
+        except SystemExit as stopped:  # Serve has printed why, and may exit with 0
+            return int(stopped.code or not own_loop)
+        except Interrupted:
+            pass
+        drain_and_shut_down()
     return 0 if failure is None else 1
+
+
+def _start_ray(options: Mapping[str, Any]) -> None:
+    """Start Ray, or connect to it, as `serve run` would with these options; it then leaves that as it is."""
+    sys.path.insert(0, options["app_dir"])  # Ray passes it on to its processes
+    runtime_env = parse_runtime_env_args(**{key: options[key] for key in _RUNTIME_ENV})
+    ray.init(address=options["address"], namespace="serve", runtime_env=runtime_env)
 
 
 def _first_failure() -> str:

@@ -29,7 +29,14 @@ _MODEL = {
 _ALL_OF_MODEL = {"model", *_MODEL, "model.kernel_selection", "model.pretrained", "model.flax_module"}
 _BASE = {"mpt_serve.errors", "mpt_serve.configuration", *_ALL_OF_MODEL}
 _LIBRARY = {"mpt_serve.engine", "mpt_serve.text", "mpt_serve.structured_outputs", *_BASE}
-_SERVING = {"mpt_serve.deployments", "mpt_serve.openai", "mpt_serve.llm", "mpt_serve.one_loop", *_LIBRARY}
+_SERVING = {
+    "mpt_serve.access",
+    "mpt_serve.deployments",
+    "mpt_serve.openai",
+    "mpt_serve.llm",
+    "mpt_serve.one_loop",
+    *_LIBRARY,
+}
 
 # A package or top-level module -> the packages and top-level modules that it may import.
 ALLOWED: Mapping[str, set[str]] = {
@@ -46,19 +53,20 @@ ALLOWED: Mapping[str, set[str]] = {
     "mpt_serve.structured_outputs": {"mpt_serve.child_process", *_BASE},
     "mpt_serve.engine": _BASE,
     "mpt_serve.llm": _LIBRARY,
-    "mpt_serve.openai": _LIBRARY,
+    "mpt_serve.access": _BASE,
+    "mpt_serve.openai": {"mpt_serve.access", *_LIBRARY},
     "mpt_serve.deployments": _SERVING,
     "mpt_serve.driver": set(),
     "mpt_serve.graceful_run": set(),
     "mpt_serve.resources": {"mpt_serve.configuration", "mpt_serve.deployments"},
     "mpt_serve.rollout": {"mpt_serve.resources"},
-    "mpt_serve.preflight": {"mpt_serve.resources", *_LIBRARY},
+    "mpt_serve.preflight": {"mpt_serve.access", "mpt_serve.resources", *_LIBRARY},
     "mpt_serve.app": {"mpt_serve.driver", "mpt_serve.rollout", "mpt_serve.preflight", *_SERVING},
-    "mpt_serve.serve_run": set(),
+    "mpt_serve.serve_run": {"mpt_serve.graceful_run"},
     "mpt_serve.cli": {  # the root has __version__
         "mpt_serve",
+        "mpt_serve.access",
         "mpt_serve.one_loop",
-        "mpt_serve.graceful_run",
         "mpt_serve.configuration",
         "mpt_serve.preflight",
         "mpt_serve.resources",

@@ -57,7 +57,8 @@ def _option_text(option: dict[str, Any]) -> str:
         return " or ".join(f"`{value}`" for value in option["enum"])
     bounds = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
     limits = [f"{words} {option[key]:g}" for key, words in bounds.items() if key in option]
-    return ", ".join([str(option["type"]), *limits])
+    kind = "list of strings" if option["type"] == "array" else str(option["type"])
+    return ", ".join([kind, *limits])
 
 
 def default_text(field: FieldInfo) -> str:
@@ -65,4 +66,6 @@ def default_text(field: FieldInfo) -> str:
     default = field.default
     if isinstance(default, ByteSize):
         return f"`{default.human_readable(separator='').replace('.0', '')}`"
+    if default == ():
+        return "`[]`"
     return "unset" if default is None else f"`{str(default).lower() if isinstance(default, bool) else default}`"

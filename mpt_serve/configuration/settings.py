@@ -5,6 +5,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from mpt_serve.configuration.access import AccessSettings
 from mpt_serve.configuration.engine_config import EngineConfig, EngineOptions, EngineSettings, ModelLen
 from mpt_serve.configuration.limits import Limits
 from mpt_serve.configuration.setting_types import Count, SettingsGroup
@@ -74,6 +75,7 @@ class Settings(SettingsGroup):
         default_factory=EngineSettings, description="Scheduling and memory of a Generator replica."
     )
     limits: Limits = Field(default_factory=Limits, description="What requests may ask for.")
+    access: AccessSettings = Field(default_factory=AccessSettings, description="Who may send requests, and how many.")
     mesh: MeshSettings = Field(default_factory=MeshSettings, description="Devices of a Generator replica.")
 
     @model_validator(mode="after")

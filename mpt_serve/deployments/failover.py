@@ -5,6 +5,7 @@ import logging
 import secrets
 from collections.abc import Awaitable, Callable, Sequence, Set
 from dataclasses import dataclass, field, replace
+from time import perf_counter
 
 from ray.exceptions import RayActorError
 
@@ -12,6 +13,7 @@ from mpt_serve.engine.request import Delta
 from mpt_serve.errors import EngineClosedError
 from mpt_serve.openai.backend import GenerationRequest, OnDelta
 from mpt_serve.openai.errors import NotReadyError
+from mpt_serve.openai.server_metrics import ServerMetrics
 
 __all__ = ["FailoverStream", "RunSegment"]
 
@@ -30,6 +32,7 @@ class _Choice:
     index: int
     output_ids: list[int] = field(default_factory=list)
     finished: bool = False
+    lost_at: float | None = None  # until the next delta
 
 
 class FailoverStream:
@@ -42,6 +45,7 @@ class FailoverStream:
 
     run_segment: generates on one replica. on_delta: called with all deltas.
     stopped_choices: choices of which no more is wanted; `run_segment` ends them, and they are not moved.
+    metrics: count moves, and the pauses that clients see.
     """
 
     def __init__(
@@ -50,11 +54,13 @@ class FailoverStream:
         request: GenerationRequest,
         on_delta: OnDelta,
         stopped_choices: Set[int] = frozenset(),
+        metrics: ServerMetrics | None = None,
     ) -> None:
         params = request.params
         if params.seed is None:  # every segment must have the same one
             params = replace(params, seed=secrets.randbits(63))
         self._run_segment = run_segment
+        self._metrics = metrics or ServerMetrics()
         self._request = replace(request, params=params)
         self._on_delta = on_delta
         self._stopped_choices = stopped_choices
@@ -69,7 +75,7 @@ class FailoverStream:
             return
         except (RayActorError, EngineClosedError) as error:
             unfinished = [choice for choice in self._choices.values() if self._continues(choice)]
-            self._log(error, unfinished)
+            self._note_move(error, unfinished)
         tasks = [asyncio.create_task(self._move(choice)) for choice in unfinished]
         try:
             await asyncio.gather(*tasks)
@@ -94,7 +100,7 @@ class FailoverStream:
                 if move == _MAX_MOVES:
                     message = f"The request failed: {1 + move} replicas were lost while they worked on it."
                     raise NotReadyError(message, code="loading") from error
-                self._log(error, [choice])
+                self._note_move(error, [choice])
 
     def _continues(self, choice: _Choice) -> bool:
         return not choice.finished and choice.index not in self._stopped_choices
@@ -112,6 +118,9 @@ class FailoverStream:
         if delta.finish_reason == "cancelled":  # not by us: the engine shuts down
             raise EngineClosedError("the engine was closed")
         choice = self._choices[delta.index]
+        if choice.lost_at is not None:
+            self._metrics.observe("move_pause", perf_counter() - choice.lost_at)
+            choice.lost_at = None
         choice.output_ids += delta.token_ids
         choice.finished = delta.finish_reason is not None
         if delta.prompt_logprobs is not None:
@@ -125,7 +134,11 @@ class FailoverStream:
     def _end_at_length(self, choice: _Choice) -> Delta:
         return Delta((), "length", None, len(self._request.ids), self._cached_tokens or 0, index=choice.index)
 
-    def _log(self, error: Exception, choices: Sequence[_Choice]) -> None:
+    def _note_move(self, error: Exception, choices: Sequence[_Choice]) -> None:
+        now = perf_counter()
+        for choice in choices:
+            choice.lost_at = choice.lost_at or now
+        self._metrics.moves += len(choices)
         tokens = sum(len(choice.output_ids) for choice in choices)
         name = self._request.request_id
         logger.warning("%s: %s after %d tokens; moving to another replica", name, type(error).__name__, tokens)

@@ -18,6 +18,7 @@ from mpt_serve.deployments.delta_mailbox import DeltaMailbox
 from mpt_serve.deployments.engine_watch import NumbersWatch, StallWatch
 from mpt_serve.deployments.link_wire import LinkAddress
 from mpt_serve.deployments.logs import log_through_serve
+from mpt_serve.deployments.memory import device_bytes, resident_bytes
 from mpt_serve.deployments.version import Version
 from mpt_serve.deployments.watchdog import ReplicaReport
 from mpt_serve.engine.request import Delta
@@ -142,8 +143,14 @@ class Generator:
         return self._version.metadata()
 
     async def stats(self) -> dict[str, Any]:
-        """Return the engine's `EngineStats` as a dictionary, readable without JAX, with the name of this `replica`."""
-        return {"replica": self._replica, **dataclasses.asdict(self._engine.stats())}
+        """Return the engine's `EngineStats` as a dictionary, readable without JAX; and the replica's memory."""
+        memory = {
+            "weight_bytes": self._engine.weight_bytes,
+            "cache_bytes": self._engine.cache_bytes,
+            "resident_bytes": resident_bytes(),
+            "device_bytes": device_bytes(),
+        }
+        return {"replica": self._replica, **dataclasses.asdict(self._engine.stats()), **memory}
 
     async def report(self) -> ReplicaReport:
         """Return what this replica works on, and whether it does."""

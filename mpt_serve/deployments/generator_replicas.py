@@ -1,4 +1,4 @@
-"""Calls to the Generator replicas one by one, which a handle of Serve's does not offer."""
+"""Calls to replicas one by one, which a handle of Serve's does not offer."""
 
 import asyncio
 import logging
@@ -14,33 +14,53 @@ from ray.serve.handle import DeploymentHandle
 
 from mpt_serve.deployments.watchdog import ReplicaReport
 
-__all__ = ["GeneratorReplicas"]
+__all__ = ["GeneratorReplicas", "Replicas"]
 
 logger = logging.getLogger("ray.serve")
 
-_STATS_WAIT_S = 10.0
+_REPLY_WAIT_S = 10.0
 _LAST_CHECK_S = 5.0
+
+
+class Replicas:
+    """All replicas of a deployment that take requests."""
+
+    def __init__(self, deployment: DeploymentHandle) -> None:
+        self._deployment = deployment
+
+    async def ask(self, method: str) -> list[Any]:
+        """Return what the replicas return that reply in time."""
+        replies = [asyncio.ensure_future(reply) for reply in await self.call(method)]
+        if not replies:
+            return []
+        done, silent = await asyncio.wait(replies, timeout=_REPLY_WAIT_S)
+        for task in silent:
+            task.cancel()
+        return [task.result() for task in replies if task in done and task.exception() is None]
+
+    async def call(self, method: str) -> list[Awaitable[Any]]:
+        """Call all replicas, and return their results to come: one that does not reply must not hide the others."""
+        try:
+            # `results_async`, the public way, returns nothing at all if one replica does not reply in time.
+            results = await self._deployment.broadcast(method)._fetch_replica_results_async()
+        except RayServeException:  # there are no replicas now
+            return []
+        return [result.get_async() for result in results]
 
 
 class GeneratorReplicas:
     """All Generator replicas that take requests; implements `watchdog.Generators`."""
 
     def __init__(self, generator: DeploymentHandle) -> None:
-        self._generator = generator
+        self._replicas = Replicas(generator)
 
     async def stats(self) -> list[dict[str, Any]]:
         """Return the engine's counters of every replica that replies in time."""
-        replies = [asyncio.ensure_future(reply) for reply in await self._call("stats")]
-        if not replies:
-            return []
-        done, silent = await asyncio.wait(replies, timeout=_STATS_WAIT_S)
-        for task in silent:
-            task.cancel()
-        return [task.result() for task in replies if task in done and task.exception() is None]
+        return await self._replicas.ask("stats")
 
     async def reports(self) -> Sequence[Awaitable[ReplicaReport]]:
         """Ask all replicas for their reports."""
-        return await self._call("report")
+        return await self._replicas.call("report")
 
     async def replace_if_stopped(self, replica: str) -> None:
         """End a replica's process unless it passes a last health check; Serve notices and starts another."""
@@ -51,15 +71,6 @@ class GeneratorReplicas:
         if not await _is_healthy(actor):
             logger.error("%s is ended: it fails its health check.", replica)
             await asyncio.to_thread(ray.kill, actor)
-
-    async def _call(self, method: str) -> list[Awaitable[Any]]:
-        """Call all replicas, and return their results to come: one that does not reply must not hide the others."""
-        try:
-            # `results_async`, the public way, returns nothing at all if one replica does not reply in time.
-            results = await self._generator.broadcast(method)._fetch_replica_results_async()
-        except RayServeException:  # there are no replicas now
-            return []
-        return [result.get_async() for result in results]
 
 
 async def _is_healthy(actor: ActorHandle) -> bool:

@@ -3,7 +3,9 @@
 import asyncio
 import logging
 import time
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import ray
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -14,11 +16,15 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from mpt_serve.access.access_control import AccessControl
+from mpt_serve.access.audit_log import AuditLog
 from mpt_serve.configuration.model_folder import tokenizer_folder
 from mpt_serve.configuration.settings import Settings
 from mpt_serve.deployments.admission import Admission
 from mpt_serve.deployments.drain import follow_replica_end, graceful_shutdown_timeout_s
+from mpt_serve.deployments.generator_replicas import Replicas
 from mpt_serve.deployments.logs import log_through_serve
+from mpt_serve.deployments.memory import resident_bytes
 from mpt_serve.deployments.metrics import exposition
 from mpt_serve.deployments.readiness import Waiting
 from mpt_serve.deployments.replica_updates import ReplicaUpdates
@@ -48,6 +54,12 @@ class Ingress:
         limits = settings.limits
         self._limits = limits
         self._root_path = settings.server_root_path
+        context = serve.get_replica_context()
+        self._name = str(context.replica_id.unique_id)
+        self._ingresses = Replicas(serve.get_deployment_handle("Ingress", context.app_name))
+        self._access = AccessControl.of(settings.access, limits)
+        self._cors_origins = settings.access.cors_origins
+        self._audit_log = _audit_log(settings.access.audit_log_dir, self._name)
         self._version = Version.of(settings)
         SameModelRouter.model = self._version.model  # of the handles' routers in this process
         updates = ReplicaUpdates(["Ingress", "Tokenizer", "Generator"])
@@ -79,9 +91,19 @@ class Ingress:
         watch = self._backend.watch
         watch.has_served = self._takeover.replaces
         await watch.check()
-        background = (watch.run(), self._backend.watchdog.run(), follow_replica_end(self._backend.drain))
+        background = [watch.run(), self._backend.watchdog.run(), follow_replica_end(self._backend.drain)]
+        if self._access is not None:
+            background.append(self._access.keys.watch())
         self._tasks = [asyncio.get_running_loop().create_task(work) for work in background]
-        app = create_app(self._backend, self._limits, self._root_path)
+        app = create_app(
+            self._backend,
+            self._limits,
+            self._access,
+            self._cors_origins,
+            self._audit_log,
+            self._backend.metrics,
+            self._root_path,
+        )
         app.router.routes.append(Route("/stats", self._stats, methods=["GET"]))
         app.router.routes.append(Route("/metrics", self._metrics, methods=["GET"]))
         return LinkedResponses(self._backend.drain.following(app))
@@ -102,8 +124,24 @@ class Ingress:
         return JSONResponse({"replicas": await self._backend.stats()})
 
     async def _metrics(self, request: Request) -> Response:
-        """Respond with the same counters in Prometheus' format."""
-        return Response(exposition(await self._backend.stats()), media_type=CONTENT_TYPE_LATEST)
+        """Respond with the counters of all replicas in Prometheus' format."""
+        generators, ingresses = await asyncio.gather(self._backend.stats(), self._all_counters())
+        body = exposition(generators, ingresses, self._backend.model.id)
+        return Response(body, media_type=CONTENT_TYPE_LATEST)
+
+    async def counters(self) -> dict[str, Any]:
+        """Return what this replica has counted, with its name as `ingress`."""
+        return {
+            "ingress": self._name,
+            **self._backend.metrics.snapshot(),
+            "waiting": self._backend.queue.num_waiting,
+            "resident_bytes": resident_bytes(),
+        }
+
+    async def _all_counters(self) -> list[dict[str, Any]]:
+        """Return the counters of every Ingress replica that replies in time, this one's in any case."""
+        others = [own for own in await self._ingresses.ask("counters") if own["ingress"] != self._name]
+        return [await self.counters(), *others]
 
 
 def chat_template(folder: Path, settings: Settings, text: TextTokenizer) -> tuple[str | None, str | None]:
@@ -115,6 +153,14 @@ def chat_template(folder: Path, settings: Settings, text: TextTokenizer) -> tupl
         return None, str(error)
     template.close()
     return template.source, None
+
+
+def _audit_log(folder: str | None, replica: str) -> AuditLog | None:
+    """Return a new log of this replica: the chain of each has one writer."""
+    if folder is None:
+        return None
+    name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{replica}.jsonl"
+    return AuditLog(Path(folder).expanduser() / name)
 
 
 def _model_info(

@@ -1,103 +1,102 @@
-"""The engines' counters, as Prometheus reads them."""
+"""The body of GET /metrics, and docs/metrics.md."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-__all__ = ["METRICS", "EngineMetric", "exposition", "metrics_reference"]
+from mpt_serve.deployments.engine_metrics import ENGINE_METRICS
+from mpt_serve.deployments.ingress_metrics import INGRESS_METRICS, buckets, summed
+
+__all__ = ["ALIASES", "Alias", "exposition", "metrics_reference"]
+
+Stats = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class EngineMetric:
-    """One field of `EngineStats` under its public name; label: the name of its keys, if it is a mapping."""
+class Alias:
+    """What vLLM names so: one value for the whole server, as gateways and autoscalers read it.
+
+    value: of what the Generators and the Ingresses report; for histograms a field of the Ingresses' snapshots.
+    """
 
     name: str
-    field: str
-    meaning: str
-    label: str | None = None
+    of: str  # in the reference
+    value: Callable[[Stats, Stats], float] | str
 
     @property
-    def kind(self) -> Literal["counter", "gauge"]:
-        """Return the metric's type in Prometheus; names of counters end with `_total`."""
+    def kind(self) -> str:
+        """Return the metric's type in Prometheus."""
+        if isinstance(self.value, str):
+            return "histogram"
         return "counter" if self.name.endswith("_total") else "gauge"
 
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Return the names of the labels of each value."""
-        return ("replica",) if self.label is None else ("replica", self.label)
-
-    def family(self, replicas: Sequence[Mapping[str, Any]]) -> Metric:
-        """Return the metric's values, one for each replica, or for each key of each replica."""
+    def family(self, generators: Stats, ingresses: Stats, model: str) -> Metric:
+        """Return the metric's one value."""
+        meaning = f"{self.of}, over all replicas"
+        if isinstance(self.value, str):
+            histogram = HistogramMetricFamily(self.name, meaning, labels=["model_name"])
+            counts = summed(self.value, ingresses)
+            histogram.add_metric([model], buckets(self.value, counts), counts[1])
+            return histogram
         make = CounterMetricFamily if self.kind == "counter" else GaugeMetricFamily
-        family = make(self.name, self.meaning, labels=self.labels)
-        for stats in replicas:
-            value = stats[self.field]
-            if self.label is None:
-                family.add_metric([stats["replica"]], value)
-            else:
-                for key, number in value.items():
-                    family.add_metric([stats["replica"], key], number)
+        family = make(self.name, meaning, labels=["model_name"])
+        family.add_metric([model], self.value(generators, ingresses))
         return family
 
 
-METRICS = (
-    EngineMetric("mpt_serve_running_choices", "running", "Choices of requests that are generating"),
-    EngineMetric("mpt_serve_waiting_choices", "waiting", "Choices of requests that wait for a slot"),
-    EngineMetric("mpt_serve_cache_blocks", "total_blocks", "Blocks of the KV cache"),
-    EngineMetric(
-        "mpt_serve_cache_free_blocks",
-        "free_blocks",
-        "Blocks of the KV cache that no request holds, also those kept for later prompts",
+def _sum_of(field: str) -> Callable[[Stats, Stats], float]:
+    return lambda generators, _: float(sum(stats[field] for stats in generators))
+
+
+def _waiting(generators: Stats, ingresses: Stats) -> float:
+    return float(sum(stats["waiting"] for stats in (*generators, *ingresses)))
+
+
+def _cache_usage(generators: Stats, _: Stats) -> float:
+    total = sum(stats["total_blocks"] for stats in generators)
+    return 1 - float(sum(stats["free_blocks"] for stats in generators)) / total if total else 0.0
+
+
+ALIASES = (
+    Alias("vllm:num_requests_running", "`mpt_serve_running_choices`", _sum_of("running")),
+    Alias("vllm:num_requests_waiting", "`mpt_serve_waiting_choices` and `mpt_serve_dispatch_waiting`", _waiting),
+    Alias("vllm:kv_cache_usage_perc", "the part of the KV cache's blocks that are held, from 0 to 1", _cache_usage),
+    Alias("vllm:prefix_cache_queries_total", "`mpt_serve_prompt_tokens_total`", _sum_of("prompt_tokens")),
+    Alias("vllm:prefix_cache_hits_total", "`mpt_serve_cached_prompt_tokens_total`", _sum_of("cached_tokens")),
+    Alias("vllm:num_preemptions_total", "`mpt_serve_preemptions_total`", _sum_of("preemptions")),
+    Alias("vllm:prompt_tokens_total", "`mpt_serve_prompt_tokens_total`", _sum_of("prompt_tokens")),
+    Alias("vllm:generation_tokens_total", "`mpt_serve_generated_tokens_total`", _sum_of("generated_tokens")),
+    Alias("vllm:spec_decode_num_draft_tokens_total", "`mpt_serve_draft_tokens_total`", _sum_of("drafted_tokens")),
+    Alias(
+        "vllm:spec_decode_num_accepted_tokens_total",
+        "`mpt_serve_accepted_draft_tokens_total`",
+        _sum_of("accepted_tokens"),
     ),
-    EngineMetric("mpt_serve_steps_total", "steps", "Steps that the engine started"),
-    EngineMetric(
-        "mpt_serve_prompt_tokens_total", "prompt_tokens", "Prompt tokens; counted once for all choices of a prompt"
-    ),
-    EngineMetric(
-        "mpt_serve_cached_prompt_tokens_total",
-        "cached_tokens",
-        "Prompt tokens found in the prefix cache rather than computed; of the first choice",
-    ),
-    EngineMetric("mpt_serve_generated_tokens_total", "generated_tokens", "Generated tokens"),
-    EngineMetric("mpt_serve_draft_tokens_total", "drafted_tokens", "Draft tokens of speculative decoding"),
-    EngineMetric(
-        "mpt_serve_accepted_draft_tokens_total",
-        "accepted_tokens",
-        "Draft tokens that the model accepted",
-    ),
-    EngineMetric(
-        "mpt_serve_preemptions_total",
-        "preemptions",
-        "Preemptions: choices that gave up their cache blocks and are computed again later",
-    ),
-    EngineMetric("mpt_serve_compilations_total", "compilations", "Programs compiled while serving; 0 with pre_compile"),
-    EngineMetric(
-        "mpt_serve_choices_without_numbers_total",
-        "without_numbers",
-        "Choices that ended with an error because the model's logits held no finite number",
-    ),
-    EngineMetric(
-        "mpt_serve_finished_choices_total",
-        "finished",
-        "Choices that ended; `cancelled`: the client disconnected, or the request had reached its stop strings",
-        label="reason",
-    ),
+    Alias("vllm:time_to_first_token_seconds", "`mpt_serve_time_to_first_token_seconds`", "time_to_first_token"),
+    Alias("vllm:inter_token_latency_seconds", "`mpt_serve_inter_token_latency_seconds`", "inter_token"),
+    Alias("vllm:request_queue_time_seconds", "`mpt_serve_queue_time_seconds`", "queue_time"),
+    Alias("vllm:e2e_request_latency_seconds", "`mpt_serve_request_duration_seconds`", "request_time"),
+    Alias("vllm:request_prompt_tokens", "`mpt_serve_request_prompt_tokens`", "prompt_tokens"),
+    Alias("vllm:request_generation_tokens", "`mpt_serve_choice_output_tokens`", "output_tokens"),
 )
 
 
-def exposition(replicas: Sequence[Mapping[str, Any]]) -> bytes:
+def exposition(generators: Stats, ingresses: Stats, model: str) -> bytes:
     """Return the body of `GET /metrics`, in Prometheus' text format.
 
-    replicas: what `Generator.stats` returned, one mapping for each replica.
+    generators: what `Generator.stats` returned, ingresses: what `Ingress.counters` returned, one mapping for each
+    replica. model: its name.
     """
 
     class Replicas(Collector):
         def collect(self) -> Iterator[Metric]:
-            return (metric.family(replicas) for metric in METRICS)
+            yield from (metric.family(ingresses) for metric in INGRESS_METRICS)
+            yield from (metric.family(generators) for metric in ENGINE_METRICS)
+            yield from (alias.family(generators, ingresses, model) for alias in ALIASES)
 
     registry = CollectorRegistry()
     registry.register(Replicas())
@@ -106,11 +105,12 @@ def exposition(replicas: Sequence[Mapping[str, Any]]) -> bytes:
 
 def metrics_reference() -> str:
     """Return the whole of docs/metrics.md."""
-    rows = [
+    own = [
         f"| `{metric.name}` | {metric.kind} | {', '.join(f'`{label}`' for label in metric.labels)} | {metric.meaning} |"
-        for metric in METRICS
+        for metric in (*INGRESS_METRICS, *ENGINE_METRICS)
     ]
-    return _REFERENCE + "\n".join(rows) + "\n"
+    aliases = [f"| `{alias.name}` | {alias.kind} | {alias.of} |" for alias in ALIASES]
+    return _REFERENCE + "\n".join(own) + _ALIASES + "\n".join(aliases) + "\n"
 
 
 _REFERENCE = """\
@@ -118,14 +118,31 @@ _REFERENCE = """\
 
 Written by `python -m mpt_serve.deployments.metrics > docs/metrics.md`.
 
-`GET /metrics` responds in Prometheus' text format for all Generator replicas, whichever Ingress replica serves it. The
-counters of a replica start at 0 with it. What Ray and Ray Serve measure (requests, latencies, queues, nodes) is in
-Ray's own metrics. The acceptance rate of draft tokens, over five minutes:
+`GET /metrics` responds in Prometheus' text format for all replicas, whichever Ingress replica serves it. The counters
+of a replica start at 0 with it. With API keys, Prometheus needs one with the scope `admin`:
 
-    sum(rate(mpt_serve_accepted_draft_tokens_total[5m])) / sum(rate(mpt_serve_draft_tokens_total[5m]))
+    scrape_configs:
+      - job_name: mpt_serve
+        authorization: { credentials_file: /etc/prometheus/mpt-serve-key }
+        static_configs: [{ targets: ["server:8000"] }]
+
+What Ray and Ray Serve measure (nodes, queues of theirs) is in Ray's own metrics. `cluster/grafana/mpt_serve.json` is a
+dashboard: import it in Grafana. The 95th percentile of the time to the first token, over five minutes:
+
+    histogram_quantile(0.95, sum by (le) (rate(mpt_serve_time_to_first_token_seconds_bucket[5m])))
 
 | metric | kind | labels | meaning |
 |---|---|---|---|
+"""
+
+_ALIASES = """
+
+## vLLM's names
+
+Gateways and autoscalers that know vLLM find these: one value for the whole server, with the label `model_name`.
+
+| metric | kind | as |
+|---|---|---|
 """
 
 

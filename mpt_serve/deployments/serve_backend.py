@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from time import perf_counter
 from typing import Any
 
 from ray.exceptions import RayActorError, RayTaskError
@@ -22,6 +23,7 @@ from mpt_serve.deployments.watchdog import Watchdog
 from mpt_serve.engine.request import Delta
 from mpt_serve.openai.backend import GenerationRequest, ModelInfo, OnDelta, Readiness
 from mpt_serve.openai.errors import NotReadyError
+from mpt_serve.openai.server_metrics import ServerMetrics
 from mpt_serve.text.chat_template import Message
 from mpt_serve.text.tokenizer import TextTokenizer
 
@@ -51,6 +53,7 @@ class ServeBackend:
     ) -> None:
         self.model = model
         self.tokenizer = text
+        self.metrics = ServerMetrics()
         self.queue = DispatchQueue(capacity=1)  # until the watch has seen the replicas
         self.watch = ReplicaWatch(generator, updates, version, waiting, self._update_model, self.queue.resize)
         self._tokenizer_replicas = tokenizer
@@ -98,22 +101,27 @@ class ServeBackend:
         """Generate on the replicas, moving to others when one is lost. See `Backend.generate`."""
 
         async def run_segment(own: GenerationRequest, generated: tuple[int, ...], take: OnDelta) -> None:
+            waits_since = perf_counter()
             async with (
-                self.queue.slot(own.params.priority, begun=bool(generated)),
+                self.queue.slot(
+                    own.params.priority, bool(generated), own.client, own.params.n, len(own.ids) + len(generated)
+                ) as slot,
                 self.watchdog.watch(own.request_id) as watched,
             ):
+                self.metrics.observe("queue_time", perf_counter() - waits_since)
                 if self.watch.model_was_replaced:  # its ids may mean other text
                     raise NotReadyError("Another model is being deployed.", code="loading", retry_after_s=1)
 
                 def hear(delta: Delta) -> None:
                     watched.hear()
+                    slot.charge(len(delta.token_ids))
                     take(delta)
 
                 named = replace(own, request_id=watched.name)
                 await self._generator_replicas.generate(named, generated, hear, stopped_choices)
 
         async with self.drain.request():
-            await FailoverStream(run_segment, request, on_delta, stopped_choices).run()
+            await FailoverStream(run_segment, request, on_delta, stopped_choices, self.metrics).run()
 
     async def readiness(self) -> Readiness:
         """Return whether a request would be served now."""

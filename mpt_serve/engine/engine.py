@@ -4,6 +4,7 @@ import atexit
 import itertools
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -77,7 +78,7 @@ class Engine:
         the model's.
     eos_token_ids: ids that end a request unless it ignores them; None takes the config's.
     draft: the smaller model that drafts, where settings.speculation is 'draft'.
-    weight_bytes: the memory that the model's weights take.
+    weight_bytes, cache_bytes: the memory that the model's weights and the KV cache take.
     on_delivered: called on the engine's thread each time that it has called the listeners of all requests with the
         deltas of a step; must not block. Set it before the first request.
     Raises `ValueError` when the settings do not fit the model.
@@ -111,13 +112,15 @@ class Engine:
         pool = BlockPool(plan.num_blocks, plan.block_size)
         self._scheduler = Scheduler(pool, *limits, prefix_caching=settings.prefix_caching)
         self._runner = Runner(weights, config, plan, cache_dtype, *limits, self.vocab_limit, settings.kernels)
+        compiling_since = time.perf_counter()
+        self.cache_bytes = self._runner.cache_bytes
         if settings.pre_compile:
             self._runner.compile_all()
         drafter = self._drafter = make_drafter(
             settings, draft, weights, plan, cache_dtype, self.vocab_limit, self._runner.decode_sizes
         )
 
-        self._compilations = CompilationCounter()
+        self._compilations = CompilationCounter(time.perf_counter() - compiling_since)
         self._stats = StatsBoard(
             self._scheduler, DraftStats() if drafter is None else drafter.stats, plan, self._compilations
         )

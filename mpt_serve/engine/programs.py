@@ -204,10 +204,12 @@ class CompilationCounter:
     """Counts programs that JAX compiles (or loads from its cache) on the thread that enters it.
 
     An engine's own thread should compile nothing once it serves: each compilation makes every request wait.
+    seconds: that compiling has taken so far.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float = 0.0) -> None:
         self.count = 0
+        self.seconds = seconds
         self._thread: int | None = None
 
     def __enter__(self) -> "CompilationCounter":
@@ -221,6 +223,7 @@ class CompilationCounter:
     def _listen(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event == "/jax/core/compile/backend_compile_duration" and threading.get_ident() == self._thread:
             self.count += 1
+            self.seconds += duration_secs
 
 
 def use_compilation_cache(folder: str) -> None:

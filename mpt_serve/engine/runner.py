@@ -78,6 +78,7 @@ class Runner:
         cache = init_kv_cache(config, cache_plan.num_blocks, cache_plan.block_size, cache_dtype, pool_sharding)
         selected.prepare_cache(cache)
         slots = init_sampler_state(max_num_seqs, config.vocab_size, replicated)
+        self.cache_bytes = sum(pool.nbytes for pool in jax.tree.leaves(cache))
         self._state = DeviceState(jax.tree.leaves(weights), cache, slots)
         self._programs = Programs(weights, config, self._shapes, selected, vocab_limit, self._fused, replicated)
         self._no_masks = {

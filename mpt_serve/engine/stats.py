@@ -12,6 +12,7 @@ class EngineStats:
     running, waiting: choices of requests. free_blocks, total_blocks: of the KV cache; blocks that are only kept for
     later prompts are free.
     steps: steps dispatched. compilations: programs compiled while serving; with pre_compile it stays 0.
+    compile_seconds: spent on compiling, at the start and while serving.
     prompt_tokens, cached_tokens: of prompts, and of those that were found in the cache rather than computed; a prompt
     counts once, however many choices it has.
     drafted_tokens, accepted_tokens: of speculative decoding.
@@ -35,6 +36,7 @@ class EngineStats:
     accepted_tokens: int
     preemptions: int
     compilations: int
+    compile_seconds: float
     without_numbers: int
     finished: dict[FinishReason, int]
     error: str | None

@@ -40,6 +40,7 @@ class StatsBoard:
             accepted_tokens=self._drafts.accepted,
             preemptions=scheduler.num_preemptions,
             compilations=self._compilations.count,
+            compile_seconds=self._compilations.seconds,
             without_numbers=counters.without_numbers,
             finished=dict(counters.finished),
             error=self.error,

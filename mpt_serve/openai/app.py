@@ -1,11 +1,18 @@
 """The OpenAI-style API as one ASGI application."""
 
+from collections.abc import Sequence
+
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
+from mpt_serve.access.access_control import AccessControl
+from mpt_serve.access.audit_log import AuditLog
 from mpt_serve.configuration.limits import Limits
+from mpt_serve.openai.audit import Audit
+from mpt_serve.openai.authentication import Authentication
 from mpt_serve.openai.backend import Backend
 from mpt_serve.openai.chat import prepare_chat
 from mpt_serve.openai.completions import prepare_completion
@@ -22,32 +29,70 @@ from mpt_serve.openai.request_log import RequestLog
 from mpt_serve.openai.root_path import RootPath
 from mpt_serve.openai.score import prepare_rerank, prepare_score
 from mpt_serve.openai.server_context import ServerContext
+from mpt_serve.openai.server_metrics import ServerMetrics
 from mpt_serve.openai.tokenize import detokenize, tokenize
 from mpt_serve.openai.tokenizer_info import tokenizer_info
 
 __all__ = ["create_app"]
 
 
-def create_app(backend: Backend, limits: Limits | None = None, root_path: str = "") -> Starlette:
+# What pages of other origins may read of a response, beside what browsers always show.
+_EXPOSED_HEADERS = ("x-request-id", "x-mpt-ignored-fields", "retry-after", "retry-after-ms", "www-authenticate")
+
+
+def create_app(
+    backend: Backend,
+    limits: Limits | None = None,
+    access: AccessControl | None = None,
+    cors_origins: Sequence[str] = (),
+    audit_log: AuditLog | None = None,
+    metrics: ServerMetrics | None = None,
+    root_path: str = "",
+) -> Starlette:
     """Return the application that serves a backend's model.
 
+    access: the keys that requests need; None: no key. cors_origins: whose pages may send requests from browsers.
+    audit_log: gets a record of each request. metrics: count what happens.
     root_path: the prefix below which a proxy in front serves it; see `RootPath`.
     """
     limits = limits or Limits()
-    routes = _routes(ServerContext(backend, limits))
+    metrics = metrics or ServerMetrics()
+    routes = _routes(ServerContext(backend, limits, metrics))
+    paths = [route.path for route in routes]
     app = Starlette(
         routes=routes,
         middleware=[
             Middleware(RootPath, prefix=root_path),
-            Middleware(Gate, retry_after_s=backend.retry_after_s),
-            Middleware(RequestLog, paths=[route.path for route in routes]),
-            Middleware(Envelope, limits=limits),
+            *_cors(cors_origins),
+            Middleware(Gate, retry_after_s=backend.retry_after_s, metrics=metrics),
+            *([] if audit_log is None else [Middleware(Audit, log=audit_log, paths=paths)]),
+            Middleware(RequestLog, paths=paths, metrics=metrics),
+            Middleware(Envelope, limits=limits, metrics=metrics),
             Middleware(HttpVersions),
+            *([] if access is None else [Middleware(Authentication, access=access)]),
         ],
         exception_handlers={HTTPException: on_http_exception},
     )
     app.router.redirect_slashes = False  # one spelling per path, so that a proxy's rule for it cannot be evaded
     return app
+
+
+def _cors(origins: Sequence[str]) -> list[Middleware]:
+    """Return the middleware that tells browsers whose pages may send requests; none for no origin.
+
+    Keys travel in a header that a page sets, so browsers need not send credentials of theirs.
+    """
+    if not origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=_EXPOSED_HEADERS,
+        )
+    ]
 
 
 def _routes(context: ServerContext) -> list[Route]:

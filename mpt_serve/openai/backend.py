@@ -43,12 +43,14 @@ class GenerationRequest:
     """One prompt and how to continue it: `params.n` choices.
 
     grammar: what every choice must match; None for free text. request_id: for logs; need not be unique.
+    client: name of the owner of the request's key, empty where no keys are required; clients have turns.
     """
 
     ids: Sequence[int]
     params: SamplingParams
     grammar: GrammarSpec | None
     request_id: str
+    client: str = ""
 
 
 OnDelta = Callable[[Delta], None]  # a plain function, called on the event loop

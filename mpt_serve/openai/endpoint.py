@@ -6,15 +6,18 @@ import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from time import perf_counter
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from mpt_serve.access.client import Usage
 from mpt_serve.configuration.limits import Limits
 from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.errors import BusyError, EngineClosedError, RequestError
+from mpt_serve.openai.authentication import client_of
 from mpt_serve.openai.backend import GenerationRequest, Reservation
 from mpt_serve.openai.disconnect import ClientDisconnectedError, run_while_connected
 from mpt_serve.openai.echo import Echo
@@ -26,6 +29,7 @@ from mpt_serve.openai.request_stream import RequestStream
 from mpt_serve.openai.response_builder import ResponseBuilder, WholeBuilder
 from mpt_serve.openai.sampling import SamplingOptions
 from mpt_serve.openai.server_context import ServerContext
+from mpt_serve.openai.server_metrics import ServerMetrics, TokenTimer
 from mpt_serve.openai.sse import EventStream
 from mpt_serve.openai.streaming import StreamedResponse, whole_response
 from mpt_serve.openai.token_names import TokenNames
@@ -49,6 +53,25 @@ class Prepared:
     scored_from: Sequence[int] = ()  # where only these ids of each prompt and those after them have log probabilities
 
 
+@dataclass(frozen=True)
+class _Call:
+    """One HTTP request: its id, who sent it when, and its parts of what the client and the server have."""
+
+    request_id: str
+    client: str
+    started: float  # by `perf_counter`
+    usage: Usage
+    reservation: Reservation
+
+    def admit(self, prompts: Sequence[int], choices: int) -> None:
+        """Count the request by the tokens of its prompts and the choices of each. Raises LimitExceededError, ApiError.
+
+        What the server refuses costs the client nothing of its tokens.
+        """
+        self.reservation.admit(prompts, choices)
+        self.usage.admit(len(prompts) * choices, sum(prompts))
+
+
 class GenerationEndpoint:
     """An ASGI endpoint that responds with generated text; `prepare` parses the endpoint's own fields."""
 
@@ -62,13 +85,18 @@ class GenerationEndpoint:
         request = Request(scope, receive)
         stream = EventStream(send)
         limits = self._context.limits
+        client = client_of(scope)
         try:
             async with asyncio.timeout(limits.request_timeout_s) as deadline:
-                body = await self._context.bodies.read_json_object(request)
-                with self._context.backend.reserve() as reservation:
-                    work = self._respond(body, request.state.request_id, stream, reservation)
-                    del body  # the work drops it too when it has read it
-                    response = await run_while_connected(receive, work, lambda: stream.at_disconnect())
+                with client.request() as usage:
+                    request.state.usage = usage
+                    body = await self._context.bodies.read_json_object(request)
+                    with self._context.backend.reserve() as reservation:
+                        started = request.state.started
+                        call = _Call(request.state.request_id, client.name, started, usage, reservation)
+                        work = self._respond(body, call, stream)
+                        del body  # the work drops it too when it has read it
+                        response = await run_while_connected(receive, work, lambda: stream.at_disconnect())
         except (ClientDisconnect, ClientDisconnectedError):
             logger.debug("%s: the client disconnected", request.state.request_id)
             return
@@ -76,39 +104,51 @@ class GenerationEndpoint:
             api_error = _deadline_error(limits.request_timeout_s) if deadline.expired() else as_api_error(error)
             if not stream.started:
                 raise api_error from error
+            self._context.metrics.refusals[str(api_error.code)] += 1
             with contextlib.suppress(ClientDisconnectedError):
                 await stream.fail(api_error)
             return
         if response is not None:
             await response(scope, receive, send)
 
-    async def _respond(
-        self, body: Mapping[str, Any], request_id: str, stream: EventStream, reservation: Reservation
-    ) -> Response | None:
+    async def _respond(self, body: Mapping[str, Any], call: _Call, stream: EventStream) -> Response | None:
         """Return the response, or None if it was sent as a stream."""
         prepared = await self._prepare(self._context, body)
         del body
         options = prepared.options
         headers = self._context.ignored_fields_header(prepared.unknown)
         backend = self._context.backend
-        prompts = await self._prompt_streams(prepared, request_id)
+        prompts = await self._prompt_streams(prepared, call)
         names = TokenNames(backend.tokenizer.token_bytes, options.output.tokens_as_ids)
         ids = [prompt.request.ids for prompt in prompts]
         builder = prepared.builder(backend.model.id, options.output, names, ids, options.request.n)
-        reservation.admit([len(prompt) for prompt in ids], options.request.num_choices)
-        with _grammar_errors(options.grammar_field):
+        call.admit([len(prompt) for prompt in ids], options.request.num_choices)
+        with _grammar_errors(options.grammar_field, self._context.metrics):
             async with RequestStream(backend, prompts) as output:
                 stream.at_disconnect = output.cancel
-                if not options.request.stream:
-                    response = await whole_response(output, builder, options)
-                    response.headers.update(headers)
-                    return response
-                assert isinstance(builder, ResponseBuilder)  # of the endpoints that have streams
-                stream.headers.update(headers)
-                await StreamedResponse(output, builder, stream, options, self._context.limits).send()
-                return None
+                try:
+                    if not options.request.stream:
+                        response = await whole_response(output, builder, options)
+                        response.headers.update(headers)
+                        return response
+                    assert isinstance(builder, ResponseBuilder)  # of the endpoints that have streams
+                    stream.headers.update(headers)
+                    await StreamedResponse(output, builder, stream, options, self._context.limits).send()
+                    return None
+                finally:
+                    call.usage.generated_tokens = output.usage.completion_tokens
+                    self._measure(call, prompts)
 
-    async def _prompt_streams(self, prepared: Prepared, request_id: str) -> list[PromptStream]:
+    def _measure(self, call: _Call, prompts: Sequence[PromptStream]) -> None:
+        """Count a request that ends."""
+        metrics = self._context.metrics
+        metrics.observe("request_time", perf_counter() - call.started)
+        for prompt in prompts:
+            metrics.observe("prompt_tokens", len(prompt.request.ids))
+            for choice in prompt.choices:
+                metrics.observe("output_tokens", choice.completion_tokens)
+
+    async def _prompt_streams(self, prepared: Prepared, call: _Call) -> list[PromptStream]:
         """Check each prompt against the context. Raises ContextLengthError or InvalidValueError."""
         options, backend = prepared.options, self._context.backend
         default = prepared.default_max_tokens
@@ -124,11 +164,13 @@ class GenerationEndpoint:
             params = params_with(options.max_tokens_for(len(ids), backend.model, default))
             if prepared.scored_from:
                 params = replace(params, prompt_logprobs_start=prepared.scored_from[number])
-            name = request_id if len(prompts) == 1 else f"{request_id}-{number}"
+            name = call.request_id if len(prompts) == 1 else f"{call.request_id}-{number}"
             echo = await asyncio.to_thread(Echo.of, ids, backend.tokenizer) if options.output.echo else None
             first = number * options.request.num_choices
             choices = [self._choice(first + i, options, params, echo) for i in range(options.request.num_choices)]
-            streams.append(PromptStream(GenerationRequest(ids, params, options.grammar, name), choices, echo))
+            request = GenerationRequest(ids, params, options.grammar, name, call.client)
+            timer = TokenTimer(self._context.metrics, call.started, len(choices))
+            streams.append(PromptStream(request, choices, echo, timer))
         return streams
 
     def _choice(self, index: int, options: SamplingOptions, params: SamplingParams, echo: Echo | None) -> OutputChoice:
@@ -160,13 +202,14 @@ def _check_prompt_logprobs(prompts: Sequence[Sequence[int]], options: SamplingOp
 
 
 @contextlib.contextmanager
-def _grammar_errors(field: str | None) -> Iterator[None]:
+def _grammar_errors(field: str | None, metrics: ServerMetrics) -> Iterator[None]:
     """Attribute the engine's refusals to the field of the grammar: all other fields have been checked before."""
     try:
         yield
     except RequestError as error:
         if field is None or isinstance(error, (BusyError, EngineClosedError)):
             raise
+        metrics.structured_output_failures += 1
         raise InvalidValueError(as_api_error(error).message, param=field) from error
 
 

@@ -1,6 +1,7 @@
 """What every request has: an id, a bound on its headers, and a response to any exception."""
 
 import logging
+from time import perf_counter
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
@@ -9,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mpt_serve.configuration.limits import Limits
 from mpt_serve.openai.errors import HeadersTooLargeError, as_api_error, error_response
 from mpt_serve.openai.ids import request_id_from
+from mpt_serve.openai.server_metrics import ServerMetrics
 
 __all__ = ["Envelope"]
 
@@ -21,8 +23,9 @@ class Envelope:
     Serve's proxy, in front of it, adds an id to requests without one, and the request's id to every response.
     """
 
-    def __init__(self, app: ASGIApp, limits: Limits) -> None:
+    def __init__(self, app: ASGIApp, limits: Limits, metrics: ServerMetrics) -> None:
         self._app = app
+        self._metrics = metrics
         self._limits = limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -30,7 +33,7 @@ class Envelope:
             await self._app(scope, receive, send)
             return
         request_id = request_id_from(Headers(scope=scope).get("x-request-id"))
-        scope.setdefault("state", {})["request_id"] = request_id
+        scope.setdefault("state", {}).update(request_id=request_id, started=perf_counter())
         started = False
 
         async def send_watched(message: Message) -> None:
@@ -46,7 +49,9 @@ class Envelope:
         except Exception as error:
             if started:  # too late for another status; the server closes the connection
                 raise
-            await error_response(as_api_error(error))(scope, receive, send_watched)
+            api_error = as_api_error(error)
+            self._metrics.refusals[str(api_error.code)] += 1
+            await error_response(api_error)(scope, receive, send_watched)
 
     def _check_headers(self, scope: Scope) -> None:
         headers = scope["headers"]

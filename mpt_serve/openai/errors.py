@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from mpt_serve.errors import BusyError, EngineClosedError, MptServeError, RequestError
+from mpt_serve.errors import BusyError, EngineClosedError, LimitExceededError, MptServeError, RequestError
 from mpt_serve.openai.protocol.responses import ErrorBody
 
 logger = logging.getLogger(__name__)
@@ -22,11 +22,14 @@ __all__ = [
     "DeadlineError",
     "HeadersTooLargeError",
     "InternalServerError",
+    "InvalidApiKeyError",
     "InvalidValueError",
     "MethodNotAllowedError",
     "MissingHostError",
+    "MissingScopeError",
     "ModelNotFoundError",
     "NotReadyError",
+    "RateLimitError",
     "RequestTooLargeError",
     "RouteNotFoundError",
     "ShuttingDownError",
@@ -84,6 +87,30 @@ class MissingHostError(ApiError):
     status, type, code = 400, "invalid_request_error", "missing_host"
 
 
+class InvalidApiKeyError(ApiError):
+    """The server requires an API key, and the request has none or a wrong one."""
+
+    status, type, code = 401, "authentication_error", "invalid_api_key"
+
+    def __init__(self, presented: bool = True) -> None:
+        message = "The API key is not valid." if presented else "This server requires an API key."
+        fix = "Send a key of this server in the header 'Authorization: Bearer KEY'."
+        challenge = 'Bearer error="invalid_token"' if presented else "Bearer"
+        super().__init__(f"{message} {fix}", headers={"www-authenticate": challenge})
+
+
+class MissingScopeError(ApiError):
+    """The API key is valid, but not for this endpoint."""
+
+    status, type, code = 403, "permission_error", "insufficient_scope"
+
+    def __init__(self, scope: str = "admin") -> None:
+        super().__init__(
+            f"This endpoint requires an API key with the scope '{scope}'.",
+            headers={"www-authenticate": f'Bearer error="insufficient_scope", scope="{scope}"'},
+        )
+
+
 class RouteNotFoundError(ApiError):
     """There is no endpoint at this path."""
 
@@ -136,6 +163,12 @@ class TemporaryError(ApiError):
         super().__init__(message, headers=retry_headers(retry_after_s))
 
 
+class RateLimitError(TemporaryError):
+    """The owner of the API key has used what it may use; other clients are served."""
+
+    status, type, code = 429, "rate_limit_error", "rate_limit_exceeded"
+
+
 class NotReadyError(TemporaryError):
     """The server as a whole cannot take the request now."""
 
@@ -174,6 +207,8 @@ ERROR_KINDS: tuple[type[ApiError], ...] = (
     UnsupportedParameterError,
     ContextLengthError,
     MissingHostError,
+    InvalidApiKeyError,
+    MissingScopeError,
     RouteNotFoundError,
     ModelNotFoundError,
     MethodNotAllowedError,
@@ -181,6 +216,7 @@ ERROR_KINDS: tuple[type[ApiError], ...] = (
     RequestTooLargeError,
     UnsupportedMediaTypeError,
     HeadersTooLargeError,
+    RateLimitError,
     InternalServerError,
     NotReadyError,
     DeadlineError,
@@ -206,6 +242,7 @@ def as_api_error(error: Exception) -> ApiError:
 _MAPPING: Mapping[type, Callable[[Any], ApiError]] = {
     ApiError: lambda error: error,
     EngineClosedError: lambda error: ShuttingDownError(),
+    LimitExceededError: lambda error: RateLimitError(client_sentence(str(error)), retry_after_s=error.retry_after_s),
     BusyError: lambda error: NotReadyError(client_sentence(str(error))),
     RequestError: lambda error: InvalidValueError(client_sentence(str(error)), param=error.field),
     HTTPException: lambda error: _refused_by_the_router(error),

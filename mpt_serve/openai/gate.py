@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mpt_serve.openai.errors import NotReadyError, error_body, retry_headers
+from mpt_serve.openai.server_metrics import ServerMetrics
 
 __all__ = ["GENERATING_PATHS", "OVERLOADED_HEADER", "Gate", "TextRequests", "send_refusal"]
 
@@ -24,16 +25,20 @@ class Gate:
     """ASGI middleware, the outermost: a refusal must cost little, since there are the more of them the more load.
 
     retry_after_s: returns None while a new request would be counted, or else when it should be sent again.
+    metrics: count the refusals.
     """
 
-    def __init__(self, app: ASGIApp, retry_after_s: Callable[[], float | None]) -> None:
+    def __init__(self, app: ASGIApp, retry_after_s: Callable[[], float | None], metrics: ServerMetrics) -> None:
         self._app = app
+        self._metrics = metrics
         self._retry_after_s = retry_after_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "POST":
             seconds = self._retry_after_s() if scope["path"] in GENERATING_PATHS else None
             if seconds is not None:
+                self._metrics.requests[scope["path"], 503] += 1
+                self._metrics.refusals["overloaded"] += 1
                 await send_refusal(send, seconds, [(OVERLOADED_HEADER, b"%.2f" % seconds)])
                 return
         await self._app(scope, receive, send)

@@ -6,6 +6,7 @@ from mpt_serve.engine.request import Delta, TokenLogprobs
 from mpt_serve.openai.backend import GenerationRequest
 from mpt_serve.openai.echo import Echo
 from mpt_serve.openai.output_choice import ChoicePart, OutputChoice, Token
+from mpt_serve.openai.server_metrics import TokenTimer
 from mpt_serve.openai.usage import Usage
 
 __all__ = ["PromptStream"]
@@ -15,14 +16,22 @@ class PromptStream:
     """Turns the deltas of one engine request, which has one prompt and several choices, into parts of these choices.
 
     choices: in the order of the deltas' index. echo: the prompt, if each choice begins with it.
+    timer: measures when tokens arrive, where that is wanted.
     stopped_choices: choices (indices of deltas) that ended here, at a stop string, before the engine ended them.
     """
 
-    def __init__(self, request: GenerationRequest, choices: Sequence[OutputChoice], echo: Echo | None = None) -> None:
+    def __init__(
+        self,
+        request: GenerationRequest,
+        choices: Sequence[OutputChoice],
+        echo: Echo | None = None,
+        timer: TokenTimer | None = None,
+    ) -> None:
         self.request = request
         self.choices = choices
         self.stopped_choices: set[int] = set()
         self._echo = echo
+        self._timer = timer
         self._cached_tokens = 0
         self._opened = False
         self._early: list[Delta] = []  # those that came before the prompt's log probabilities
@@ -61,6 +70,8 @@ class PromptStream:
         choice = self.choices[delta.index]
         if choice.finished:  # the engine continues past a stop string until the choice is ended there
             return
+        if self._timer is not None and delta.token_ids:
+            self._timer.tokens(delta.index, len(delta.token_ids))
         part = choice.advance(delta)
         if part.finish_reason is not None and delta.finish_reason is None:
             self.stopped_choices.add(delta.index)

@@ -47,8 +47,13 @@ in front serves all of them.
 Bodies are JSON objects in UTF-8, sent as `application/json`. In every field `null` means the same as leaving it out.
 A field that is in no table below has no effect: the response's header `x-mpt-ignored-fields` names it. Every response
 carries the `x-request-id` that its request had, or a new one; logs show a request's own only if it matches
-`[A-Za-z0-9_.-]{1,128}`. There are no API keys: everyone who reaches the port may send requests. The request header
-`x-request-timeout-seconds` is Serve's: after that time, Serve ends the response without an error of this API.
+`[A-Za-z0-9_.-]{1,128}`. The request header `x-request-timeout-seconds` is Serve's: after that time, Serve ends
+the response without an error of this API.
+
+With `access.key_file` or `access.key_variable` set, requests need an API key of that server in the header
+`Authorization: Bearer KEY` or `X-Api-Key: KEY`, except those to `/health` and `/ready`: else they get a 401. `/stats`
+and `/metrics` need a key with the scope `admin`, everything else one with the scope `api`: a 403 without it. A key's
+limits are a 429 with `Retry-After`. Without these settings everyone who reaches the port may send requests.
 """
 
 _SAMPLING = """\
@@ -132,9 +137,10 @@ this from a client that is gone, whose request ends at once.
 
 ## Errors
 
-Always `{"error": {"message", "type", "param", "code"}}`; `param` is the field's path or null. A 503 is temporary and
-carries `Retry-After` in seconds and `Retry-After-Ms` in milliseconds. When the server is at capacity they spread over
-the time in which the accepted work drains, by its measured rate, so that the refused do not return together.
+Always `{"error": {"message", "type", "param", "code"}}`; `param` is the field's path or null. A 429 and a 503 are
+temporary and carry `Retry-After` in seconds and `Retry-After-Ms` in milliseconds. When the server is at capacity they
+spread over the time in which the accepted work drains, by its measured rate, so that the refused do not return
+together.
 
 A request to generate is refused before its body is read. A body has `body_timeout_s` to arrive, then its connection is
 closed with a 408; bodies that do not arrive keep nobody from a place. `/health`, `/ready`, `/v1/models` and `/version`

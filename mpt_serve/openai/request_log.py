@@ -6,22 +6,26 @@ from collections.abc import Collection
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-__all__ = ["POLLS", "RequestLog"]
+from mpt_serve.openai.server_metrics import ServerMetrics
+
+__all__ = ["CLIENT_DISCONNECTED", "METHODS", "POLLS", "RequestLog"]
 
 logger = logging.getLogger(__name__)
 
 POLLS = frozenset({"/health", "/ready", "/version", "/load", "/stats", "/metrics"})  # these come every few seconds
-_METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"})
+CLIENT_DISCONNECTED = 499  # stands for a status where there is none
+METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"})
 
 
 class RequestLog:
-    """ASGI middleware that logs each request when it has ended: at INFO, or at DEBUG if it is a poll.
+    """ASGI middleware that counts each request when it has ended, and logs it: at INFO, or at DEBUG if it is a poll.
 
     paths: those of the API; others are not shown, as they are the client's text.
     """
 
-    def __init__(self, app: ASGIApp, paths: Collection[str]) -> None:
+    def __init__(self, app: ASGIApp, paths: Collection[str], metrics: ServerMetrics) -> None:
         self._app = app
+        self._metrics = metrics
         self._paths = frozenset(paths) | POLLS
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -41,12 +45,14 @@ class RequestLog:
             await self._app(scope, receive, send_watched)
         finally:
             path, method = scope["path"], scope["method"]
+            known = path if path in self._paths else "(other path)"
+            self._metrics.requests[known, int(outcome) if outcome.isdecimal() else CLIENT_DISCONNECTED] += 1
             logger.log(
                 logging.DEBUG if path in POLLS else logging.INFO,
                 "%s: %s %s %s in %.3f s",
                 scope.get("state", {}).get("request_id", "-"),
-                method if method in _METHODS else "(other method)",
-                path if path in self._paths else "(other path)",
+                method if method in METHODS else "(other method)",
+                known,
                 outcome,
                 time.monotonic() - started,
             )

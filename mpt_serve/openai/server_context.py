@@ -17,6 +17,7 @@ from mpt_serve.openai.errors import (
 )
 from mpt_serve.openai.gate import TextRequests
 from mpt_serve.openai.protocol.messages import ConversationRequest
+from mpt_serve.openai.server_metrics import ServerMetrics
 
 __all__ = ["ServerContext"]
 
@@ -29,10 +30,11 @@ _MAX_REMEMBERED = 1024
 
 @dataclass(frozen=True)
 class ServerContext:
-    """The backend and the limits, with the checks that the endpoints share."""
+    """The backend, the limits and the counters, with the checks that the endpoints share."""
 
     backend: Backend
     limits: Limits
+    metrics: ServerMetrics = field(default_factory=ServerMetrics)
     bodies: BodyReader = field(init=False)
     text_requests: TextRequests = field(init=False)
     _warned: set[str] = field(default_factory=set)

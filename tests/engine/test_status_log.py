@@ -21,6 +21,7 @@ IDLE = EngineStats(
     accepted_tokens=10,
     preemptions=0,
     compilations=0,
+    compile_seconds=0.0,
     without_numbers=0,
     finished={"stop": 0, "length": 0, "cancelled": 0, "error": 0},
     error=None,

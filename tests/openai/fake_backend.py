@@ -64,6 +64,7 @@ class FakeBackend:
     reversed_choices: bool = False
     started: list[tuple[str, SamplingParams]] = field(default_factory=list)
     grammars: list[GrammarSpec | None] = field(default_factory=list)  # of the requests in `started`
+    clients: list[str] = field(default_factory=list)  # of the requests in `started`
     admitted: list[tuple[int, int]] = field(default_factory=list)
     full: bool = False  # the capacity is exhausted
     reserved: int = 0  # requests that are counted now
@@ -121,6 +122,7 @@ class FakeBackend:
             raise RequestError("an id is out of range")
         self.started.append((request.request_id, request.params))
         self.grammars.append(request.grammar)
+        self.clients.append(request.client)
         self.running.add(request.request_id)
         unfinished = set(range(request.params.n))
         try:

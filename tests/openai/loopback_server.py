@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import uvicorn
 from fake_backend import FakeBackend
+from starlette.applications import Starlette
 
 from mpt_serve.configuration.limits import Limits
 from mpt_serve.openai.app import create_app
@@ -17,14 +18,13 @@ from mpt_serve.openai.app import create_app
 class Server:
     """The application on a loopback port, in a thread with a real server, over a fake backend."""
 
-    def __init__(self, backend: FakeBackend, limits: Limits, root_path: str = "") -> None:
+    def __init__(self, backend: FakeBackend, limits: Limits, app: Starlette | None = None) -> None:
         self.backend = backend
         # With the protocol left open, asyncio would not switch off Nagle's algorithm: 40 ms for each response.
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         self._socket.bind(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        app = create_app(backend, limits, root_path)
-        config = uvicorn.Config(app, log_level="warning", lifespan="off", ws="none")
+        config = uvicorn.Config(app or create_app(backend, limits), log_level="warning", lifespan="off", ws="none")
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._run)
 
@@ -50,9 +50,11 @@ class Server:
 
 
 @contextmanager
-def serving(backend: FakeBackend | None = None, limits: Limits | None = None, root_path: str = "") -> Iterator[Server]:
-    """Serve a separate backend for the length of the context."""
-    server = Server(backend or FakeBackend(), limits or Limits(), root_path)
+def serving(
+    backend: FakeBackend | None = None, limits: Limits | None = None, app: Starlette | None = None
+) -> Iterator[Server]:
+    """Serve a separate backend for the length of the context. app: in place of its usual application."""
+    server = Server(backend or FakeBackend(), limits or Limits(), app)
     server.start()
     try:
         yield server

@@ -15,6 +15,7 @@ from mpt_serve.openai.envelope import Envelope
 from mpt_serve.openai.http_versions import HttpVersions
 from mpt_serve.openai.request_log import RequestLog
 from mpt_serve.openai.root_path import RootPath
+from mpt_serve.openai.server_metrics import ServerMetrics
 from mpt_serve.openai.sse import event
 
 GONE = {"type": "http.disconnect"}
@@ -102,7 +103,13 @@ def test_text_before_a_failure_is_sent() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrap", [lambda app: Envelope(app, Limits()), lambda app: RequestLog(app, []), HttpVersions, RootPath]
+    "wrap",
+    [
+        lambda app: Envelope(app, Limits(), ServerMetrics()),
+        lambda app: RequestLog(app, [], ServerMetrics()),
+        HttpVersions,
+        RootPath,
+    ],
 )
 def test_other_protocols_pass_through(wrap: Callable[[ASGIApp], ASGIApp], caplog: pytest.LogCaptureFixture) -> None:
     calls = []
@@ -122,7 +129,7 @@ def test_exception_after_the_status_is_left_to_the_server() -> None:
         raise RuntimeError("half a response")
 
     with pytest.raises(RuntimeError, match="half a response"):
-        asyncio.run(Call([]).run(Envelope(inner, Limits())))
+        asyncio.run(Call([]).run(Envelope(inner, Limits(), ServerMetrics())))
 
 
 @pytest.mark.parametrize("end", ["\n", "\r", "\x85", "\u2028", "\u2029", "\v", "\f", "\x1c", "\x1d", "\x1e"])

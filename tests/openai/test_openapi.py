@@ -105,7 +105,9 @@ def test_the_page_needs_no_other_host(http: httpx.Client) -> None:
 
 
 def test_below_a_prefix_the_document_names_it() -> None:
-    with serving(root_path="/llm") as server, httpx.Client(base_url=server.url) as http:
+    backend = FakeBackend()
+    app = create_app(backend, root_path="/llm")
+    with serving(backend, app=app) as server, httpx.Client(base_url=server.url) as http:
         for path in ("/openapi.json", "/llm/openapi.json"):
             assert http.get(path).json()["servers"] == [{"url": "/llm"}]
         body = json.dumps({"prompt": "ab"})

@@ -1,5 +1,6 @@
 import json
 import logging
+import time
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -188,12 +189,22 @@ def test_each_request_but_polls_has_one_line(http: httpx.Client, caplog: pytest.
         http.get("/secret?secret", headers={"x-request-id": "lost"})
         http.request("PROPFIND", "/v1/models", headers={"x-request-id": "odd"})
         for poll in ("/health", "/ready", "/version"):
-            http.get(poll)
-    lines = [record.getMessage().rsplit(" in ", 1)[0] for record in caplog.records]
-    assert lines == [
-        "mine: POST /v1/completions 200",
+            http.get(poll, headers={"x-request-id": "poll"})
+        http.get("/v1/models", headers={"x-request-id": "last"})
+
+        def lines() -> list[str]:  # those of this test's requests: a line may follow its response
+            ids = ("mine", "bad", "lost", "odd", "poll", "last")
+            messages = [record.getMessage().rsplit(" in ", 1)[0] for record in caplog.records]
+            return sorted(message for message in messages if message.startswith(ids))
+
+        deadline = time.monotonic() + 30
+        while len(lines()) < 5 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert lines() == [
         "bad: POST /v1/completions 400",
+        "last: GET /v1/models 200",
         "lost: GET (other path) 404",
+        "mine: POST /v1/completions 200",
         "odd: (other method) /v1/models 405",
     ]
 

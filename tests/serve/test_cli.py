@@ -5,11 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 import yaml
 from server import serve_config
 
 from mpt_serve import __version__, cli
+from mpt_serve.access.api_key import parse_key_lines
+from mpt_serve.access.audit_log import AuditLog
 from mpt_serve.configuration.reference import settings_reference
 from mpt_serve.one_loop import ONE_LOOP, PROXY_GUARD, replica_runtime_env
 
@@ -36,30 +39,72 @@ def test_run_hands_the_file_and_the_options_to_serve(
 ) -> None:
     for file in ("serve_config.yaml", "other.yaml"):
         (tmp_path / file).write_text(yaml.safe_dump(serve_config({"model": str(tiny_checkpoint)}, 8000)))
-    calls: list[list[str]] = []
+    started: list[dict[str, object]] = []
+    calls: list[list[object]] = []
 
-    def serve(arguments: list[str], **_: object) -> None:
-        calls.append(arguments)
+    def invoke(context: click.Context) -> None:
+        names = "config_or_import_path", "app_dir", "blocking", "reload"
+        calls.append([context.params[name] for name in names])
         raise SystemExit(3)
 
-    monkeypatch.setattr("mpt_serve.serve_run.serve_cli", serve)
+    monkeypatch.setattr("mpt_serve.serve_run.serve_run.invoke", invoke)
+    monkeypatch.setattr("ray.init", lambda **options: started.append(options))
+    monkeypatch.setattr("sys.path", sys.path.copy())
     monkeypatch.setattr("mpt_serve.cli._require_startable", lambda *_: None)
     monkeypatch.chdir(tmp_path)
     variables = {**ONE_LOOP, **PROXY_GUARD}
     for name in variables:
         monkeypatch.setenv(name, "")  # so that it is put back as it was
         monkeypatch.delenv(name)
-    for arguments in (["run"], ["run", "--address", "auto"], ["run", "other.yaml", "--app-dir", "."]):
-        assert cli.main(arguments) == 3
-    with pytest.raises(SystemExit):
-        cli.main(["run", "other.yaml", "-r"])
+    for arguments in ([], ["--address", "auto"], ["other.yaml", "--app-dir", "x"], ["other.yaml", "-r"]):
+        assert cli.main(["run", *arguments]) == 3
     assert {name: os.environ[name] for name in variables} == variables
-    assert calls == [  # without Serve's own loop, which does not end when the start fails
-        ["run", "--non-blocking", "serve_config.yaml"],
-        ["run", "--non-blocking", "serve_config.yaml", "--address", "auto"],
-        ["run", "--non-blocking", "other.yaml", "--app-dir", "."],
-        ["run", "other.yaml", "-r"],
+    assert [options["address"] for options in started] == [None, "auto", None, None]
+    assert {options["namespace"] for options in started} == {"serve"}
+    assert calls == [
+        ["serve_config.yaml", ".", False, False],  # without Serve's own loop, which does not end when the start fails
+        ["serve_config.yaml", ".", False, False],
+        ["other.yaml", "x", False, False],
+        ["other.yaml", ".", True, True],
     ]
+
+
+def test_keys_makes_a_key_and_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["keys", "alice", "--scope", "admin", "--scope", "api", "--tokens-per-minute", "9"]) == 0
+    key, line = (text.split(":", 1)[1].strip() for text in capsys.readouterr().out.splitlines())
+    (made,) = parse_key_lines(line, "")
+    assert made.matches(key)
+    assert (made.name, made.scopes, made.tokens_per_minute) == ("alice", {"api", "admin"}, 9)
+    file = tmp_path / "keys"
+    keys = []
+    for _ in range(2):
+        assert cli.main(["keys", "bob", "--requests-per-minute", "60", "--file", str(file)]) == 0
+        keys.append(capsys.readouterr().out.strip())
+    stated = list(parse_key_lines(file.read_text(), ""))
+    assert [key.matches(text) for key, text in zip(stated, keys, strict=True)] == [True, True]
+
+
+def test_keys_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["keys", "two words"]) == 2
+    assert "the name must have" in capsys.readouterr().err
+    assert cli.main(["keys", "alice", "--file", str(tmp_path)]) == 1
+    assert "the line was not written" in capsys.readouterr().err
+    for arguments in (["--scope", "root"], ["--tokens-per-minute", "0"]):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(["keys", "alice", *arguments])
+
+
+def test_audit_checks_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = AuditLog(tmp_path / "a.jsonl")
+    for _ in range(3):
+        log.write({})
+    log.close()
+    assert cli.main(["audit", str(tmp_path / "a.jsonl")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'a.jsonl'}: 3 records, unbroken\n"
+    (tmp_path / "a.jsonl").write_text("{}")
+    for file in ("a.jsonl", "none"):
+        assert cli.main(["audit", str(tmp_path / file)]) == 1
+        assert file in capsys.readouterr().err
 
 
 def test_docs_prints_the_reference(capsys: pytest.CaptureFixture[str]) -> None:

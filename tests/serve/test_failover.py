@@ -56,6 +56,14 @@ def test_everything_comes_and_each_choices_ids_in_order() -> None:
     assert deltas[1].index == 1  # side by side
 
 
+def test_moves_and_their_pauses_are_counted() -> None:
+    deltas: list[Delta] = []
+    stream = moved(deltas, Choice(0, 1, 2), Choice(1, 11))
+    asyncio.run(stream.run())
+    assert stream._metrics.moves == 2
+    assert sum(stream._metrics.histograms["move_pause"].counts) == 2
+
+
 def test_an_exception_ends_the_other_choices() -> None:
     waits = Choice(0, 1, hangs=True)
     with pytest.raises(KeyError, match="broken"):

@@ -4,6 +4,7 @@ import asyncio
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,13 +13,14 @@ import ray
 from ray import serve
 from ray.serve.exceptions import RayServeException
 
-from mpt_serve import graceful_run
-from mpt_serve.graceful_run import drain_applications, ending_gracefully
+from mpt_serve import graceful_run, serve_run
+from mpt_serve.graceful_run import drain_applications
+from mpt_serve.serve_run import run_file
 
 
 @pytest.fixture
-def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What happens to Ray and Serve, in order."""
+def events(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What happens to Ray and Serve, in order; `serve run` returns when it has submitted the file."""
     events: list[str] = []
 
     async def drain() -> None:
@@ -27,46 +29,68 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def init(**_: Any) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # Ray has a handler of its own
 
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(serve, "shutdown", lambda: events.append("shutdown"))
+    monkeypatch.setattr(serve_run, "serve_run", SimpleNamespace(make_context=parse, invoke=lambda _: None))
     monkeypatch.setattr(graceful_run, "drain_applications", drain)
-    return events
+    yield events
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def parse(name: str, arguments: list[str]) -> SimpleNamespace:
+    options = dict.fromkeys(("runtime_env", "runtime_env_json", "working_dir", "address"))
+    return SimpleNamespace(params={**options, "app_dir": "."})
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_drains_before_serve_shuts_down(events: list[str], number: signal.Signals) -> None:
-    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    original = serve.shutdown
-    try:
-        with ending_gracefully():
-            ray.init()
-            with pytest.raises(KeyboardInterrupt):
-                signal.raise_signal(number)
-            serve.shutdown()  # what `serve run` does then
-        assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
-    finally:
-        signal.signal(signal.SIGTERM, handlers[1])
+@pytest.mark.parametrize("options", [[], ["--blocking"]], ids=["waiting for a failure", "in Serve's own loop"])
+def test_the_first_signal_drains_before_serve_shuts_down(
+    events: list[str], monkeypatch: pytest.MonkeyPatch, number: signal.Signals, options: list[str]
+) -> None:
+    def wait(*_: Any) -> None:
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt:  # as in `serve run`
+            events.append("shutdown at once")
+
+    if options:
+        monkeypatch.setattr(serve_run.serve_run, "invoke", wait)
+    monkeypatch.setattr(serve_run, "_first_failure", wait)
+    interrupt = signal.getsignal(signal.SIGINT)
+    assert run_file("serve_config.yaml", options) == 0
     assert events == ["drain", "shutdown"]
-    assert serve.shutdown is original
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == (interrupt, signal.SIG_IGN)
+
+
+def test_an_application_that_cannot_start_ends_the_program_with_one_message(
+    events: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(serve_run, "_first_failure", lambda: "it cannot start")
+    assert run_file("serve_config.yaml", []) == 1
+    assert capsys.readouterr().err == "mpt-serve: it cannot start\n"
+    assert events == ["drain", "shutdown"]
 
 
 SECOND = """
 import os, signal, sys
-from mpt_serve.graceful_run import _interrupt
-signal.signal(signal.SIGTERM, _interrupt)
-try:
-    os.kill(os.getpid(), signal.SIGTERM)
+from mpt_serve.graceful_run import Interrupted, interrupts
+with interrupts():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+    except Interrupted:
+        print("drains", flush=True)
+    os.kill(os.getpid(), signal.{})
     signal.pause()
-except KeyboardInterrupt:
-    print("drains", flush=True)
-os.kill(os.getpid(), signal.{})
-signal.pause()
 """
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_the_second_signal_ends_the_process(name: str) -> None:
-    process = subprocess.run([sys.executable, "-c", SECOND.format(name)], capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-W", "ignore", "-c", SECOND.format(name)]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert process.stdout == "drains\n"
     assert process.returncode == 128 + getattr(signal, name)
     assert not process.stderr

@@ -106,15 +106,13 @@ def test_more_requests_than_there_is_capacity_for(server_url: str, http: httpx.C
 
     responses = asyncio.run(burst())
     served = [response.json() for response in responses if response.status_code == 200]
-    assert served
+    assert len(served) >= 256
     assert all(body["usage"]["completion_tokens"] == 8 for body in served)
     for response in responses:
-        if response.status_code == 503:
-            assert response.json()["error"]["code"] == "overloaded"
+        if response.status_code != 200:
+            assert (response.status_code, response.json()["error"]["code"]) == (503, "overloaded")
             assert 1 <= int(response.headers["retry-after"]) <= 120
             assert int(response.headers["retry-after-ms"]) <= 120_000
-        elif response.status_code != 200:  # on a machine where Serve takes 30 s to pass on a body
-            assert (response.status_code, response.json()["error"]["code"]) == (408, "body_timeout")
     is_served(http)
 
 

@@ -12,6 +12,7 @@ from ray.serve.exceptions import RayServeException
 from server import serve_config
 
 from mpt_serve import app, cli
+from mpt_serve.configuration.access import AccessSettings
 from mpt_serve.configuration.problems import ConfigurationError
 from mpt_serve.configuration.settings import Settings
 from mpt_serve.preflight import check_config_file, check_deployment, check_model
@@ -105,6 +106,21 @@ def test_a_model_whose_own_template_is_faulty_completes_text(folder: Path) -> No
     report = check_model(Settings(model=str(folder)))
     assert report.problems == []
     assert any("chat is not available: the chat template failed" in note for note in report.notes)
+
+
+def test_a_key_file_that_cannot_be_used_is_named(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    access = AccessSettings(key_file=str(file), key_variable="ONLY_ON_ANOTHER_NODE")
+    assert problems(folder, access=access) == [
+        "access.key_file: cannot be read (FileNotFoundError); it must be a UTF-8 file on every node of an Ingress"
+    ]
+    file.write_text("# no keys yet\n")
+    assert problems(folder, access=access) == []
+    file.write_text("sk-mpt-1\n")
+    (problem,) = problems(folder, access=access)
+    assert "line 1: a key has an id" in problem
+    file.unlink()
+    assert check_model(Settings(model=str(folder), access=access), download=True).problems == []
 
 
 def test_a_node_without_the_weights_may_build(folder: Path) -> None:

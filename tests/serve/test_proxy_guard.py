@@ -11,6 +11,7 @@ from mpt_serve.deployments.proxy_errors import ProxyErrors
 from mpt_serve.deployments.proxy_guard import ProxyGuard
 from mpt_serve.one_loop import PROXY_GUARD
 from mpt_serve.openai.gate import Gate
+from mpt_serve.openai.server_metrics import ServerMetrics
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -25,7 +26,7 @@ class Application:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.received.append(scope["headers"])
-        await Gate(self._accept, lambda: self.retry_after_s)(scope, receive, send)
+        await Gate(self._accept, lambda: self.retry_after_s, ServerMetrics())(scope, receive, send)
 
     async def _accept(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.hold is not None:

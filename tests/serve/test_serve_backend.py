@@ -157,6 +157,15 @@ def test_a_finished_stream_is_not_cancelled() -> None:
     assert not generator.responses[0].cancelled
 
 
+def test_a_client_is_charged_for_its_prompt_and_what_is_generated() -> None:
+    served = backend(FakeGenerator(continuing()))
+    request = GenerationRequest([1, 2, 3], SamplingParams(max_tokens=4), None, "r", client="alice")
+    asyncio.run(served.generate(request, [].append))
+    share = served.queue._shares._shares["alice"]
+    assert (share.counter, share.held, share.waiting) == (3 + 2 * 4, 0, 0)
+    assert sum(served.metrics.histograms["queue_time"].counts) == 1
+
+
 async def cancelled_after(served: ServeBackend, params: SamplingParams, count: int) -> None:
     """Generate, cancel after that many deltas, and wait for the end of that."""
     deltas: list[Delta] = []
@@ -403,7 +412,7 @@ def test_counters_of_the_replicas_that_reply() -> None:
 
 
 def test_a_frozen_replica_does_not_hide_the_counters_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generator_replicas, "_STATS_WAIT_S", 0.01)
+    monkeypatch.setattr(generator_replicas, "_REPLY_WAIT_S", 0.01)
     generator = FakeGenerator()
 
     async def scenario() -> list[dict[str, Any]]:

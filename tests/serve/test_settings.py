@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mpt_serve.configuration.access import AccessSettings
 from mpt_serve.configuration.engine_config import EngineSettings
 from mpt_serve.configuration.limits import Limits
 from mpt_serve.configuration.problems import ConfigurationError
@@ -14,7 +15,7 @@ from mpt_serve.configuration.reference import settings_reference
 from mpt_serve.configuration.settings import MeshSettings, Settings
 
 ROOT = Path(__file__).parents[2]
-GROUPS = {"": Settings, "engine": EngineSettings, "limits": Limits, "mesh": MeshSettings}
+GROUPS = {"": Settings, "access": AccessSettings, "engine": EngineSettings, "limits": Limits, "mesh": MeshSettings}
 NAMES = [(group, name) for group, model in GROUPS.items() for name in model.model_fields]
 
 
@@ -35,7 +36,7 @@ def test_every_setting_has_a_default_and_a_description() -> None:
         ({"max_modle_len": 1}, "unknown setting 'max_modle_len'; did you mean 'max_model_len'?"),
         ({"engine": {"blok_size": 1}}, "engine: unknown setting 'blok_size'; did you mean 'block_size'?"),
         ({"max_num_seqs": 1}, "unknown setting 'max_num_seqs'; it belongs under 'engine'"),
-        ({"zzz": 1}, "unknown setting 'zzz'; valid here: chat_special_tokens, chat_template,"),
+        ({"zzz": 1}, "unknown setting 'zzz'; valid here: access, chat_special_tokens, chat_template,"),
     ],
 )
 def test_unknown_names_come_with_the_nearest_valid_one(args: dict, message: str) -> None:

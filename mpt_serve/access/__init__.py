@@ -1,0 +1,1 @@
+"""API keys, what their owners may do, and how much of it."""

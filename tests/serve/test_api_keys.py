@@ -1,0 +1,106 @@
+"""A started server that requires keys: through Serve's proxy, with a key file that changes while it runs."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from server import ServerProcess, free_port, serve_config
+
+from mpt_serve.access.api_key import append_line, new_key
+from mpt_serve.access.audit_log import check_audit_file
+
+pytestmark = pytest.mark.slow
+
+USER, USERS = new_key("user")
+ADMIN, ADMINS = new_key("operator", ["admin"])
+LATER, LATERS = new_key("later", tokens_per_minute=5)
+
+
+class Guarded:
+    """The server, and its folder with `keys` and `audit`."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self.url = url
+        self.folder = folder
+        self.http = httpx.Client(base_url=url, timeout=60)
+
+    def status(self, path: str, key: str | None = None) -> int:
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        return self.http.get(path, headers=headers).status_code
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Iterator[Guarded]:
+    folder = tmp_path_factory.mktemp("server")
+    for key in (USERS, ADMINS):
+        append_line(folder / "keys", key)
+    access = {"key_file": str(folder / "keys"), "audit_log_dir": str(folder / "audit")}
+    args = {"model": str(tiny_checkpoint), "engine": {"max_num_seqs": 4}, "access": access}
+    with ServerProcess.of(serve_config(args, free_port()), folder, command="mpt-serve") as server:
+        server.wait_ready()
+        own = Guarded(server.url, folder)
+        yield own
+        own.http.close()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.1)
+
+
+def test_what_needs_which_key(guarded: Guarded) -> None:
+    assert guarded.status("/health") == guarded.status("/ready") == 200
+    for path in ("/v1/models", "/version", "/stats", "/metrics", "/nothing", "//stats", "/%73tats", "/stats/"):
+        assert guarded.status(path) == guarded.status(path, "sk-wrong") == 401, path
+    assert guarded.status("/v1/models", USER) == 200
+    assert guarded.status("/v1/models", ADMIN) == 403
+    for path in ("/stats", "/metrics", "/%73tats"):
+        assert (guarded.status(path, USER), guarded.status(path, ADMIN)) == (403, 200)
+
+
+def test_a_client_and_what_is_measured_and_recorded(guarded: Guarded) -> None:
+    url = f"{guarded.url}/v1"
+    with openai.OpenAI(base_url=url, api_key=USER, max_retries=0) as client:
+        model = client.models.list().data[0].id
+        stream = client.completions.create(model=model, prompt="a secret", max_tokens=8, stream=True)
+        assert [chunk.choices[0].finish_reason for chunk in stream][-1] in ("length", "stop")
+    body = guarded.http.get("/metrics", headers={"Authorization": f"Bearer {ADMIN}"}).text
+    values = {
+        (sample.name, sample.labels.get("path")): sample.value
+        for family in text_string_to_metric_families(body)
+        for sample in family.samples
+    }
+    assert values["mpt_serve_time_to_first_token_seconds_count", None] == 1
+    assert values["vllm:time_to_first_token_seconds_count", None] == 1
+    assert values["mpt_serve_choice_output_tokens_sum", None] == values["vllm:generation_tokens_total", None] > 0
+    assert values["mpt_serve_weight_bytes", None] > 0
+    assert values["mpt_serve_ingress_resident_bytes", None] > 2**20
+    (file,) = (guarded.folder / "audit").iterdir()
+    wait_for(lambda: '"path":"/v1/completions"' in file.read_text())
+    text = file.read_text()
+    assert "secret" not in text
+    assert check_audit_file(file) == len(text.splitlines())
+    record = next(json.loads(line) for line in text.splitlines() if "completions" in line)
+    assert (record["client"], record["key"], record["status"]) == ("user", USERS.id, 200)
+
+
+def test_keys_are_added_limited_and_removed_without_a_restart(guarded: Guarded) -> None:
+    append_line(guarded.folder / "keys", LATERS)
+    wait_for(lambda: guarded.status("/v1/models", LATER) == 200)
+    headers = {"Authorization": f"Bearer {LATER}"}
+    body = {"prompt": "some more tokens than five", "max_tokens": 2}
+    assert guarded.http.post("/v1/completions", json=body, headers=headers).status_code == 200
+    refused = guarded.http.post("/v1/completions", json=body, headers=headers)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+    assert int(refused.headers["retry-after"]) >= 1
+    (guarded.folder / "keys").write_text(f"{USERS.line()}\n")
+    wait_for(lambda: guarded.status("/v1/models", LATER) == 401)
+    assert guarded.status("/v1/models", USER) == 200
+    assert guarded.status("/stats", ADMIN) == 401
