@@ -21,100 +21,21 @@ import asyncio
 import json
 import os
 import random
-import signal
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-import yaml
 from engine import DTYPES
 from harness import FIRST_ID, Shape
+from started_server import KINDS, Server
 from worker import Worker
 
 HERE = Path(__file__).resolve().parent
-TICK = os.sysconf("SC_CLK_TCK")
-KINDS = ("Generator", "Ingress", "Tokenizer", "ProxyActor", "ServeController")
-
-
-class Server:
-    """One `mpt-serve run` on a port of this machine."""
-
-    def __init__(self, options: argparse.Namespace, folder: Path) -> None:
-        self.url = f"http://127.0.0.1:{options.port}"
-        args: dict[str, Any] = {
-            "model": options.checkpoint,
-            "served_model_name": "model",
-            "dtype": DTYPES.get(options.dtype, options.dtype),
-            "quantization": options.quantization,
-            "max_model_len": options.prompt + options.tokens,
-            "engine": {"speculation": "none", "prefix_caching": False, "max_num_seqs": max(options.streams)},
-        }
-        config = {
-            "proxy_location": "HeadOnly",
-            "http_options": {"host": "127.0.0.1", "port": options.port},
-            "applications": [
-                {
-                    "name": "mpt",
-                    "route_prefix": "/",
-                    "import_path": "mpt_serve.app:build",
-                    "args": args,
-                    "deployments": [{"name": name} for name in ("Ingress", "Tokenizer", "Generator")],
-                }
-            ],
-        }
-        self._folder = Path(tempfile.mkdtemp(prefix="mpt-", dir="/tmp"))  # Ray's sockets need a short name
-        file = self._folder / "serve.yaml"
-        file.write_text(yaml.safe_dump(config))
-        command = [sys.executable, "-m", "mpt_serve.cli", "run", str(file)]
-        environment = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", **os.environ}
-        environment |= {"RAY_TMPDIR": str(self._folder), "PYTHONPATH": str(HERE.parent)}
-        with (folder / "server.log").open("wb") as log:
-            self._process = subprocess.Popen(
-                command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-            )
-        self._wait_ready(options.load_seconds)
-
-    def cpu_seconds(self) -> dict[str, float]:
-        """Return the CPU time of the server's processes so far, by kind; "other" is the rest of Ray."""
-        seconds: dict[str, float] = defaultdict(float)
-        for process in Path("/proc").glob("[0-9]*"):
-            try:
-                if str(self._folder).encode() not in (process / "environ").read_bytes():
-                    continue
-                command = (process / "cmdline").read_bytes().decode(errors="replace")
-                fields = (process / "stat").read_text().rpartition(")")[2].split()
-            except OSError:  # it ended meanwhile
-                continue
-            kind = next((kind for kind in KINDS if kind in command), "other")
-            seconds[kind] += (int(fields[11]) + int(fields[12])) / TICK
-        return seconds
-
-    def close(self) -> None:
-        """End the server."""
-        self._process.send_signal(signal.SIGTERM)
-        try:
-            self._process.wait(60)
-        except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, signal.SIGKILL)
-
-    def _wait_ready(self, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and self._process.poll() is None:
-            try:
-                with urllib.request.urlopen(f"{self.url}/ready", timeout=5):
-                    return
-            except OSError:
-                time.sleep(0.5)
-        self.close()
-        raise RuntimeError(f"the server did not become ready in {seconds:g} s")
 
 
 class Stream:
@@ -181,7 +102,7 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     engine = Worker([str(part) for part in command], folder / "engine.log", options.load_seconds)
     results: list[dict[str, Any]] = []
     try:
-        server = Server(options, folder)
+        server = Server(server_args(options), options.port, folder / "server.log", options.load_seconds)
         try:
             peers = {"mpt-serve": (server.url, "model"), **{name: peer(url) for name, url in options.peer}}
             for repetition in range(options.rounds + 1):  # the first is to warm up
@@ -204,6 +125,18 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     finally:
         engine.close()
     return results
+
+
+def server_args(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the server's settings."""
+    return {
+        "model": options.checkpoint,
+        "served_model_name": "model",
+        "dtype": DTYPES.get(options.dtype, options.dtype),
+        "quantization": options.quantization,
+        "max_model_len": options.prompt + options.tokens,
+        "engine": {"speculation": "none", "prefix_caching": False, "max_num_seqs": max(options.streams)},
+    }
 
 
 def peer(url: str) -> tuple[str, str]:

@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mpt_serve import __version__
@@ -78,19 +78,28 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    for name, value in {
-        **ONE_LOOP,
-        **PROXY_GUARD,
-        **new_link_key(),
-    }.items():  # before Ray starts: its processes inherit
-        os.environ.setdefault(name, value)
     options = list(arguments.rest)
     file = options.pop(0) if options and not options[0].startswith("-") else DEFAULT_FILE
     in_cluster = "RAY_ADDRESS" in os.environ or any(option.split("=")[0] in ("-a", "--address") for option in options)
+    _set_variables({**ONE_LOOP, **PROXY_GUARD, **new_link_key()})  # before Ray is imported, which reads some of them
     _require_startable(file, in_cluster)
+    _set_variables(_proxy_limits(file))
     from mpt_serve.serve_run import run_file  # after the environment is set
 
     return run_file(file, options)
+
+
+def _set_variables(variables: Mapping[str, str]) -> None:
+    """Set environment variables that are not set; all of Ray's processes inherit them."""
+    for name, value in variables.items():
+        os.environ.setdefault(name, value)
+
+
+def _proxy_limits(file: str) -> Mapping[str, str]:
+    from mpt_serve.configuration.config_file import ConfigFile
+    from mpt_serve.configuration.proxy_limits import ProxyLimits
+
+    return ProxyLimits.of(ConfigFile(file).data).variable()
 
 
 def _require_startable(file: str, in_cluster: bool) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from mpt_serve.openai.errors import NotReadyError
+from mpt_serve.openai.gate import OVERLOADED_HEADER
 
 __all__ = ["Admission", "Reservation"]
 
@@ -105,7 +106,10 @@ class Admission:
 
     def _overloaded(self, reason: str) -> NotReadyError:
         message = f"The server is at capacity: {reason}. Retry later."
-        return NotReadyError(message, code="overloaded", retry_after_s=self.retry_after_s())
+        seconds = self.retry_after_s()
+        error = NotReadyError(message, code="overloaded", retry_after_s=seconds)
+        error.headers[OVERLOADED_HEADER.decode()] = f"{seconds:.2f}"
+        return error
 
     def _drain_time_s(self) -> float:
         now = self._clock()

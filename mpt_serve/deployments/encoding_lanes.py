@@ -15,7 +15,7 @@ MEDIUM_CHARS = 128 * 1024
 _SHORT_THREADS = 4
 _MAX_WAITING_CHARS = 8 * 1024 * 1024  # of the texts on one lane
 
-# As the kernel weighs them, beside one process that is not nice: a quarter and a seventieth of a processor.
+# As the kernel weighs them, beside one process that is not nice: a quarter of a processor, and what is left of it.
 _MEDIUM_NICENESS = 5
 _LONG_NICENESS = 19
 

@@ -144,15 +144,18 @@ class Ingress:
         return [await self.counters(), *others]
 
 
-def chat_template(folder: Path, settings: Settings, text: TextTokenizer) -> tuple[str | None, str | None]:
-    """Return the source of the model's chat template, or why the model takes no conversations."""
+def chat_template(folder: Path, settings: Settings, text: TextTokenizer) -> tuple[str | None, str | None, str | None]:
+    """Return the source of the model's chat template, why it takes no conversations, and why these have no tools.
+
+    None for a reason: they can.
+    """
     try:
         template = ChatTemplate.from_folder(folder, settings.chat_template, text)
     except MissingChatTemplateError as error:
         logger.warning("Chat is disabled: %s", error)
-        return None, str(error)
+        return None, str(error), None
     template.close()
-    return template.source, None
+    return template.source, None, template.tools_refusal
 
 
 def _audit_log(folder: str | None, replica: str) -> AuditLog | None:
@@ -164,7 +167,11 @@ def _audit_log(folder: str | None, replica: str) -> AuditLog | None:
 
 
 def _model_info(
-    settings: Settings, text: TextTokenizer, chat_template: str | None, chat_refusal: str | None
+    settings: Settings,
+    text: TextTokenizer,
+    chat_template: str | None,
+    chat_refusal: str | None,
+    tools_refusal: str | None,
 ) -> ModelInfo:
     return ModelInfo(
         id=settings.model_name,
@@ -176,5 +183,6 @@ def _model_info(
         else settings.model,  # paths on the server stay private
         chat_refusal=chat_refusal,
         chat_template=chat_template,
+        tools_refusal=tools_refusal,
         max_chars_per_token=text.max_chars_per_token,
     )

@@ -1,24 +1,31 @@
-"""What protects Serve's HTTP proxy from clients' headers, and spares it requests that would be refused anyway.
+"""What protects Serve's HTTP proxy from clients, and spares it requests that would be refused anyway.
 
-Serve's proxy fails in plain text, with a 500, on header values that are not UTF-8, and obeys headers of load balancers
-whoever sends them. Only code inside the proxy's process can prevent that: Serve calls `middlewares` there if the
-environment of the node says so (`PROXY_GUARD` in `mpt_serve.one_loop`). Streamed responses reach clients from here too,
-without Serve's messages: see `response_link`.
+Serve's proxy fails in plain text, with a 500, on header values that are not UTF-8, obeys headers of load balancers
+whoever sends them, and takes any number of bodies of any size. Only code inside the proxy's process can prevent that:
+Serve calls `middlewares` there if the environment of the node says so (`PROXY_GUARD` in `mpt_serve.one_loop`). Streamed
+responses reach clients from here too, without Serve's messages: see `response_link`.
 """
 
+import asyncio
 import logging
-import random
-import time
 from collections.abc import Callable
 
 import ray
 from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mpt_serve.configuration.proxy_limits import ProxyLimits
 from mpt_serve.deployments.logs import hide_client_text
+from mpt_serve.deployments.proxy_admission import ProxyAdmission
+from mpt_serve.deployments.proxy_bodies import has_body, with_body_read
+from mpt_serve.deployments.proxy_connections import ABORT, bound_connections
 from mpt_serve.deployments.proxy_errors import ProxyErrors
+from mpt_serve.deployments.proxy_send import patient_send
 from mpt_serve.deployments.response_receiver import ResponseReceiver
 from mpt_serve.deployments.response_wire import LINK_HEADER, link_key
+from mpt_serve.openai.arriving_bodies import ArrivingBodies, BodySize
+from mpt_serve.openai.errors import ApiError, RouteNotFoundError, error_response
 from mpt_serve.openai.gate import GENERATING_PATHS, OVERLOADED_HEADER, send_refusal
 from mpt_serve.openai.http_versions import is_to_server, send_methods
 from mpt_serve.openai.ids import request_id_from
@@ -38,35 +45,41 @@ _INTERNAL = frozenset(
         LINK_HEADER,
     }
 )
-_REFUSE_S = 0.25  # after a refusal; meanwhile the next of the requests that run may end
 
 
 def middlewares() -> list[Middleware]:
-    """Return the middleware of Serve's proxy; Serve calls this in the proxy's process."""
+    """Return the middleware of Serve's proxy; Serve calls this in the proxy's process, before that listens."""
     hide_client_text()
-    return [Middleware(ProxyGuard, key=link_key()), Middleware(ProxyErrors)]  # the last is the outermost
+    limits = ProxyLimits.from_environment()
+    bound_connections(limits.bodies)
+    return [Middleware(ProxyGuard, limits=limits, key=link_key()), Middleware(ProxyErrors)]  # the last is the outermost
 
 
 class ProxyGuard:
     """ASGI middleware around Serve's proxy.
 
     Request ids are replaced unless they are harmless in logs, headers for Serve itself are removed, and so is every
-    value that is not ASCII. After a refusal of the application (503, `overloaded`), other requests to generate are
-    refused here, at a fraction of the cost, until one that runs has ended or a moment has passed.
+    value that is not ASCII. Bodies are complete before Serve knows of their requests. Requests to generate are refused
+    here, at a fraction of the cost, while the application would refuse them too (`ProxyAdmission`).
 
     key: of `link_key`, which Ingresses have too; without it, responses go through Serve.
     host: where Ingresses reach this process; None for this node's address in Ray.
     """
 
     def __init__(
-        self, app: ASGIApp, clock: Callable[[], float] = time.monotonic, key: str = "", host: str | None = None
+        self,
+        app: ASGIApp,
+        limits: ProxyLimits | None = None,
+        key: str = "",
+        host: str | None = None,
+        admission: ProxyAdmission | None = None,
     ) -> None:
+        limits = limits or ProxyLimits()
         self._app = app
-        self._clock = clock
         self._responses = ResponseReceiver(key) if key else None
         self._host = host
-        self._refuse_until = 0.0
-        self._retry_after_s = 0.0
+        self._bodies = ArrivingBodies(limits.bodies)
+        self._admission = admission or ProxyAdmission(limits.max_running)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -76,59 +89,113 @@ class ProxyGuard:
             await send_methods(send)
             return
         scope = {**scope, "headers": _harmless(scope["headers"])}
-        if scope["method"] != "POST" or scope["path"] not in GENERATING_PATHS:
-            await self._app(scope, receive, send)
+        if not scope["path"].startswith("/"):  # Serve would refuse it in plain text
+            await _fail(scope, receive, send, RouteNotFoundError("There is no endpoint at this path."))
             return
-        if self._clock() < self._refuse_until:
-            seconds = self._retry_after_s * random.uniform(0.5, 1.5)  # they do not return together
-            await send_refusal(send, seconds, [(_REQUEST_ID, _request_id(scope))])
+        generates = scope["method"] == "POST" and scope["path"] in GENERATING_PATHS
+        if generates and self._admission.is_full:
+            await self._refuse(scope, send)
             return
-        await self._generate(scope, receive, send)
+        abort: Callable[[], None] = scope.pop(ABORT, _no_connection)
+        send = patient_send(send, abort)
+        async with self._bodies.counted() as size:
+            if has_body(scope):
+                try:
+                    receive = await with_body_read(self._bodies, scope, receive, size)
+                except ApiError as error:
+                    await _fail(scope, receive, send, error)
+                    return
+                except ClientDisconnect:
+                    return
+            if generates:
+                await self._generate(scope, receive, send, size)
+            else:
+                await self._app(scope, receive, _Passed(size).watched(send))
 
-    async def _generate(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refused = False
-
-        async def send_watched(message: Message) -> None:
-            nonlocal refused
-            if message["type"] == "http.response.start" and message["status"] == 503:
-                refused = self._note_refusal(message)
-            await send(message)
-
+    async def _generate(self, scope: Scope, receive: Receive, send: Send, size: BodySize) -> None:
+        if not self._admission.begin():
+            await self._refuse(scope, send)
+            return
+        passed = _Passed(size, self._admission)
         try:
-            await self._respond(scope, receive, send_watched)
+            await self._respond(scope, receive, send, passed)
         finally:
-            if not refused:
-                self._refuse_until = 0.0
+            passed.end()
 
-    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _refuse(self, scope: Scope, send: Send) -> None:
+        if (seconds := self._admission.hold_s()) > 0:
+            await asyncio.sleep(seconds)
+        await send_refusal(send, self._admission.retry_after_s(), [(_REQUEST_ID, _request_id(scope))])
+
+    async def _respond(self, scope: Scope, receive: Receive, send: Send, passed: "_Passed") -> None:
         """Pass a request on, and offer a link for its response."""
         if self._responses is None:
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, passed.watched(send))
             return
         self._responses.start(self._host or ray.util.get_node_ip_address())
         response = await self._responses.open(receive, send)
         if response is None:
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, passed.watched(send))
             return
         scope["headers"].append(response.header)
         try:
-            await self._app(scope, response.receive, response.send)
+            await self._app(scope, response.receive, passed.watched(response.send))
         except Exception:
             if not response.incomplete:
                 raise
             logger.warning("A response ended with an error of Serve's.", exc_info=True)
         finally:
+            passed.end()
             self._responses.close_response(response)
         if response.incomplete:
             await response.finish()
 
-    def _note_refusal(self, message: Message) -> bool:
+
+class _Passed:
+    """A request that was passed on: what the messages that come through Serve show of it.
+
+    size: of its body, which the application has when its response begins.
+    admission: counts the request until its response is complete; None if nothing does.
+    """
+
+    def __init__(self, size: BodySize, admission: ProxyAdmission | None = None) -> None:
+        self._size = size
+        self._admission = admission
+
+    def watched(self, send: Send) -> Send:
+        """Return what takes notice of the messages that are sent."""
+
+        async def send_watched(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._size.release()
+                if message["status"] == 503:
+                    self._note_refusal(message)
+            elif not message.get("more_body", False):
+                self.end()  # the client may take its time to read it
+            await send(message)
+
+        return send_watched
+
+    def end(self) -> None:
+        """Count the request no longer. Idempotent."""
+        if self._admission is not None:
+            self._admission.end()
+            self._admission = None
+
+    def _note_refusal(self, message: Message) -> None:
         for name, value in message["headers"]:
-            if name.lower() == OVERLOADED_HEADER:
-                self._refuse_until = self._clock() + _REFUSE_S
-                self._retry_after_s = float(value)
-                return True
-        return False
+            if name.lower() == OVERLOADED_HEADER and self._admission is not None:
+                self._admission.end_refused(float(value))
+                self._admission = None
+
+
+async def _fail(scope: Scope, receive: Receive, send: Send, error: ApiError) -> None:
+    error.headers[_REQUEST_ID.decode()] = _request_id(scope).decode()
+    await error_response(error)(scope, receive, send)
+
+
+def _no_connection() -> None:
+    """Stand for what closes a connection, where another server than uvicorn or another protocol of it is used."""
 
 
 def _harmless(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -15,6 +16,8 @@ from mpt_serve.openai.sse import DONE, event
 
 __all__ = ["LinkedResponse", "ResponseReceiver"]
 
+MAX_WAITING_BYTES = 64 * 1024 * 1024  # for clients that read slowly; one that does not read at all is soon dropped
+
 
 class ResponseReceiver(LinkReceiver):
     """Takes the responses that Ingresses send to this proxy.
@@ -27,6 +30,7 @@ class ResponseReceiver(LinkReceiver):
         self._key = key
         self._numbers = count()
         self._responses: dict[int, LinkedResponse] = {}
+        self.waiting = Waiting()
 
     async def open(self, receive: Receive, send: Send) -> "LinkedResponse | None":
         """Return a response to be, for a request with this `receive` and `send`; None to leave it all to Serve."""
@@ -35,7 +39,7 @@ class ResponseReceiver(LinkReceiver):
         if address is None:
             return None
         header = (LINK_HEADER, link_header(address, self._key))
-        response = self._responses[number] = LinkedResponse(number, header, receive, send)
+        response = self._responses[number] = LinkedResponse(number, header, receive, send, self.waiting)
         return response
 
     def close_response(self, response: "LinkedResponse") -> None:
@@ -53,12 +57,24 @@ class ResponseReceiver(LinkReceiver):
             if response is not None:  # else its client has left, and the Ingress will soon know
                 response.connection = connection
                 response.take(body, ends=ends)
+        while self.waiting.bytes > MAX_WAITING_BYTES:
+            most = max(self._responses.values(), key=lambda response: response.waiting_bytes)
+            if most.waiting_bytes == 0:  # what waits belongs to responses that have been closed
+                break
+            most.drop()
 
     def lose(self, connection: Connection) -> None:
         """Break off the responses of a connection that is lost."""
         for response in self._responses.values():
             if response.connection is connection:
                 response.break_off()
+
+
+@dataclass
+class Waiting:
+    """What waits for the clients of all responses, in bytes."""
+
+    bytes: int = 0
 
 
 class LinkedResponse:
@@ -68,12 +84,15 @@ class LinkedResponse:
     connection: what the response comes on, once something has come.
     """
 
-    def __init__(self, number: int, header: tuple[bytes, bytes], receive: Receive, send: Send) -> None:
+    def __init__(
+        self, number: int, header: tuple[bytes, bytes], receive: Receive, send: Send, all_waiting: Waiting
+    ) -> None:
         self.number = number
         self.header = header
         self.connection: Connection | None = None
         self._receive = receive
         self._send = send
+        self._all_waiting = all_waiting
         self._started = False  # whether the client has the status and the headers
         self._linked = False  # whether the body comes on a link
         self._waiting = bytearray()  # while the client reads slowly, or the headers are on their way through Serve
@@ -86,13 +105,16 @@ class LinkedResponse:
         """Return whether the response began here and has not ended."""
         return self._linked and not self._ended.done()
 
+    @property
+    def waiting_bytes(self) -> int:
+        """Return how much waits until the client reads."""
+        return len(self._waiting)
+
     async def receive(self) -> Message:
         """Receive for Serve; a disconnect goes to the Ingress at once."""
         message = await self._receive()
         if message["type"] == "http.disconnect":
-            if self.connection is not None:
-                self.connection.send(self.number)
-            self._end()  # nobody reads the rest
+            self.drop()
         return message
 
     async def send(self, message: Message) -> None:
@@ -110,9 +132,18 @@ class LinkedResponse:
 
     def take(self, body: bytes, *, ends: bool) -> None:
         """Take a part of the body."""
+        if self._ended.done():
+            return
         self._waiting += body
+        self._all_waiting.bytes += len(body)
         self._ends = self._ends or ends
         self._pass_on()
+
+    def drop(self) -> None:
+        """End the response, since the client does not read the rest of it."""
+        if self.connection is not None:
+            self.connection.send(self.number)
+        self._end()
 
     def break_off(self) -> None:
         """End with an error event: the rest will not come."""
@@ -129,8 +160,7 @@ class LinkedResponse:
         """Send what waits, unless the headers or the client are still to be waited for."""
         if not self._started or self._busy is not None or self._ended.done() or not (self._waiting or self._ends):
             return
-        body, ends = bytes(self._waiting), self._ends
-        self._waiting.clear()
+        ends, body = self._ends, self._take_waiting()
         try:
             rest = run_eagerly(self._send_body(body, more=not ends))
         except OSError:  # the client has disconnected
@@ -155,6 +185,13 @@ class LinkedResponse:
         else:
             self._pass_on()
 
+    def _take_waiting(self) -> bytes:
+        body = bytes(self._waiting)
+        self._all_waiting.bytes -= len(body)
+        self._waiting.clear()
+        return body
+
     def _end(self) -> None:
         if not self._ended.done():
+            self._take_waiting()
             self._ended.set_result(None)

@@ -1,6 +1,6 @@
 """The backend of the HTTP endpoints, over handles to the other deployments."""
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from time import perf_counter
@@ -77,10 +77,12 @@ class ServeBackend:
         messages: Sequence[Message],
         add_generation_prompt: bool,
         continue_final_message: bool,
+        tools: Sequence[Mapping[str, Any]] = (),
         add_special_tokens: bool = False,
     ) -> Sequence[int]:
         """Return the ids of the rendered conversation. Raises ChatTemplateError."""
-        chat = (list(messages), add_generation_prompt, continue_final_message, add_special_tokens)
+        ending = (add_generation_prompt, continue_final_message)
+        chat = (list(messages), *ending, list(tools), add_special_tokens)
         return await _ids(lambda: self._tokenizer_replicas.encode_chat.remote(*chat))
 
     def retry_after_s(self) -> float | None:

@@ -1,7 +1,8 @@
 """The Tokenizer deployment: text and conversations to ids."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mpt_serve.configuration.model_folder import tokenizer_folder
 from mpt_serve.configuration.settings import Settings
@@ -63,6 +64,7 @@ class Tokenizer:
         messages: Sequence[Message],
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] = (),
         add_special_tokens: bool = False,
     ) -> Sequence[int]:
         """Return the ids of the conversation, rendered by the model's chat template. Raises ChatTemplateError.
@@ -72,5 +74,5 @@ class Tokenizer:
         if self._missing is not None:
             raise MissingChatTemplateError(self._missing)
         render = self._chat.render
-        prompt = await asyncio.to_thread(render, messages, add_generation_prompt, continue_final_message)
+        prompt = await asyncio.to_thread(render, messages, add_generation_prompt, continue_final_message, tools)
         return await self.encode(prompt, add_special_tokens, parse_special_tokens=not self._chat.renames)

@@ -1,9 +1,9 @@
 """What the HTTP endpoints need from the machinery behind them."""
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from mpt_serve.engine.request import Delta
 from mpt_serve.engine.sampling_params import SamplingParams
@@ -25,6 +25,7 @@ class ModelInfo:
     root: str | None = None  # the checkpoint of the model; None shows the id
     chat_refusal: str | None = None  # why it takes no conversations; None: it does
     chat_template: str | None = None  # its source, in Jinja; None: it takes no conversations
+    tools_refusal: str | None = None  # why conversations cannot have tools; None: they can
     max_chars_per_token: int | None = None  # no token stands for more characters; None: no bound before tokenizing
 
 
@@ -89,11 +90,12 @@ class Backend(Protocol):
         messages: Sequence[Message],
         add_generation_prompt: bool,
         continue_final_message: bool,
+        tools: Sequence[Mapping[str, Any]],
         add_special_tokens: bool,
     ) -> Sequence[int]:
         """Return the ids of the rendered conversation; raises `ChatTemplateError`.
 
-        add_special_tokens: the tokenizer adds its own to those that the template writes.
+        tools: definitions as in OpenAI's API. add_special_tokens: the tokenizer adds its own to the template's.
         """
 
     def retry_after_s(self) -> float | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from mpt_serve.openai.endpoint import Prepared
 from mpt_serve.openai.logprobs import chat_logprobs
@@ -10,17 +10,20 @@ from mpt_serve.openai.output_choice import ChoicePart
 from mpt_serve.openai.output_options import OutputOptions
 from mpt_serve.openai.protocol.chat import ChatCompletionRequest
 from mpt_serve.openai.protocol.responses import (
+    AssistantMessage,
     ChatChoice,
     ChatChunkChoice,
     ChatCompletion,
     ChatCompletionChunk,
     ChatDelta,
+    ChatFinishReason,
     ChatLogprobs,
 )
 from mpt_serve.openai.response_builder import ResponseBuilder
 from mpt_serve.openai.sampling import SamplingOptions
 from mpt_serve.openai.server_context import ServerContext
 from mpt_serve.openai.token_names import TokenNames
+from mpt_serve.openai.tool_messages import ToolMessage
 from mpt_serve.openai.usage import Usage
 
 __all__ = ["ChatResponseBuilder", "prepare_chat"]
@@ -29,7 +32,7 @@ __all__ = ["ChatResponseBuilder", "prepare_chat"]
 class ChatResponseBuilder(ResponseBuilder):
     """Builds the response of a chat completion.
 
-    echoed_text: what each message begins with.
+    echoed_text: what each message begins with. tools: whether the messages may have, or must have, calls of tools.
     """
 
     id_prefix = "chatcmpl"
@@ -42,9 +45,20 @@ class ChatResponseBuilder(ResponseBuilder):
         prompts: Sequence[Sequence[int]],
         choices: int,
         echoed_text: str = "",
+        tools: Literal["none", "auto", "required"] = "none",
     ) -> None:
         super().__init__(model_id, output, names, prompts, choices)
         self._echoed_text = echoed_text
+        self._tools = tools
+        self._messages = [ToolMessage() for _ in range(choices if self._calls else 0)]
+
+    @property
+    def plain(self) -> bool:
+        return not self._calls
+
+    @property
+    def _calls(self) -> bool:
+        return self._tools != "none"
 
     def whole(self, parts: Sequence[ChoicePart], usage: Usage) -> ChatCompletion:
         """Return the response without streaming."""
@@ -61,7 +75,8 @@ class ChatResponseBuilder(ResponseBuilder):
 
     def opening(self) -> Sequence[ChatCompletionChunk]:
         """Return a chunk with the role for each choice, the first with the prompt's ids if they are requested."""
-        deltas: list[ChatDelta] = [{"role": "assistant", "content": ""}]
+        without_text = self._tools == "required" and not self._echoed_text
+        deltas: list[ChatDelta] = [{"role": "assistant", "content": None if without_text else ""}]
         if self._echoed_text:
             deltas.append({"content": self._echoed_text})
         chunks = [
@@ -74,8 +89,8 @@ class ChatResponseBuilder(ResponseBuilder):
         return chunks
 
     def chunk(self, part: ChoicePart | None) -> ChatCompletionChunk:
-        """Return the chunk of a stream for a piece of a choice, or one without choices."""
-        return self._chunk([] if part is None else [self._chunk_choice(part)])
+        """Return the chunk of a stream for a piece of a choice; one without choices if the piece adds nothing."""
+        return self._chunk([] if part is None else self._chunk_choices(part))
 
     def _chunk(self, choices: list[ChatChunkChoice]) -> ChatCompletionChunk:
         return {
@@ -87,28 +102,42 @@ class ChatResponseBuilder(ResponseBuilder):
         }
 
     def _whole_choice(self, part: ChoicePart) -> ChatChoice:
-        assert part.finish_reason is not None
+        message: AssistantMessage = {"role": "assistant", "content": part.text, "refusal": None}
+        finish_reason: ChatFinishReason | None = part.finish_reason
+        if self._calls:
+            with_calls = ToolMessage()
+            message, finish_reason = with_calls.whole(part), with_calls.finish_reason(part)
+        if self._echoed_text:
+            message["content"] = self._echoed_text + (message["content"] or "")
+        assert finish_reason is not None
         return {
             "index": part.index,
-            "message": {"role": "assistant", "content": self._echoed_text + part.text, "refusal": None},
+            "message": message,
             "logprobs": self._logprobs(part),
-            "finish_reason": part.finish_reason,
+            "finish_reason": finish_reason,
             "stop_reason": part.stop_reason,
             "token_ids": part.generated_ids if self._output.token_ids else None,
         }
 
-    def _chunk_choice(self, part: ChoicePart) -> ChatChunkChoice:
+    def _chunk_choices(self, part: ChoicePart) -> list[ChatChunkChoice]:
+        delta: ChatDelta = {"content": part.text} if part.text else {}
+        finish_reason: ChatFinishReason | None = part.finish_reason
+        if self._calls:
+            message = self._messages[part.index]
+            delta, finish_reason = message.delta(part), message.finish_reason(part)
+            if not delta and finish_reason is None and not part.tokens:
+                return []  # what was generated belongs to the form of a call
         choice: ChatChunkChoice = {
             "index": part.index,
-            "delta": {"content": part.text} if part.text else {},
+            "delta": delta,
             "logprobs": self._logprobs(part),
-            "finish_reason": part.finish_reason,
+            "finish_reason": finish_reason,
         }
         if self._output.token_ids:
             choice["token_ids"] = part.generated_ids
         if part.finish_reason is not None:
             choice["stop_reason"] = part.stop_reason
-        return choice
+        return [choice]
 
     def _logprobs(self, part: ChoicePart) -> ChatLogprobs | None:
         count = self._output.logprobs
@@ -123,8 +152,8 @@ async def prepare_chat(context: ServerContext, body: Mapping[str, Any]) -> Prepa
     options.check_choices(1, context.limits)
     await context.require_ready()  # before that the context's length may not be known
     if request.truncate_prompt_tokens is None:
-        context.require_short("".join(message.content for message in request.messages), "messages")
+        context.require_short("".join(message.text for message in request.messages), "messages")
     ids = await context.tokenize_conversation(request)
     unknown = ChatCompletionRequest.unknown_fields(body)
-    builder = partial(ChatResponseBuilder, echoed_text=request.echoed_text)
+    builder = partial(ChatResponseBuilder, echoed_text=request.echoed_text, tools=request.choice.mode)
     return Prepared([ids], "messages", options, None, builder, unknown)

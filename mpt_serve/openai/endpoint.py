@@ -34,6 +34,7 @@ from mpt_serve.openai.sse import EventStream
 from mpt_serve.openai.streaming import StreamedResponse, whole_response
 from mpt_serve.openai.token_names import TokenNames
 from mpt_serve.text.text_stream import TextStream
+from mpt_serve.text.tool_format import CALL_TAG
 
 __all__ = ["GenerationEndpoint", "Prepared"]
 
@@ -181,6 +182,7 @@ class GenerationEndpoint:
             min_tokens=params.min_tokens,
             skip_special_tokens=options.request.skip_special_tokens,
             track_tokens=options.output.by_token,
+            stop_until=CALL_TAG if options.grammar is not None and options.grammar.kind == "tools" else None,
             text_offset=len(echo.text) if echo else 0,
         )
         return OutputChoice(index, text, params.stop_token_ids, options.request.include_stop_str_in_output)

@@ -15,6 +15,7 @@ from mpt_serve.openai.protocol.sampling import SamplingRequest, StreamOptions
 from mpt_serve.openai.protocol.schema_words import Schema, accepted
 from mpt_serve.openai.protocol.scoring import RerankRequest, ScoreRequest, ScoringRequest
 from mpt_serve.openai.protocol.tokenize import DetokenizeRequest, TokenizeChatRequest, TokenizeRequest
+from mpt_serve.openai.protocol.tools import CalledFunction, FunctionDefinition, FunctionTool, RequestToolCall
 
 __all__ = ["render_reference"]
 
@@ -101,6 +102,14 @@ first token and, for each other, an object by id of `{"logprob", "rank", "decode
 completion choice or its first chunk, and beside the choices in chat. In whole responses both are null without it.
 """
 
+_TOOLS = """\
+[tools.md](tools.md) says how models read tools and what can be relied on. A message with calls has `tool_calls`, each
+with its `id`, the `type` "function" and the `function` with `name` and `arguments`; its `content` is null if there is
+no text before the calls, and its `finish_reason` is `tool_calls`. In a stream the first delta of a call has its
+`index`, `id`, `type` and name, all have the next piece of its `arguments`. With `response_format` or JSON in structured
+outputs the message is JSON or has calls.
+"""
+
 _STREAMS = """\
 ## Streams
 
@@ -109,8 +118,8 @@ The status is sent with the first token, or when `first_token_wait_s` is over, s
 status; a later one comes as `data: {"error": {...}}` before `data: [DONE]`. Chunks contain whole UTF-8 characters and
 never part of a stop string. A chat stream begins with the delta `{"role": "assistant", "content": ""}`. The last chunk
 of a choice has its `finish_reason`: `stop` (end of text, a stop string or a stop id; `stop_reason` holds the string or
-id) or `length`. While there is nothing to send, the server sends comments, `: keep-alive`. When a client disconnects,
-its request ends.
+id), `length`, or in chat `tool_calls`. While there is nothing to send, the server sends comments, `: keep-alive`. When
+a client disconnects, its request ends.
 
 `stream_options`:
 """
@@ -140,7 +149,7 @@ this from a client that is gone, whose request ends at once.
 Always `{"error": {"message", "type", "param", "code"}}`; `param` is the field's path or null. A 429 and a 503 are
 temporary and carry `Retry-After` in seconds and `Retry-After-Ms` in milliseconds. When the server is at capacity they
 spread over the time in which the accepted work drains, by its measured rate, so that the refused do not return
-together.
+together. A proxy that refuses more than 100 requests a second holds further refusals back for up to 5 s.
 
 A request to generate is refused before its body is read. A body has `body_timeout_s` to arrive, then its connection is
 closed with a 408; bodies that do not arrive keep nobody from a place. `/health`, `/ready`, `/v1/models` and `/version`
@@ -156,10 +165,15 @@ in a header `X-Request-Timeout-Seconds`, and a 500 to a header `X-Request-Id`, `
 `Serve-Multiplexed-Model-Id` that is not UTF-8. With the variable
 `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=mpt_serve.deployments.proxy_guard:middlewares` in the environment of every
 node (`mpt-serve run` sets it, and so do the files in `cluster/`) they are errors as above, the 404 a 503 `loading`, and
-these headers are replaced or removed. What is not HTTP gets a 400 in plain text.
+these headers are replaced or removed. What is not HTTP gets a 400; in plain text without that variable.
 
-Serve bounds neither the time that a client takes for its headers nor the number of connections; idle ones are closed
-after `http_options.keep_alive_timeout_s`. Where clients are not trusted, put a load balancer with such limits in front.
+With that variable, connections are bounded too: headers must arrive within `body_timeout_s`; of 16,384 connections (or
+half of the files that a process may open) an eighth may be idle and an eighth may be sending headers, and one more
+closes the one that has been so for longest; a client that reads nothing of its response for 60 s is disconnected.
+Idle connections are closed after `http_options.keep_alive_timeout_s`. `mpt-serve run` also sets
+`MPT_SERVE_PROXY_LIMITS`, with which bodies and requests beyond the limits below do not reach Serve; without it Serve's
+proxy takes bodies of up to 64 MiB, and the Ingress refuses them. Clients are not distinguished by their addresses:
+where they are not trusted, put a load balancer in front that does.
 """
 
 
@@ -173,6 +187,12 @@ def render_reference() -> str:
         *_tables(ChatCompletionRequest, without=SamplingRequest),
         "Each of the `messages`:\n",
         *_tables(ChatMessage),
+        "Each of the `tools`, its `function`, each of a message's `tool_calls` and its `function`:\n",
+        *_tables(FunctionTool),
+        *_tables(FunctionDefinition),
+        *_tables(RequestToolCall),
+        *_tables(CalledFunction),
+        _TOOLS,
         "## Fields of both\n",
         *_tables(SamplingRequest),
         _SAMPLING,

@@ -57,7 +57,15 @@ class ResponseBuilder(WholeBuilder):
 
     @abstractmethod
     def chunk(self, part: ChoicePart | None) -> Chunk:
-        """Return the chunk of a stream for a piece of a choice, or one without choices; both without usage."""
+        """Return the chunk of a stream for a piece of a choice, or one without choices; both without usage.
+
+        A chunk for a piece that has no choices either says nothing, and need not be sent.
+        """
+
+    @property
+    def plain(self) -> bool:
+        """Return whether a piece with text alone has a chunk with that text, and nothing else that depends on it."""
+        return True
 
     def opening(self) -> Sequence[Chunk]:
         """Return the chunks that a stream begins with, before any text."""

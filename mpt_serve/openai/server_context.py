@@ -13,11 +13,13 @@ from mpt_serve.openai.errors import (
     InvalidValueError,
     ModelNotFoundError,
     NotReadyError,
+    UnsupportedParameterError,
     client_sentence,
 )
 from mpt_serve.openai.gate import TextRequests
 from mpt_serve.openai.protocol.messages import ConversationRequest
 from mpt_serve.openai.server_metrics import ServerMetrics
+from mpt_serve.text.tool_format import tool_texts, uses_tools
 
 __all__ = ["ServerContext"]
 
@@ -76,15 +78,22 @@ class ServerContext:
         )
 
     async def tokenize_conversation(self, request: ConversationRequest) -> Sequence[int]:
-        """Render and tokenize a conversation. Raises InvalidValueError if the model has no usable chat template."""
-        refusal = self.backend.model.chat_refusal
-        if refusal is not None:
-            raise InvalidValueError(client_sentence(f"This model takes no conversations: {refusal}"), param="messages")
-        messages = request.template_messages
+        """Render and tokenize a conversation.
+
+        Raises InvalidValueError if the model has no usable chat template, or one that has no form for its tools.
+        """
+        model = self.backend.model
+        if model.chat_refusal is not None:
+            message = client_sentence(f"This model takes no conversations: {model.chat_refusal}")
+            raise InvalidValueError(message, param="messages")
+        messages, tools = request.template_messages, request.prompt_tools
+        if model.tools_refusal is not None and (tools or any(map(uses_tools, messages))):
+            param = "tools" if tools else "messages"
+            raise UnsupportedParameterError(f"'{param}' cannot have tools: {model.tools_refusal}.", param=param)
         self.require_bounded((message["content"] for message in messages), "messages")
-        return await self.backend.encode_chat(
-            messages, request.generation_prompt, request.continue_final_message, request.add_special_tokens
-        )
+        self.require_bounded(tool_texts(messages, tools), "tools")
+        ending = (request.generation_prompt, request.continue_final_message)
+        return await self.backend.encode_chat(messages, *ending, tools, request.add_special_tokens)
 
     def ignored_fields_header(self, unknown: Iterable[str]) -> Mapping[str, str]:
         """Return the header that names unknown fields, and log each at DEBUG, once in the life of the process."""

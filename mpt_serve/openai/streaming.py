@@ -95,7 +95,7 @@ class StreamedResponse:
         self._stream = stream
         self._options = options
         self._limits = limits
-        plain = options.output.logprobs is None and not (options.output.token_ids or options.request.continuous_usage)
+        plain = builder.plain and not (options.output.by_token or options.request.continuous_usage)
         self._plain_events = PlainEvents(self._chunk_event) if plain else None
         self._loop = asyncio.get_running_loop()
         self._sent_at = 0.0  # on the loop's clock
@@ -186,7 +186,8 @@ class StreamedResponse:
         return self._chunk_event(part)
 
     def _chunk_event(self, part: ChoicePart) -> bytes:
-        return self._event(self._builder.chunk(part))
+        chunk = self._builder.chunk(part)
+        return self._event(chunk) if chunk["choices"] else b""
 
     def _event(self, chunk: Chunk, usage: Usage | None = None) -> bytes:
         """Return the event of a chunk; `usage` is that of all that has come, unless it is given."""

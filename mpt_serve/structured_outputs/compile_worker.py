@@ -50,6 +50,7 @@ def _send(reply: dict[str, str]) -> None:
 
 def _reply(lark: Any, matchers: Any, vocabulary: Any, spec: dict[str, Any]) -> dict[str, str]:
     try:
+        lark.check_parts(spec["kind"], spec["text"], lambda part: matchers.new_matcher(vocabulary, part, False))
         grammar = lark.grammar_of(spec["kind"], spec["text"])
         matchers.new_matcher(vocabulary, grammar, spec["kind"] == "grammar")
     except (lark.GrammarError, matchers.MatcherError) as error:

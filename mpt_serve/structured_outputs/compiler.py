@@ -166,7 +166,7 @@ class LazyGrammarCompiler:
 
 def _refusal(spec: GrammarSpec, reason: str) -> Verdict:
     # Lines and columns are the author's in a Lark grammar alone; the other kinds are wrapped into one.
-    reason = reason if spec.kind == "grammar" else re.sub(r"^line \d+, column \d+: ", "", reason)
+    reason = reason if spec.kind == "grammar" else re.sub(r"(^|: )line \d+, column \d+: ", r"\1", reason)
     return Verdict(refusal=f"{_name(spec)} cannot be used: {reason}")
 
 

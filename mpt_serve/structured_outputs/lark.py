@@ -11,13 +11,15 @@ import itertools
 import json
 import math
 import re
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NoReturn
 
 from llguidance import LLMatcher
 from llguidance._lib import regex_to_lark
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
-__all__ = ["GrammarError", "grammar_of"]
+__all__ = ["GrammarError", "check_parts", "grammar_of"]
 
 # Where JSON allows whitespace: two spaces, or a new line and its indentation. A weak model would never stop otherwise.
 _WHITESPACE = r" {1,2}|\r?\n[ \t]{0,32}"
@@ -63,8 +65,30 @@ class GrammarError(ValueError):
 
 def grammar_of(kind: str, text: str) -> str:
     """Return a spec in the library's form, which may still fail to compile. Raises GrammarError."""
+    return _library_form(lambda: _lark(kind, text))
+
+
+def check_parts(kind: str, text: str, compile: Callable[[str], object]) -> None:
+    """Compile each schema of a spec of tools by itself, so that an error names the one that it is about.
+
+    compile: raises ValueError for a grammar in the library's form. Raises GrammarError.
+    """
+    if kind != "tools":
+        return
+    spec = _load(text)
+    parts = [(tool["name"], tool["schema"]) for tool in spec["tools"]]
+    if not isinstance(spec["content"], bool):
+        parts.append(("the content", spec["content"]))
+    for name, schema in parts:
+        try:
+            compile(_library_form(partial(_json_grammar, schema)))
+        except ValueError as error:
+            raise GrammarError(f"{name}: {error}") from None
+
+
+def _library_form(lark: Callable[[], str]) -> str:
     try:
-        return LLMatcher.grammar_from_lark(_lark(kind, text) + _OPTIONS)
+        return LLMatcher.grammar_from_lark(lark() + _OPTIONS)
     except UnicodeEncodeError:
         raise GrammarError("it holds half of a surrogate pair, which is not valid text") from None
 
@@ -81,11 +105,18 @@ def _lark(kind: str, text: str) -> str:
             return _choice_grammar(_load(text))
         case "grammar":
             return _authored(text)
+        case "tools":
+            return _tools_grammar(**_load(text))
         case _:
             raise GrammarError(f"{kind!r} is not a kind of grammar")
 
 
 def _json_grammar(schema: Any) -> str:
+    return "start: " + _json_value(schema)
+
+
+def _json_value(schema: Any) -> str:
+    """Return the expression for a JSON value that is valid under the schema."""
     if schema is False:
         raise GrammarError("the schema false allows nothing")
     if schema is True:
@@ -99,7 +130,30 @@ def _json_grammar(schema: Any) -> str:
     text = json.dumps({"x-guidance": _JSON_OPTIONS, **schema}, ensure_ascii=False)
     if _UNWRITABLE.search(text):
         raise GrammarError("it holds a control character that JSON writes as \\u and a number, which is not supported")
-    return "start: %json " + text
+    return "%json " + text
+
+
+def _tools_grammar(content: Any, trigger: str, tools: list[dict[str, Any]], separator: str, at_most: int) -> str:
+    """Return the grammar of a content, or of calls; of any text before calls if the content is any text."""
+    mark = re.escape(trigger).replace("/", r"\/")
+    more = f" ({_literal(separator + trigger)} call){{0,{at_most - 1}}}" if at_most > 1 else ""
+    rules = [f"call: {' | '.join(f'call_{i}' for i in range(len(tools)))}"]
+    for i, tool in enumerate(tools):
+        rules.append(f"call_{i}: {_literal(tool['begin'])} value_{i} {_literal(tool['end'])}")
+        rules.append(f"value_{i}: {_json_value(tool['schema'])}")
+    if content is True:
+        # Lazy: the text ends at the first trigger. What never comes to one is TEXT.
+        rules = [f"start: TEXT | head call{more}", rf"head[lazy]: /(?s:.*){mark}/", *rules]
+        rules.append(rf"TEXT: /(?s:.*)/ & ~/(?s:.*){mark}(?s:.*)/")
+    elif content is False:
+        rules = [f"start: {_literal(trigger)} call{more}", *rules]
+    else:
+        rules = [f"start: content | {_literal(trigger)} call{more}", f"content: {_json_value(content)}", *rules]
+    return "\n".join(rules)
+
+
+def _literal(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _check_parts(schema: dict[str, Any]) -> None:
@@ -241,8 +295,7 @@ def _keys(value: Any) -> list[str]:
 def _choice_grammar(choices: Any) -> str:
     if not isinstance(choices, list) or not choices or not all(isinstance(choice, str) for choice in choices):
         raise GrammarError("choices must be a list of strings that is not empty")
-    strings = (json.dumps(choice, ensure_ascii=False) for choice in dict.fromkeys(choices))
-    return "start: CHOICE\nCHOICE: " + " | ".join(strings).replace("\x7f", "\\u007f")
+    return "start: CHOICE\nCHOICE: " + " | ".join(map(_literal, dict.fromkeys(choices)))
 
 
 def _authored(text: str) -> str:

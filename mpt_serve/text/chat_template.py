@@ -1,15 +1,25 @@
 """Conversations to prompts, by a model's chat template."""
 
+import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 from mpt_serve.errors import RequestError
 from mpt_serve.text.template_process import TemplateProcess, TemplateRenderError
 from mpt_serve.text.tokenizer import CHATML_MARKERS, TextTokenizer, read_json_object, token_text
 
-__all__ = ["BUILT_IN_TEMPLATES", "ChatTemplate", "ChatTemplateError", "Message", "MissingChatTemplateError", "Role"]
+__all__ = [
+    "BUILT_IN_TEMPLATES",
+    "ChatTemplate",
+    "ChatTemplateError",
+    "FunctionCall",
+    "Message",
+    "MissingChatTemplateError",
+    "Role",
+    "ToolCall",
+]
 
 MAX_TEMPLATE_CHARS = 128 * 1024
 
@@ -60,14 +70,32 @@ class MissingChatTemplateError(ChatTemplateError):
     """The model has no usable chat template: it can complete text, but not continue conversations."""
 
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+class FunctionCall(TypedDict):
+    """The function of a call, and its arguments as JSON."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(TypedDict):
+    """A call of a tool, by its id."""
+
+    id: str
+    type: Literal["function"]
+    function: FunctionCall
 
 
 class Message(TypedDict):
-    """One message of a conversation."""
+    """One message of a conversation. The content of a tool's message is the result of a call."""
 
     role: Role
     content: str
+    tool_calls: NotRequired[Sequence[ToolCall]]  # of the assistant
+    tool_call_id: NotRequired[str]  # of a tool
+    name: NotRequired[str]  # of the tool
 
 
 class ChatTemplate:
@@ -82,7 +110,16 @@ class ChatTemplate:
         if len(source) > MAX_TEMPLATE_CHARS:
             raise ChatTemplateError(f"the chat template has {len(source)} characters; at most {MAX_TEMPLATE_CHARS}")
         self.source = source
+        # A template that writes calls in another form would instruct the model to write what is not offered here.
+        self.writes_tools = "<tool_call>" in source and re.search(r"\btools\b", source) is not None
         self._process = TemplateProcess(source, {"bos_token": bos_token, "eos_token": eos_token})
+
+    @property
+    def tools_refusal(self) -> str | None:
+        """Return why conversations cannot have tools; None if they can."""
+        if self.writes_tools or CHATML_MARKERS[0] in self.source:
+            return None
+        return "this model's chat template neither writes ChatML nor `tools` with <tool_call>"
 
     @classmethod
     def from_folder(
@@ -114,9 +151,15 @@ class ChatTemplate:
         return template
 
     def render(
-        self, messages: Sequence[Message], add_generation_prompt: bool = True, continue_final_message: bool = False
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> str:
         """Return the conversation as a prompt; with `continue_final_message` it ends inside the last message.
+
+        tools: definitions as in OpenAI's API, for a template that `writes_tools`.
 
         Raises ChatTemplateError if the template refuses the conversation, fails, or exceeds a limit.
         """
@@ -127,8 +170,11 @@ class ChatTemplate:
             mark = str(secrets.randbits(64))
             last = messages[-1]
             messages = [*messages[:-1], Message(role=last["role"], content=last["content"] + mark)]
+        context: dict[str, Any] = {"messages": list(messages), "add_generation_prompt": add_generation_prompt}
+        if tools:
+            context["tools"] = list(tools)
         try:
-            prompt = self._process.render({"messages": list(messages), "add_generation_prompt": add_generation_prompt})
+            prompt = self._process.render(context)
         except TemplateRenderError as error:
             raise ChatTemplateError(f"the chat template failed: {error}") from error
         if mark not in prompt:

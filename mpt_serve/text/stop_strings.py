@@ -13,15 +13,20 @@ class StopMatcher:
     unless `include_stop` is set. Raises ValueError for an empty stop string.
 
     unsearched: number of pieces at the beginning that are not searched; with one piece per token, these are tokens.
+    until: the text from this string on is not searched, if that comes before every stop string.
     """
 
-    def __init__(self, stop_strings: Sequence[str], include_stop: bool = False, unsearched: int = 0) -> None:
+    def __init__(
+        self, stop_strings: Sequence[str], include_stop: bool = False, unsearched: int = 0, until: str | None = None
+    ) -> None:
         if "" in stop_strings:
             raise ValueError("a stop string must not be empty")
         self._stop_strings = tuple(stop_strings)
+        self._until = until
+        self._strings = self._stop_strings if until is None or not stop_strings else (*self._stop_strings, until)
         self._include_stop = include_stop
         self._unsearched = unsearched
-        self._prefixes = frozenset(stop[:n] for stop in stop_strings for n in range(1, len(stop)))
+        self._prefixes = frozenset(stop[:n] for stop in self._strings for n in range(1, len(stop)))
         self._longest_prefix = max(map(len, self._prefixes), default=0)
         self._held = ""
 
@@ -36,10 +41,13 @@ class StopMatcher:
             self._unsearched -= 1
             return text, None
         text = self._held + text
-        matches = [(start + len(stop), start, stop) for stop in self._stop_strings if (start := text.find(stop)) >= 0]
+        matches = [(start + len(stop), start, stop) for stop in self._strings if (start := text.find(stop)) >= 0]
         if matches:
             end, start, stop = min(matches)
             self._held = ""
+            if stop == self._until:
+                self._strings, self._prefixes = (), frozenset()
+                return text, None
             return text[: end if self._include_stop else start], stop
         held = self._unfinished(text)
         self._held = text[len(text) - held :]

@@ -18,6 +18,7 @@ class TextStream:
     stop_strings: end the text; the first that is complete wins. include_stop: keep it at the end of the text.
     min_tokens: the text of that many ids is not searched for stop strings.
     track_tokens: also report which tokens each piece of text completes (`take_tokens`).
+    stop_until: stop strings count before this string alone.
     text_offset: characters before the text (of an echoed prompt), which the tokens' offsets count.
     Raises ValueError for an empty stop string.
     """
@@ -31,10 +32,11 @@ class TextStream:
         min_tokens: int = 0,
         skip_special_tokens: bool = True,
         track_tokens: bool = False,
+        stop_until: str | None = None,
         text_offset: int = 0,
     ) -> None:
         self._detokenizer = IncrementalDetokenizer(tokenizer, skip_special_tokens, continues_text=True)
-        self._matcher = StopMatcher(stop_strings, include_stop, min_tokens)
+        self._matcher = StopMatcher(stop_strings, include_stop, min_tokens, stop_until)
         self._alignment = TokenAlignment(text_offset) if track_tokens else None
         self._whole_deltas = self._alignment is None and self._matcher.idle  # nothing depends on single ids
         self._decoded = self._emitted = 0  # characters

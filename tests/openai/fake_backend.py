@@ -1,7 +1,7 @@
 """A backend without a model: it echoes each prompt, byte by byte, with made-up log probabilities."""
 
 import asyncio
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain, cycle, islice, repeat, zip_longest
@@ -64,6 +64,7 @@ class FakeBackend:
     reversed_choices: bool = False
     started: list[tuple[str, SamplingParams]] = field(default_factory=list)
     grammars: list[GrammarSpec | None] = field(default_factory=list)  # of the requests in `started`
+    conversations: list[tuple[Sequence[Message], Sequence[Mapping[str, Any]]]] = field(default_factory=list)
     clients: list[str] = field(default_factory=list)  # of the requests in `started`
     admitted: list[tuple[int, int]] = field(default_factory=list)
     full: bool = False  # the capacity is exhausted
@@ -83,8 +84,10 @@ class FakeBackend:
         messages: Sequence[Message],
         add_generation_prompt: bool,
         continue_final_message: bool,
+        tools: Sequence[Mapping[str, Any]],
         add_special_tokens: bool,
     ) -> list[int]:
+        self.conversations.append((messages, tools))
         text = "".join(f"[{message['role']}]{message['content']}" for message in messages)
         begin = "^" if add_special_tokens else ""
         return self.tokenizer.encode(begin + text + ("[assistant]" if add_generation_prompt else ""))

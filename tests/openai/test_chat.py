@@ -122,7 +122,7 @@ def test_a_conversation_that_is_cut_to_what_fits_leaves_a_quarter_to_the_output(
         ({"messages": "Hi"}, "messages"),
         ({"messages": ["Hi"]}, "messages[0]"),
         ({"messages": [{"content": "Hi"}]}, "messages[0].role"),
-        ({"messages": [*HI, {"role": "tool", "content": "Hi"}]}, "messages[1].role"),
+        ({"messages": [*HI, {"role": "function", "content": "Hi"}]}, "messages[1].role"),
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": 1}]}, "messages[0].content"),
@@ -132,7 +132,6 @@ def test_a_conversation_that_is_cut_to_what_fits_leaves_a_quarter_to_the_output(
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x/"}}]}]},
             "messages[0].content[0].type",
         ),
-        ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}, "messages[0].tool_calls"),
         ({"continue_final_message": True}, "continue_final_message"),
         (
             {"continue_final_message": True, "messages": [*HI, {"role": "assistant", "content": " "}]},
@@ -146,8 +145,6 @@ def test_a_conversation_that_is_cut_to_what_fits_leaves_a_quarter_to_the_output(
             },
             "continue_final_message",
         ),
-        ({"tools": [{"type": "function"}]}, "tools"),
-        ({"tool_choice": "required"}, "tool_choice"),
         ({"logprobs": 1}, "logprobs"),
         ({"top_logprobs": 3}, "top_logprobs"),
         ({"logprobs": False, "top_logprobs": 3}, "top_logprobs"),
@@ -168,7 +165,7 @@ def test_bad_conversations_are_refused_by_name(http: httpx.Client, body: dict[st
 @pytest.mark.parametrize(
     "body",
     [
-        {"tools": [{"type": "function"}], "tool_choice": "none", "functions": [{}]},
+        {"functions": [], "function_call": "none"},
         {"tools": [], "tool_choice": "auto", "parallel_tool_calls": False},
         {"response_format": {"type": "text"}, "logprobs": False, "top_logprobs": 0, "n": 1},
         {"presence_penalty": 0, "frequency_penalty": 0.0, "logit_bias": {}, "modalities": ["text"]},

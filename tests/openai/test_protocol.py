@@ -4,10 +4,12 @@ from typing import Any
 
 import httpx
 import pytest
+from fake_backend import FakeBackend
 from jsonschema import Draft202012Validator
 from pydantic import ConfigDict, TypeAdapter, with_config
 from test_completions import stream
 from test_errors import BOOLEANS, GOOD, INTEGERS, NUMBERS, OBJECTS, PENALTIES, STRINGS, check_error, post
+from test_tools import CALL, TOOLS
 
 from mpt_serve.openai.protocol import responses
 from mpt_serve.openai.protocol.chat import ChatCompletionRequest
@@ -78,6 +80,13 @@ class TestResponses:
     def test_chat(self, http: httpx.Client, fields: dict[str, Any]) -> None:
         response = post(http, "/v1/chat/completions", {**GOOD["/v1/chat/completions"], "n": 2, **fields})
         check_type(responses.ChatCompletion, response.json())
+
+    def test_chat_with_calls(self, http: httpx.Client, backend: FakeBackend) -> None:
+        backend.outputs = [list(f"Hi{CALL}\n{CALL}".encode())]
+        body = {**GOOD["/v1/chat/completions"], "tools": TOOLS}
+        check_type(responses.ChatCompletion, post(http, "/v1/chat/completions", body).json())
+        for chunk in stream(http, "/v1/chat/completions", **body):
+            check_type(responses.ChatCompletionChunk, chunk)
 
     @pytest.mark.parametrize("fields", [{}, {"logprobs": 2, "return_token_ids": True, "stream_options": USAGE}])
     def test_completion_chunks(self, http: httpx.Client, fields: dict[str, Any]) -> None:

@@ -13,6 +13,8 @@ from server import serve_config
 from mpt_serve import __version__, cli
 from mpt_serve.access.api_key import parse_key_lines
 from mpt_serve.access.audit_log import AuditLog
+from mpt_serve.configuration.limits import Limits
+from mpt_serve.configuration.proxy_limits import PROXY_LIMITS_VARIABLE, ProxyLimits
 from mpt_serve.configuration.reference import settings_reference
 from mpt_serve.one_loop import ONE_LOOP, PROXY_GUARD, replica_runtime_env
 
@@ -52,13 +54,13 @@ def test_run_hands_the_file_and_the_options_to_serve(
     monkeypatch.setattr("sys.path", sys.path.copy())
     monkeypatch.setattr("mpt_serve.cli._require_startable", lambda *_: None)
     monkeypatch.chdir(tmp_path)
-    variables = {**ONE_LOOP, **PROXY_GUARD}
-    for name in variables:
+    for name in (*ONE_LOOP, *PROXY_GUARD, PROXY_LIMITS_VARIABLE):
         monkeypatch.setenv(name, "")  # so that it is put back as it was
         monkeypatch.delenv(name)
     for arguments in ([], ["--address", "auto"], ["other.yaml", "--app-dir", "x"], ["other.yaml", "-r"]):
         assert cli.main(["run", *arguments]) == 3
-    assert {name: os.environ[name] for name in variables} == variables
+    assert ProxyLimits.from_environment() == ProxyLimits(bodies=Limits(), max_running=256)
+    assert os.environ.items() >= {**ONE_LOOP, **PROXY_GUARD}.items()
     assert [options["address"] for options in started] == [None, "auto", None, None]
     assert {options["namespace"] for options in started} == {"serve"}
     assert calls == [

@@ -1,6 +1,7 @@
 """Clients that send too much, too slowly or nonsense, against a running server: others are served all the while."""
 
 import asyncio
+import json
 import socket
 import threading
 from collections.abc import Iterator, Mapping
@@ -135,7 +136,6 @@ def test_more_unfinished_bodies_than_there_are_places(server_url: str, http: htt
 
 
 def test_unfinished_headers_and_idle_connections_stop_nobody(server_url: str, http: httpx.Client) -> None:
-    """Serve's proxy has no bound on them but that of open files; each costs a few kilobytes."""
     connections = [connect(server_url) for _ in range(600)]
     try:
         for connection in connections[::2]:
@@ -160,7 +160,43 @@ def test_no_header_makes_serve_answer_in_plain_text(server_url: str, header: byt
     assert answer.lower().count(b"x-request-id: ") == 1
 
 
-def test_what_is_not_http_gets_serves_own_answer(server_url: str) -> None:
-    answer = exchange(server_url, b"nonsense\r\n\r\n")
-    assert answer.startswith(b"HTTP/1.1 400")
-    assert b"text/plain" in answer
+@pytest.mark.parametrize(
+    ("start", "status"),
+    [
+        *(
+            ("nonsense", 400),
+            ("BREW /health HTTP/1.1", 400),
+            ("GET /health HTTP/7.7", 400),
+            ("CONNECT x:1 HTTP/1.1", 400),
+        ),
+        *(("GET * HTTP/1.1", 404), ("GET /\xff HTTP/1.1", 400), ("PROPFIND /v1/models HTTP/1.1", 405)),
+        *(("TRACE /health HTTP/1.1", 405), ("DELETE /v1/completions HTTP/1.1", 405), ("OPTIONS /health HTTP/1.1", 405)),
+        *(("GET //health HTTP/1.1", 404), ("GET /%00 HTTP/1.1", 404), ("GET /%ff HTTP/1.1", 404)),
+        *(("POST /nowhere HTTP/1.1", 404), ("GET http://x/nowhere HTTP/1.1", 404), ("GET /health/.. HTTP/1.1", 404)),
+    ],
+)
+def test_every_error_is_one_of_the_api(server_url: str, start: str, status: int) -> None:
+    request = f"{start}\r\nhost: x\r\nconnection: close\r\n\r\n".encode("latin-1")
+    head, _, body = exchange(server_url, request).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d" % status), head
+    assert b"content-type: application/json" in head
+    assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
+
+
+def test_the_server_as_a_whole_says_what_it_accepts(server_url: str) -> None:
+    answer = exchange(server_url, b"OPTIONS * HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 204")
+    assert b"allow: GET, HEAD, POST, OPTIONS" in answer
+
+
+def test_too_many_headers(server_url: str) -> None:
+    lines = b"".join(b"x-%d: a\r\n" % number for number in range(300))
+    answer = exchange(server_url, b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n" + lines + b"\r\n")
+    assert answer.startswith(b"HTTP/1.1 431")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "headers_too_large"
+
+
+def test_no_websocket_is_opened(server_url: str) -> None:
+    upgrade = b"connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+    request = b"GET /v1/models HTTP/1.1\r\nhost: x\r\nsec-websocket-version: 13\r\n" + upgrade + b"\r\n"
+    assert exchange(server_url, request).startswith(b"HTTP/1.1 403")

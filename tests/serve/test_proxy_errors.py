@@ -9,7 +9,6 @@ import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mpt_serve.deployments.proxy_errors import ProxyErrors
-from mpt_serve.deployments.proxy_guard import ProxyGuard, middlewares
 
 TEXT = b"text/plain; charset=utf-8"
 
@@ -88,7 +87,3 @@ def test_an_error_in_the_middle_is_left_to_the_server() -> None:
 
 def test_other_protocols_pass_through() -> None:
     assert len(respond(proxy(404), "websocket")) == 3
-
-
-def test_it_is_around_everything_else_in_the_proxy() -> None:
-    assert [middleware.cls for middleware in middlewares()] == [ProxyGuard, ProxyErrors]

@@ -1,12 +1,20 @@
 """The middleware of Serve's proxy: harmless headers in, and refusals without the application's work."""
 
 import asyncio
+import json
+from typing import Any
 
 import pytest
+import uvicorn.protocols.http.auto
 from ray.serve._private.http_util import configure_http_middlewares
 from ray.serve.config import HTTPOptions
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
+from mpt_serve.configuration.limits import Limits
+from mpt_serve.configuration.proxy_limits import ProxyLimits
+from mpt_serve.deployments.proxy_admission import ProxyAdmission
+from mpt_serve.deployments.proxy_connections import BoundedProtocol
 from mpt_serve.deployments.proxy_errors import ProxyErrors
 from mpt_serve.deployments.proxy_guard import ProxyGuard
 from mpt_serve.one_loop import PROXY_GUARD
@@ -14,6 +22,14 @@ from mpt_serve.openai.gate import Gate
 from mpt_serve.openai.server_metrics import ServerMetrics
 
 Headers = list[tuple[bytes, bytes]]
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 class Application:
@@ -32,6 +48,7 @@ class Application:
         if self.hold is not None:
             await self.hold.wait()
         await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
 
 
 async def receive() -> Message:
@@ -95,48 +112,53 @@ def test_values_that_serve_cannot_decode_are_removed() -> None:
     ]
 
 
-def test_refusals_are_repeated_for_a_moment_only() -> None:
-    now = 0.0
+def test_an_overload_is_refused_here() -> None:
+    """Until something ends, but for the few requests that find out whether there is more capacity."""
+    clock = Clock()
     application = Application()
-    guard = ProxyGuard(application, clock=lambda: now)
-
-    async def scenario() -> None:
-        nonlocal now
-        application.retry_after_s = 20.0
-        assert await status(guard) == 503
-        for _ in range(10):
-            start, body = await messages(guard, None, "/v1/chat/completions", "POST")
-            headers = dict(start["headers"])
-            assert (start["status"], headers[b"x-request-id"][:4]) == (503, b"req-")
-            assert 10 <= int(headers[b"retry-after"]) <= 30
-            assert b"overloaded" in body["body"]
-        assert len(application.received) == 1
-        for path, method in (("/health", "GET"), ("/tokenize", "POST"), ("/v1/completions", "GET")):
-            assert await status(guard, None, path, method) == 200
-        application.retry_after_s = None
-        now += 0.3
-        assert await status(guard) == 200
-
-    asyncio.run(scenario())
-
-
-def test_a_request_that_ends_makes_the_application_decide_again() -> None:
-    application = Application()
-    guard = ProxyGuard(application, clock=lambda: 0.0)
+    guard = ProxyGuard(application, admission=ProxyAdmission(clock=clock))
 
     async def scenario() -> None:
         application.hold = asyncio.Event()
         running = asyncio.create_task(status(guard))
         await asyncio.sleep(0)
-        application.retry_after_s = 20.0
-        assert [await status(guard) for _ in range(3)] == [503] * 3
+        application.retry_after_s = 22.0
+        assert await status(guard) == 503
+        for _ in range(10):
+            start, body = await messages(guard, None, "/v1/chat/completions", "POST")
+            headers = dict(start["headers"])
+            assert (start["status"], headers[b"x-request-id"][:4]) == (503, b"req-")
+            assert 1 <= int(headers[b"retry-after"]) <= 120
+            assert b"overloaded" in body["body"]
         assert len(application.received) == 2
+        clock.now += 0.3
+        assert [await status(guard) for _ in range(3)] == [503] * 3
+        assert len(application.received) == 3
         application.hold.set()
         assert await running == 200
         application.retry_after_s = None
         assert await status(guard) == 200
+        for path, method in (("/health", "GET"), ("/tokenize", "POST"), ("/v1/completions", "GET")):
+            assert await status(guard, None, path, method) == 200
 
     asyncio.run(scenario())
+
+
+def test_refused_requests_bodies_are_not_read() -> None:
+    guard = ProxyGuard(Application(), ProxyLimits(max_running=1), admission=(full := ProxyAdmission(1)))
+    assert full.begin()
+    assert full.begin()  # finds out whether there is more capacity
+
+    assert asyncio.run(status(guard, [(b"content-length", b"100")])) == 503
+
+
+def test_a_path_that_serve_cannot_match_gets_an_error_of_the_api() -> None:
+    application = Application()
+    start, body = asyncio.run(messages(ProxyGuard(application), None, "*", "GET"))
+    assert start["status"] == 404
+    assert json.loads(body["body"])["error"]["code"] == "route_not_found"
+    assert dict(start["headers"])[b"x-request-id"].startswith(b"req-")
+    assert application.received == []
 
 
 def test_another_503_is_the_applications() -> None:
@@ -157,8 +179,10 @@ def test_another_503_is_the_applications() -> None:
 def test_serve_calls_the_function_that_the_variable_names(monkeypatch: pytest.MonkeyPatch) -> None:
     path = PROXY_GUARD["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"]
     monkeypatch.setattr("ray.serve._private.http_util.RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", path)
+    monkeypatch.setattr("uvicorn.protocols.http.auto.AutoHTTPProtocol", AutoHTTPProtocol)  # put back afterwards
     found = configure_http_middlewares(HTTPOptions()).middlewares
     assert [middleware.cls for middleware in found] == [ProxyGuard, ProxyErrors]
+    assert issubclass(uvicorn.protocols.http.auto.AutoHTTPProtocol, BoundedProtocol)
 
 
 def test_a_question_to_the_server_is_answered_here() -> None:
@@ -166,3 +190,133 @@ def test_a_question_to_the_server_is_answered_here() -> None:
     start, *_ = asyncio.run(messages(ProxyGuard(application), None, "*", "OPTIONS"))
     assert start["status"] == 204
     assert not application.received
+
+
+class Sender:
+    """A client that sends the parts of a body when the test says so, to an application that keeps what it gets."""
+
+    def __init__(self, guard: ProxyGuard, path: str = "/tokenize", headers: Headers | None = None) -> None:
+        self.sent: list[Message] = []
+        self._parts: asyncio.Queue[Message] = asyncio.Queue()
+        scope = {"type": "http", "method": "POST", "path": path, "query_string": b""}
+        scope["headers"] = headers or [(b"transfer-encoding", b"chunked")]
+        self.task = asyncio.create_task(guard(scope, self._parts.get, self._send))  # type: ignore[arg-type]
+
+    async def _send(self, message: Message) -> None:
+        self.sent.append(message)
+
+    async def send(self, body: bytes, *, more: bool = True) -> None:
+        self._parts.put_nowait({"type": "http.request", "body": body, "more_body": more})
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+    async def leave(self) -> None:
+        self._parts.put_nowait({"type": "http.disconnect"})
+        await asyncio.wait_for(self.task, 30)
+
+    async def ended(self) -> int:
+        await asyncio.wait_for(self.task, 30)
+        return int(self.sent[0]["status"])
+
+    @property
+    def code(self) -> str:
+        return str(json.loads(self.sent[1]["body"])["error"]["code"])
+
+
+class Reading:
+    """An application that reads one body, and answers when the test says so."""
+
+    def __init__(self) -> None:
+        self.bodies: list[Message] = []
+        self.disconnects = 0
+        self.answers = asyncio.Event()
+        self.answers.set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.bodies.append(await receive())
+        await self.answers.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+        self.disconnects += (await receive())["type"] == "http.disconnect"
+
+
+def guarded(application: ASGIApp, **limits: Any) -> ProxyGuard:
+    return ProxyGuard(application, ProxyLimits(bodies=Limits(**limits)))
+
+
+def test_an_application_gets_a_body_when_it_is_complete() -> None:
+    async def scenario() -> None:
+        application = Reading()
+        client = Sender(guarded(application))
+        await client.send(b"ab")
+        assert application.bodies == []
+        await client.send(b"c", more=False)
+        assert application.bodies == [{"type": "http.request", "body": b"abc", "more_body": False}]
+        await client.leave()
+        assert application.disconnects == 1
+        assert await client.ended() == 200
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("path", ["/tokenize", "/v1/completions", "/anything"])
+def test_bodies_beyond_a_limit_do_not_reach_serve(path: str) -> None:
+    async def scenario() -> None:
+        application = Reading()
+        late = Sender(guarded(application, body_timeout_s=0.01), path)
+        await late.send(b"a")
+        assert (await late.ended(), late.code) == (408, "body_timeout")
+        declared = Sender(guarded(application, max_body_bytes=10), path, [(b"content-length", b"11")])
+        assert (await declared.ended(), declared.code) == (413, "request_too_large")
+        large = Sender(guarded(application, max_body_bytes=10), path)
+        await large.send(b"a" * 11)
+        assert (await large.ended(), large.code) == (413, "request_too_large")
+        assert dict(large.sent[0]["headers"])[b"x-request-id"].startswith(b"req-")
+        one_place = guarded(application, max_unread_bodies=1)
+        first, second = Sender(one_place, path), Sender(one_place, path)
+        assert (await first.ended(), first.code) == (503, "overloaded")
+        await second.leave()
+        assert second.sent == []
+        assert application.bodies == []
+
+    asyncio.run(scenario())
+
+
+def test_bodies_count_until_the_application_answers() -> None:
+    async def scenario() -> None:
+        application = Reading()
+        application.answers.clear()
+        guard = guarded(application, max_unread_body_bytes=10)
+        first = Sender(guard)
+        await first.send(b"a" * 8, more=False)
+        second = Sender(guard)
+        await second.send(b"a" * 8, more=False)
+        assert (await second.ended(), second.code) == (503, "overloaded")
+        application.answers.set()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert first.sent[0]["status"] == 200
+        third = Sender(guard)
+        await third.send(b"a" * 8, more=False)
+        assert len(application.bodies) == 2
+        await first.leave()
+        await third.leave()
+
+    asyncio.run(scenario())
+
+
+def test_unfinished_bodies_take_no_place_from_requests_to_generate() -> None:
+    async def scenario() -> None:
+        application = Reading()
+        admission = ProxyAdmission(1)
+        guard = ProxyGuard(application, admission=admission)
+        silent = [Sender(guard, "/v1/completions") for _ in range(5)]
+        await asyncio.sleep(0)
+        complete = Sender(guard, "/v1/completions")
+        await complete.send(b"{}", more=False)
+        assert complete.sent[0]["status"] == 200
+        for client in [*silent, complete]:
+            await client.leave()
+        assert admission.running == 0
+
+    asyncio.run(scenario())

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import uvloop
@@ -85,6 +86,8 @@ class Server:
     async def close(self) -> None:
         assert self.proxy._responses is not None
         assert not self.proxy._responses._responses
+        assert self.proxy._responses.waiting.bytes == 0
+        assert self.proxy._admission.running == 0
         for link in self.ingress._links._open:
             assert not link._clients
             link.close()
@@ -196,6 +199,45 @@ def test_a_slow_client_gets_what_has_come_meanwhile_as_one(monkeypatch: pytest.M
     run(events, monkeypatch, scenario)
 
 
+def test_clients_that_do_not_read_have_bounded_memory_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one for whom most waits is taken for gone, when all that waits is too much."""
+
+    async def scenario(server: Server) -> None:
+        monkeypatch.setattr("mpt_serve.deployments.response_receiver.MAX_WAITING_BYTES", 1000)
+        clients = [Client() for _ in range(3)]
+        for client in clients[:2]:
+            client.reads.clear()
+        first = asyncio.create_task(server.request(clients[0], ((b"bytes", b"700"),)))
+        assert server.proxy._responses is not None
+        waiting = server.proxy._responses.waiting
+        await until(lambda: waiting.bytes == 700)
+        second = asyncio.create_task(server.request(clients[1], ((b"bytes", b"200"),)))
+        await until(lambda: waiting.bytes == 900)
+        await server.request(clients[2], ((b"bytes", b"600"),))  # it reads, and is not among those that wait
+        assert clients[2].complete
+        assert waiting.bytes == 900
+        third = asyncio.create_task(server.request(other := Client(), ((b"bytes", b"300"), (b"slow", b"1"))))
+        other.reads.clear()
+        await until(lambda: waiting.bytes == 500)
+        await first  # its connection is closed with an incomplete response
+        assert not clients[0].complete
+        for client in (clients[1], other):
+            client.reads.set()
+        await asyncio.gather(second, third)
+        assert clients[1].complete
+        assert other.complete
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        (size,) = (int(value) for name, value in scope["headers"] if name == b"bytes")
+        await send(EVENTS)
+        await send(part(b"data: x\n\n"))
+        await asyncio.sleep(0.01)
+        with suppress(OSError):  # its client is taken for gone
+            await send(part(b"a" * size, more=False))
+
+    run(app, monkeypatch, scenario)
+
+
 async def endless(scope: Scope, receive: Receive, send: Send) -> None:
     """Stream until the client leaves."""
     assert (await receive())["type"] == "http.request"
@@ -303,3 +345,45 @@ def test_clients_cannot_make_an_ingress_connect(monkeypatch: pytest.MonkeyPatch)
         assert client.body == ALL_EVENTS
 
     run(events, monkeypatch, scenario)
+
+
+@pytest.mark.parametrize("rounds", [10, pytest.param(300, marks=pytest.mark.exhaustive)])
+def test_nothing_stays_of_responses_clients_and_links(monkeypatch: pytest.MonkeyPatch, rounds: int) -> None:
+    """Clients that read, leave, or do not read, and links that break: afterwards all is as it was."""
+
+    def open_files() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    async def one_round(server: Server) -> None:
+        clients = [Client() for _ in range(9)]
+        for client in clients[::3]:
+            client.reads.clear()
+        whole = [asyncio.create_task(server.request(client, ((b"once", b"1"),))) for client in clients[:6]]
+        broken = [asyncio.create_task(server.request(client)) for client in clients[6:]]
+        await until(lambda: all(client.bodies for client in clients))
+        clients[1].left.set()
+        clients[8].left.set()
+        for client in clients:
+            client.reads.set()
+        await asyncio.gather(*whole)
+        for link in server.ingress._links._open:
+            link.close()
+        await asyncio.gather(*broken)
+        for client in clients[6:8]:
+            assert_broken_off(client)
+
+    async def scenario(server: Server) -> None:
+        await one_round(server)
+        files, tasks = open_files(), len(asyncio.all_tasks())
+        for _ in range(rounds):
+            await one_round(server)
+        await until(lambda: open_files() <= files and len(asyncio.all_tasks()) <= tasks)
+        assert server.proxy._responses is not None
+        assert not server.proxy._responses._responses
+        assert server.ingress._links._links == {}
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        with suppress(OSError):
+            await (events if (b"once", b"1") in scope["headers"] else endless)(scope, receive, send)
+
+    run(app, monkeypatch, scenario)

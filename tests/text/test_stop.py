@@ -78,3 +78,26 @@ def test_the_first_pieces_are_not_searched() -> None:
 def test_empty_stop_string_is_refused() -> None:
     with pytest.raises(ValueError, match="empty"):
         StopMatcher(["a", ""])
+
+
+@given(
+    text=TEXT,
+    stops=STOPS.filter(bool),
+    until=st.text(alphabet="ab\u00e9", min_size=1, max_size=3),
+    cuts=st.lists(st.integers(0, 20), max_size=6),
+)
+def test_nothing_is_searched_from_a_string_on(text: str, stops: list[str], until: str, cuts: list[int]) -> None:
+    ends = [*sorted(cuts), len(text)]
+    pieces = [text[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    matcher = StopMatcher(stops, until=until)
+    sent, matched = "", None
+    for piece in pieces:
+        emitted, matched = matcher.push(piece)
+        sent += emitted
+        if matched is not None:
+            break
+    if matched is None:
+        rest, matched = matcher.finish()
+        sent += rest
+    shown, first = naive(text, [*stops, until], False)
+    assert (sent, matched) == ((text, None) if first == until else (shown, first))

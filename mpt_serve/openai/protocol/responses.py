@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 FinishReason = Literal["stop", "length"]
+ChatFinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class PromptTokensDetails(TypedDict):
@@ -118,17 +119,29 @@ class ChatLogprobs(TypedDict):
     refusal: None
 
 
+class CalledFunctionBody(TypedDict):
+    name: str
+    arguments: str  # JSON
+
+
+class ToolCallBody(TypedDict):
+    id: str
+    type: Literal["function"]
+    function: CalledFunctionBody
+
+
 class AssistantMessage(TypedDict):
     role: Literal["assistant"]
-    content: str
+    content: str | None  # null if there is nothing but calls
     refusal: None
+    tool_calls: NotRequired[list[ToolCallBody]]
 
 
 class ChatChoice(TypedDict):
     index: int
     message: AssistantMessage
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason
+    finish_reason: ChatFinishReason
     stop_reason: str | int | None
     token_ids: list[int] | None
 
@@ -146,16 +159,29 @@ class ChatCompletion(TypedDict):
     prompt_token_ids: list[int] | None
 
 
+class CalledFunctionDelta(TypedDict):
+    name: NotRequired[str]  # in the first delta of a call
+    arguments: str  # the next piece
+
+
+class ToolCallDelta(TypedDict):
+    index: int
+    id: NotRequired[str]  # in the first delta of a call
+    type: NotRequired[Literal["function"]]
+    function: CalledFunctionDelta
+
+
 class ChatDelta(TypedDict):
     role: NotRequired[Literal["assistant"]]  # in the first chunk of a choice
-    content: NotRequired[str]
+    content: NotRequired[str | None]
+    tool_calls: NotRequired[list[ToolCallDelta]]
 
 
 class ChatChunkChoice(TypedDict):
     index: int
     delta: ChatDelta
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason | None
+    finish_reason: ChatFinishReason | None
     stop_reason: NotRequired[str | int | None]
     token_ids: NotRequired[list[int]]
 

@@ -74,7 +74,7 @@ def _mistake(details: ErrorDetails, value: Any, schema: Schema, root: Schema) ->
     """Return what the value must be and what came instead, never the value itself."""
     came = json_type(value)
     for option in alternatives(schema, root):
-        if isinstance(value, str) and ("enum" in option or "const" in option):
+        if isinstance(value, str) and not option.keys().isdisjoint(("enum", "const", "pattern")):
             came = "another string"
         elif isinstance(value, str) and option["type"] == "string":
             if option.get("minLength", 0) <= len(value) <= option.get("maxLength", len(value)):
