@@ -62,7 +62,7 @@ def make(size: str, folder: Path, tokenizer: Path | None) -> None:
     weights = init_weights(MptConfig.from_dict(config), jax.random.key(0), jnp.bfloat16)
     save_checkpoint(weights, config, folder, max_shard_bytes=2 * 10**9)
     if tokenizer is not None:
-        for file in tokenizer.iterdir():
+        for file in tokenizer.glob("tokenizer*"):  # not the weights of a whole checkpoint
             shutil.copy(file, folder)
     print(f"{folder}: {sum(leaf.size for leaf in jax.tree.leaves(weights)) / 1e6:.1f} million parameters")
 

@@ -12,11 +12,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, SingleDeviceSharding
 from jax.typing import DTypeLike
 
-from model.checkpoint.folder import WEIGHT_FILES
+from model.checkpoint.folder import WEIGHT_FILES, find_weights
 from model.checkpoint.load import load_weights
 from model.checkpoint.quantized_cache import load_through_cache
 from model.checkpoint.stored_tensor import CheckpointError
+from model.config.adapter import FILE as ADAPTER_CONFIG
 from model.config.mpt_config import MptConfig
+from model.gguf.header import find_gguf, is_gguf
 from model.params.sharding import weight_shardings
 from model.params.weight_format import AS_STORED, WeightFormat
 from model.params.weights import Weights
@@ -39,7 +41,10 @@ _TEXT_FILES = (
 _SAFETENSORS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
 _PICKLES = ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json")
 
-LAYOUT = f"a folder with config.json, tokenizer.json and one of {', '.join(WEIGHT_FILES)} (an index with its shards)"
+LAYOUT = (
+    f"a folder with config.json, tokenizer.json and one of {', '.join(WEIGHT_FILES)} (an index with its shards), or a"
+    " GGUF file"
+)
 
 
 def mpt_from_pretrained(
@@ -53,7 +58,7 @@ def mpt_from_pretrained(
     format: WeightFormat = AS_STORED,
     cache_dir: str | Path | None = None,
 ) -> tuple[Weights, MptConfig]:
-    """Load a model: `path_or_id` is a checkpoint folder or a hub id such as "owner/name".
+    """Load a model: `path_or_id` is a checkpoint folder, a GGUF file or a hub id such as "owner/name".
 
     device: a JAX device, "cpu", "gpu" or "tpu"; None is JAX's default. Excludes `mesh`.
     dtype: bfloat16, float16 or float32 for every parameter; None keeps the checkpoint's.
@@ -83,12 +88,16 @@ def mpt_from_pretrained(
 
 
 def resolve_checkpoint(path_or_id: str | Path, revision: str | None = None) -> Path:
-    """Return the local folder of a checkpoint: the path itself, or where the hub's cache keeps the repository's files.
+    """Return the GGUF file or the local folder of a checkpoint.
+
+    It is the path itself, a folder's only GGUF file, or where the hub's cache keeps the repository's files.
 
     Downloads config, tokenizer and safetensors; pickled weights only where there are no safetensors; never code.
     Raises CheckpointError saying what the folder must hold.
     """
     folder = Path(path_or_id).expanduser()
+    if is_gguf(folder):
+        return folder
     if folder.is_dir():
         return _check_folder(folder)
     if folder.exists():
@@ -99,8 +108,11 @@ def resolve_checkpoint(path_or_id: str | Path, revision: str | None = None) -> P
 
 
 def _check_folder(folder: Path) -> Path:
-    weights = any((folder / name).is_file() for name in WEIGHT_FILES)
-    if weights and (folder / "config.json").is_file():
+    inside = find_gguf(folder)
+    if inside is not None and not (folder / "config.json").is_file():
+        return inside
+    weights = find_weights(folder) is not None
+    if weights and ((folder / "config.json").is_file() or (folder / ADAPTER_CONFIG).is_file()):
         return folder
     missing = "weights" if (folder / "config.json").is_file() else "config.json"
     found = sorted(entry.name for entry in folder.iterdir())

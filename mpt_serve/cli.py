@@ -38,6 +38,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     run.usage = "mpt-serve run [-h] [FILE] [OPTIONS OF serve run]"
     run.set_defaults(run=_run)
 
+    convert = commands.add_parser("convert", help="write a checkpoint in another format")
+    convert.add_argument("source", help="a checkpoint folder, an adapter's folder, a GGUF file or a Hugging Face id")
+    convert.add_argument("target", help="the folder to write, or the GGUF file")
+    convert.add_argument(
+        "--to", choices=["llm-foundry", "transformers", "gguf"], help="default: gguf for a .gguf target"
+    )
+    convert.add_argument(
+        "--type", help="bfloat16, float16, float32; for GGUF f32, f16, bf16, q8_0, q4_0. Default: as it is; GGUF: f16"
+    )
+    convert.add_argument("--no-tokenizer", action="store_true", help="leave the tokenizer out")
+    convert.set_defaults(run=_convert)
+
     keys = commands.add_parser("keys", help="make an API key, and the line that states it in access.key_file")
     keys.add_argument("name", help="of its owner; all keys of a name share limits")
     keys.add_argument("--scope", action="append", choices=SCOPES, help="what it is for; repeat it for both (api)")
@@ -108,6 +120,14 @@ def _require_startable(file: str, in_cluster: bool) -> None:
     from mpt_serve.resources import Machine
 
     check_config_file(file, machine=None if in_cluster else Machine.here())
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from mpt_serve.convert import convert
+
+    path = convert(arguments.source, arguments.target, arguments.to, arguments.type, not arguments.no_tokenizer)
+    print(f"wrote {path}")
+    return 0
 
 
 def _count(text: str) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from model.checkpoint.folder import WEIGHT_FILES, find_tensors
+from model.checkpoint.folder import find_tensors, find_weights
 from model.checkpoint.match import match_tensors
 from model.checkpoint.stored_tensor import CheckpointError
 from model.config.mpt_config import MptConfig
@@ -120,7 +120,7 @@ def _folder_of(model: str, path: SettingPath, report: ModelReport, download: boo
     if problem is not None:
         report.problems.append(Problem(path, problem))
         return None
-    if Path(model_path(model)).is_dir():
+    if Path(model_path(model)).exists():
         return Path(model_path(model))
     if not download:
         report.notes.append(f"'{model}' is a Hugging Face id: its files are checked when it is deployed")
@@ -135,7 +135,7 @@ def _folder_of(model: str, path: SettingPath, report: ModelReport, download: boo
 def _check_config(folder: Path, path: SettingPath, report: ModelReport, weights: bool) -> MptConfig | None:
     try:
         config = MptConfig.from_file(folder)
-        if weights or any((folder / name).is_file() for name in WEIGHT_FILES):
+        if weights or find_weights(folder) is not None:
             match_tensors(folder, find_tensors(folder), config)
     except (ConfigError, CheckpointError) as error:
         report.problems.append(Problem(path, str(error)))

@@ -19,11 +19,12 @@ MODULES = product_modules()
 
 _MODEL = {
     "model.ops": set(),
-    "model.config": {"model.ops"},
+    "model.gguf": set(),
+    "model.config": {"model.ops", "model.gguf"},
     "model.params": {"model.ops", "model.config"},
     "model.kernels": {"model.ops", "model.config", "model.params"},
     "model.layers": {"model.ops", "model.config", "model.params", "model.kernels"},
-    "model.checkpoint": {"model.ops", "model.config", "model.params", "model.kernels"},
+    "model.checkpoint": {"model.ops", "model.gguf", "model.config", "model.params", "model.kernels"},
     "model.sampling": {"model.ops", "model.config", "model.params", "model.kernels", "model.layers"},
 }
 _ALL_OF_MODEL = {"model", *_MODEL, "model.kernel_selection", "model.pretrained", "model.flax_module"}
@@ -61,12 +62,14 @@ ALLOWED: Mapping[str, set[str]] = {
     "mpt_serve.resources": {"mpt_serve.configuration", "mpt_serve.deployments"},
     "mpt_serve.rollout": {"mpt_serve.resources"},
     "mpt_serve.preflight": {"mpt_serve.access", "mpt_serve.resources", *_LIBRARY},
+    "mpt_serve.convert": {"mpt_serve.configuration", "mpt_serve.text", *_ALL_OF_MODEL},
     "mpt_serve.app": {"mpt_serve.driver", "mpt_serve.rollout", "mpt_serve.preflight", *_SERVING},
     "mpt_serve.serve_run": {"mpt_serve.graceful_run"},
     "mpt_serve.cli": {  # the root has __version__
         "mpt_serve",
         "mpt_serve.access",
         "mpt_serve.one_loop",
+        "mpt_serve.convert",
         "mpt_serve.configuration",
         "mpt_serve.preflight",
         "mpt_serve.resources",
@@ -79,17 +82,18 @@ _ARRAYS = {"jax", "jaxlib", "numpy", "ml_dtypes"}
 # The same keys -> the libraries beside Python's own that they may import.
 LIBRARIES: Mapping[str, set[str]] = {
     "model.ops": {"flax", *_ARRAYS},
+    "model.gguf": _ARRAYS,
     "model.config": _ARRAYS,
     "model.params": {"flax", *_ARRAYS},
     "model.kernels": _ARRAYS,
     "model.layers": {"flax", *_ARRAYS},
-    "model.checkpoint": {"safetensors", "tqdm", *_ARRAYS},
+    "model.checkpoint": {"gguf", "safetensors", "tqdm", *_ARRAYS},
     "model.sampling": _ARRAYS,
     "model.kernel_selection": _ARRAYS,
     "model.pretrained": {"huggingface_hub", *_ARRAYS},
     "model.flax_module": {"flax", *_ARRAYS},
     "mpt_serve.configuration": {"pydantic", "yaml", "huggingface_hub", "ray"},  # Ray: Serve's own schema
-    "mpt_serve.text": {"tokenizers", "transformers", "jinja2"},
+    "mpt_serve.text": {"tokenizers", "sentencepiece", "transformers", "jinja2"},
     "mpt_serve.structured_outputs": {"llguidance", "numpy"},
     "mpt_serve.engine": {"annotated_types", *_ARRAYS},  # pydantic's own bounds
     "mpt_serve.llm": {"tqdm"},

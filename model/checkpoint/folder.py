@@ -6,10 +6,17 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from model.checkpoint.dequantize import dequantized
+from model.checkpoint.gguf_file import read_gguf
+from model.checkpoint.lora import ADAPTER_FILES, merge_adapter
 from model.checkpoint.safetensors_file import read_safetensors
 from model.checkpoint.stored_tensor import CheckpointError, StoredTensor
-from model.checkpoint.torch_file import read_torch
+from model.checkpoint.torch_file import read_torch, read_training_checkpoint
 from model.checkpoint.weight_names import canonical_name
+from model.config.adapter import read_adapter_config
+from model.config.lfs_pointer import lfs_pointer_problem
+from model.config.strict_reader import ConfigError
+from model.gguf.header import find_gguf, is_gguf
 
 WEIGHT_FILES = (  # in order of preference
     "model.safetensors",
@@ -17,23 +24,68 @@ WEIGHT_FILES = (  # in order of preference
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+_OF_TRAINER = ("optimizer", "scheduler", "rng_state")  # what transformers' Trainer saves beside the weights
 _LISTED = 10  # names that a message lists
 
 
+def find_weights(folder: Path) -> Path | None:
+    """Return the file that a checkpoint folder's weights are read from, or that names their files; None without one.
+
+    An adapter's are its own.
+
+    `folder` may be a GGUF file itself. Beside the files of `WEIGHT_FILES` it is the only GGUF file in the folder, or
+    the only checkpoint of training (.pt).
+    """
+    if is_gguf(folder):
+        return folder
+    named = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+    if named is not None or not folder.is_dir():
+        return named
+    adapter = next((folder / name for name in ADAPTER_FILES if (folder / name).is_file()), None)
+    if adapter is not None:
+        return adapter
+    training = [file for file in folder.glob("*.pt") if not file.name.startswith(_OF_TRAINER) and file.is_file()]
+    return find_gguf(folder) or (training[0] if len(training) == 1 else None)
+
+
 def find_tensors(folder: str | Path) -> dict[str, StoredTensor]:
-    """Return every tensor of the checkpoint in `folder`, by llm-foundry's name.
+    """Return every tensor of the checkpoint in `folder`, or in a GGUF file, by llm-foundry's name.
 
     Raises CheckpointError where the folder has no weights, a shard is missing, or two tensors have one name.
     """
     folder = Path(folder)
-    chosen = next((name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+    try:
+        adapter = read_adapter_config(folder)
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
+    if adapter is not None:
+        return merge_adapter(folder, adapter, find_tensors(adapter.base))
+    chosen = find_weights(folder)
     if chosen is None:
         found = sorted(entry.name for entry in folder.iterdir())[:_LISTED] if folder.is_dir() else "no such folder"
-        raise CheckpointError(f"{folder}: no weights: one of {', '.join(WEIGHT_FILES)} is needed; found: {found}")
-    read = read_safetensors if ".safetensors" in chosen else read_torch
-    if not chosen.endswith(".index.json"):
-        return _by_canonical_name(read(folder / chosen))
-    return _by_canonical_name(_read_shards(folder / chosen, read))
+        raise CheckpointError(
+            f"{folder}: no weights: one of {', '.join(WEIGHT_FILES)} is needed, or one GGUF or .pt file; found: {found}"
+        )
+    read = _reader(chosen)
+    tensors = _read_shards(chosen, read) if chosen.name.endswith(".index.json") else read(chosen)
+    return dequantized(folder, _by_canonical_name(tensors))
+
+
+def _reader(file: Path) -> Callable[[Path], dict[str, StoredTensor]]:
+    by_suffix = {".gguf": read_gguf, ".pt": read_training_checkpoint}
+    reader = by_suffix.get(file.suffix, read_safetensors if ".safetensors" in file.name else read_torch)
+
+    def read(path: Path) -> dict[str, StoredTensor]:
+        _require_no_lfs_pointer(path)
+        return reader(path)
+
+    return read
+
+
+def _require_no_lfs_pointer(path: Path) -> None:
+    problem = lfs_pointer_problem(path)
+    if problem is not None:
+        raise CheckpointError(problem)
 
 
 def _read_shards(index: Path, read: Callable[[Path], dict[str, StoredTensor]]) -> dict[str, StoredTensor]:
@@ -58,6 +110,7 @@ def _read_shards(index: Path, read: Callable[[Path], dict[str, StoredTensor]]) -
 
 
 def _weight_map(index: Path) -> dict[str, str]:
+    _require_no_lfs_pointer(index)
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         entries = dict(weight_map.items())

@@ -31,6 +31,7 @@ from model.checkpoint.folder import find_tensors
 from model.checkpoint.load import load_weights, place, progress_bar
 from model.checkpoint.safetensors_file import DTYPES, read_safetensors
 from model.checkpoint.stored_tensor import CheckpointError, StoredTensor, aligned_empty, read_tensor
+from model.config.adapter import FILE as ADAPTER_CONFIG
 from model.config.mpt_config import MptConfig
 from model.params.packed_matrix import PackedMatrix, packed_arrays
 from model.params.weight_format import WeightFormat
@@ -87,7 +88,14 @@ def load_through_cache(
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted({tensor.path for tensor in find_tensors(folder).values()})
+    """Return the files that a checkpoint's numbers come from."""
+    tensors = list(find_tensors(folder).values())
+    tensors += [part for tensor in tensors if tensor.computed is not None for part in tensor.computed.parts]
+    tensors += [tensor.delta.left for tensor in tensors if tensor.delta is not None]
+    # These say how numbers are made of others: an adapter's scale, and how integers are packed.
+    described = {folder / name for name in (ADAPTER_CONFIG, "config.json") if (folder / name).is_file()}
+    changed = any(tensor.delta is not None or tensor.computed is not None for tensor in tensors)
+    return sorted({tensor.path for tensor in tensors} | (described if changed else set()))
 
 
 def _key(about: Mapping[str, str], config: MptConfig, dtype: DTypeLike | None, format: WeightFormat) -> str:

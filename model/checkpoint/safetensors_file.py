@@ -78,7 +78,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
         if len(prefix) < 8 or length > min(MAX_HEADER_BYTES, file_bytes - 8):
             raise CheckpointError(
                 f"{path}: not a complete safetensors file: it has {file_bytes} bytes and declares a header of "
-                f"{length} bytes; download it again (a Git LFS pointer is a small text file of this name)"
+                f"{length} bytes; download it again"
             )
         raw = file.read(length)
     try:

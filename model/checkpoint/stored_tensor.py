@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,39 @@ class CheckpointError(ValueError):
 
 
 @dataclass(frozen=True)
+class Blocks:
+    """Numbers that a file keeps in blocks of `elements` numbers and `nbytes` bytes; `decode` makes float32 of them."""
+
+    elements: int
+    nbytes: int
+    decode: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Computed:
+    """Numbers that are computed, as float32 and in the tensor's shape, from other stored tensors."""
+
+    parts: tuple[StoredTensor, ...]
+    numbers: Callable[[], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """What an adapter adds to a matrix [N, K]: `scale` times the product of `left` [N, r] and `right` [r, K]."""
+
+    left: StoredTensor
+    right: StoredTensor
+    scale: float
+
+
+@dataclass(frozen=True)
 class StoredTensor:
-    """The location of one tensor. `strides` (in elements) is None for the usual dense row-major layout."""
+    """The location of one tensor. `strides` (in elements) is None for the usual dense row-major layout.
+
+    blocks: how the numbers are packed, where they are not stored as `dtype`, which is float32 then.
+    delta: what is added to the numbers, in float32, while they are read.
+    computed: where the numbers come from, if the file does not have them; `dtype` is what they are rounded to.
+    """
 
     path: Path
     name: str
@@ -37,6 +68,9 @@ class StoredTensor:
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     strides: tuple[int, ...] | None = None
+    blocks: Blocks | None = None
+    delta: LowRank | None = None
+    computed: Computed | None = None
 
     @property
     def size(self) -> int:
@@ -46,6 +80,8 @@ class StoredTensor:
     @property
     def nbytes(self) -> int:
         """Bytes of the tensor's elements, gaps between strided rows not counted."""
+        if self.blocks is not None:
+            return self.size // self.blocks.elements * self.blocks.nbytes
         return self.size * self.dtype.itemsize
 
     @property
@@ -74,7 +110,8 @@ def read_tensor(tensor: StoredTensor, out: NDArray[Any]) -> None:
     flat = out.reshape(-1)
     if not np.shares_memory(flat, out) and out.size:
         raise ValueError("read_tensor needs a dense buffer")
-    if tensor.strides is None and tensor.dtype == out.dtype:
+    changed = (tensor.strides, tensor.blocks, tensor.delta, tensor.computed)
+    if changed == (None,) * 4 and tensor.dtype == out.dtype:
         with tensor.path.open("rb", buffering=0) as file:
             file.seek(tensor.offset)
             _read_exactly(tensor, file, flat)
@@ -88,8 +125,18 @@ def read_tensor(tensor: StoredTensor, out: NDArray[Any]) -> None:
 def read_chunks(tensor: StoredTensor) -> Iterator[NDArray[Any]]:
     """Yield the tensor's elements in row-major order, in pieces of at most CHUNK_BYTES, in the file's dtype.
 
-    A piece is valid until the next one is requested. A strided tensor comes whole.
+    A piece is valid until the next one is requested. A strided tensor and a computed one come whole. The latter, and
+    one with a delta, are float32.
     """
+    if tensor.delta is not None:
+        yield from _adapted_chunks(replace(tensor, delta=None), tensor.delta)
+        return
+    if tensor.computed is not None:
+        yield tensor.computed.numbers().reshape(-1)
+        return
+    if tensor.blocks is not None:
+        yield from _decoded_chunks(tensor, tensor.blocks)
+        return
     with tensor.path.open("rb", buffering=0) as file:
         file.seek(tensor.offset)
         if tensor.strides is not None:
@@ -103,6 +150,27 @@ def read_chunks(tensor: StoredTensor) -> Iterator[NDArray[Any]]:
             yield chunk
 
 
+def _adapted_chunks(tensor: StoredTensor, delta: LowRank) -> Iterator[NDArray[np.float32]]:
+    left, right = (_whole(part).astype(np.float32).reshape(part.shape) for part in (delta.left, delta.right))
+    width, start = tensor.shape[1], 0
+    for chunk in read_chunks(tensor):
+        first, end = start // width, -(-(start + chunk.size) // width)  # the rows that it has a part of
+        added = (left[first:end] @ right).reshape(-1)[start - first * width :][: chunk.size]
+        yield chunk.astype(np.float32) + np.float32(delta.scale) * added
+        start += chunk.size
+
+
+def _decoded_chunks(tensor: StoredTensor, blocks: Blocks) -> Iterator[NDArray[np.float32]]:
+    count = tensor.size // blocks.elements
+    step = max(CHUNK_BYTES // (4 * blocks.elements), 1)
+    with tensor.path.open("rb", buffering=0) as file:
+        file.seek(tensor.offset)
+        for start in range(0, count, step):
+            data = np.empty(min(step, count - start) * blocks.nbytes, np.uint8)
+            _read_exactly(tensor, file, data)
+            yield blocks.decode(data)
+
+
 def same_numbers(left: StoredTensor, right: StoredTensor) -> bool:
     """Return whether both tensors have the same shape, dtype and bytes."""
     if (left.shape, left.dtype) != (right.shape, right.dtype):
@@ -114,10 +182,15 @@ def same_numbers(left: StoredTensor, right: StoredTensor) -> bool:
     return all(np.array_equal(a.view(np.uint8), b.view(np.uint8)) for a, b in pairs)
 
 
-def _whole(tensor: StoredTensor) -> NDArray[Any]:
-    out = np.empty(tensor.size, tensor.dtype)
+def read_whole(tensor: StoredTensor) -> NDArray[Any]:
+    """Return a tensor's numbers in its own dtype and shape. Raises CheckpointError as `read_tensor` does."""
+    out = np.empty(tensor.shape, tensor.dtype)
     read_tensor(tensor, out)
     return out
+
+
+def _whole(tensor: StoredTensor) -> NDArray[Any]:
+    return read_whole(tensor).reshape(-1)
 
 
 def _read_exactly(tensor: StoredTensor, file: io.FileIO, out: NDArray[Any]) -> None:

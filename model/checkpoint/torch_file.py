@@ -32,7 +32,16 @@ class _Extent:
     nbytes: int
 
 
-def read_torch(path: Path) -> dict[str, StoredTensor]:
+def read_training_checkpoint(path: Path) -> dict[str, StoredTensor]:
+    """Return the model's tensors in a Composer checkpoint (.pt), or in a .pt file of a state dict alone.
+
+    The optimizer's state is neither read nor described. Raises CheckpointError as `read_torch` does, but ignores what
+    else the file holds beside the model.
+    """
+    return read_torch(path, training=True)
+
+
+def read_torch(path: Path, training: bool = False) -> dict[str, StoredTensor]:
     """Return the tensors of a .bin file's state dict, in its order; reads descriptions only.
 
     Raises CheckpointError for a file that is truncated, big-endian or compressed, that contains anything but tensors
@@ -41,11 +50,12 @@ def read_torch(path: Path) -> dict[str, StoredTensor]:
     with path.open("rb") as file:
         start = file.read(4)
         file.seek(0)
-        views, extents = _read_zip(path, file) if start == b"PK\x03\x04" else _read_legacy(path, file)
+        zipped = start == b"PK\x03\x04"
+        views, extents = _read_zip(path, file, training) if zipped else _read_legacy(path, file)
     return {name: _stored_tensor(path, name, view, extents) for name, view in views.items()}
 
 
-def _read_zip(path: Path, file: BinaryIO) -> tuple[dict[str, TensorView], Mapping[str, _Extent]]:
+def _read_zip(path: Path, file: BinaryIO, training: bool) -> tuple[dict[str, TensorView], Mapping[str, _Extent]]:
     try:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
@@ -67,7 +77,8 @@ def _read_zip(path: Path, file: BinaryIO) -> tuple[dict[str, TensorView], Mappin
         if order.strip() != b"little":
             raise CheckpointError(f"{path}: stored with byte order {order!r}; only little-endian files are read")
     file.seek(extents["data.pkl"].offset)
-    views = _views(path, read_pickle(file, str(path)))
+    state = read_pickle(file, str(path), training)
+    views = _views(path, _model_state(path, state) if training else state)
     if file.tell() > extents["data.pkl"].offset + extents["data.pkl"].nbytes:
         raise CheckpointError(f"{path}: the pickle runs beyond data.pkl")
     return views, {name.removeprefix("data/"): extent for name, extent in extents.items() if name.startswith("data/")}
@@ -131,6 +142,20 @@ def _legacy_extents(path: Path, file: BinaryIO, keys: list[str], storages: Mappi
         extents[key] = _Extent(offset + 8, nbytes)
         offset += 8 + nbytes
     return extents
+
+
+def _model_state(path: Path, checkpoint: Any) -> Any:
+    """Return the state dict of the model in what a training run saved."""
+    state = checkpoint
+    for key in ("state", "state_dict", "model"):  # Composer's are in ["state"]["model"]
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not any(isinstance(value, TensorView) for value in state.values()):
+        raise CheckpointError(
+            f"{path}: holds no weights of a model, which Composer saves in ['state']['model']; a checkpoint that is"
+            " sharded over ranks must be consolidated first"
+        )
+    return {name: value for name, value in state.items() if not name.endswith("_extra_state")}
 
 
 def _views(path: Path, state: Any) -> dict[str, TensorView]:

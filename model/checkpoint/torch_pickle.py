@@ -20,6 +20,7 @@ import numpy as np
 from model.checkpoint.stored_tensor import CheckpointError
 
 MAX_PICKLE_BYTES = 2**20  # about 5,000 tensors; the largest MPT has fewer than 1,000
+MAX_TRAINING_PICKLE_BYTES = 2**28  # of a checkpoint of training, which may hold the tokenizer's files too
 _MAX_STRING = 64 * 2**10
 _NAME_LINE = re.compile(rb"[\w.]+\n")
 
@@ -66,16 +67,27 @@ class _Global:
     name: str
 
 
-def read_pickle(file: BinaryIO, where: str) -> Any:
+@dataclass(frozen=True)
+class Opaque:
+    """An object that the pickle makes by calling `name`, which was not called: it has no content."""
+
+    name: str
+
+
+def read_pickle(file: BinaryIO, where: str, training: bool = False) -> Any:
     """Interpret the pickle at the file's position and leave the position behind it.
 
     Returns plain dicts with str keys, lists, tuples, numbers, strings, None, and TensorView for each tensor.
     Raises CheckpointError, starting with `where`, for anything that a state dict of tensors does not need: it names
     the callable in the file, or the pickle instruction.
+
+    training: the pickle is a checkpoint of training, which holds much beside tensors: what has no plain type becomes
+        `Opaque`, and loses what the pickle would do with it. Nothing is imported or called either.
     """
-    machine = _Machine(where)
+    machine = _TrainingMachine(where) if training else _Machine(where)
+    limits = (MAX_TRAINING_PICKLE_BYTES, MAX_TRAINING_PICKLE_BYTES) if training else (MAX_PICKLE_BYTES, _MAX_STRING)
     try:
-        for opcode, argument, _ in pickletools.genops(cast(BinaryIO, _Bounded(file, where))):
+        for opcode, argument, _ in pickletools.genops(cast(BinaryIO, _Bounded(file, where, *limits))):
             machine.step(opcode.name, argument)
     except CheckpointError:
         raise
@@ -87,11 +99,11 @@ def read_pickle(file: BinaryIO, where: str) -> Any:
 class _Bounded:
     """The file that genops reads, with limits: a pickle or string longer than any checkpoint's is refused."""
 
-    def __init__(self, file: BinaryIO, where: str) -> None:
-        self._file, self._where, self._left = file, where, MAX_PICKLE_BYTES
+    def __init__(self, file: BinaryIO, where: str, most: int, longest: int) -> None:
+        self._file, self._where, self._most, self._left, self._longest = file, where, most, most, longest
 
     def read(self, count: int) -> bytes:
-        if count > _MAX_STRING:
+        if count > self._longest:
             raise CheckpointError(f"{self._where}: the pickle contains a value of {count} bytes; only tensors are read")
         return self._spend(self._file.read(count))
 
@@ -107,7 +119,7 @@ class _Bounded:
     def _spend(self, data: bytes) -> bytes:
         self._left -= len(data)
         if self._left < 0:
-            raise CheckpointError(f"{self._where}: the pickle is longer than {MAX_PICKLE_BYTES} bytes")
+            raise CheckpointError(f"{self._where}: the pickle is longer than {self._most} bytes")
         return data
 
 
@@ -210,7 +222,7 @@ class _Machine:
             target[key] = value
 
     def _call(self, function: Any, arguments: Any) -> Any:
-        name = function.name if isinstance(function, _Global) else type(function).__name__
+        name = _name_of(function)
         if name == "collections.OrderedDict" and arguments == ():
             return {}
         if name in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor"):
@@ -241,6 +253,54 @@ class _Machine:
             f"{self._where}: the file contains {what[:200]}; only tensors are read, nothing else is created or called. "
             f"Save a plain state dict of tensors, best as safetensors"
         )
+
+
+class _TrainingMachine(_Machine):
+    """The machine for checkpoints of training: objects of other kinds exist, and have no content."""
+
+    def _step_object(self, name: str, argument: Any) -> None:
+        stack = self._stack
+        if name in ("NEWOBJ", "NEWOBJ_EX"):
+            kind = self._pop_many(2 if name == "NEWOBJ" else 3)[0]
+            stack.append(Opaque(_name_of(kind)))
+        elif name in ("EMPTY_SET", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "BINUNICODE8", "LONG4"):
+            stack.append(Opaque(name))
+        elif name in ("FROZENSET", "ADDITEMS"):
+            self._pop_to_mark()
+            if name == "FROZENSET":
+                stack.append(Opaque(name))
+        else:
+            super()._step_object(name, argument)
+
+    def _top(self, kind: type) -> Any:
+        if isinstance(self._stack[-1], Opaque):
+            return kind()  # takes what the object would be given, and is dropped
+        return super()._top(kind)
+
+    def _set_items(self, items: list[Any]) -> None:
+        pairs = zip(items[::2], items[1::2], strict=True)
+        super()._set_items([part for key, value in pairs if type(key) is str for part in (key, value)])
+
+    def _call(self, function: Any, arguments: Any) -> Any:
+        name = _name_of(function)
+        known = name == "collections.OrderedDict" and arguments == ()
+        if known or (name.startswith("torch._utils._rebuild_") and _holds_tensor(arguments)):
+            return super()._call(function, arguments)
+        return Opaque(name)
+
+    def _storage(self, identity: Any) -> Any:
+        tag = identity[1] if isinstance(identity, tuple) and len(identity) > 1 else None
+        if not isinstance(tag, _Global) or tag.name not in STORAGE_DTYPES:
+            return Opaque(_name_of(tag))
+        return super()._storage(identity)
+
+
+def _name_of(function: Any) -> str:
+    return function.name if isinstance(function, (_Global, Opaque)) else type(function).__name__
+
+
+def _holds_tensor(arguments: Any) -> bool:
+    return isinstance(arguments, tuple) and bool(arguments) and isinstance(arguments[0], (Storage, TensorView))
 
 
 def _is_size(value: Any) -> bool:

@@ -5,7 +5,8 @@
 | norm_1, norm_2, norm_f | ln_1, ln_2, ln_f |
 | ffn.up_proj, ffn.down_proj | mlp.mlp_up, mlp.mlp_down |
 
-Checkpoints saved through Composer begin every name with `model.`; those of a bare MPTModel lack `transformer.`.
+Checkpoints saved through Composer begin every name with `model.`, and with `module.` where several devices trained;
+those of a bare MPTModel lack `transformer.`.
 """
 
 import re
@@ -33,7 +34,7 @@ _QUANTISED = re.compile(
 
 def canonical_name(name: str) -> str:
     """Return llm-foundry's name of a parameter of any release; unknown names are returned unchanged."""
-    name = name.removeprefix("model.")
+    name = name.removeprefix("module.").removeprefix("model.").removeprefix("module.")
     if _BARE_MODEL.match(name):
         name = f"transformer.{name}"
     for old, new in _RENAMED.items():

@@ -12,12 +12,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from model.config.adapter import read_adapter_config
 from model.config.known_keys import MODEL_KEYS
+from model.config.lfs_pointer import lfs_pointer_problem
 from model.config.partition_rules import PartitionRules, get_partition_rules
-from model.config.sections import is_rms_norm, read_attention, read_ffn, refuse_other_architectures
+from model.config.sections import (
+    is_rms_norm,
+    read_attention,
+    read_ffn,
+    read_foreign_names,
+    refuse_other_architectures,
+    refuse_quantized,
+)
 from model.config.strict_reader import ConfigError, ConfigReader
+from model.gguf.config import gguf_config
+from model.gguf.header import GgufError, is_gguf, read_header
 from model.ops.activations import GELU, Activation
 from model.ops.rope import RopeConfig
+
+# transformers reads its own names of these keys as well, and tools that rewrite a config leave both in it.
+_NAMES_IN_TRANSFORMERS = {
+    "hidden_size": "d_model",
+    "num_attention_heads": "n_heads",
+    "num_hidden_layers": "n_layers",
+    "max_position_embeddings": "max_seq_len",
+}
 
 
 @dataclass(frozen=True)
@@ -88,10 +107,20 @@ class MptConfig:
 
     @classmethod
     def from_file(cls, path: str | Path) -> "MptConfig":
-        """Read `path`, a config.json or the folder that holds it. Raises ConfigError."""
+        """Read `path`: a config.json, the folder that holds it, an adapter's folder, or a GGUF file.
+
+        Raises ConfigError.
+        """
         path = Path(path)
+        if is_gguf(path):
+            return cls.from_dict(gguf_config_of(path))
+        adapter = read_adapter_config(path)
+        path = path if adapter is None else adapter.base
         path = path / "config.json" if path.is_dir() else path
         try:
+            pointer = lfs_pointer_problem(path)
+            if pointer is not None:
+                raise ConfigError(pointer)
             data = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ConfigError(f"no {path.name} in folder '{path.parent.name}'; a checkpoint folder has one") from None
@@ -106,7 +135,7 @@ class MptConfig:
             raise ConfigError(f"a config must be a JSON object; this one is of type {type(data).__name__}")
         model_type = data.get("model_type", "mpt")
         if model_type == "mosaic_gpt":
-            data = _from_mosaic_gpt(data)
+            data = from_mosaic_gpt(data)
         elif model_type != "mpt":
             raise ConfigError(f"config key 'model_type' is {model_type!r}; this package runs 'mpt' and 'mosaic_gpt'")
         return _read_model(ConfigReader(data))
@@ -116,7 +145,18 @@ class MptConfig:
         return get_partition_rules(fsdp)
 
 
-def _from_mosaic_gpt(data: Mapping[str, Any]) -> dict[str, Any]:
+def gguf_config_of(path: Path) -> dict[str, Any]:
+    """Return the object of a config.json for the model in a GGUF file. Raises ConfigError."""
+    try:
+        pointer = lfs_pointer_problem(path)
+        if pointer is not None:
+            raise ConfigError(pointer)
+        return gguf_config(read_header(path))
+    except GgufError as error:
+        raise ConfigError(str(error)) from None
+
+
+def from_mosaic_gpt(data: Mapping[str, Any]) -> dict[str, Any]:
     """Return the flat keys of the 2023 `mosaic_gpt` in the sections of `mpt`."""
     out = {k: v for k, v in data.items() if k != "model_type"}
     attention: dict[str, Any] = {}
@@ -137,6 +177,8 @@ def _from_mosaic_gpt(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_model(r: ConfigReader) -> MptConfig:
     r.take("model_type")
+    refuse_quantized(r)
+    read_foreign_names(r, _NAMES_IN_TRANSFORMERS)
     by_transformers = r.take("layer_norm_epsilon") is not None or r.take("initializer_range") is not None
     d_model, n_heads = r.integer("d_model"), r.integer("n_heads")
     max_seq_len = r.integer("max_seq_len", 2048)

@@ -166,3 +166,28 @@ def refuse_other_architectures(r: ConfigReader) -> None:
     r.refuse("is_encoder_decoder", (False,), "encoder-decoder models are not supported")
     r.refuse("add_cross_attention", (False,), "cross attention is not supported")
     r.refuse("pruned_heads", ({},), "pruned heads are not supported")
+
+
+def refuse_quantized(r: ConfigReader) -> None:
+    """Refuse a config of quantised weights, but for those that are dequantised while they are read: GPTQ's, AWQ's."""
+    value = r.take("quantization_config")
+    method = value.get("quant_method") if isinstance(value, Mapping) else None
+    if not value or (isinstance(method, str) and method in ("gptq", "awq")):
+        return
+    bits = value.get("bits") if isinstance(value, Mapping) else None
+    kind = f"{bits}-bit {method}" if isinstance(bits, int) and isinstance(method, str) else method or "method not named"
+    raise ConfigError(
+        f"config key '{r.name('quantization_config')}' says that the weights are quantised ({str(kind)[:60]}), which is"
+        " not read; load the checkpoint that they were made from, and set the server's quantization to int8 or int4"
+    )
+
+
+def read_foreign_names(r: ConfigReader, names: Mapping[str, str]) -> None:
+    """Read keys by other names, mapped to ours; a config may have both. Raises ConfigError where they differ."""
+    for foreign, own in names.items():
+        value, ours = r.take(foreign), r.take(own)
+        if value is None:
+            continue
+        if ours is not None and ours != value:
+            raise r.error(foreign, value, f"{own} is {str(ours)[:80]}, and both mean the same; keep the right one")
+        r.put(own, value)

@@ -1,6 +1,5 @@
 """Reads one JSON object of a config strictly: every key is taken with a type, and none is left over."""
 
-import difflib
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
@@ -19,6 +18,29 @@ REQUIRED: Final = _Required()
 def _is_number(value: Any) -> bool:
     """Return whether a value is a finite number, and small enough for float64 to hold it exactly if an integer."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 2**53
+
+
+def nearest_name(key: str, names: Collection[str]) -> str | None:
+    """Return the name that a key may be a misspelling of; None where each differs by more than a slip."""
+
+    def plain(name: str) -> str:
+        return name.lower().replace("_", "").replace("-", "")
+
+    wanted = plain(key)
+    edits, name = min(((_edits(wanted, plain(name)), name) for name in sorted(names)), default=(len(key), ""))
+    return name if edits <= (1 if len(wanted) < 8 else 2) and edits < len(wanted) / 2 else None
+
+
+def _edits(left: str, right: str) -> int:
+    """Return how many characters must be changed, added or removed to make one text of the other."""
+    if abs(len(left) - len(right)) > 2 or len(left) > 64:  # no slip; a key may be a text of any length
+        return 64
+    row = list(range(len(right) + 1))
+    for i, a in enumerate(left, 1):
+        above, row[0] = row[0], i
+        for j, b in enumerate(right, 1):
+            above, row[j] = row[j], min(above + (a != b), row[j] + 1, row[j - 1] + 1)
+    return row[-1]
 
 
 class ConfigReader:
@@ -41,6 +63,10 @@ class ConfigReader:
         """Return the raw value (None when absent or null), and mark the key as known."""
         self._taken.add(key)
         return self._data.get(key)
+
+    def put(self, key: str, value: Any) -> None:
+        """Set a key, as if the file had it."""
+        self._data[key] = value
 
     def error(self, key: str, found: Any, fix: str) -> ConfigError:
         """Return an error that names the key, the value found, and the fix."""
@@ -125,12 +151,12 @@ class ConfigReader:
 
     def finish(self) -> None:
         """Refuse the keys that were not taken: an unknown key may change the mathematics."""
-        unknown = sorted(set(self._data) - self._taken)
+        unknown = sorted(key for key in set(self._data) - self._taken if self._data[key] is not None)
         if not unknown:
             return
         key = unknown[0]
-        near = difflib.get_close_matches(key, self._taken, n=1)
-        hint = f"did you mean '{self.name(near[0])}'?" if near else "no MPT model is known to have it"
+        near = nearest_name(key, self._taken)
+        hint = f"did you mean '{self.name(near)}'?" if near is not None else "no MPT model is known to have it"
         more = f" (and {len(unknown) - 1} more: {', '.join(unknown[1:9])})" if len(unknown) > 1 else ""
         raise self.error(key, self._data[key], f"unknown key; {hint}{more}")
 

@@ -1,10 +1,13 @@
 """How many requests Serve's proxy passes on, so that it can refuse most of an overload by itself."""
 
+import logging
 import random
 import time
 from collections.abc import Callable
 
 __all__ = ["ProxyAdmission"]
+
+logger = logging.getLogger("ray.serve")
 
 _PROBE_S = 0.25  # between requests that are passed on to find out whether there is more capacity
 _FORGET_S = 2.0  # after the last refusal
@@ -17,6 +20,7 @@ _MOST_DRAINS = 10.0  # drain times over which the refused are spread, at most
 _REFUSALS_PER_S = 100.0  # beyond that they are held back: what they cost is taken from the requests that run
 _LONGEST_HOLD_S = 5.0
 _BURST_S = 1.0
+_LOG_PERIOD_S = 10.0
 
 
 class ProxyAdmission:
@@ -46,6 +50,8 @@ class ProxyAdmission:
         self._drain_s: float | None = None
         self._last_return = 0.0
         self._last_refusal = 0.0
+        self._logged_at = 0.0
+        self._not_logged = 0  # refusals
         self.running = 0
 
     @property
@@ -99,11 +105,23 @@ class ProxyAdmission:
         return (self._last_return - now) * (0.8 + 0.4 * self._spread())
 
     def hold_s(self) -> float:
-        """Return how long to hold a refusal back: nothing, unless there are very many of them.
+        """Count a refusal, and return how long to hold it back: not at all, unless there are very many.
 
         So clients that try again at once, whatever Retry-After says, take little of the processor.
         """
         now = self._clock()
+        self._log(now)
         earliest = max(self._last_refusal, now - _BURST_S) + 1 / _REFUSALS_PER_S
         self._last_refusal = min(earliest, now + _LONGEST_HOLD_S)
         return max(0.0, self._last_refusal - now)
+
+    def _log(self, now: float) -> None:
+        """Log refusals, of which the Ingress replicas know nothing, with one line for all of ten seconds."""
+        self._not_logged += 1
+        if now - self._logged_at >= _LOG_PERIOD_S:
+            logger.warning(
+                "The server is at capacity: %d requests run, %d were refused by this proxy since it was logged last.",
+                self.running,
+                self._not_logged,
+            )
+            self._logged_at, self._not_logged = now, 0

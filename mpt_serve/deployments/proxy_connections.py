@@ -37,15 +37,16 @@ class Connections:
     """The connections of one proxy, and their bounds.
 
     limits: `body_timeout_s` is also the time for headers, twice `max_header_bytes` their size as uvicorn receives them.
-    most: connections altogether. An eighth of that may be idle, and an eighth may be sending headers; one more closes
-    the one that has been so for longest.
+    most: connections altogether. Half of them may be idle, and a quarter may be sending headers; one more closes the
+    one that has been so for longest.
     """
 
     def __init__(self, limits: Limits, most: int) -> None:
         self.max_head_bytes = 2 * limits.max_header_bytes
         self._seconds = limits.body_timeout_s
         self._most = most
-        self._places = max(1, most // 8)
+        self._idle_places = max(1, most // 2)
+        self._unfinished_places = max(1, most // 4)
         self.all: set[BoundedProtocol] = set()
         self.idle: dict[BoundedProtocol, None] = {}  # between two requests, for uvicorn's keep-alive time at most
         self.unfinished: dict[BoundedProtocol, float] = {}  # since when headers are awaited
@@ -64,7 +65,7 @@ class Connections:
         self.idle.pop(connection, None)
         if connection in self.unfinished:
             return
-        if len(self.unfinished) >= self._places:
+        if len(self.unfinished) >= self._unfinished_places:
             next(iter(self.unfinished)).abort()
         loop = asyncio.get_running_loop()
         self.unfinished[connection] = loop.time()
@@ -79,7 +80,7 @@ class Connections:
 
     def wait(self, connection: "BoundedProtocol") -> None:
         """Note that a response is complete, and nothing has come since."""
-        if len(self.idle) >= self._places:
+        if len(self.idle) >= self._idle_places:
             next(iter(self.idle)).abort()
         self.idle[connection] = None
 

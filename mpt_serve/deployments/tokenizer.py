@@ -39,7 +39,8 @@ class Tokenizer:
         except MissingChatTemplateError as error:
             self._missing = str(error)
         self._control = self._tokenizer.control_tokens(source)
-        self._plain_lanes = EncodingLanes(TextTokenizer(self._control.renamed))  # for them control tokens are text
+        plain = TextTokenizer(self._control.renamed, encoder=self._control.encoder)  # control tokens are text to it
+        self._plain_lanes = EncodingLanes(plain)
 
     def record_replica_metadata(self) -> dict[str, str]:
         """Return what Serve tells other replicas about this one."""

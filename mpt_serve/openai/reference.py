@@ -168,8 +168,8 @@ node (`mpt-serve run` sets it, and so do the files in `cluster/`) they are error
 these headers are replaced or removed. What is not HTTP gets a 400; in plain text without that variable.
 
 With that variable, connections are bounded too: headers must arrive within `body_timeout_s`; of 16,384 connections (or
-half of the files that a process may open) an eighth may be idle and an eighth may be sending headers, and one more
-closes the one that has been so for longest; a client that reads nothing of its response for 60 s is disconnected.
+half of the files that a process may open) half may be idle and a quarter may be sending headers, and one more closes
+the one that has been so for longest; a client that reads nothing of its response for 60 s is disconnected.
 Idle connections are closed after `http_options.keep_alive_timeout_s`. `mpt-serve run` also sets
 `MPT_SERVE_PROXY_LIMITS`, with which bodies and requests beyond the limits below do not reach Serve; without it Serve's
 proxy takes bodies of up to 64 MiB, and the Ingress refuses them. Clients are not distinguished by their addresses:

@@ -16,7 +16,7 @@ def tokenizer_info(context: ServerContext) -> Callable[[Request], Awaitable[JSON
 
     async def endpoint(request: Request) -> JSONResponse:
         model, tokenizer = context.backend.model, context.backend.tokenizer
-        named = tokenizer.named_tokens
+        named = tokenizer.special_tokens
         first_eos = next(map(tokenizer.token, tokenizer.eos_token_ids), None)
         body: TokenizerInfo = {
             "tokenizer_class": "PreTrainedTokenizerFast",  # which reads the same tokenizer.json

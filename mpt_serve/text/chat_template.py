@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
+from model.gguf.header import is_gguf
 from mpt_serve.errors import RequestError
+from mpt_serve.text.gguf_tokenizer import gguf_chat_template
 from mpt_serve.text.template_process import TemplateProcess, TemplateRenderError
-from mpt_serve.text.tokenizer import CHATML_MARKERS, TextTokenizer, read_json_object, token_text
+from mpt_serve.text.tokenizer import CHATML_MARKERS, TextTokenizer
+from mpt_serve.text.tokenizer_files import read_gguf_header, read_json_object, text_folder
 
 __all__ = [
     "BUILT_IN_TEMPLATES",
@@ -19,6 +22,7 @@ __all__ = [
     "MissingChatTemplateError",
     "Role",
     "ToolCall",
+    "find_template",
 ]
 
 MAX_TEMPLATE_CHARS = 128 * 1024
@@ -106,13 +110,16 @@ class ChatTemplate:
     replies, for `TIME_LIMIT_S` of CPU time at most: call it from a worker thread, not from an event loop.
     """
 
-    def __init__(self, source: str, bos_token: str = "", eos_token: str = "") -> None:
+    def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None) -> None:
+        """Take a template's text. special_tokens: variables for it, such as `eos_token`."""
         if len(source) > MAX_TEMPLATE_CHARS:
             raise ChatTemplateError(f"the chat template has {len(source)} characters; at most {MAX_TEMPLATE_CHARS}")
         self.source = source
         # A template that writes calls in another form would instruct the model to write what is not offered here.
         self.writes_tools = "<tool_call>" in source and re.search(r"\btools\b", source) is not None
-        self._process = TemplateProcess(source, {"bos_token": bos_token, "eos_token": eos_token})
+        # In transformers these two are defined for every template, though nothing may be given for them.
+        variables = {"tools": None, "documents": None, **(special_tokens or {})}
+        self._process = TemplateProcess(source, variables)
 
     @property
     def tools_refusal(self) -> str | None:
@@ -133,7 +140,7 @@ class ChatTemplate:
         own writes ChatML tokens that the tokenizer lacks. Raises ChatTemplateError for a setting that names no
         template, or one of ChatML where the tokenizer lacks its tokens.
         """
-        folder = Path(path)
+        folder = text_folder(Path(path))
         config = read_json_object(folder / "tokenizer_config.json")
         source = _from_setting(setting) if setting is not None else _from_checkpoint(folder, config)
         if any(marker in source for marker in CHATML_MARKERS):
@@ -144,7 +151,7 @@ class ChatTemplate:
                     raise
                 raise MissingChatTemplateError(str(error)) from None  # text can be completed without it
         try:
-            template = cls(source, token_text(config.get("bos_token")), token_text(config.get("eos_token")))
+            template = cls(source, (tokenizer or TextTokenizer.from_folder(folder)).special_tokens)
             template._try_out()
         except ChatTemplateError as error:
             raise MissingChatTemplateError(f"{error}. {_REMEDY}") from error
@@ -194,6 +201,15 @@ class ChatTemplate:
         self._process.close()
 
 
+def find_template(path: Path) -> str | None:
+    """Return the text of a checkpoint's own chat template; None if it has none that can be read."""
+    folder = text_folder(path)
+    try:
+        return _from_checkpoint(folder, read_json_object(folder / "tokenizer_config.json"))
+    except MissingChatTemplateError:
+        return None
+
+
 def _from_setting(setting: str) -> str:
     if setting == "none":
         raise MissingChatTemplateError("chat is disabled: the setting chat_template is 'none'")
@@ -211,6 +227,8 @@ def _from_setting(setting: str) -> str:
 
 
 def _from_checkpoint(folder: Path, config: dict[str, object]) -> str:
+    if is_gguf(folder):
+        config = {"chat_template": gguf_chat_template(read_gguf_header(folder))}
     file = folder / "chat_template.jinja"
     if file.is_file():
         try:

@@ -13,6 +13,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from mpt_serve.text.text_encoder import TextEncoder
+
 __all__ = ["ControlTokens", "Marks", "MarksError"]
 
 _PRIVATE_USE = range(0xF0000, 0xFFFFE)  # a plane whose characters have no meaning, no case, and are no whitespace
@@ -60,13 +62,14 @@ class ControlTokens:
     """The control tokens of a tokenizer. Thread-safe: nothing changes after construction.
 
     texts: the control tokens' texts by id.
-    renamed: the copy of the tokenizer, for which control tokens are ordinary text.
+    renamed, encoder: the copy of the tokenizer, for which control tokens are ordinary text, and what encodes by it.
     """
 
-    def __init__(self, tokenizer: Tokenizer, texts: Mapping[int, str]) -> None:
+    def __init__(self, tokenizer: Tokenizer, encoder: TextEncoder, texts: Mapping[int, str]) -> None:
         aliases = {text: _secret_name() for text in texts.values()}
         self._aliases = aliases
         self.renamed = _renamed(tokenizer, texts, aliases)
+        self.encoder = encoder.renamed(self.renamed, aliases)
         self._original_ids = _original_ids(self.renamed, tokenizer, aliases)
         # Of two that begin at the same character the library takes the longer one.
         words = [_pattern(tokenizer, i, text) for i, text in sorted(texts.items(), key=lambda item: -len(item[1]))]
@@ -83,8 +86,7 @@ class ControlTokens:
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
         """Return the ids of a text in which control tokens are ordinary text."""
-        (encoding,) = self.renamed.encode_batch_fast([text], add_special_tokens=add_special_tokens)
-        return list(self.original_ids(encoding.ids))
+        return list(self.original_ids(self.encoder.encode(text, add_special_tokens)))
 
     def original_ids(self, ids: Sequence[int]) -> Sequence[int]:
         """Return the original's ids for those of `renamed`."""

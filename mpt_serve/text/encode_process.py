@@ -20,8 +20,7 @@ _WORKER = Path(__file__).with_name("encode_worker.py")
 class EncodeProcess:
     """Encodes one text at a time, in a process that starts with the first. Threads may share it.
 
-    niceness: how far the process steps back behind others that want the processor, from 0 to 19. With 19 it has what
-    they leave, and gives that back as soon as they want it.
+    niceness: how far the process steps back behind others that want the processor, from 0 to 19.
     """
 
     def __init__(self, tokenizer: TextTokenizer, niceness: int) -> None:

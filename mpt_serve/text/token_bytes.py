@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from mpt_serve.errors import MptServeError
 
-__all__ = ["TokenBytes", "TokenizerError"]
+__all__ = ["TokenBytes", "TokenizerError", "is_byte_level"]
 
 _SPACE = "\u2581"  # SentencePiece's visible space
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -69,7 +69,7 @@ def _decoder_steps(tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
 def _bytes_of(token: str, steps: dict[str, dict[str, Any]]) -> bytes:
     if "ByteLevel" in steps:
         # Added tokens are plain text; a character outside the byte alphabet distinguishes them from the others.
-        if all(char in _BYTE_OF_CHAR for char in token):
+        if is_byte_level(token):
             return bytes(_BYTE_OF_CHAR[char] for char in token)
         return token.encode()
     if "SpaceJoined" in steps:
@@ -81,6 +81,11 @@ def _bytes_of(token: str, steps: dict[str, dict[str, Any]]) -> bytes:
     if "Replace" in steps and "String" in steps["Replace"]["pattern"]:
         return token.replace(steps["Replace"]["pattern"]["String"], steps["Replace"]["content"]).encode()
     return token.encode()
+
+
+def is_byte_level(token: str) -> bool:
+    """Return whether a token consists of the characters that stand for bytes in GPT-2's vocabularies."""
+    return all(char in _BYTE_OF_CHAR for char in token)
 
 
 def _drops_leading_space(steps: dict[str, dict[str, Any]]) -> bool:

@@ -5,13 +5,15 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from mpt_serve.text.control_tokens import ControlTokens
+from mpt_serve.text.sentencepiece_encoder import SentencePieceEncoder
+from mpt_serve.text.text_encoder import LibraryEncoder, TextEncoder
 from mpt_serve.text.token_bytes import TokenBytes, TokenizerError
+from mpt_serve.text.tokenizer_folder import has_tokenizer, load_tokenizer
 
 __all__ = ["TextTokenizer", "TokenizerError"]
 
@@ -21,48 +23,56 @@ _NFC_SHRINKAGE = 4  # NFC joins at most four characters into one
 # The library would start a pool of threads for batches, and warn of it whenever the process forks; ours have one text.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-_TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
-_VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json")
-
 
 class TextTokenizer:
-    """A checkpoint's tokenizer. Thread-safe: nothing in it changes after construction.
-
-    named_tokens: texts of special tokens by the names in tokenizer_config.json, such as `eos_token`.
-    """
+    """A checkpoint's tokenizer. Thread-safe: nothing in it changes after construction."""
 
     def __init__(
         self,
         tokenizer: Tokenizer,
         eos_token_ids: Sequence[int] = (),
-        named_tokens: Mapping[str, str] = MappingProxyType({}),
+        encoder: TextEncoder | None = None,
+        special_tokens: Mapping[str, str] | None = None,
     ) -> None:
+        """Wrap the library's tokenizer.
+
+        encoder: what makes ids of text, where that is not the library. special_tokens: texts by name, for templates.
+        """
         tokenizer.no_truncation()  # a tokenizer.json may carry both from training, and either would change prompts
         tokenizer.no_padding()
         self._tokenizer = tokenizer
+        self._encoder = encoder or LibraryEncoder(tokenizer)
+        self.special_tokens = dict(special_tokens or {})
         self._token_bytes = TokenBytes(tokenizer)
-        self.named_tokens = named_tokens
         self.vocab_len = len(self._token_bytes)
         added = tokenizer.get_added_tokens_decoder()
         self._added_tokens: dict[int, str] = {token_id: token.content for token_id, token in added.items()}
         self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self.max_chars_per_token = _max_chars_per_token(tokenizer, self._token_bytes)
         self.eos_token_ids = tuple(dict.fromkeys(i for i in eos_token_ids if 0 <= i < self.vocab_len))
-        self._control_tokens = cache(lambda ids: ControlTokens(tokenizer, {i: self.token(i) for i in ids}))
+        self._control_tokens = cache(
+            lambda ids: ControlTokens(tokenizer, self._encoder, {i: self.token(i) for i in ids})
+        )
 
     @classmethod
     def from_folder(cls, path: str | Path) -> "TextTokenizer":
         """Load a checkpoint folder's tokenizer. Raises TokenizerError."""
-        folder = Path(path)
-        tokenizer = _load(folder)
-        return cls(tokenizer, _eos_token_ids(folder, tokenizer), _named_tokens(folder))
+        tokenizer, encoder, special_tokens, eos_token_ids = load_tokenizer(Path(path))
+        return cls(tokenizer, eos_token_ids, encoder, special_tokens)
 
     @classmethod
     def find(cls, path: str | Path) -> "TextTokenizer | None":
         """Load a checkpoint folder's tokenizer; return None if it has none. Raises TokenizerError for a damaged one."""
-        if any((Path(path) / name).is_file() for name in _VOCABULARY_FILES):
-            return cls.from_folder(path)
-        return None
+        return cls.from_folder(path) if has_tokenizer(Path(path)) else None
+
+    @classmethod
+    def from_serialized(cls, text: str) -> "TextTokenizer":
+        """Return a tokenizer that encodes as the one whose `serialized` is given."""
+        state: dict[str, Any] = json.loads(text)
+        tokenizer = Tokenizer.from_str(state["tokenizer"])
+        return cls(
+            tokenizer, (), SentencePieceEncoder.from_serialized(tokenizer, state) if "sentencepiece" in state else None
+        )
 
     def encode(self, text: str, add_special_tokens: bool = True, parse_special_tokens: bool = True) -> list[int]:
         """Return the text's ids.
@@ -71,14 +81,11 @@ class TextTokenizer:
         parse_special_tokens: `<|endoftext|>` and other control tokens in the text become their special ids; otherwise
             they are ordinary text.
 
-        Other threads run meanwhile: the library keeps the interpreter's lock in `encode`, but not in this call, which
-        takes a third of the time as well, because it leaves out the offsets.
+        Other threads run meanwhile.
         """
         if not parse_special_tokens:
             return self.control_tokens().encode(text, add_special_tokens)
-        (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
-        ids: list[int] = encoding.ids
-        return ids
+        return self._encoder.encode(text, add_special_tokens)
 
     def control_tokens(self, template: str = "") -> ControlTokens:
         """Return the tokens that direct the model rather than spell text.
@@ -107,9 +114,8 @@ class TextTokenizer:
 
     @property
     def serialized(self) -> str:
-        """Return the tokenizer as the text of a tokenizer.json, for another process."""
-        text: str = self._tokenizer.to_str()
-        return text
+        """Return a text for `from_serialized` in another process."""
+        return self._encoder.serialized()
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
         """Return the text of any ids: bytes that are not UTF-8 become U+FFFD, ids without a token add nothing."""
@@ -146,43 +152,6 @@ class TextTokenizer:
         return tuple(dict.fromkeys(sequence for sequence in ids if sequence))
 
 
-def _load(folder: Path) -> Tokenizer:
-    file = folder / "tokenizer.json"
-    if file.is_file():
-        try:
-            return Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises plain Exception
-            raise TokenizerError(f"tokenizer.json in {folder} cannot be read: {error}") from error
-    try:
-        # Takes seconds to import, so only for folders that have no tokenizer.json.
-        from transformers import AutoTokenizer
-
-        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False).backend_tokenizer
-        return tokenizer
-    except Exception as error:
-        raise TokenizerError(
-            f"{folder} has no tokenizer.json, and transformers cannot make one from its other files"
-            f" ({type(error).__name__}). Put the tokenizer.json of the model there; most MPT checkpoints use the one of"
-            " EleutherAI/gpt-neox-20b."
-        ) from error
-
-
-def _eos_token_ids(folder: Path, tokenizer: Tokenizer) -> list[int]:
-    """Return every id that ends a text: those of the config files, and ChatML's end of turn. GPT-NeoX's is 0."""
-    named = [read_json_object(folder / name).get("eos_token_id") for name in ("generation_config.json", "config.json")]
-    named.append(tokenizer.token_to_id(token_text(read_json_object(folder / "tokenizer_config.json").get("eos_token"))))
-    named.append(tokenizer.token_to_id("<|im_end|>"))
-    flat = [i for value in named for i in (value if isinstance(value, list) else [value])]
-    return [i for i in flat if isinstance(i, int) and not isinstance(i, bool)]
-
-
-def _named_tokens(folder: Path) -> dict[str, str]:
-    """Return the special tokens that tokenizer_config.json names."""
-    config = read_json_object(folder / "tokenizer_config.json")
-    texts = {name: token_text(config.get(name)) for name in _TOKEN_NAMES}
-    return {name: text for name, text in texts.items() if text}
-
-
 def _max_chars_per_token(tokenizer: Tokenizer, token_bytes: TokenBytes) -> int | None:
     """Return the most characters of input that one id can stand for; None if there is no bound.
 
@@ -192,23 +161,3 @@ def _max_chars_per_token(tokenizer: Tokenizer, token_bytes: TokenBytes) -> int |
     if not token_bytes.byte_level or not (normalizer is None or type(normalizer).__name__ == "NFC"):
         return None
     return max(map(len, token_bytes), default=1) * (1 if normalizer is None else _NFC_SHRINKAGE)
-
-
-def read_json_object(file: Path) -> dict[str, Any]:
-    """Return the object in a JSON file, or an empty one if there is no such file. Raises TokenizerError."""
-    if not file.is_file():
-        return {}
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise TokenizerError(f"{file} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise TokenizerError(f"{file} must hold a JSON object, not a {type(content).__name__}")
-    return content
-
-
-def token_text(value: Any) -> str:
-    """Return the text of a special token in tokenizer_config.json: a string, or the object of an AddedToken."""
-    if isinstance(value, dict):
-        value = value.get("content")
-    return value if isinstance(value, str) else ""

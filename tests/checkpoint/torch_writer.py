@@ -33,6 +33,13 @@ class Reduce:
 
 
 @dataclass(frozen=True)
+class Raw:
+    """Instructions of the pickle as they are."""
+
+    data: bytes
+
+
+@dataclass(frozen=True)
 class PersistentId:
     value: Any
 
@@ -87,6 +94,8 @@ def _emit(value: Any) -> bytes:
             return _emit(value.value) + b"Q"
         case View():
             return _emit(value.pickled())
+        case Raw():
+            return value.data
     raise TypeError(type(value))
 
 

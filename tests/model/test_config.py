@@ -31,6 +31,14 @@ def test_storywriter() -> None:
     assert config.length_limit is None  # ALiBi extrapolates
 
 
+def test_krutrim() -> None:
+    """48 heads of 96 in groups of six."""
+    sizes = {"d_model": 4608, "n_heads": 48, "n_layers": 32, "vocab_size": 70400, "max_seq_len": 4096}
+    attention = {"alibi": True, "attn_type": "grouped_query_attention", "kv_n_heads": 8, "attn_impl": "triton"}
+    config = read(attention, **sizes)
+    assert (config.head_dim, config.kv_n_heads, config.ffn_hidden_size) == (96, 8, 18432)
+
+
 def test_floats_where_integers_are_expected() -> None:
     config = read({"alibi": True}, d_model=64.0, expansion_ratio=4.0, logit_scale=1, embedding_fraction=1)
     assert (config.d_model, config.ffn_hidden_size, config.logit_scale) == (64, 256, 1.0)
@@ -76,6 +84,31 @@ def test_transformers_leaves_out_its_own_defaults() -> None:
     assert (config.alibi, config.bias, config.learned_positions) == (True, False, False)
     config = MptConfig.from_dict({**SHAPE, "attn_config": {}})
     assert (config.alibi, config.bias, config.learned_positions) == (False, True, True)
+
+
+def test_transformers_own_names_are_read() -> None:
+    """Alone or beside the family's."""
+    theirs = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2, "max_position_embeddings": 512}
+    config = read(**theirs)
+    assert config == MptConfig.from_dict({"model_type": "mpt", "vocab_size": 256, **theirs})
+    assert (config.d_model, config.n_heads, config.n_layers, config.max_seq_len) == (64, 4, 2, 512)
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_integers_that_are_dequantised_are_no_reason_to_refuse(method: str) -> None:
+    assert read(quantization_config={"quant_method": method, "bits": 4}) == read()
+
+
+@pytest.mark.parametrize("key", ["rope_scaling", "quantization_config", "sliding_window", "unheard_of"])
+def test_what_is_null_is_absent(key: str) -> None:
+    assert read(**{key: None}) == read()
+    assert read({key: None}) == read({})
+
+
+def test_pointers_of_git_lfs_are_no_configs(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1234\n")
+    with pytest.raises(ConfigError, match=r"config\.json is a Git LFS pointer.*1,234 bytes.*git lfs pull"):
+        MptConfig.from_file(tmp_path)
 
 
 def test_hidden_size_given_outright() -> None:
@@ -135,6 +168,16 @@ def test_auto_map_is_data(tmp_path: Path) -> None:
         ({"head_dim": 32}, "'head_dim' is 32; heads of another width"),
         ({"model_type": "llama"}, "'model_type' is 'llama'; this package runs 'mpt' and 'mosaic_gpt'"),
         ({"n_layer": 2}, "'n_layer' is 2; unknown key; did you mean 'n_layers'?"),
+        ({"nheads": 2}, "'nheads' is 2; unknown key; did you mean 'n_heads'?"),
+        ({"moe_config": {}}, "'moe_config' is {}; unknown key; no MPT model is known to have it"),
+        ({"x" * 500: 1}, "' is 1; unknown key; no MPT model"),
+        ({"hidden_size": 32}, "'hidden_size' is 32; d_model is 64, and both mean the same; keep the right one"),
+        (
+            {"quantization_config": {"quant_method": "eetq", "bits": 8}},
+            "'quantization_config' says that the weights are quantised (8-bit eetq), which is not read; load the",
+        ),
+        ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}, "quantised (bitsandbytes)"),
+        ({"quantization_config": "awq"}, "the weights are quantised (method not named)"),
     ],
 )
 def test_refusals_name_key_value_and_fix(keys: dict[str, Any], message: str) -> None:

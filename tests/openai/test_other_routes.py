@@ -126,7 +126,7 @@ class TestTokenizerInfo:
         }
 
     def test_tokens_have_the_names_of_the_checkpoint(self, http: httpx.Client, backend: FakeBackend) -> None:
-        backend.tokenizer.named_tokens = {"bos_token": "<|endoftext|>", "eos_token": "a"}
+        backend.tokenizer.special_tokens = {"bos_token": "<|endoftext|>", "eos_token": "a"}
         backend.model = replace(backend.model, chat_template="{{ messages }}", max_model_len=0)
         info = http.get("/tokenizer_info").json()
         assert (info["bos_token"], info["eos_token"]) == ("<|endoftext|>", "a")

@@ -2,6 +2,7 @@
 
 import pytest
 
+from mpt_serve.deployments import proxy_admission
 from mpt_serve.deployments.proxy_admission import ProxyAdmission
 
 
@@ -177,3 +178,13 @@ def test_refusals_are_held_back_when_they_are_very_many(clock: Clock) -> None:
     assert admission.hold_s() == pytest.approx(4.01)
     clock.now += 100.0
     assert admission.hold_s() == 0.0
+
+
+def test_refusals_are_logged_together(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[tuple[object, ...]] = []
+    monkeypatch.setattr(proxy_admission.logger, "warning", lambda *arguments: lines.append(arguments[1:]))
+    admission = full(clock)
+    for _ in range(30):
+        admission.hold_s()
+        clock.now += 1.0
+    assert lines == [(8, 1), (8, 10), (8, 10)]

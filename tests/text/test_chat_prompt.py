@@ -94,7 +94,7 @@ def tokenizer_of(name: str) -> TextTokenizer:
 
 @cache
 def encoder_of(template: str, tokenizer: str) -> ChatEncoder:
-    return ChatEncoder(ChatTemplate(TEMPLATES[template], bos_token="<|endoftext|>"), tokenizer_of(tokenizer))
+    return ChatEncoder(ChatTemplate(TEMPLATES[template], {"bos_token": "<|endoftext|>"}), tokenizer_of(tokenizer))
 
 
 MODES: tuple[SpecialTokens, SpecialTokens] = ("parse", "text")

@@ -254,3 +254,36 @@ def test_tojson_does_not_escape_for_html() -> None:
 def test_loop_controls_and_dates_work() -> None:
     source = "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}x{% endfor %}{{ strftime_now('%%') }}"
     assert ChatTemplate(source).render([USER, USER]) == "x%"
+
+
+TEMPLATES_AS_IN_TRANSFORMERS = {
+    "generation": "{% for m in messages %}{% generation %}{{ m.content }}{% set x = 1 %}{% endgeneration %}{% endfor %}"
+    "{{ x is defined }}",
+    "tools": "{{ tools is none }}{% if tools %}T{% else %}N{% endif %}{{ documents }}",
+    "special tokens": "{{ bos_token }}{{ eos_token }}{{ pad_token }}{{ unk_token }}{{ sep_token }}",
+    "json": "{{ {'b': 'é<', 'a': 1} | tojson(sort_keys=true, ensure_ascii=true, separators=(',', ':')) }}",
+    "dict": "{{ dict(a=1).a }}{{ dict.fromkeys([1]) }}",
+    "namespace": "{% set n = namespace(a=1, self=2) %}{% set n.a = n.a + 1 %}{{ n.a }}{{ n.self }}",
+    "loop controls": "{% for m in messages %}{% continue %}{% endfor %}{% for m in messages %}{% break %}{% endfor %}",
+    "date": "{{ strftime_now('%Y-') | length }}",
+    "blocks": "{% if true %}\n  a\n{% endif %}\n  {% if true %}b{% endif %}\n",
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES_AS_IN_TRANSFORMERS)
+def test_templates_render_as_in_transformers(folder: Path, name: str) -> None:
+    from transformers import AutoTokenizer
+
+    source = TEMPLATES_AS_IN_TRANSFORMERS[name]
+    (folder / "chat_template.jinja").write_text(source)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPTNeoXTokenizer", "sep_token": "a"}))
+    (folder / "config.json").write_text(json.dumps({"model_type": "mpt"}))
+    theirs = AutoTokenizer.from_pretrained(str(folder))
+    expected = theirs.apply_chat_template([USER, ASSISTANT], tokenize=False, add_generation_prompt=True)
+    assert ChatTemplate.from_folder(folder).render([USER, ASSISTANT]) == expected
+
+
+@pytest.mark.parametrize("source", ["{% set n = namespace(_x=1) %}", "{% set n = namespace() %}{% set n._x = 1 %}"])
+def test_namespaces_have_no_attributes_of_pythons(source: str) -> None:
+    with pytest.raises(ChatTemplateError, match="unsafe"):
+        ChatTemplate(source).render([USER])

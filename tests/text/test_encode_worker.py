@@ -33,11 +33,3 @@ def test_each_text_is_encoded_within_the_limits(monkeypatch: pytest.MonkeyPatch)
     assert found == [tokenizer.encode("a<|endoftext|>é"), tokenizer.encode("b")]
     timer = encode_worker.signal.ITIMER_PROF
     assert limits == [(5,), (encode_worker.resource.RLIMIT_AS, (7, 7)), *[(timer, 3), (timer, 0)] * 2]
-
-
-def test_long_texts_have_the_processor_when_nobody_else_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(encode_worker.os, "nice", lambda *arguments: calls.append(arguments))
-    monkeypatch.setattr(encode_worker.os, "sched_setscheduler", lambda *arguments: calls.append(arguments[:2]))
-    encode_worker._step_back(19)
-    assert calls == [(19,), (0, encode_worker.os.SCHED_IDLE)]

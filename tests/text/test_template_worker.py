@@ -65,3 +65,14 @@ def test_a_template_without_memory_is_reported(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(template_worker, "_render", render)
     assert replies(monkeypatch, "{{ name }}", {}) == [{"error": "it needs too much memory"}]
+
+
+def test_templates_have_what_they_have_in_transformers(
+    monkeypatch: pytest.MonkeyPatch, limits: list[tuple[Any, ...]]
+) -> None:
+    source = (
+        "{% generation %}{{ dict(a=1).a }}{{ dict.fromkeys('b') }}{% endgeneration %}"
+        "{% set n = namespace(c=3) %}{% set n.c = n.c + 1 %}{{ n.c }}{{ [1] | tojson }}"
+    )
+    assert replies(monkeypatch, source, {}) == [{"text": "1{'b': None}4[1]"}]
+    assert "unsafe" in replies(monkeypatch, "{% set n = namespace(_c=3) %}", {})[0]["error"]

@@ -157,6 +157,14 @@ def test_older_folders_are_read_through_transformers(tmp_path: Path) -> None:
     assert tokenizer.eos_token_ids[0] == 0
 
 
+def test_what_transformers_says_of_older_folders_is_passed_on(tmp_path: Path) -> None:
+    (tmp_path / "vocab.json").write_text("{")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CLIPTokenizer"}))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mpt"}))
+    with pytest.raises(TokenizerError, match=r"transformers cannot make one .*the vocabulary of vocab\.json"):
+        TextTokenizer.from_folder(tmp_path)
+
+
 def test_code_in_a_folder_is_not_run(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     (tmp_path / "tokenization_mine.py").write_text(f"open({str(marker)!r}, 'w')\nclass Mine: pass\n")

@@ -1,0 +1,151 @@
+"""GPTQ and AWQ checkpoints: matrices of packed integers, dequantised while they are read.
+
+Both store a matrix transposed, [K, N], with scales and zeros [groups, N], and several integers in each int32:
+
+| | integers of an int32 | number |
+|---|---|---|
+| GPTQ | consecutive inputs; zeros: outputs | scale * (q - (zero + 1)), v2: scale * (q - zero) |
+| AWQ | eight outputs, in the order 0 2 4 6 1 3 5 7 | scale * (q - zero) |
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.checkpoint.stored_tensor import CheckpointError, Computed, StoredTensor, read_whole
+
+_FILES = (("config.json", "quantization_config"), ("quantize_config.json", None), ("quant_config.json", None))
+_AWQ_ORDER = np.array([0, 4, 1, 5, 2, 6, 3, 7])  # where each output's integer is
+_PARTS = ("qweight", "qzeros", "scales", "g_idx")
+
+
+@dataclass(frozen=True)
+class _Method:
+    """How the integers are packed. offset: what is added to a zero."""
+
+    name: str
+    bits: int
+    offset: int
+
+
+def dequantized(folder: Path, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Return tensors in which each quantised matrix is one, under its usual name; others are returned as they are.
+
+    Raises CheckpointError for a method, a number of bits or a shape that is not read.
+    """
+    stems = [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]
+    if not stems:
+        return dict(tensors)
+    method = _method(folder, stems[0])
+    left = dict(tensors)
+    for stem in stems:
+        parts = {part: left.pop(f"{stem}.{part}") for part in _PARTS if f"{stem}.{part}" in left}
+        left[f"{stem}.weight"] = _matrix(stem, parts, method)
+    for name in [name for name in left if name.endswith(".act.scales")]:  # AWQ divides what the activation returns
+        target = name.replace(".act.scales", ".down_proj.weight")
+        if target in left:
+            left[target] = _divided(left[target], left.pop(name))
+    return left
+
+
+def _method(folder: Path, stem: str) -> _Method:
+    for file, key in _FILES:
+        if (folder / file).is_file():
+            data = json.loads((folder / file).read_text(encoding="utf-8"))
+            found = data.get(key) if key is not None else data
+            if isinstance(found, dict):
+                return _read_method(folder / file, found)
+    names = ", ".join(file for file, _ in _FILES)
+    raise CheckpointError(
+        f"{folder}: {stem[:200]}.qweight is quantised, and none of {names} says how; download them too"
+    )
+
+
+def _read_method(file: Path, data: Mapping[str, Any]) -> _Method:
+    awq = "w_bit" in data or data.get("quant_method") == "awq"
+    bits = data.get("w_bit" if "w_bit" in data else "bits")
+    version = str(data.get("version", "gemm")).lower()
+    layout = data.get("checkpoint_format", "gptq")
+    kinds = (4,) if awq else (2, 4, 8)
+    if (
+        not isinstance(bits, int)
+        or bits not in kinds
+        or (awq and version != "gemm")
+        or (not awq and layout not in ("gptq", "gptq_v2"))
+    ):
+        detail = version if awq else layout
+        raise CheckpointError(
+            f"{file}: weights of {str(bits)[:20]} bits in the layout {str(detail)[:40]!r} are not read; AWQ's gemm of 4"
+            " bits is, and GPTQ's of 2, 4 and 8"
+        )
+    return _Method("awq" if awq else "gptq", bits, 0 if awq or layout == "gptq_v2" else 1)
+
+
+def _matrix(stem: str, parts: Mapping[str, StoredTensor], method: _Method) -> StoredTensor:
+    weight = parts["qweight"]
+    missing = [part for part in ("qzeros", "scales") if part not in parts]
+    if missing or any(parts[name].dtype != np.int32 for name in parts if name != "scales"):
+        what = f"no {missing[0]}" if missing else "integers that are no int32"
+        raise CheckpointError(f"{weight.path}: {stem[:200]!r} has {what}; the file is damaged or of another format")
+    per_word = 32 // method.bits
+    K, N = weight.shape if len(weight.shape) == 2 else (0, 0)
+    K, N = (K * per_word, N) if method.name == "gptq" else (K, N * per_word)
+    groups = parts["scales"].shape[0] if parts["scales"].shape else 0
+    expected = {"scales": (groups, N), "qzeros": (groups, N // per_word), "g_idx": (K,)}
+    wrong = [part for part, shape in expected.items() if part in parts and parts[part].shape != shape]
+    if wrong or not groups or (K % groups and "g_idx" not in parts):
+        shapes = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in parts.items())
+        raise CheckpointError(f"{weight.path}: the parts of {stem[:200]!r} do not fit each other: {shapes}")
+
+    def compute() -> NDArray[np.float32]:
+        return _numbers({name: read_whole(tensor) for name, tensor in parts.items()}, method, K, N)
+
+    name = f"{weight.name.removesuffix('.qweight')}.weight"
+    return StoredTensor(
+        weight.path, name, 0, parts["scales"].dtype, (N, K), computed=Computed(tuple(parts.values()), compute)
+    )
+
+
+def _numbers(arrays: Mapping[str, NDArray[Any]], method: _Method, K: int, N: int) -> NDArray[np.float32]:
+    """Return the matrix [N, K]."""
+    scales = arrays["scales"].astype(np.float32)
+    zeros = _unpack(arrays["qzeros"], method).reshape(len(scales), N).astype(np.float32) + method.offset
+    codes = arrays["qweight"]
+    if method.name == "gptq":
+        unpacked = _unpack(codes.T, method).reshape(N, K)
+    else:
+        unpacked = _unpack(codes, method).reshape(K, N).T
+    group = arrays.get("g_idx", np.arange(K) // (K // len(scales)))
+    numbers: NDArray[np.float32] = unpacked.astype(np.float32)
+    numbers -= zeros.T[:, group]
+    numbers *= scales.T[:, group]
+    return numbers
+
+
+def _unpack(words: NDArray[np.int32], method: _Method) -> NDArray[np.int32]:
+    """Return the integers of words [..., n] -> [..., n, integers of a word]."""
+    places = np.arange(32 // method.bits)
+    if method.name == "awq":
+        places = _AWQ_ORDER
+    shifts = (places * method.bits).astype(np.uint32)
+    unpacked: NDArray[Any] = (np.ascontiguousarray(words).view(np.uint32)[..., None] >> shifts) & (2**method.bits - 1)
+    return unpacked.astype(np.int32)
+
+
+def _divided(matrix: StoredTensor, scales: StoredTensor) -> StoredTensor:
+    """Return the matrix with its inputs divided by scales: the activation's, moved into what reads it."""
+    if scales.shape != matrix.shape[1:]:
+        raise CheckpointError(f"{scales.path}: {scales.name!r} {list(scales.shape)} fits no inputs of {matrix.name!r}")
+
+    def compute() -> NDArray[np.float32]:
+        numbers = matrix.computed.numbers() if matrix.computed else read_whole(matrix).astype(np.float32)
+        divided: NDArray[np.float32] = np.divide(numbers, read_whole(scales).astype(np.float32), dtype=np.float32)
+        return divided
+
+    parts = (*(matrix.computed.parts if matrix.computed else (matrix,)), scales)
+    return replace(matrix, computed=Computed(parts, compute), strides=None, blocks=None)
