@@ -61,13 +61,17 @@ def serve_config(
     return {**base, "applications": [application], **top}
 
 
+_JOIN = """
+import ray
+ray.init(namespace="serve", log_to_driver=False, configure_logging=False)  # RAY_ADDRESS says where
+"""
+
 # Gives configurations to a running Serve as `serve deploy` does, which needs the dashboard for that; waits until the
 # application has the given status after each.
 _DEPLOY = """
-import json, sys, time, ray
+import json, sys, time
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
-ray.init(address="auto", namespace="serve", log_to_driver=False, configure_logging=False)
 client = _get_global_client()
 for config, status in json.load(sys.stdin):
     try:
@@ -146,11 +150,31 @@ class ServerProcess:
 
         configs: each with the status to wait for (`RUNNING`, `DEPLOY_FAILED`), None for a second's wait.
         """
-        command = [sys.executable, "-W", "ignore", "-c", _DEPLOY]
-        text, env = json.dumps(configs), environment(self._folder)
+        return self.run_script(_DEPLOY, json.dumps(configs))
+
+    def run_script(self, script: str, text: str = "") -> str:
+        """Run a Python script that has joined the server's Ray, and return what it prints. text: its input."""
+        command = [sys.executable, "-W", "ignore", "-c", _JOIN + script]
+        # Ray's own search (`address="auto"`) may find another server of this machine.
+        env = {**environment(self._folder), "RAY_ADDRESS": self._ray_address()}
         done = subprocess.run(command, env=env, cwd=ROOT, input=text, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 0, f"{done.stderr}\n{self.output()[-20_000:]}"
         return done.stdout
+
+    def _ray_address(self) -> str:
+        """Return the address of the server's own Ray, which is in the command line of its raylet."""
+        option = b"--gcs-address="
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                arguments = (process / "cmdline").read_bytes().split(b"\0")
+                if str(self._folder).encode() not in (process / "environ").read_bytes():
+                    continue
+            except OSError:  # it ended meanwhile
+                continue
+            for argument in arguments:
+                if argument.startswith(option):
+                    return argument.removeprefix(option).decode()
+        raise AssertionError(f"no Ray runs:\n{self.output()}")
 
     def replica_pid(self, deployment: str) -> int:
         """Return the process id of the deployment's one replica."""

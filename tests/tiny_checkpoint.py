@@ -11,8 +11,8 @@ D_MODEL, LAYERS, HEADS, VOCAB = 32, 2, 4, 320
 END = "<|endoftext|>"
 
 
-def write_tiny_checkpoint(folder: Path) -> Path:
-    """Write config.json, model.safetensors and tokenizer.json into `folder` and return it."""
+def write_tiny_checkpoint(folder: Path, seed: int = 20231) -> Path:
+    """Write config.json, model.safetensors and tokenizer.json into `folder` and return it. seed: of the weights."""
     config = {
         "model_type": "mpt",
         "d_model": D_MODEL,
@@ -25,13 +25,13 @@ def write_tiny_checkpoint(folder: Path) -> Path:
         "attn_config": {"alibi": True},
     }
     (folder / "config.json").write_text(json.dumps(config))
-    save_file(_weights(), folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(_weights(seed), folder / "model.safetensors", metadata={"format": "pt"})
     _tokenizer().save(str(folder / "tokenizer.json"))
     return folder
 
 
-def _weights() -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(20231)
+def _weights(seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
 
     def matrix(rows: int, columns: int) -> np.ndarray:  # wide enough for answers that depend on the whole prompt
         return (rng.standard_normal((rows, columns)) * 2 / np.sqrt(columns)).astype(np.float32)

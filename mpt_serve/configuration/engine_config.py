@@ -117,8 +117,9 @@ class EngineSettings(EngineOptions):
     )
     reply_timeout_s: Seconds = Field(
         default=10.0,
-        description="Seconds without a reply of a replica (its process is frozen, its node cannot be reached) after"
-        " which its requests move to others and it is replaced. Also the default of Serve's `health_check_timeout_s`.",
+        description="Seconds without a reply or any other sign of life of a replica (its process is frozen, its node"
+        " cannot be reached) after which its requests move to others and it is replaced. One that is slow because its"
+        " machine has too much to do still gives signs. Also the default of Serve's `health_check_timeout_s`.",
     )
 
     @model_validator(mode="after")

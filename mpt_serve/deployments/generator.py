@@ -16,6 +16,7 @@ from mpt_serve.configuration.settings import Settings
 from mpt_serve.deployments.delta_link import delta_links
 from mpt_serve.deployments.delta_mailbox import DeltaMailbox
 from mpt_serve.deployments.engine_watch import NumbersWatch, StallWatch
+from mpt_serve.deployments.heartbeat import start_heartbeat
 from mpt_serve.deployments.link_wire import LinkAddress
 from mpt_serve.deployments.logs import log_through_serve
 from mpt_serve.deployments.memory import device_bytes, resident_bytes
@@ -49,6 +50,7 @@ class Generator:
         self._engine, self._grammars = _load(settings)
         self._links = delta_links(self._engine.cancel)
         self._engine.on_delivered = self._links.flush
+        start_heartbeat(self._links.beat)
         stall_timeout_s = settings.engine.stall_timeout_s
         compiles = not settings.engine.pre_compile
         self._stall_watch = StallWatch(max(stall_timeout_s, _COMPILATION_S) if compiles else stall_timeout_s)
@@ -152,13 +154,18 @@ class Generator:
         }
         return {"replica": self._replica, **dataclasses.asdict(self._engine.stats()), **memory}
 
-    async def report(self) -> ReplicaReport:
-        """Return what this replica works on, and whether it does."""
+    async def report(self, address: LinkAddress | None = None) -> ReplicaReport:
+        """Return what this replica works on, and whether it does.
+
+        address: of the Ingress that asks; a link to it is opened.
+        """
+        link = None if address is None else self._links.to_if_open(address)
+        stalled = ""
         try:
             await self.check_health()
         except RuntimeError as error:
-            return ReplicaReport(self._actor, self._engine.request_ids(), str(error))
-        return ReplicaReport(self._actor, self._engine.request_ids(), "")
+            stalled = str(error)
+        return ReplicaReport(self._actor, self._engine.request_ids(), stalled, None if link is None else link.id)
 
     async def check_health(self) -> None:
         """Raise RuntimeError if the engine stopped, stalled or computes no numbers: Serve then replaces it."""

@@ -91,7 +91,8 @@ class Ingress:
         watch = self._backend.watch
         watch.has_served = self._takeover.replaces
         await watch.check()
-        background = [watch.run(), self._backend.watchdog.run(), follow_replica_end(self._backend.drain)]
+        backend = self._backend
+        background = [watch.run(), backend.watchdog.run(), backend.signs.run(), follow_replica_end(backend.drain)]
         if self._access is not None:
             background.append(self._access.keys.watch())
         self._tasks = [asyncio.get_running_loop().create_task(work) for work in background]

@@ -94,9 +94,13 @@ class LinkReceiver(ABC):
 
 
 class Connection(asyncio.Protocol):
-    """One connection from a sender: first its hello, then frames."""
+    """One connection from a sender: first its hello, then frames.
+
+    received: how often something has come.
+    """
 
     def __init__(self, receiver: LinkReceiver) -> None:
+        self.received = 0
         self._receiver = receiver
         self._transport: asyncio.Transport | None = None
         self._hello = b""
@@ -115,6 +119,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Pass on the frames that are complete."""
+        self.received += 1
         if not self._id:
             data = self._greet(data)
         self._unpacker.feed(data)

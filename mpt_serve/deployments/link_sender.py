@@ -77,6 +77,13 @@ class Link(ABC, Generic[T]):
                 if not self._blocked:
                     self._send()
 
+    def beat(self) -> None:
+        """Send a frame without items if nothing else is on its way, to show that this process runs; never blocks."""
+        with self._sending:
+            if not (self._blocked or self._unsent or self._posted):
+                self._unsent = memoryview(self.encode(()))
+                self._send()
+
     def call_on_loop(self, callback: Callable[[], None]) -> None:
         """Call something on the event loop, unless that has been closed."""
         try:
@@ -165,15 +172,29 @@ class Links(Generic[L]):
 
     async def to(self, address: LinkAddress) -> L | None:
         """Return the link to a receiver; None if it cannot be reached, which is logged."""
-        task = self._links.get(address.secret)
-        if task is None:
-            task = self._links[address.secret] = asyncio.create_task(self._connect(address))
+        task = self._task_to(address)
         return task.result() if task.done() else await asyncio.shield(task)
 
     def flush(self) -> None:
         """Send what is posted on all links. Any thread."""
         for link in self._open:
             link.flush()
+
+    def to_if_open(self, address: LinkAddress) -> L | None:
+        """Return the link to a receiver if there is one, or else begin to connect and return None."""
+        task = self._task_to(address)
+        return task.result() if task.done() else None
+
+    def beat(self) -> None:
+        """Show all receivers that this process runs. Any thread."""
+        for link in self._open:
+            link.beat()
+
+    def _task_to(self, address: LinkAddress) -> asyncio.Task[L | None]:
+        task = self._links.get(address.secret)
+        if task is None:
+            task = self._links[address.secret] = asyncio.create_task(self._connect(address))
+        return task
 
     async def _connect(self, address: LinkAddress) -> L | None:
         loop = asyncio.get_running_loop()

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mpt_serve.configuration.proxy_limits import ProxyLimits
 from mpt_serve.deployments.logs import hide_client_text
+from mpt_serve.deployments.lost_requests import RespondToAll
 from mpt_serve.deployments.proxy_admission import ProxyAdmission
 from mpt_serve.deployments.proxy_bodies import has_body, with_body_read
 from mpt_serve.deployments.proxy_connections import ABORT, bound_connections
@@ -75,7 +76,7 @@ class ProxyGuard:
         admission: ProxyAdmission | None = None,
     ) -> None:
         limits = limits or ProxyLimits()
-        self._app = app
+        self._app: ASGIApp = RespondToAll(app)
         self._responses = ResponseReceiver(key) if key else None
         self._host = host
         self._bodies = ArrivingBodies(limits.bodies)

@@ -13,6 +13,7 @@ from ray.serve.handle import DeploymentHandle
 
 from mpt_serve.deployments.placement import replica_demands, unmet_demand
 from mpt_serve.deployments.replica_updates import ReplicaUpdates, RunningReplica
+from mpt_serve.deployments.signs_of_life import SignsOfLife
 from mpt_serve.deployments.version import Version
 from mpt_serve.openai.backend import Readiness
 
@@ -21,7 +22,8 @@ __all__ = ["DeploymentState", "ReplicaWatch", "Waiting", "deployment_states"]
 logger = logging.getLogger("ray.serve")
 
 _LOADING_PERIOD_S = 0.5  # between two checks, if no update comes
-_READY_PERIOD_S = 5.0
+_READY_PERIOD_S = 0.25
+_STATS_WAIT_S = 5.0
 _REPEAT_LOG_S = 60.0
 
 _NEEDED = ("Tokenizer", "Generator")  # deployments without which no request is served
@@ -40,7 +42,8 @@ class ReplicaWatch:
 
     What is not known changes nothing: a deployment counts as without replicas only when Serve has reported so.
 
-    updates: of both. version: of the calling replica; a replica of another model cannot serve its requests.
+    updates: of both. signs: of the Generators.
+    version: of the calling replica; a replica of another model cannot serve its requests.
     on_loaded: called with `Generator.stats()` each time they become available; readiness follows it.
     on_capacity: called at each check with the number of requests that Serve may have at once for the Generator's
         replicas.
@@ -50,6 +53,7 @@ class ReplicaWatch:
         self,
         generator: DeploymentHandle,
         updates: ReplicaUpdates,
+        signs: SignsOfLife,
         version: Version,
         waiting: Waiting,
         on_loaded: Callable[[dict[str, object]], None],
@@ -57,6 +61,7 @@ class ReplicaWatch:
     ) -> None:
         self._generator = generator
         self._updates = updates
+        self._signs = signs
         self._version = version
         self._waiting = waiting
         self._on_loaded = on_loaded
@@ -103,7 +108,7 @@ class ReplicaWatch:
 
     async def _check(self) -> None:
         missing = [name for name in _NEEDED if not self._usable(name)]
-        generators = self._usable("Generator")
+        generators = [replica for replica in self._usable("Generator") if not self._signs.is_silent(replica.name)]
         # One more than each runs, so that Serve sees a queue and its autoscaling knows that they are full.
         if generators:
             self._on_capacity(sum(replica.max_requests + 1 for replica in generators))
@@ -114,8 +119,12 @@ class ReplicaWatch:
             reason = await asyncio.to_thread(_why_not_running, missing[-1], states.get(missing[-1]))
             self._report(reason)
             self.readiness = Readiness(ready=False, reason=reason or "The model is loading.", code="loading")
+        elif not generators:  # stopped or lost, and not replaced yet
+            self._set_ready(False)
+            self.readiness = Readiness(ready=False, reason="No Generator replies.", code="loading")
         elif not self.readiness.ready:
-            self._on_loaded(await self._generator.stats.remote())
+            async with asyncio.timeout(_STATS_WAIT_S):  # a replica may stop at any moment
+                self._on_loaded(await self._generator.stats.remote())
             self._set_ready(True)
             logger.info("Ready: the Generator replies.")
 

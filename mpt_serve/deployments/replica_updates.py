@@ -23,10 +23,14 @@ __all__ = ["ReplicaUpdates", "RunningReplica"]
 
 @dataclass(frozen=True)
 class RunningReplica:
-    """A replica that takes requests: at most `max_requests` at once. version: None for one of an older release."""
+    """A replica that takes requests: at most `max_requests` at once.
+
+    version: None for one of an older release. name: of its actor.
+    """
 
     max_requests: int
     version: Version | None
+    name: str = ""
 
 
 class ReplicaUpdates:
@@ -75,4 +79,4 @@ class ReplicaUpdates:
 
 def _running_replica(info: Any) -> RunningReplica:
     metadata: Mapping[str, Any] = info.replica_metadata
-    return RunningReplica(info.max_ongoing_requests, Version.from_metadata(metadata))
+    return RunningReplica(info.max_ongoing_requests, Version.from_metadata(metadata), info.actor_name)

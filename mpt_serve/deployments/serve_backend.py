@@ -18,6 +18,7 @@ from mpt_serve.deployments.generator_replicas import GeneratorReplicas
 from mpt_serve.deployments.readiness import ReplicaWatch, Waiting
 from mpt_serve.deployments.replica_client import ReplicaClient, translated
 from mpt_serve.deployments.replica_updates import ReplicaUpdates
+from mpt_serve.deployments.signs_of_life import SignsOfLife
 from mpt_serve.deployments.version import Version
 from mpt_serve.deployments.watchdog import Watchdog
 from mpt_serve.engine.request import Delta
@@ -55,10 +56,14 @@ class ServeBackend:
         self.tokenizer = text
         self.metrics = ServerMetrics()
         self.queue = DispatchQueue(capacity=1)  # until the watch has seen the replicas
-        self.watch = ReplicaWatch(generator, updates, version, waiting, self._update_model, self.queue.resize)
         self._tokenizer_replicas = tokenizer
         self._generator_replicas = ReplicaClient(generator)
-        self._replicas = GeneratorReplicas(generator)
+        receiver = self._generator_replicas.receiver
+        self.signs = SignsOfLife(receiver)
+        self.watch = ReplicaWatch(
+            generator, updates, self.signs, version, waiting, self._update_model, self.queue.resize
+        )
+        self._replicas = GeneratorReplicas(generator, updates, receiver, self.signs)
         self.watchdog = Watchdog(self._replicas, reply_timeout_s)
         self.drain = Drain()
         self._admission = admission

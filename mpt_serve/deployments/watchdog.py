@@ -6,7 +6,7 @@ also do while they wait for a slot. So the Ingress asks the replicas which reque
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence, Set
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -18,8 +18,8 @@ __all__ = ["Generators", "ReplicaLostError", "ReplicaReport", "Watchdog", "Watch
 
 logger = logging.getLogger("ray.serve")
 
-_BUSY_PERIOD_S = 1.0  # between two questions to the replicas, while requests run
-_IDLE_PERIOD_S = 5.0
+_PERIOD_S = 1.0  # between two questions to the replicas
+_WAITS = 25  # parts that the wait for a reply is divided into
 
 
 class ReplicaLostError(EngineClosedError):
@@ -31,12 +31,13 @@ class ReplicaReport:
     """What a Generator replica says of itself.
 
     replica: the name of its actor. requests: ids of those in its engine. stalled: how its engine has stopped working,
-    empty while it works.
+    empty while it works. link: the id of its link to the Ingress that asks, None while there is none.
     """
 
     replica: str
     requests: Sequence[str]
     stalled: str
+    link: str | None = None
 
 
 class Generators(Protocol):
@@ -44,6 +45,12 @@ class Generators(Protocol):
 
     async def reports(self) -> Sequence[Awaitable[ReplicaReport]]:
         """Ask all replicas; return the reports to come, one from each replica. Those of dead replicas raise."""
+
+    def running(self) -> Set[str]:
+        """Return the names of the replicas that take requests, as far as they are known."""
+
+    def was_heard(self, replica: str, seconds: float) -> bool:
+        """Return whether a replica has shown within some seconds that its process runs, although it may be slow."""
 
     async def replace_if_stopped(self, replica: str) -> None:
         """End the process of a replica, by its name, unless it passes a last health check; Serve starts another."""
@@ -74,7 +81,8 @@ class Watched:
 class Watchdog:
     """Asks the replicas periodically, and gives those up that do not reply or whose engines stand still.
 
-    timeout_s: how long a replica may take to reply.
+    A replica that does not reply and is heard nevertheless is slow, and keeps its requests.
+    timeout_s: how long a replica may take to reply. The time in which this process itself does not run does not count.
     """
 
     def __init__(self, generators: Generators, timeout_s: float) -> None:
@@ -108,7 +116,7 @@ class Watchdog:
     async def run(self) -> None:
         """Watch until cancelled."""
         while True:
-            await asyncio.sleep(_BUSY_PERIOD_S if self._watched else _IDLE_PERIOD_S)
+            await asyncio.sleep(_PERIOD_S)
             try:
                 await self.check()
             except Exception:  # there are no replicas now, or the controller restarts
@@ -117,22 +125,28 @@ class Watchdog:
     async def check(self) -> None:
         """Ask all replicas once, and wait for their replies for a limited time.
 
-        A request is lost if meanwhile no delta of it has come, no reply names it, and at least one replica does not
-        reply: it is that one which has the request, or was to take it. Where all reply, it still waits for a replica.
+        A request is lost if meanwhile no delta of it has come, no reply names it, and at least one replica is frozen:
+        it is that one which has the request, or was to take it. Where all reply, it still waits for a replica.
         """
         begun = asyncio.get_running_loop().time()
         replies = [asyncio.ensure_future(self._hear(report)) for report in await self._generators.reports()]
         if not replies:
             return
-        done, silent = await asyncio.wait(replies, timeout=self._timeout_s)
+        for _ in range(_WAITS):
+            done, silent = await asyncio.wait(replies, timeout=self._timeout_s / _WAITS)
+            if not silent:
+                break
         for task in silent:
             task.cancel()
         replied = {name for task in done if (name := task.result())}
-        if silent:
+        known = (self._known | self._generators.running()) - replied if silent else frozenset()
+        # In the second half of the wait: one that froze during the first must not be asked once more.
+        frozen = [replica for replica in known if not self._generators.was_heard(replica, self._timeout_s / 2)]
+        if frozen:
             for watched in list(self._watched.values()):
                 if watched.heard < begun:
                     watched.lose()
-            for replica in self._known - replied:
+            for replica in frozen:
                 self._replace(replica, f"it has not replied for {self._timeout_s:g} s")
         self._known = replied | self._known if silent else replied
 

@@ -69,6 +69,15 @@ class BlockPool:
             self._block_of[digest] = block
             self._digest_of[block] = digest
 
+    def withdraw(self, digests: Iterable[bytes]) -> None:
+        """End the publication of blocks, so that `find` returns them no more; their owners keep them."""
+        for digest in digests:
+            block = self._block_of.pop(digest, None)
+            if block is not None:
+                del self._digest_of[block]
+                if block in self._free:
+                    self._free.move_to_end(block, last=False)
+
     def find(self, digests: Sequence[bytes]) -> list[int]:
         """Return the blocks of the longest run of published digests, from the first digest on."""
         blocks = []

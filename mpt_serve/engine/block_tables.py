@@ -71,6 +71,10 @@ class BlockTables:
                 self.pool.publish(block, digest)
             request.num_published = full
 
+    def withdraw(self, request: Request) -> None:
+        """Publish no more what the request, or another one with the same first tokens, has written."""
+        self.pool.withdraw(request.digests)
+
     def release(self, request: Request) -> None:
         """Take a request's blocks back."""
         self.pool.release(request.blocks)

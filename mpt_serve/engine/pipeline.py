@@ -271,8 +271,7 @@ class Pipeline:
         """End a request for which the model computes logits without a number."""
         if request.finish_reason is None:
             logger.error("%s: %s", request.request_id, NO_NUMBERS_MESSAGE)
-            self._scheduler.counters.without_numbers += 1
-            self._scheduler.finish(request, "error")
+            self._scheduler.finish_broken(request)
             result.failures.append(StepFailure(request, NO_NUMBERS_MESSAGE))
 
     def _advance_grammar(self, request: Request, token_ids: Sequence[int], result: TurnResult) -> None:

@@ -101,6 +101,12 @@ class Scheduler:
             self.running.remove(request)
             self._release(request)
 
+    def finish_broken(self, request: Request) -> None:
+        """End a request for which the model computes no numbers; no later request gets its keys and values."""
+        self.counters.without_numbers += 1
+        self._tables.withdraw(request)
+        self.finish(request, "error")
+
     # One step
 
     def schedule(self, drafts: Drafts | None = None, max_tokens_beside: int | None = None) -> StepRows:

@@ -106,6 +106,21 @@ def test_the_first_block_of_a_digest_is_the_one_that_is_found() -> None:
         pool.publish(first, b"b")
 
 
+def test_a_withdrawn_block_is_found_no_more_and_stays_its_owners() -> None:
+    pool = BlockPool(3, 4)
+    kept, released, other = pool.allocate(3)
+    for block, digest in ((kept, b"a"), (released, b"b"), (other, b"c")):
+        pool.publish(block, digest)
+    pool.release([other, released])
+    pool.withdraw([b"a", b"b", b"unknown"])
+    assert pool.find([b"a"]) == pool.find([b"b"]) == []
+    assert pool.find([b"c"]) == [other]
+    pool.check_integrity([[kept]])
+    assert pool.allocate(1) == [released]  # before the block that may still be found
+    pool.publish(kept, b"a")
+    assert pool.find([b"a"]) == [kept]
+
+
 def test_check_integrity_sees_a_used_block_that_is_free_and_a_digest_without_its_block() -> None:
     pool = BlockPool(2, 4)
     (block,) = pool.allocate(1)

@@ -83,3 +83,24 @@ def test_other_requests_of_the_same_steps_are_not_concerned(
     assert wait_idle(engine).without_numbers == 2
     assert_all_free(engine)
     engine.close()
+
+
+def test_broken_keys_and_values_are_found_by_one_request_at_most(lazy_engine: MakeEngine) -> None:
+    """The cache is broken where the weights are not: in a device's memory, for example."""
+    engine = lazy_engine()
+    prompt = prompt_of(21)
+    (good,) = generate(engine, [prompt], GREEDY)
+    wait_idle(engine)
+    state = engine._runner._state
+    state.cache = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), state.cache)
+    (broken,) = generate(engine, [prompt], GREEDY)
+    assert broken.finish_reason == "error"
+    before = wait_idle(engine).cached_tokens
+    (after,) = generate(engine, [prompt], GREEDY)
+    assert (after.finish_reason, after.token_ids) == (good.finish_reason, good.token_ids)
+    assert wait_idle(engine).cached_tokens == before  # computed again
+    (again,) = generate(engine, [prompt], GREEDY)
+    assert again.token_ids == good.token_ids
+    assert wait_idle(engine).cached_tokens == before + 20
+    assert_all_free(engine)
+    engine.close()

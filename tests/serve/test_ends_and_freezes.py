@@ -1,8 +1,9 @@
-"""A Generator that freezes, and the end of `mpt-serve run`: no request is lost, and none is cut."""
+"""Generators that freeze or are scaled away, and the ends of a server: no request is lost, and none ends in silence."""
 
 import asyncio
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -11,42 +12,48 @@ from typing import Any
 
 import httpx
 import pytest
-from server import ServerProcess, free_port, serve_config
+from server import ServerProcess, free_port, serve_config, stats_of, wait_idle
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 LONG = {"max_tokens": 3000, "temperature": 0, "ignore_eos": True, "stream": True}
 
 
+def config_of(model: Path, port: int, generators: int, ingress_end_s: float = 60) -> dict[str, Any]:
+    """Return a configuration whose requests may run for `ingress_end_s` when an Ingress ends."""
+    engine = {"max_num_seqs": 8, "max_num_batched_tokens": 64, "num_blocks": 2048, "pre_compile": False}
+    args = {"model": str(model), "max_model_len": 4096, "engine": {**engine, "reply_timeout_s": 5}}
+    deployments = [
+        {"name": "Generator", "num_replicas": generators, "ray_actor_options": {"num_cpus": 0}},
+        {"name": "Ingress", "graceful_shutdown_timeout_s": ingress_end_s},
+    ]
+    return serve_config(args, port, deployments)
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Iterator[ServerProcess]:
     """A server with two Generators."""
-    args = {
-        "model": str(tiny_checkpoint),
-        "max_model_len": 4096,
-        "engine": {
-            "max_num_seqs": 8,
-            "max_num_batched_tokens": 64,
-            "num_blocks": 2048,
-            "pre_compile": False,
-            "reply_timeout_s": 5,
-        },
-    }
-    deployments = [{"name": "Generator", "num_replicas": 2, "ray_actor_options": {"num_cpus": 0}}]
-    config = serve_config(args, free_port(), deployments)
+    config = config_of(tiny_checkpoint, free_port(), 2)
     with ServerProcess.of(config, tmp_path_factory.mktemp("server"), command="mpt-serve") as server:
         server.wait_ready()
-        deadline = time.monotonic() + 120
-        while len(httpx.get(f"{server.url}/stats", timeout=30).json()["replicas"]) < 2:
-            assert time.monotonic() < deadline, server.output()
-            time.sleep(0.3)
+        wait_generators(server, 2)
         yield server
 
 
-async def stream(http: httpx.AsyncClient, number: int, begun: asyncio.Event) -> tuple[str, list[dict[str, Any]]]:
+def wait_generators(server: ServerProcess, count: int) -> None:
+    """Wait until that many Generators run."""
+    deadline = time.monotonic() + 120
+    while len(httpx.get(f"{server.url}/stats", timeout=30).json()["replicas"]) != count:
+        assert time.monotonic() < deadline, server.output()
+        time.sleep(0.3)
+
+
+async def stream(
+    http: httpx.AsyncClient, number: int, begun: asyncio.Event, **more: Any
+) -> tuple[str, list[dict[str, Any]]]:
     """Return a stream's text, and its events without text."""
     text, others = "", []
-    async with http.stream("POST", "/v1/completions", json={"prompt": f"Number {number}", **LONG}) as response:
+    async with http.stream("POST", "/v1/completions", json={"prompt": f"Number {number}", **LONG, **more}) as response:
         assert response.status_code == 200
         async for line in response.aiter_lines():
             if line.startswith("data: {"):
@@ -89,6 +96,98 @@ def test_a_frozen_generator_costs_a_pause_and_not_a_token(server: ServerProcess)
     assert "has stopped working" in server.output()
 
 
+def scale_to_one(server: ServerProcess, model: Path) -> str:
+    """Deploy one Generator, if more run, and return what became of that."""
+    if len(server.replica_pids("Generator")) == 1:
+        return ""
+    config = config_of(model, int(server.url.rpartition(":")[2]), 1)
+    outcome = server.deploy((config, "RUNNING"))
+    wait_generators(server, 1)
+    return outcome
+
+
+def test_a_generator_that_is_scaled_away_takes_no_token_with_it(server: ServerProcess, tiny_checkpoint: Path) -> None:
+    wait_generators(server, 2)
+
+    async def scenario() -> tuple[Any, Any, str]:
+        undisturbed = await streams(server.url, 6, asyncio.Event())
+        begun = asyncio.Event()
+        task = asyncio.create_task(streams(server.url, 6, begun))
+        await begun.wait()
+        outcome = await asyncio.to_thread(scale_to_one, server, tiny_checkpoint)
+        return undisturbed, await task, outcome
+
+    undisturbed, disturbed, outcome = asyncio.run(scenario())
+    assert outcome.startswith("ApplicationStatus.RUNNING")
+    assert disturbed == undisturbed
+
+
+def test_ready_tells_of_the_only_generator_that_it_is_frozen(server: ServerProcess, tiny_checkpoint: Path) -> None:
+    scale_to_one(server, tiny_checkpoint)
+    frozen = server.replica_pid("Generator")
+    os.kill(frozen, signal.SIGSTOP)
+    with httpx.Client(base_url=server.url, timeout=60) as http:
+        while (response := http.get("/ready")).status_code == 200:
+            assert Path(f"/proc/{frozen}").exists(), "it was replaced before /ready reported it"
+            time.sleep(0.05)
+        assert response.json()["error"]["message"] == "No Generator replies."
+        os.kill(frozen, signal.SIGCONT)
+        server.wait_ready()
+        assert http.post("/v1/completions", json={"prompt": "Hello", "max_tokens": 2}).status_code == 200
+
+
+@pytest.mark.exhaustive
+def test_a_generator_that_hardly_ever_runs_keeps_its_requests(server: ServerProcess, tiny_checkpoint: Path) -> None:
+    """It runs for a fiftieth of the time, as on a machine with far too much to do."""
+    scale_to_one(server, tiny_checkpoint)
+    slow = server.replica_pid("Generator")
+
+    async def scenario() -> list[tuple[str, list[dict[str, Any]]]]:
+        begun = asyncio.Event()
+        task = asyncio.create_task(streams(server.url, 4, begun))
+        await begun.wait()
+        for _ in range(20):  # several times `reply_timeout_s`
+            os.kill(slow, signal.SIGSTOP)
+            await asyncio.sleep(0.98)
+            os.kill(slow, signal.SIGCONT)
+            await asyncio.sleep(0.02)
+        return await task
+
+    before = server.output().count("has stopped working")
+    assert [others for _, others in asyncio.run(scenario())] == [[{"done": True}]] * 4
+    assert server.replica_pid("Generator") == slow
+    assert server.output().count("has stopped working") == before
+
+
+def test_requests_of_an_ingress_that_dies_end_with_an_error(server: ServerProcess, tiny_checkpoint: Path) -> None:
+    scale_to_one(server, tiny_checkpoint)
+
+    async def scenario() -> tuple[Any, httpx.Response]:
+        begun = asyncio.Event()
+        task = asyncio.create_task(streams(server.url, 4, begun))
+        async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
+            whole = asyncio.create_task(http.post("/v1/completions", json={"prompt": "x", **LONG, "stream": False}))
+            await begun.wait()
+            while await asyncio.to_thread(running_choices, server) < 5:
+                await asyncio.sleep(0.01)
+            os.kill(server.replica_pid("Ingress"), signal.SIGKILL)
+            return await task, await whole
+
+    broken_off, whole = asyncio.run(scenario())
+    for _, others in broken_off:
+        assert others == [{"done": True}] or [*others[0], *others[1:]] == ["error", {"done": True}]
+    assert any("error" in others[0] for _, others in broken_off)
+    assert (whole.status_code, whole.json()["error"]["code"]) == (503, "loading")
+    server.wait_ready()
+    wait_idle(server.url)
+
+
+def running_choices(server: ServerProcess) -> int:
+    """Return how many choices the one Generator works on."""
+    stats = stats_of(server.url)
+    return int(stats["running"] + stats["waiting"])
+
+
 def test_ctrl_c_lets_running_requests_finish_and_refuses_new_ones(server: ServerProcess) -> None:
     async def scenario() -> tuple[Any, httpx.Response]:
         begun = asyncio.Event()
@@ -108,6 +207,93 @@ def test_ctrl_c_lets_running_requests_finish_and_refuses_new_ones(server: Server
     assert [others for _, others in finished] == [[{"done": True}]] * 4
     assert all(len(text) > 1000 for text, _ in finished)
     server.wait_end()
-    output = server.output()
-    assert "SIGTERM received" not in output
-    assert "Traceback" not in output
+    assert_quiet(server)
+
+
+def assert_quiet(server: ServerProcess) -> None:
+    """Check that the program itself has written no stack trace. Ray's processes write theirs under their names."""
+    own = [line for line in server.output().splitlines() if not re.match(r"\S*\(.+ pid=\d+", line)]
+    assert not any("Traceback" in line or "SIGTERM received" in line for line in own), own
+
+
+def test_what_has_not_finished_in_time_ends_with_an_error_event(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    config = config_of(tiny_checkpoint, free_port(), 1, ingress_end_s=0.5)
+    with ServerProcess.of(config, tmp_path, command="mpt-serve") as server:
+        server.wait_ready()
+
+        async def scenario() -> list[tuple[str, list[dict[str, Any]]]]:
+            begun = asyncio.Event()
+            task = asyncio.create_task(streams(server.url, 8, begun))
+            await begun.wait()
+            server.process.send_signal(signal.SIGTERM)
+            return await task
+
+        ended = asyncio.run(scenario())
+        server.wait_end()
+        assert_quiet(server)
+    errors = [others[0]["error"] for _, others in ended if others != [{"done": True}]]
+    assert errors, "all streams have finished: they are too short"
+    assert {error["code"] for error in errors} == {"shutting_down"}
+    assert all(others[-1] == {"done": True} for _, others in ended)
+
+
+@pytest.mark.exhaustive
+def test_a_second_ctrl_c_ends_at_once(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """The streams take so long that they are cut, and not waited for."""
+    with ServerProcess.of(config_of(tiny_checkpoint, free_port(), 1, 600), tmp_path, command="mpt-serve") as server:
+        server.wait_ready()
+        replica = server.replica_pid("Generator")
+
+        async def scenario() -> tuple[int, list[Any]]:
+            begun = asyncio.Event()
+            async with httpx.AsyncClient(base_url=server.url, timeout=300) as http:
+                running = [asyncio.create_task(stream(http, number, begun, n=8)) for number in range(4)]
+                await begun.wait()
+                server.process.send_signal(signal.SIGINT)
+                while "Ctrl-C again ends at once" not in server.output():
+                    await asyncio.sleep(0.05)
+                server.process.send_signal(signal.SIGINT)
+                status = await asyncio.to_thread(server.wait_end)
+                return status, await asyncio.gather(*running, return_exceptions=True)
+
+        status, cut = asyncio.run(scenario())
+        assert status == 128 + signal.SIGINT
+        assert all(isinstance(error, httpx.TransportError) for error in cut)
+        deadline = time.monotonic() + 60
+        while Path(f"/proc/{replica}").exists():
+            assert time.monotonic() < deadline, "a replica outlives its cluster"
+            time.sleep(0.1)
+        assert_quiet(server)
+
+
+async def endless_stream(http: httpx.AsyncClient, begun: asyncio.Event) -> None:
+    """Read streams, one after the other."""
+    while True:
+        await stream(http, 1, begun)
+
+
+_SHUTDOWN = """
+from ray import serve
+serve.shutdown()
+"""
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("how", ["serve shutdown", "Ctrl-C of serve run"])
+def test_serves_own_ends_cut_what_runs(tiny_checkpoint: Path, tmp_path: Path, how: str) -> None:
+    """As docs/architecture.md says. `serve shutdown` does through the dashboard what the script does."""
+    with ServerProcess.of(config_of(tiny_checkpoint, free_port(), 1), tmp_path) as server:
+        server.wait_ready()
+
+        async def scenario() -> list[Any]:
+            begun = asyncio.Event()
+            async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
+                running = [asyncio.create_task(endless_stream(http, begun)) for _ in range(4)]
+                await begun.wait()
+                if how == "serve shutdown":
+                    await asyncio.to_thread(server.run_script, _SHUTDOWN)
+                else:
+                    server.process.send_signal(signal.SIGINT)
+                return await asyncio.gather(*running, return_exceptions=True)
+
+        assert all(isinstance(error, httpx.TransportError) for error in asyncio.run(scenario()))

@@ -270,6 +270,23 @@ def test_a_report_names_the_requests_and_says_what_is_wrong() -> None:
     assert "out of memory" in stopped.stalled
 
 
+def test_a_report_opens_a_link_to_the_ingress_that_asks() -> None:
+    generator = generator_over(FakeEngine())
+
+    async def scenario() -> None:
+        receiver = DeltaReceiver()
+        receiver.start("127.0.0.1")
+        address = await receiver.address(-1)
+        assert (await generator.report(address)).link is None  # not yet
+        while (link := (await generator.report(address)).link) is None:
+            await asyncio.sleep(0)
+        while receiver.connection(link) is None:
+            await asyncio.sleep(0)
+        receiver.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
 def test_a_replica_that_computes_no_numbers_again_and_again_is_unhealthy() -> None:
     engine = FakeEngine()
     generator = generator_over(engine)

@@ -2,7 +2,7 @@
 
 import asyncio
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -25,13 +25,18 @@ class Cluster:
         self.tokenizer = DeploymentState(1, CPU, "")
         self.loaded: list[dict[str, Any]] = []
         self.capacities: list[int] = []
+        self.silent: set[str] = set()
         monkeypatch.setattr(readiness, "deployment_states", self._states)
         monkeypatch.setattr(readiness, "cluster_nodes", lambda: [NODE])
         generator: Any = SimpleNamespace(stats=SimpleNamespace(remote=self._stats))
         self.updates = ReplicaUpdates(("Tokenizer", "Generator"))
         self.watch = ReplicaWatch(
-            generator, self.updates, OWN, Waiting(60.0, 2), self.loaded.append, self.capacities.append
+            generator, self.updates, cast(Any, self), OWN, Waiting(60.0, 2), self.loaded.append, self.capacities.append
         )
+
+    def is_silent(self, replica: str) -> bool:
+        """Stand in for the signs of life."""
+        return replica in self.silent
 
     def _states(self) -> dict[str, DeploymentState]:
         generator = {} if self.state is None else {"Generator": self.state}
@@ -43,7 +48,7 @@ class Cluster:
     def report(self, version: Version = OWN) -> None:
         """Send the router's updates that come with the states."""
         for name, state in self._states().items():
-            self.updates.replicas[name] = [RunningReplica(64, version)] * state.running
+            self.updates.replicas[name] = [RunningReplica(64, version, f"{name} {i}") for i in range(state.running)]
 
     def check(self, state: DeploymentState | None) -> tuple[bool, str]:
         """Let the watch check once with this state; return (ready, reason)."""
@@ -69,6 +74,34 @@ def test_loading_then_ready_then_gone_then_ready_again(cluster: Cluster) -> None
     assert cluster.check(DeploymentState(2, CPU, "")) == (True, "")
     assert cluster.loaded == [{"max_model_len": 64}] * 2  # once for each time it became available
     assert cluster.capacities == [65, 65, 130]
+
+
+def test_silent_generators_do_not_count(cluster: Cluster) -> None:
+    both = DeploymentState(2, CPU, "")
+    assert cluster.check(both) == (True, "")
+    cluster.silent = {"Generator 1"}
+    assert cluster.check(both) == (True, "")
+    cluster.silent = {"Generator 0", "Generator 1"}
+    assert cluster.check(both) == (False, "No Generator replies.")
+    assert cluster.check(both) == (False, "No Generator replies.")
+    cluster.silent = {"Generator 0"}
+    assert cluster.check(both) == (True, "")
+    assert cluster.capacities == [130, 65, 65]
+
+
+def test_a_generator_that_stops_while_it_is_asked_delays_the_readiness_alone(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readiness, "_STATS_WAIT_S", 0.01)
+    replies = cluster.watch._generator.stats
+
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(cluster.watch, "_generator", SimpleNamespace(stats=SimpleNamespace(remote=never)))
+    assert cluster.check(DeploymentState(1, CPU, "")) == (False, "The model is loading.")
+    monkeypatch.setattr(cluster.watch, "_generator", SimpleNamespace(stats=replies))
+    assert cluster.check(DeploymentState(1, CPU, "")) == (True, "")
 
 
 def test_no_request_is_served_without_a_tokenizer(cluster: Cluster) -> None:

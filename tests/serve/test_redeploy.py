@@ -76,6 +76,15 @@ def beyond_float16(folder: Path) -> Path:
     return folder
 
 
+def truncated(folder: Path) -> Path:
+    """Write a checkpoint whose weights end too early."""
+    folder.mkdir()
+    write_tiny_checkpoint(folder)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    return folder
+
+
 @pytest.mark.exhaustive
 def test_bad_deploys_harm_nothing_and_a_good_one_loses_no_request(tiny_checkpoint: Path, tmp_path: Path) -> None:
     deploys = Deploys(tiny_checkpoint)
@@ -87,6 +96,9 @@ def test_bad_deploys_harm_nothing_and_a_good_one_loses_no_request(tiny_checkpoin
         (deploys.application(runtime_env={"env_vars": {"A": 1}}), None),  # Serve's controller raises a TypeError
         (config(model="/no/such/folder"), FAILED),
         (config(chat_template="chatml"), FAILED),
+        (config(model=str(truncated(tmp_path / "truncated"))), FAILED),
+        (config({"ray_actor_options": {"num_gpus": 1}}), None),  # no node has one: it may still come
+        (config({"ray_actor_options": {"num_gpus": 1}}, limits={"max_prompts": 6}), None),
         (config(model=str(bad_weights), dtype="float16"), FAILED),  # only the Generator's constructor finds that
     ]
     with ServerProcess.of(config(), tmp_path) as server:
@@ -133,3 +145,48 @@ def test_no_redeploy_loses_a_request(tiny_checkpoint: Path, tmp_path: Path, repl
             for number in range(5):
                 server.deploy((deploys.config(generator, limits={"max_prompts": 7 + number}), RUNNING))
         assert set(counts) == {"complete"}, counts
+
+
+@pytest.mark.exhaustive
+def test_a_change_of_the_model_mixes_no_outputs(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Each response is one model's alone; the few that the old Ingress no longer serves may be sent again at once."""
+    (tmp_path / "other").mkdir()
+    other = write_tiny_checkpoint(tmp_path / "other", seed=1)
+    deploys = Deploys(tiny_checkpoint)
+    prompt = {"prompt": "Hello", "max_tokens": 60, "ignore_eos": True, "temperature": 0}
+    stop = threading.Event()
+    answers: list[str] = []
+    refusals: Counter[str] = Counter()
+
+    def client(url: str) -> None:
+        with httpx.Client(base_url=url, timeout=200) as http:
+            while not stop.wait(0.02):
+                response = http.post("/v1/completions", json=prompt)
+                if response.status_code == 200:
+                    answers.append(response.json()["choices"][0]["text"])
+                else:
+                    refusals[f"{response.status_code} {response.text} {response.headers.get('retry-after')}"] += 1
+
+    with ServerProcess.of(deploys.config(), tmp_path) as server:
+        server.wait_ready()
+
+        def alone() -> str:
+            return str(
+                httpx.post(f"{server.url}/v1/completions", json=prompt, timeout=200).json()["choices"][0]["text"]
+            )
+
+        old = alone()
+        threads = [threading.Thread(target=client, args=[server.url]) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        try:
+            outcome = server.deploy((deploys.config(model=str(other)), RUNNING))
+            new = alone()
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+    assert outcome.startswith("ApplicationStatus.RUNNING")
+    assert old != new
+    assert set(answers) == {old, new}
+    assert all(refusal.startswith("503") and refusal.endswith(" 1") for refusal in refusals), refusals

@@ -59,7 +59,7 @@ class Client:
         assert self.start is not None
         assert not self.complete
         self.bodies.append(message["body"])
-        self.complete = not message["more_body"]
+        self.complete = not message.get("more_body", False)
         await self.reads.wait()
 
 
@@ -317,13 +317,15 @@ def test_an_ingress_that_dies_leaves_an_error_event(monkeypatch: pytest.MonkeyPa
     run(dies, monkeypatch, scenario)
 
 
-def test_an_error_before_the_response_is_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_before_the_response_is_a_503(monkeypatch: pytest.MonkeyPatch) -> None:
     async def fails(scope: Scope, receive: Receive, send: Send) -> None:
         raise RuntimeError("early")
 
     async def scenario(server: Server) -> None:
-        with pytest.raises(RuntimeError, match="early"):
-            await server.request(Client())
+        await server.request(client := Client())
+        assert client.start is not None
+        assert client.start["status"] == 503
+        assert client.complete
 
     run(fails, monkeypatch, scenario)
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from ray.exceptions import RayActorError, RayTaskError
@@ -13,12 +13,11 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from mpt_serve.deployments import generator_replicas
 from mpt_serve.deployments.admission import Admission
-from mpt_serve.deployments.generator_replicas import GeneratorReplicas
 from mpt_serve.deployments.readiness import Waiting
-from mpt_serve.deployments.replica_updates import ReplicaUpdates
+from mpt_serve.deployments.replica_updates import ReplicaUpdates, RunningReplica
 from mpt_serve.deployments.serve_backend import ServeBackend
 from mpt_serve.deployments.version import Version
-from mpt_serve.deployments.watchdog import Watchdog
+from mpt_serve.deployments.watchdog import ReplicaReport, Watchdog
 from mpt_serve.engine.request import Delta
 from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.errors import EngineClosedError, RequestError
@@ -431,7 +430,8 @@ def test_a_request_of_a_frozen_replica_continues_on_another() -> None:
 
     async def scenario() -> list[Delta]:
         served = backend(generator)
-        served.watchdog = Watchdog(GeneratorReplicas(cast(Any, generator)), 0.01)
+        served.watchdog = Watchdog(served._replicas, 0.01)
+        served.watch._updates.replicas["Generator"] = [RunningReplica(8, Version("s", "m"), "SERVE_REPLICA::a")]
         request = asyncio.create_task(collect(served, SamplingParams(max_tokens=4)))
         while not generator.responses:
             await asyncio.sleep(0)
@@ -443,6 +443,30 @@ def test_a_request_of_a_frozen_replica_continues_on_another() -> None:
     assert tokens(asyncio.run(scenario())) == [token_at(0, position) for position in range(4)]
     assert generator.responses[0].cancelled
     assert generator.calls[1][3] == (token_at(0, 0),)
+
+
+def test_what_replicas_report_says_on_which_links_they_are_heard() -> None:
+    generator = FakeGenerator()
+    generator.answers = [ReplicaReport("a", [], "", "x"), ReplicaReport("b", [], ""), RayActorError()]
+
+    async def scenario() -> None:
+        served = backend(generator)
+        served.watch._updates.replicas["Generator"] = [RunningReplica(8, Version("s", "m"), name) for name in "abc"]
+        served._generator_replicas.receiver.start("127.0.0.1")
+        replies = await served._replicas.reports()
+        assert [await replies[0], await replies[1]] == generator.answers[:2]
+        with pytest.raises(RayActorError):
+            await replies[2]
+        ((method, address),) = generator.broadcasts
+        assert method == "report"
+        assert address == await served._generator_replicas.receiver.address(-1)
+        served.signs.look()  # the receiver knows no such link
+        assert [served.signs.is_silent(name) for name in "abc"] == [True, False, False]
+        assert served._replicas.running() == {"a", "b", "c"}
+        assert not served._replicas.was_heard("a", 60)
+        served._generator_replicas.receiver.close()
+
+    asyncio.run(scenario())
 
 
 class FakeTokenizer:

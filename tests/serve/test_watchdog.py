@@ -1,6 +1,7 @@
 """Replicas that freeze or stall without dying: their requests move, and no others do."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Sequence
 
 import pytest
@@ -11,7 +12,7 @@ TIMEOUT_S = 0.01  # only replicas that never reply let it pass
 
 
 class Replica:
-    """A Generator replica: works, is frozen (says nothing), stalled (its engine stands still) or dead."""
+    """A Generator replica: works, is frozen (says nothing), slow (replies too late), stalled (no steps) or dead."""
 
     def __init__(self, name: str, state: str = "works") -> None:
         self.name = name
@@ -19,7 +20,7 @@ class Replica:
         self.requests: list[str] = []
 
     async def report(self) -> ReplicaReport:
-        if self.state == "frozen":
+        if self.state in ("frozen", "slow"):
             await asyncio.Event().wait()
         if self.state == "dead":
             raise ConnectionError
@@ -27,7 +28,7 @@ class Replica:
 
 
 class Replicas:
-    """All of them; remembers which were replaced."""
+    """All of them, with a link each; remembers which were replaced."""
 
     def __init__(self, *replicas: Replica) -> None:
         self.replicas = replicas
@@ -35,6 +36,13 @@ class Replicas:
 
     async def reports(self) -> Sequence[Awaitable[ReplicaReport]]:
         return [replica.report() for replica in self.replicas]
+
+    def running(self) -> set[str]:
+        return {replica.name for replica in self.replicas}
+
+    def was_heard(self, replica: str, seconds: float) -> bool:
+        assert seconds == TIMEOUT_S / 2
+        return all(other.state not in ("frozen", "dead") for other in self.replicas if other.name == replica)
 
     async def replace_if_stopped(self, replica: str) -> None:
         self.replaced.append(replica)
@@ -104,6 +112,49 @@ def test_a_request_that_no_replica_has_taken_is_lost_with_a_frozen_one_only() ->
         await watchdog.check()
         await settle()
         assert waits.lost
+
+    asyncio.run(scenario())
+
+
+def test_a_replica_that_is_only_slow_keeps_its_requests() -> None:
+    slow = Replica("a", "slow")
+    replicas = Replicas(slow, Replica("b"))
+
+    async def scenario() -> None:
+        watchdog = Watchdog(replicas, TIMEOUT_S)
+        request, waits = Request(watchdog, slow), Request(watchdog, None)
+        await settle()
+        for _ in range(3):
+            await watchdog.check()
+        await settle()
+        assert (request.task.done(), waits.task.done(), replicas.replaced) == (False, False, [])
+        slow.state = "frozen"
+        await watchdog.check()
+        await settle()
+        assert (request.lost, replicas.replaced) == (True, ["a"])  # although it has never replied
+
+    asyncio.run(scenario())
+
+
+def test_time_in_which_the_watchdog_itself_stands_still_does_not_count() -> None:
+    replica = Replica("a")
+    replicas = Replicas(replica)
+
+    async def scenario() -> None:
+        watchdog = Watchdog(replicas, TIMEOUT_S)
+        request = Request(watchdog, replica)
+        await settle()
+        replica.state = "frozen"
+        checking = asyncio.create_task(watchdog.check())
+        await settle()
+        time.sleep(2 * TIMEOUT_S)  # as long as this process is stopped, or waits for a core
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert not checking.done()
+        assert not request.task.done()
+        await checking
+        await settle()
+        assert request.lost
 
     asyncio.run(scenario())
 
