@@ -155,7 +155,7 @@ async def _tokenized(
     for (before, _), whole in zip(pairs, wholes, strict=True):
         shared = sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(known[before], whole, strict=False)))
         if shared >= len(whole):
-            raise InvalidValueError(f"'{param}' has a text without tokens of its own: nothing to score.", param=param)
+            raise InvalidValueError(f"'{param}' has a text that adds no token: nothing to score.", param=param)
         prompts.append(list(whole) if shared else [*begin, *whole])
         scored_from.append(shared or len(begin))
     if 0 in scored_from:

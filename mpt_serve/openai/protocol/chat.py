@@ -86,12 +86,12 @@ class ChatCompletionRequest(SamplingRequest, ConversationRequest):
         return (self.tool_choice or ToolChoice("auto")) if self.tools else ToolChoice("none")
 
     @property
-    def grammar(self) -> tuple[str, GrammarSpec] | None:
-        return self._tools_grammar or super().grammar
+    def output_grammar(self) -> tuple[str, GrammarSpec] | None:
+        return self._tools_grammar or super().output_grammar
 
     @cached_property
     def _tools_grammar(self) -> tuple[str, GrammarSpec] | None:
-        choice, content = self.choice, super().grammar
+        choice, content = self.choice, super().output_grammar
         if choice.mode == "none":
             return None
         callable_tools = {
@@ -117,7 +117,7 @@ class ChatCompletionRequest(SamplingRequest, ConversationRequest):
 
     @model_validator(mode="after")
     def _check_content(self) -> Self:
-        content = super().grammar
+        content = super().output_grammar
         if self.choice.mode != "none" and content and content[1].kind not in ("json_object", "json_schema"):
             raise invalid(f"and '{content[0]}' exclude each other: with tools, content is any text or JSON", "tools")
         return self
