@@ -36,8 +36,13 @@ class LoadedTokenizer(NamedTuple):
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Return whether a folder has a file that a tokenizer is made from."""
-    return is_gguf(folder) or any((text_folder(folder) / name).is_file() for name in VOCABULARY_FILES)
+    """Return whether a folder has a file that a tokenizer is made from, or a GGUF file a tokenizer.
+
+    Raises TokenizerError for a damaged GGUF file.
+    """
+    if is_gguf(folder):
+        return "tokenizer.ggml.model" in read_gguf_header(folder).metadata
+    return any((text_folder(folder) / name).is_file() for name in VOCABULARY_FILES)
 
 
 def load_tokenizer(folder: Path) -> LoadedTokenizer:

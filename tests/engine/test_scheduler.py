@@ -347,6 +347,16 @@ def test_blocks_found_in_the_pool_are_not_computed_again() -> None:
     assert [request.num_cached for request in scheduler.running] == [8, 8, 0]
 
 
+def test_what_a_request_without_numbers_has_written_is_not_found_again() -> None:
+    scheduler = scheduler_of(prefix_caching=True)
+    (broken,) = add(scheduler, 10, max_output=8)
+    scheduler.accept(scheduler.schedule().rows, [5])
+    scheduler.finish_broken(broken)
+    assert (broken.finish_reason, scheduler.counters.without_numbers) == ("error", 1)
+    scheduler.add(make_request("same", range(10), 1))
+    assert shares(scheduler) == [("same", 0, 10)]
+
+
 def test_choices_copy_the_block_that_is_not_full_and_compute_one_token() -> None:
     scheduler = scheduler_of()
     first, *_ = add_choices(scheduler, "a", list(range(10)), 3, max_output=4)

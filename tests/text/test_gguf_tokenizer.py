@@ -133,9 +133,13 @@ def test_what_cannot_be_read_exactly_is_named(tmp_path: Path, fill: Callable[[GG
 def test_a_damaged_file_is_no_tokenizer(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(b"GGUF")
-    assert has_tokenizer(path)
-    with pytest.raises(TokenizerError, match="ends inside its header"):
-        TextTokenizer.from_folder(path)
+    for read in (has_tokenizer, TextTokenizer.from_folder):
+        with pytest.raises(TokenizerError, match="ends inside its header"):
+            read(path)
+
+
+def test_a_file_may_have_no_tokenizer(tmp_path: Path) -> None:
+    assert TextTokenizer.find(write(tmp_path / "m.gguf", lambda writer: None)) is None
 
 
 @pytest.mark.parametrize("prefix", [True, False])
