@@ -1,10 +1,23 @@
-"""Errors that cross packages."""
+"""Errors that cross packages: one tree.
 
-__all__ = ["BusyError", "EngineClosedError", "LimitExceededError", "RequestError"]
+`MptServeError` is the root of everything that this package raises on purpose, `RequestError` of what is wrong with one
+request. `openai/errors.py` maps the tree to the errors of the HTTP API.
+"""
+
+__all__ = ["BusyError", "EngineClosedError", "LimitExceededError", "MptServeError", "RequestError"]
 
 
-class RequestError(ValueError):
-    """The engine refuses a request; the message names what is wrong with it and what would be accepted."""
+class MptServeError(Exception):
+    """An error of this package; its message is written for whoever can remove the cause."""
+
+
+class RequestError(MptServeError, ValueError):
+    """A request is refused; the message names what is wrong with it and what would be accepted.
+
+    field: of the HTTP API's request, where the error belongs to one whoever raises it.
+    """
+
+    field: str | None = None
 
 
 class BusyError(RequestError):

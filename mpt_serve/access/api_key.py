@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from mpt_serve.errors import MptServeError
+
 __all__ = ["SCOPES", "ApiKey", "KeyLineError", "append_line", "key_id", "new_key", "parse_key_lines"]
 
 # What a key may be used for: the API, and the operators' endpoints.
@@ -27,7 +29,7 @@ _N, _R, _P = 2**14, 8, 1  # 16 MiB and some 50 ms
 _MAX_MEMORY = 256 * 1024**2
 
 
-class KeyLineError(ValueError):
+class KeyLineError(MptServeError, ValueError):
     """A line that states no key. The message names the line's number, and quotes nothing of it."""
 
 

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mpt_serve.errors import MptServeError
+
 __all__ = ["AuditError", "AuditLog", "check_audit_file"]
 
 logger = logging.getLogger(__name__)
@@ -20,7 +22,7 @@ logger = logging.getLogger(__name__)
 _MAX_PENDING = 65_536  # records that wait for a slow disk
 
 
-class AuditError(ValueError):
+class AuditError(MptServeError, ValueError):
     """A file that is no unbroken audit log. The message names the first line that does not follow its predecessor."""
 
 

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from mpt_serve.errors import MptServeError
+
 __all__ = ["ConfigurationError", "Path", "Problem", "closest", "path_text", "schema_problems", "value_text"]
 
 Path = tuple[str | int, ...]
@@ -33,7 +35,7 @@ class Problem:
         return f"{path_text(self.path)}{'' if self.message.startswith('must ') else ':'} {self.message}"
 
 
-class ConfigurationError(ValueError):
+class ConfigurationError(MptServeError, ValueError):
     """A configuration that cannot be used. `problems` holds every mistake found, not only the first."""
 
     def __init__(self, problems: Iterable[Problem], source: str | None = None) -> None:

@@ -63,6 +63,13 @@ class Settings(SettingsGroup):
         " so that no message can end its turn or begin another one. `parse`: control tokens, as those that the template"
         " writes; only for clients that may write every turn.",
     )
+    server_root_path: str = Field(
+        default="",
+        pattern=r"^(/[A-Za-z0-9._~-]+)*$",
+        max_length=256,
+        description="The prefix below which a proxy in front serves this API, such as `/llm`, whether it removes the"
+        " prefix from the paths or not. `/openapi.json` and `/docs` name it.",
+    )
     max_model_len: ModelLen = None
     engine: EngineSettings = Field(
         default_factory=EngineSettings, description="Scheduling and memory of a Generator replica."

@@ -38,7 +38,7 @@ from mpt_serve.openai.backend import ModelInfo
 from mpt_serve.text.chat_template import ChatTemplate, MissingChatTemplateError
 from mpt_serve.text.tokenizer import TextTokenizer
 
-__all__ = ["Ingress", "chat_refusals"]
+__all__ = ["Ingress", "chat_template"]
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,7 @@ class Ingress:
         text = TextTokenizer.from_folder(folder)
         limits = settings.limits
         self._limits = limits
+        self._root_path = settings.server_root_path
         context = serve.get_replica_context()
         self._name = str(context.replica_id.unique_id)
         self._ingresses = Replicas(serve.get_deployment_handle("Ingress", context.app_name))
@@ -64,7 +65,7 @@ class Ingress:
         updates = ReplicaUpdates(["Ingress", "Tokenizer", "Generator"])
         self._takeover = Takeover("Ingress", ["Tokenizer", "Generator"], self._version, updates)
         self._backend = ServeBackend(
-            _model_info(settings, text, *chat_refusals(folder, settings, text)),
+            _model_info(settings, text, *chat_template(folder, settings, text)),
             text,
             tokenizer,
             generator,
@@ -96,7 +97,13 @@ class Ingress:
             background.append(self._access.keys.watch())
         self._tasks = [asyncio.get_running_loop().create_task(work) for work in background]
         app = create_app(
-            self._backend, self._limits, self._access, self._cors_origins, self._audit_log, self._backend.metrics
+            self._backend,
+            self._limits,
+            self._access,
+            self._cors_origins,
+            self._audit_log,
+            self._backend.metrics,
+            self._root_path,
         )
         app.router.routes.append(Route("/stats", self._stats, methods=["GET"]))
         app.router.routes.append(Route("/metrics", self._metrics, methods=["GET"]))
@@ -138,15 +145,18 @@ class Ingress:
         return [await self.counters(), *others]
 
 
-def chat_refusals(folder: Path, settings: Settings, text: TextTokenizer) -> tuple[str | None, str | None]:
-    """Return why the model takes no conversations, and why they cannot have tools; None if they can."""
+def chat_template(folder: Path, settings: Settings, text: TextTokenizer) -> tuple[str | None, str | None, str | None]:
+    """Return the source of the model's chat template, why it takes no conversations, and why these have no tools.
+
+    None for a reason: they can.
+    """
     try:
         template = ChatTemplate.from_folder(folder, settings.chat_template, text)
     except MissingChatTemplateError as error:
         logger.warning("Chat is disabled: %s", error)
-        return str(error), None
+        return None, str(error), None
     template.close()
-    return None, template.tools_refusal
+    return template.source, None, template.tools_refusal
 
 
 def _audit_log(folder: str | None, replica: str) -> AuditLog | None:
@@ -158,7 +168,11 @@ def _audit_log(folder: str | None, replica: str) -> AuditLog | None:
 
 
 def _model_info(
-    settings: Settings, text: TextTokenizer, chat_refusal: str | None, tools_refusal: str | None
+    settings: Settings,
+    text: TextTokenizer,
+    chat_template: str | None,
+    chat_refusal: str | None,
+    tools_refusal: str | None,
 ) -> ModelInfo:
     return ModelInfo(
         id=settings.model_name,
@@ -169,6 +183,7 @@ def _model_info(
         if Path(settings.model).is_dir()
         else settings.model,  # paths on the server stay private
         chat_refusal=chat_refusal,
+        chat_template=chat_template,
         tools_refusal=tools_refusal,
         max_chars_per_token=text.max_chars_per_token,
     )

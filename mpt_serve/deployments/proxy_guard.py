@@ -21,12 +21,14 @@ from mpt_serve.deployments.lost_requests import RespondToAll
 from mpt_serve.deployments.proxy_admission import ProxyAdmission
 from mpt_serve.deployments.proxy_bodies import has_body, with_body_read
 from mpt_serve.deployments.proxy_connections import ABORT, bound_connections
+from mpt_serve.deployments.proxy_errors import ProxyErrors
 from mpt_serve.deployments.proxy_send import patient_send
 from mpt_serve.deployments.response_receiver import ResponseReceiver
 from mpt_serve.deployments.response_wire import LINK_HEADER, link_key
 from mpt_serve.openai.arriving_bodies import ArrivingBodies, BodySize
 from mpt_serve.openai.errors import ApiError, RouteNotFoundError, error_response
 from mpt_serve.openai.gate import GENERATING_PATHS, OVERLOADED_HEADER, send_refusal
+from mpt_serve.openai.http_versions import is_to_server, send_methods
 from mpt_serve.openai.ids import request_id_from
 
 __all__ = ["ProxyGuard", "middlewares"]
@@ -51,7 +53,7 @@ def middlewares() -> list[Middleware]:
     hide_client_text()
     limits = ProxyLimits.from_environment()
     bound_connections(limits.bodies)
-    return [Middleware(ProxyGuard, limits=limits, key=link_key())]
+    return [Middleware(ProxyGuard, limits=limits, key=link_key()), Middleware(ProxyErrors)]  # the last is the outermost
 
 
 class ProxyGuard:
@@ -84,8 +86,11 @@ class ProxyGuard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if is_to_server(scope):  # Serve knows paths only
+            await send_methods(send)
+            return
         scope = {**scope, "headers": _harmless(scope["headers"])}
-        if not scope["path"].startswith("/"):  # `OPTIONS *`, which Serve would refuse in plain text
+        if not scope["path"].startswith("/"):  # Serve would refuse it in plain text
             await _fail(scope, receive, send, RouteNotFoundError("There is no endpoint at this path."))
             return
         generates = scope["method"] == "POST" and scope["path"] in GENERATING_PATHS

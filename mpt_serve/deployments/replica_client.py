@@ -14,7 +14,6 @@ from mpt_serve.engine.request import Delta
 from mpt_serve.errors import RequestError
 from mpt_serve.openai.backend import GenerationRequest, OnDelta
 from mpt_serve.openai.errors import NotReadyError
-from mpt_serve.text.chat_template import ChatTemplateError
 
 __all__ = ["ReplicaClient", "translated"]
 
@@ -112,4 +111,4 @@ def translated(error: Exception) -> Exception:
     if not isinstance(error, RayTaskError):
         return NotReadyError("No replica takes the request at this moment.")
     cause = error.cause
-    return cause if isinstance(cause, (RequestError, ChatTemplateError)) else error
+    return cause if isinstance(cause, RequestError) else error

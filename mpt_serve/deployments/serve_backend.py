@@ -83,14 +83,20 @@ class ServeBackend:
         add_generation_prompt: bool,
         continue_final_message: bool,
         tools: Sequence[Mapping[str, Any]] = (),
+        add_special_tokens: bool = False,
     ) -> Sequence[int]:
         """Return the ids of the rendered conversation. Raises ChatTemplateError."""
-        chat = (list(messages), add_generation_prompt, continue_final_message, list(tools))
+        ending = (add_generation_prompt, continue_final_message)
+        chat = (list(messages), *ending, list(tools), add_special_tokens)
         return await _ids(lambda: self._tokenizer_replicas.encode_chat.remote(*chat))
 
     def retry_after_s(self) -> float | None:
         """Return None while a new request would be counted, or else the seconds after which to send it again."""
         return self._admission.retry_after_s() if self._admission.full else None
+
+    def load(self) -> int:
+        """Return the number of choices that wait or run."""
+        return self._admission.requests
 
     def reserve(self) -> AbstractContextManager[Reservation]:
         """Count one HTTP request towards the capacity while entered. Raises NotReadyError if that is exhausted."""

@@ -66,11 +66,14 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] = (),
+        add_special_tokens: bool = False,
     ) -> Sequence[int]:
-        """Return the ids of the conversation, rendered by the model's chat template. Raises ChatTemplateError."""
+        """Return the ids of the conversation, rendered by the model's chat template. Raises ChatTemplateError.
+
+        add_special_tokens: the tokenizer adds its own to those that the template writes.
+        """
         if self._missing is not None:
             raise MissingChatTemplateError(self._missing)
         render = self._chat.render
         prompt = await asyncio.to_thread(render, messages, add_generation_prompt, continue_final_message, tools)
-        # The template writes its own special tokens.
-        return await self.encode(prompt, add_special_tokens=False, parse_special_tokens=not self._chat.renames)
+        return await self.encode(prompt, add_special_tokens, parse_special_tokens=not self._chat.renames)

@@ -92,6 +92,7 @@ class RequestFactory:
                 on_delta=on_delta,
                 siblings=choices,
                 token_masks=token_masks if token_masks.binding else None,
+                prompt_logprobs=[None] * min(max(1, params.prompt_logprobs_start), len(prompt_ids)),
             )
             choices.append(request)
         return choices

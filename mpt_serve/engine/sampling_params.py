@@ -19,6 +19,7 @@ INTEGER_BOUNDS: Final[Mapping[str, Interval]] = {
     "n": Interval(ge=1, le=1024),
     "choice_index": Interval(ge=0, le=MAX_INT32),
     "priority": Interval(ge=-1000, le=1000),
+    "prompt_logprobs_start": Interval(ge=0, le=MAX_INT32),
 }
 NUMBER_BOUNDS: Final[Mapping[str, Interval]] = {
     "temperature": Interval(ge=0),
@@ -56,6 +57,7 @@ class SamplingParams:
     logprobs: log probabilities of each generated id and of this many of the most likely ones, 0 ... 20; None for none.
         They are the model's own: before penalties, bias, masks and temperature.
     prompt_logprobs: the same for the prompt's ids.
+    prompt_logprobs_start: the first of the prompt's ids that has them; those before may come from the prefix cache.
     priority: each unit is worth 16 positions in the queue, negative ones towards the front; -1,000 ... 1,000.
     cache_salt: requests reuse each other's cached prompts only where their salts are equal.
     """
@@ -79,6 +81,7 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    prompt_logprobs_start: int = 0
     priority: int = 0
     cache_salt: str = ""
 

@@ -20,12 +20,18 @@ from mpt_serve.openai.endpoint import GenerationEndpoint
 from mpt_serve.openai.envelope import Envelope
 from mpt_serve.openai.errors import on_http_exception
 from mpt_serve.openai.gate import Gate
-from mpt_serve.openai.health import get_version, health, ready
+from mpt_serve.openai.health import get_load, get_version, health, ready
+from mpt_serve.openai.http_versions import HttpVersions
 from mpt_serve.openai.models import get_model, list_models
+from mpt_serve.openai.openapi import openapi
+from mpt_serve.openai.pages import pages
 from mpt_serve.openai.request_log import RequestLog
+from mpt_serve.openai.root_path import RootPath
+from mpt_serve.openai.score import prepare_rerank, prepare_score
 from mpt_serve.openai.server_context import ServerContext
 from mpt_serve.openai.server_metrics import ServerMetrics
 from mpt_serve.openai.tokenize import detokenize, tokenize
+from mpt_serve.openai.tokenizer_info import tokenizer_info
 
 __all__ = ["create_app"]
 
@@ -41,11 +47,13 @@ def create_app(
     cors_origins: Sequence[str] = (),
     audit_log: AuditLog | None = None,
     metrics: ServerMetrics | None = None,
+    root_path: str = "",
 ) -> Starlette:
     """Return the application that serves a backend's model.
 
     access: the keys that requests need; None: no key. cors_origins: whose pages may send requests from browsers.
     audit_log: gets a record of each request. metrics: count what happens.
+    root_path: the prefix below which a proxy in front serves it; see `RootPath`.
     """
     limits = limits or Limits()
     metrics = metrics or ServerMetrics()
@@ -54,11 +62,13 @@ def create_app(
     app = Starlette(
         routes=routes,
         middleware=[
+            Middleware(RootPath, prefix=root_path),
             *_cors(cors_origins),
             Middleware(Gate, retry_after_s=backend.retry_after_s, metrics=metrics),
             *([] if audit_log is None else [Middleware(Audit, log=audit_log, paths=paths)]),
             Middleware(RequestLog, paths=paths, metrics=metrics),
             Middleware(Envelope, limits=limits, metrics=metrics),
+            Middleware(HttpVersions),
             *([] if access is None else [Middleware(Authentication, access=access)]),
         ],
         exception_handlers={HTTPException: on_http_exception},
@@ -86,14 +96,24 @@ def _cors(origins: Sequence[str]) -> list[Middleware]:
 
 
 def _routes(context: ServerContext) -> list[Route]:
+    versioned = [
+        Route("/completions", GenerationEndpoint(context, prepare_completion), methods=["POST"]),
+        Route("/chat/completions", GenerationEndpoint(context, prepare_chat), methods=["POST"]),
+        Route("/score", GenerationEndpoint(context, prepare_score), methods=["POST"]),
+        Route("/rerank", GenerationEndpoint(context, prepare_rerank), methods=["POST"]),
+        Route("/models", list_models(context), methods=["GET"]),
+        Route("/models/{id:path}", get_model(context), methods=["GET"]),
+    ]
     return [
-        Route("/v1/completions", GenerationEndpoint(context, prepare_completion), methods=["POST"]),
-        Route("/v1/chat/completions", GenerationEndpoint(context, prepare_chat), methods=["POST"]),
-        Route("/v1/models", list_models(context), methods=["GET"]),
-        Route("/v1/models/{id:path}", get_model(context), methods=["GET"]),
+        *(Route(f"/v1{route.path}", route.endpoint, methods=sorted(route.methods or ())) for route in versioned),
+        *versioned,  # for clients whose base URL lacks /v1
         Route("/tokenize", tokenize(context), methods=["POST"]),
         Route("/detokenize", detokenize(context), methods=["POST"]),
+        Route("/tokenizer_info", tokenizer_info(context), methods=["GET"]),
         Route("/health", health, methods=["GET"]),
         Route("/ready", ready(context), methods=["GET"]),
+        Route("/load", get_load(context), methods=["GET"]),
         Route("/version", get_version, methods=["GET"]),
+        Route("/openapi.json", openapi, methods=["GET"]),
+        *(Route(path, page, methods=["GET"]) for path, page in pages().items()),
     ]

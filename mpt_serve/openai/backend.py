@@ -24,6 +24,7 @@ class ModelInfo:
     vocab_len: int  # ids in [0, vocab_len) have a token; others are refused in prompts
     root: str | None = None  # the checkpoint of the model; None shows the id
     chat_refusal: str | None = None  # why it takes no conversations; None: it does
+    chat_template: str | None = None  # its source, in Jinja; None: it takes no conversations
     tools_refusal: str | None = None  # why conversations cannot have tools; None: they can
     max_chars_per_token: int | None = None  # no token stands for more characters; None: no bound before tokenizing
 
@@ -70,8 +71,7 @@ class Backend(Protocol):
     """Tokenizer and generator behind the endpoints.
 
     Any method may raise an `ApiError` (`NotReadyError`, `ShuttingDownError`), which keeps its status. `RequestError`
-    and `ChatTemplateError` become a 400, `BusyError` and `EngineClosedError` a 503; anything else a 500 whose text
-    stays in the log.
+    becomes a 400, `BusyError` and `EngineClosedError` a 503; anything else a 500 whose text stays in the log.
     """
 
     @property
@@ -91,14 +91,18 @@ class Backend(Protocol):
         add_generation_prompt: bool,
         continue_final_message: bool,
         tools: Sequence[Mapping[str, Any]],
+        add_special_tokens: bool,
     ) -> Sequence[int]:
         """Return the ids of the rendered conversation; raises `ChatTemplateError`.
 
-        tools: definitions as in OpenAI's API.
+        tools: definitions as in OpenAI's API. add_special_tokens: the tokenizer adds its own to the template's.
         """
 
     def retry_after_s(self) -> float | None:
         """Return None while a new request would be counted, or else the seconds after which to send it again."""
+
+    def load(self) -> int:
+        """Return the number of choices that wait or run."""
 
     def reserve(self) -> AbstractContextManager[Reservation]:
         """Count an HTTP request towards the server's capacity while entered, before its body is read.

@@ -19,12 +19,13 @@ _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 def parse_json_object(body: bytes, limits: Limits, what: str = "The body") -> dict[str, Any]:
     """Parse a JSON object strictly: UTF-8, no NaN or infinity in any spelling, depth and items within the limits.
 
+    A byte order mark, which some editors and .NET put before UTF-8, is skipped.
     Raises InvalidValueError, whose message begins with `what`.
     """
     try:
         _check_structure(body, limits)
         value = json.loads(
-            body.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_object
+            body.decode("utf-8-sig"), parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_object
         )
     except UnicodeDecodeError:
         problem = "is not UTF-8"

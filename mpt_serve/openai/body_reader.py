@@ -1,6 +1,7 @@
 """Reads the bodies of requests: each in bounded time, all of them in bounded memory, none at the others' cost."""
 
 import asyncio
+import re
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from mpt_serve.openai.errors import UnsupportedMediaTypeError
 __all__ = ["BodyReader", "Turns"]
 
 LARGE_BODY_BYTES = 64 * 1024  # to check and parse more takes milliseconds
+_CHARSET = re.compile(r"""\bcharset\s*=\s*["']?([^"';\s]*)""", re.IGNORECASE)
 _SHARE = 0.25  # of the process's time that goes to large bodies, at most
 
 T = TypeVar("T")
@@ -70,7 +72,8 @@ def _check_media_type(request: Request) -> None:
     media_type, _, parameters = request.headers.get("content-type", "").partition(";")
     if media_type.strip().lower() != "application/json":
         raise UnsupportedMediaTypeError("The body must be JSON: send the header 'Content-Type: application/json'.")
-    if "charset" in parameters.lower() and "utf-8" not in parameters.lower():
-        raise UnsupportedMediaTypeError("The body must be JSON in UTF-8.")
+    charset = _CHARSET.search(parameters)
+    if charset is not None and charset[1].lower() not in ("utf-8", "utf8"):
+        raise UnsupportedMediaTypeError("The body must be JSON in UTF-8: leave out the charset, or send charset=utf-8.")
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise UnsupportedMediaTypeError("The body must not be compressed: send no Content-Encoding.")

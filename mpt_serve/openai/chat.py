@@ -32,7 +32,7 @@ __all__ = ["ChatResponseBuilder", "prepare_chat"]
 class ChatResponseBuilder(ResponseBuilder):
     """Builds the response of a chat completion.
 
-    tools: whether the messages may have, or must have, calls of tools.
+    echoed_text: what each message begins with. tools: whether the messages may have, or must have, calls of tools.
     """
 
     id_prefix = "chatcmpl"
@@ -44,9 +44,11 @@ class ChatResponseBuilder(ResponseBuilder):
         names: TokenNames,
         prompts: Sequence[Sequence[int]],
         choices: int,
+        echoed_text: str = "",
         tools: Literal["none", "auto", "required"] = "none",
     ) -> None:
         super().__init__(model_id, output, names, prompts, choices)
+        self._echoed_text = echoed_text
         self._tools = tools
         self._messages = [ToolMessage() for _ in range(choices if self._calls else 0)]
 
@@ -60,7 +62,7 @@ class ChatResponseBuilder(ResponseBuilder):
 
     def whole(self, parts: Sequence[ChoicePart], usage: Usage) -> ChatCompletion:
         """Return the response without streaming."""
-        response: ChatCompletion = {
+        return {
             "id": self._id,
             "object": "chat.completion",
             "created": self._created,
@@ -68,16 +70,18 @@ class ChatResponseBuilder(ResponseBuilder):
             "choices": [self._whole_choice(part) for part in parts],
             "usage": usage.body(),
             "prompt_logprobs": self._prompt_logprobs(parts[0]),
+            "prompt_token_ids": self._prompt_ids(0) if self._output.token_ids else None,
         }
-        if self._output.token_ids:
-            response["prompt_token_ids"] = self._prompt_ids(0)
-        return response
 
     def opening(self) -> Sequence[ChatCompletionChunk]:
         """Return a chunk with the role for each choice, the first with the prompt's ids if they are requested."""
-        delta: ChatDelta = {"role": "assistant", "content": None if self._tools == "required" else ""}
+        without_text = self._tools == "required" and not self._echoed_text
+        deltas: list[ChatDelta] = [{"role": "assistant", "content": None if without_text else ""}]
+        if self._echoed_text:
+            deltas.append({"content": self._echoed_text})
         chunks = [
             self._chunk([{"index": i, "delta": delta, "logprobs": None, "finish_reason": None}])
+            for delta in deltas
             for i in range(self._choices)
         ]
         if self._output.token_ids:
@@ -103,17 +107,17 @@ class ChatResponseBuilder(ResponseBuilder):
         if self._calls:
             with_calls = ToolMessage()
             message, finish_reason = with_calls.whole(part), with_calls.finish_reason(part)
+        if self._echoed_text:
+            message["content"] = self._echoed_text + (message["content"] or "")
         assert finish_reason is not None
-        choice: ChatChoice = {
+        return {
             "index": part.index,
             "message": message,
             "logprobs": self._logprobs(part),
             "finish_reason": finish_reason,
             "stop_reason": part.stop_reason,
+            "token_ids": part.generated_ids if self._output.token_ids else None,
         }
-        if self._output.token_ids:
-            choice["token_ids"] = part.generated_ids
-        return choice
 
     def _chunk_choices(self, part: ChoicePart) -> list[ChatChunkChoice]:
         delta: ChatDelta = {"content": part.text} if part.text else {}
@@ -151,5 +155,5 @@ async def prepare_chat(context: ServerContext, body: Mapping[str, Any]) -> Prepa
         context.require_short("".join(message.text for message in request.messages), "messages")
     ids = await context.tokenize_conversation(request)
     unknown = ChatCompletionRequest.unknown_fields(body)
-    builder = partial(ChatResponseBuilder, tools=request.choice.mode)
+    builder = partial(ChatResponseBuilder, echoed_text=request.echoed_text, tools=request.choice.mode)
     return Prepared([ids], "messages", options, None, builder, unknown)

@@ -52,18 +52,16 @@ class CompletionResponseBuilder(ResponseBuilder):
 
     def _whole_choice(self, part: ChoicePart) -> CompletionChoice:
         assert part.finish_reason is not None
-        choice: CompletionChoice = {
+        return {
             "index": part.index,
             "text": part.text,
             "logprobs": self._logprobs(part),
             "finish_reason": part.finish_reason,
             "stop_reason": part.stop_reason,
             "prompt_logprobs": self._prompt_logprobs(part),
+            "prompt_token_ids": self._prompt_ids(part.index) if self._output.token_ids else None,
+            "token_ids": part.generated_ids if self._output.token_ids else None,
         }
-        if self._output.token_ids:
-            choice["prompt_token_ids"] = self._prompt_ids(part.index)
-            choice["token_ids"] = part.generated_ids
-        return choice
 
     def _chunk_choice(self, part: ChoicePart) -> CompletionChunkChoice:
         choice: CompletionChunkChoice = {

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from time import perf_counter
 from typing import Any
@@ -26,7 +26,7 @@ from mpt_serve.openai.output_choice import OutputChoice
 from mpt_serve.openai.output_options import OutputOptions
 from mpt_serve.openai.prompt_stream import PromptStream
 from mpt_serve.openai.request_stream import RequestStream
-from mpt_serve.openai.response_builder import ResponseBuilder
+from mpt_serve.openai.response_builder import ResponseBuilder, WholeBuilder
 from mpt_serve.openai.sampling import SamplingOptions
 from mpt_serve.openai.server_context import ServerContext
 from mpt_serve.openai.server_metrics import ServerMetrics, TokenTimer
@@ -49,8 +49,9 @@ class Prepared:
     param: str  # the field that the prompts came from
     options: SamplingOptions
     default_max_tokens: int | None  # None: as many as the context leaves
-    builder: Callable[[str, OutputOptions, TokenNames, Sequence[Sequence[int]], int], ResponseBuilder]
+    builder: Callable[[str, OutputOptions, TokenNames, Sequence[Sequence[int]], int], WholeBuilder]
     unknown: Sequence[str]  # unknown fields, which are ignored
+    scored_from: Sequence[int] = ()  # where only these ids of each prompt and those after them have log probabilities
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,7 @@ class GenerationEndpoint:
                         response = await whole_response(output, builder, options)
                         response.headers.update(headers)
                         return response
+                    assert isinstance(builder, ResponseBuilder)  # of the endpoints that have streams
                     stream.headers.update(headers)
                     await StreamedResponse(output, builder, stream, options, self._context.limits).send()
                     return None
@@ -152,7 +154,8 @@ class GenerationEndpoint:
         options, backend = prepared.options, self._context.backend
         default = prepared.default_max_tokens
         prompts = [options.fit(prompt, backend.model, default, prepared.param) for prompt in prepared.prompts]
-        _check_prompt_logprobs(prompts, options, self._context.limits)
+        if not prepared.scored_from:  # else the response holds sums alone
+            _check_prompt_logprobs(prompts, options, self._context.limits)
         bad_words: tuple[tuple[int, ...], ...] = ()
         if options.request.bad_words:
             bad_words = await asyncio.to_thread(backend.tokenizer.spellings, options.request.bad_words)
@@ -160,6 +163,8 @@ class GenerationEndpoint:
         params_with = cache(lambda max_tokens: options.params(max_tokens, bad_words))  # they may hold long lists of ids
         for number, ids in enumerate(prompts):
             params = params_with(options.max_tokens_for(len(ids), backend.model, default))
+            if prepared.scored_from:
+                params = replace(params, prompt_logprobs_start=prepared.scored_from[number])
             name = call.request_id if len(prompts) == 1 else f"{call.request_id}-{number}"
             echo = await asyncio.to_thread(Echo.of, ids, backend.tokenizer) if options.output.echo else None
             first = number * options.request.num_choices

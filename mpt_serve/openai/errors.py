@@ -1,15 +1,16 @@
 """Errors as clients see them: `{"error": {"message", "type", "param", "code"}}`, with the status on the class."""
 
 import logging
-from typing import ClassVar
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from mpt_serve.errors import BusyError, EngineClosedError, LimitExceededError, RequestError
+from mpt_serve.errors import BusyError, EngineClosedError, LimitExceededError, MptServeError, RequestError
 from mpt_serve.openai.protocol.responses import ErrorBody
-from mpt_serve.text.chat_template import ChatTemplateError
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +25,7 @@ __all__ = [
     "InvalidApiKeyError",
     "InvalidValueError",
     "MethodNotAllowedError",
+    "MissingHostError",
     "MissingScopeError",
     "ModelNotFoundError",
     "NotReadyError",
@@ -34,16 +36,20 @@ __all__ = [
     "UnsupportedMediaTypeError",
     "UnsupportedParameterError",
     "as_api_error",
+    "client_sentence",
     "error_body",
     "error_response",
     "on_http_exception",
     "retry_headers",
 ]
 
+# Absolute paths, those of this API left out, and addresses of objects.
+_PRIVATE = re.compile(r"""(?<![\w.:/])(?:File ")?/(?!v1/)(?:[\w.+@-]+/)+[\w.+@-]*"?| at 0x[0-9a-fA-F]+""")
+
 MAX_MESSAGE_CHARS = 600  # a character takes at most 6 bytes, so every error body stays below 4 KiB
 
 
-class ApiError(Exception):
+class ApiError(MptServeError):
     """An error of the wire contract. The message never quotes a request's values, only their kinds."""
 
     status: ClassVar[int] = 500
@@ -73,6 +79,12 @@ class ContextLengthError(InvalidValueError):
     """The prompt and `max_tokens` exceed the model's context."""
 
     code = "context_length_exceeded"
+
+
+class MissingHostError(ApiError):
+    """A request of HTTP/1.1 has no Host header."""
+
+    status, type, code = 400, "invalid_request_error", "missing_host"
 
 
 class InvalidApiKeyError(ApiError):
@@ -194,6 +206,7 @@ ERROR_KINDS: tuple[type[ApiError], ...] = (
     InvalidValueError,
     UnsupportedParameterError,
     ContextLengthError,
+    MissingHostError,
     InvalidApiKeyError,
     MissingScopeError,
     RouteNotFoundError,
@@ -218,24 +231,36 @@ def retry_headers(seconds: float) -> dict[str, str]:
 
 def as_api_error(error: Exception) -> ApiError:
     """Return any exception as an error of the wire contract. What is not for clients becomes a 500 without details."""
-    if isinstance(error, ApiError):
-        return error
-    if isinstance(error, EngineClosedError):
-        return ShuttingDownError()
-    if isinstance(error, LimitExceededError):
-        return RateLimitError(_sentence(error), retry_after_s=error.retry_after_s)
-    if isinstance(error, BusyError):
-        return NotReadyError(_sentence(error))
-    if isinstance(error, ChatTemplateError):
-        return InvalidValueError(_sentence(error), param="messages")
-    if isinstance(error, RequestError):
-        return InvalidValueError(_sentence(error))
+    for kind in type(error).__mro__:
+        if kind in _MAPPING:
+            return _MAPPING[kind](error)
     logger.error("a request failed", exc_info=error)
     return InternalServerError()
 
 
-def _sentence(error: Exception) -> str:
-    text = str(error)
+# The one mapping; the most specific class of an error counts.
+_MAPPING: Mapping[type, Callable[[Any], ApiError]] = {
+    ApiError: lambda error: error,
+    EngineClosedError: lambda error: ShuttingDownError(),
+    LimitExceededError: lambda error: RateLimitError(client_sentence(str(error)), retry_after_s=error.retry_after_s),
+    BusyError: lambda error: NotReadyError(client_sentence(str(error))),
+    RequestError: lambda error: InvalidValueError(client_sentence(str(error)), param=error.field),
+    HTTPException: lambda error: _refused_by_the_router(error),
+}
+
+
+def _refused_by_the_router(error: HTTPException) -> ApiError:
+    """Return the error for a method, or a path, that no route has."""
+    allowed = error.headers.get("Allow") if error.headers else None
+    if allowed is not None:
+        message = f"This path does not accept the method; it accepts {allowed}."
+        return MethodNotAllowedError(message, headers={"allow": allowed})
+    return RouteNotFoundError("There is no endpoint at this path; GET /v1/models lists the served model.")
+
+
+def client_sentence(text: str) -> str:
+    """Return the message of an inner error as a sentence for clients, without paths and addresses of the server."""
+    text = _PRIVATE.sub("...", text)
     return text[:1].upper() + text[1:].rstrip(".") + "."
 
 
@@ -253,11 +278,5 @@ def error_response(error: ApiError) -> JSONResponse:
 
 
 async def on_http_exception(request: Request, error: Exception) -> JSONResponse:
-    """Return the response to what the router itself refuses: a method, or a path."""
-    allowed = error.headers.get("Allow") if isinstance(error, HTTPException) and error.headers else None
-    if allowed is not None:
-        message = f"This path does not accept the method; it accepts {allowed}."
-        return error_response(MethodNotAllowedError(message, headers={"allow": allowed}))
-    return error_response(
-        RouteNotFoundError("There is no endpoint at this path; GET /v1/models lists the served model.")
-    )
+    """Return the response to what the router itself refuses."""
+    return error_response(as_api_error(error))

@@ -11,7 +11,8 @@ from mpt_serve.openai.server_metrics import ServerMetrics
 
 __all__ = ["GENERATING_PATHS", "OVERLOADED_HEADER", "Gate", "TextRequests", "send_refusal"]
 
-GENERATING_PATHS = frozenset({"/v1/completions", "/v1/chat/completions"})
+_GENERATING = ("/completions", "/chat/completions", "/score", "/rerank")
+GENERATING_PATHS = frozenset(prefix + path for prefix in ("", "/v1") for path in _GENERATING)
 OVERLOADED_HEADER = b"x-mpt-overloaded"  # its value: seconds after which to try again
 
 _BODY = json.dumps(
@@ -34,10 +35,9 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "POST":
-            path = scope["path"].removeprefix(scope.get("root_path", ""))
-            seconds = self._retry_after_s() if path in GENERATING_PATHS else None
+            seconds = self._retry_after_s() if scope["path"] in GENERATING_PATHS else None
             if seconds is not None:
-                self._metrics.requests[path, 503] += 1
+                self._metrics.requests[scope["path"], 503] += 1
                 self._metrics.refusals["overloaded"] += 1
                 await send_refusal(send, seconds, [(OVERLOADED_HEADER, b"%.2f" % seconds)])
                 return

@@ -32,9 +32,14 @@ def completion_logprobs(tokens: Iterable[Token], count: int, names: TokenNames) 
 
 
 def chat_logprobs(tokens: Iterable[Token], count: int, names: TokenNames) -> ChatLogprobs:
-    """Return the object of /v1/chat/completions, with `count` alternatives and always the token itself."""
+    """Return the object of /v1/chat/completions, with `count` alternatives and always the token itself.
+
+    It lists the tokens of the message's content: together their texts are the content.
+    """
     content: list[ChatTokenLogprob] = []
     for token in tokens:
+        if not token.adds_text:
+            continue
         assert token.logprobs is not None  # only the first token of a prompt has none
         top = sorted(_with_itself(token.token_id, token.logprobs, count).items(), key=lambda pair: -pair[1])
         alternatives = [_entry(token_id, logprob, names) for token_id, logprob in top] if count else []

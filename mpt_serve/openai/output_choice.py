@@ -21,12 +21,14 @@ class Token:
 
     offset: characters of the text before it; for part of a character, before that character.
     logprobs: None if they were not requested, and for the first token of a prompt.
+    adds_text: whether it is part of the text, as the token that ended the text is not.
     """
 
     token_id: int
     offset: int
     logprobs: TokenLogprobs | None = None
     of_prompt: bool = False
+    adds_text: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,12 @@ class OutputChoice:
         if not self._text.tracks_tokens:
             return ()
         return tuple(
-            Token(token.token_id, token.offset, self._logprobs.popleft() if self._logprobs else None)
+            Token(
+                token.token_id,
+                token.offset,
+                self._logprobs.popleft() if self._logprobs else None,
+                adds_text=token.adds_text,
+            )
             for token in self._text.take_tokens()
         )
 

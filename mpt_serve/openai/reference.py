@@ -13,6 +13,7 @@ from mpt_serve.openai.protocol.messages import ChatMessage, ConversationRequest
 from mpt_serve.openai.protocol.request_model import Refused, RequestModel, json_schema
 from mpt_serve.openai.protocol.sampling import SamplingRequest, StreamOptions
 from mpt_serve.openai.protocol.schema_words import Schema, accepted
+from mpt_serve.openai.protocol.scoring import RerankRequest, ScoreRequest, ScoringRequest
 from mpt_serve.openai.protocol.tokenize import DetokenizeRequest, TokenizeChatRequest, TokenizeRequest
 from mpt_serve.openai.protocol.tools import CalledFunction, FunctionDefinition, FunctionTool, RequestToolCall
 
@@ -27,14 +28,22 @@ Written by `python -m mpt_serve.openai.reference > docs/api.md` from the models 
 |---|---|
 | `POST /v1/completions` | text that continues one prompt or several, whole or as server-sent events |
 | `POST /v1/chat/completions` | the assistant's next message; needs a model with a chat template |
+| `POST /v1/score` | the likelihood of texts, each after another one |
+| `POST /v1/rerank` | documents in the order of their relevance to a query |
 | `GET /v1/models`, `GET /v1/models/{id}` | the served model, with `max_model_len` and `root` |
 | `POST /tokenize` | ids of a `prompt`, or of `messages`: `{"count", "max_model_len", "tokens", "token_strs"}` |
 | `POST /detokenize` | text of `tokens`: `{"prompt"}` |
+| `GET /tokenizer_info` | the tokenizer's special tokens, and the chat template's source |
 | `GET /health` | 200 while the process lives |
 | `GET /ready` | 200 while there are replicas that serve requests, else 503 |
+| `GET /load` | the number of choices that wait or run in one replica of the Ingress: `{"server_load"}` |
 | `GET /version` | the program's version |
+| `GET /openapi.json` | this API as an OpenAPI document; `GET /docs` shows it as a page |
 | `GET /stats` | each Generator replica's counters: requests running and waiting, cache blocks, tokens, preemptions |
 | `GET /metrics` | the same for Prometheus; `docs/metrics.md` lists it |
+
+The paths below `/v1` are served without it as well. The setting `server_root_path` names a prefix below which a proxy
+in front serves all of them.
 
 Bodies are JSON objects in UTF-8, sent as `application/json`. In every field `null` means the same as leaving it out.
 A field that is in no table below has no effect: the response's header `x-mpt-ignored-fields` names it. Every response
@@ -59,7 +68,8 @@ that number of choices is generated, and the response has the `n` of the highest
 tokens (of equal ones the earlier), the best first; this is only available without `stream`. `usage` counts each prompt
 once, and the tokens of every choice that was generated.
 
-One of `response_format`, `structured_outputs` and the `guided_*` fields says what the output must match. What cannot be
+One of `response_format`, `structured_outputs`, the `guided_*` fields and their other names says what the output must
+match. A grammar is Lark, or GBNF (llama-server's; SGLang's `ebnf`), known by its `::=`, and translated. What cannot be
 compiled, or takes too long to compile, is an error 400 with the field as its `param`; a 503 while too many others are
 being compiled.
 """
@@ -74,11 +84,12 @@ The `logprobs` of a completion are four lists with an entry for each token: `tok
 (an object with the token itself and the requested number of the most likely ones) and `text_offset`, the characters
 of `text` before the token; for part of a character, those before the character. With `echo` the prompt's tokens come
 first; the first of all has null twice. In chat it is `{"content": [{"token", "logprob", "bytes", "top_logprobs"}],
-"refusal": null}`, where `top_logprobs` holds the most likely tokens, and the token itself if it is none of them.
+"refusal": null}`, where `top_logprobs` holds the most likely tokens, and the token itself if it is none of them. Chat
+lists the tokens of the message's content alone: not the one that ended it, and no special token that is left out.
 
-Every generated token has its entry, the one that ended the text included. A stop string ends the entries as it ends the
-text: what remains are the tokens that begin before the text's end. In a stream each token comes with the chunk that
-completes its text: tokens inside a character, without text or in what may become a stop string wait.
+In completions every generated token has its entry, the one that ended the text included. A stop string ends the entries
+as it ends the text: what remains are the tokens that begin before the text's end. In a stream each token comes with the
+chunk that completes its text: tokens inside a character, without text or in what may become a stop string wait.
 
 A token is named by its text. Bytes that are not UTF-8 by themselves are named `bytes:` and the bytes, as in
 `bytes:\\xf0\\x9f`; an id without text is `token_id:` and the id, as are all with `return_tokens_as_token_ids`. Of two
@@ -87,8 +98,8 @@ the token itself.
 
 `prompt_logprobs` comes with each completion choice, and beside the choices in chat: a list with null for the prompt's
 first token and, for each other, an object by id of `{"logprob", "rank", "decoded_token"}`. `return_token_ids` adds
-`token_ids` to each choice or chunk, with the ids that have entries as above, and `prompt_token_ids`: to each completion
-choice or its first chunk, and beside the choices in chat.
+`token_ids` to each choice or chunk, with the ids that have entries in completions, and `prompt_token_ids`: to each
+completion choice or its first chunk, and beside the choices in chat. In whole responses both are null without it.
 """
 
 _TOOLS = """\
@@ -113,7 +124,26 @@ a client disconnects, its request ends.
 `stream_options`:
 """
 
+_SCORES = """\
+A score is the natural logarithm of the probability that a text follows another one, by the model's own log
+probabilities. The two are tokenized as one text; a token across the border belongs to the second. Where nothing comes
+before, the token that ends texts stands there. Keys and values of equal beginnings are computed once, as far as the
+prefix cache has them. `data` has for each pair `{"index", "object", "score", "num_tokens", "is_greedy"}`.
+
+A document's `relevance_score` is the geometric mean of the probabilities of the query's tokens after the document and a
+line end, which needs no training for it: `results` has `{"index", "relevance_score", "document"}`, best first.
+
+`/v1/score`:
+"""
+
 _ERRORS = """\
+## HTTP
+
+A response to HTTP/1.0 has a length and no chunks; a stream is gathered for it and sent when it is complete. A request
+of HTTP/1.1 without a Host header is a 400. `OPTIONS *` lists the methods. A byte order mark before a body is skipped.
+A client that closes its side of the connection before it has its response has left, for Serve's proxy: nothing tells
+this from a client that is gone, whose request ends at once.
+
 ## Errors
 
 Always `{"error": {"message", "type", "param", "code"}}`; `param` is the field's path or null. A 429 and a 503 are
@@ -130,14 +160,12 @@ replaced.
 
 ### Responses of Ray Serve itself
 
-Some responses come from Serve's HTTP proxy, in plain text:
-
-- 404 and 503, until the first replica of the Ingress has started;
-- 500 to a header `X-Request-Id`, `X-Session-Id` or `Serve-Multiplexed-Model-Id` that is not UTF-8, and 408 after the
-  seconds in a header `X-Request-Timeout-Seconds`. With the variable
-  `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=mpt_serve.deployments.proxy_guard:middlewares` in the environment of every
-  node (`mpt-serve run` sets it, and so do the files in `cluster/`) these headers are replaced or removed;
-- 400 to what is not HTTP, without that variable.
+Serve's HTTP proxy answers some requests in plain text: a 404 until an application runs, a 503, a 408 after the seconds
+in a header `X-Request-Timeout-Seconds`, and a 500 to a header `X-Request-Id`, `X-Session-Id` or
+`Serve-Multiplexed-Model-Id` that is not UTF-8. With the variable
+`RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=mpt_serve.deployments.proxy_guard:middlewares` in the environment of every
+node (`mpt-serve run` sets it, and so do the files in `cluster/`) they are errors as above, the 404 a 503 `loading`, and
+these headers are replaced or removed. What is not HTTP gets a 400; in plain text without that variable.
 
 With that variable, connections are bounded too: headers must arrive within `body_timeout_s`; of 16,384 connections (or
 half of the files that a process may open) half may be idle and a quarter may be sending headers, and one more closes
@@ -171,6 +199,13 @@ def render_reference() -> str:
         _TOKENS,
         _STREAMS,
         *_tables(StreamOptions),
+        "## POST /v1/score and /v1/rerank\n",
+        _SCORES,
+        *_tables(ScoreRequest, without=ScoringRequest),
+        "`/v1/rerank`:\n",
+        *_tables(RerankRequest, without=ScoringRequest),
+        "Both:\n",
+        *_tables(ScoringRequest),
         "## POST /tokenize\n",
         "Either a text:\n",
         *_tables(TokenizeRequest),

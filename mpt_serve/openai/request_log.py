@@ -12,7 +12,7 @@ __all__ = ["CLIENT_DISCONNECTED", "METHODS", "POLLS", "RequestLog"]
 
 logger = logging.getLogger(__name__)
 
-POLLS = frozenset({"/health", "/ready", "/version", "/stats", "/metrics"})  # these come every few seconds
+POLLS = frozenset({"/health", "/ready", "/version", "/load", "/stats", "/metrics"})  # these come every few seconds
 CLIENT_DISCONNECTED = 499  # stands for a status where there is none
 METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"})
 

@@ -15,17 +15,19 @@ from mpt_serve.openai.protocol.responses import (
     Completion,
     CompletionChunk,
     PromptLogprobs,
+    Rerank,
+    Scores,
 )
 from mpt_serve.openai.token_names import TokenNames
 from mpt_serve.openai.usage import Usage
 
-__all__ = ["Chunk", "ResponseBuilder"]
+__all__ = ["Chunk", "ResponseBuilder", "WholeBuilder"]
 
 Chunk = CompletionChunk | ChatCompletionChunk
 
 
-class ResponseBuilder(ABC):
-    """Builds one response, whole or in chunks, all with the same id and time.
+class WholeBuilder(ABC):
+    """Builds one response.
 
     prompts: ids of each prompt; they have the same number of choices, numbered prompt by prompt.
     """
@@ -46,8 +48,12 @@ class ResponseBuilder(ABC):
         self._shaped_prompt_logprobs: dict[int, PromptLogprobs] = {}
 
     @abstractmethod
-    def whole(self, parts: Sequence[ChoicePart], usage: Usage) -> Completion | ChatCompletion:
+    def whole(self, parts: Sequence[ChoicePart], usage: Usage) -> Completion | ChatCompletion | Scores | Rerank:
         """Return the response without streaming, made of the finished choices."""
+
+
+class ResponseBuilder(WholeBuilder):
+    """Builds one response, whole or in chunks, all with the same id and time."""
 
     @abstractmethod
     def chunk(self, part: ChoicePart | None) -> Chunk:

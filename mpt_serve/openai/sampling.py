@@ -34,7 +34,7 @@ class SamplingOptions:
     def of(cls, request: SamplingRequest, model: ModelInfo) -> "SamplingOptions":
         """Return the options of a request to the model. Raises InvalidValueError."""
         _check_ids(request, model.vocab_len)
-        grammar_field, grammar = request.grammar or (None, None)
+        grammar_field, grammar = request.output_grammar or (None, None)
         return cls(request, OutputOptions.of(request), grammar, grammar_field)
 
     def check_choices(self, prompts: int, limits: Limits) -> None:
@@ -108,16 +108,25 @@ def _check_ids(request: SamplingRequest, vocab_len: int) -> None:
         "logit_bias": [token_id for token_id, _ in request.biases],
     }
     for name, own in ids.items():
-        if max(own, default=0) >= vocab_len:
-            raise InvalidValueError(f"'{name}' must have ids of the tokenizer, below {vocab_len}.", param=name)
+        if (largest := max(own, default=0)) >= vocab_len:
+            message = f"'{name}' must have ids of the tokenizer, from 0 to {vocab_len - 1}; got {largest}."
+            raise InvalidValueError(message, param=name)
 
 
 def _too_long(prompt_tokens: int, requested: int | None, limit: int, param: str) -> ContextLengthError:
-    generated = "at least 1 token" if requested is None else f"max_tokens = {requested}"
+    """Return the error for a prompt that does not fit. Client libraries look for the first two phrases."""
     least = 1 if requested is None else requested
+    generated = "at least 1 token is" if requested is None else f"max_tokens = {requested} are"
+    ways = []
+    if least < limit:
+        cut = ", which truncate_prompt_tokens cuts a prompt to" if param in ("prompt", "messages") else ""
+        ways.append(f"at most {limit - least} prompt tokens{cut}")
+    if requested is not None and prompt_tokens < limit:
+        ways.append(f"max_tokens of at most {limit - prompt_tokens}")
+    advice = ", or ".join(ways) or f"a shorter prompt and a smaller max_tokens, together at most {limit}"
+    output = f", and {generated} to be generated after it" if least else ""
     return ContextLengthError(
-        f"The prompt has {prompt_tokens} tokens; with {generated} to generate that is more than the context of {limit}"
-        f" tokens. Send at most {max(0, limit - least)} prompt tokens, or a smaller max_tokens, or set"
-        " truncate_prompt_tokens.",
+        f"This model's maximum context length is {limit} tokens, and the prompt is too long: it has {prompt_tokens}"
+        f" tokens{output}. Send {advice}.",
         param=param,
     )

@@ -14,6 +14,7 @@ from mpt_serve.openai.errors import (
     ModelNotFoundError,
     NotReadyError,
     UnsupportedParameterError,
+    client_sentence,
 )
 from mpt_serve.openai.gate import TextRequests
 from mpt_serve.openai.protocol.messages import ConversationRequest
@@ -70,8 +71,9 @@ class ServerContext:
         if model.max_chars_per_token is None or len(text) <= model.max_model_len * model.max_chars_per_token:
             return
         raise ContextLengthError(
-            f"The prompt has {len(text)} characters, at least {len(text) // model.max_chars_per_token} tokens; the"
-            f" context has {model.max_model_len} tokens.",
+            f"This model's maximum context length is {model.max_model_len} tokens, and the prompt is too long: it has"
+            f" {len(text)} characters, at least {len(text) // model.max_chars_per_token} tokens. Send at most"
+            f" {model.max_model_len - 1} prompt tokens, which truncate_prompt_tokens cuts a prompt to.",
             param=param,
         )
 
@@ -82,7 +84,8 @@ class ServerContext:
         """
         model = self.backend.model
         if model.chat_refusal is not None:
-            raise InvalidValueError(f"This model takes no conversations: {model.chat_refusal}.", param="messages")
+            message = client_sentence(f"This model takes no conversations: {model.chat_refusal}")
+            raise InvalidValueError(message, param="messages")
         messages, tools = request.template_messages, request.prompt_tools
         if model.tools_refusal is not None and (tools or any(map(uses_tools, messages))):
             param = "tools" if tools else "messages"
@@ -90,7 +93,7 @@ class ServerContext:
         self.require_bounded((message["content"] for message in messages), "messages")
         self.require_bounded(tool_texts(messages, tools), "tools")
         ending = (request.generation_prompt, request.continue_final_message)
-        return await self.backend.encode_chat(messages, *ending, tools)
+        return await self.backend.encode_chat(messages, *ending, tools, request.add_special_tokens)
 
     def ignored_fields_header(self, unknown: Iterable[str]) -> Mapping[str, str]:
         """Return the header that names unknown fields, and log each at DEBUG, once in the life of the process."""

@@ -12,9 +12,10 @@ from starlette.responses import JSONResponse
 from mpt_serve.configuration.limits import Limits
 from mpt_serve.openai.output_choice import ChoicePart
 from mpt_serve.openai.request_stream import RequestStream
-from mpt_serve.openai.response_builder import Chunk, ResponseBuilder
+from mpt_serve.openai.response_builder import Chunk, ResponseBuilder, WholeBuilder
 from mpt_serve.openai.sampling import SamplingOptions
 from mpt_serve.openai.sse import KEEP_ALIVE, EventStream, event, json_string
+from mpt_serve.openai.usage import Usage
 
 __all__ = ["PlainEvents", "StreamedResponse", "best", "whole_response"]
 
@@ -23,7 +24,7 @@ MANY_TOKENS = 512  # with 20 alternatives each, some 20 ms of work
 T = TypeVar("T")
 
 
-async def whole_response(output: RequestStream, builder: ResponseBuilder, options: SamplingOptions) -> JSONResponse:
+async def whole_response(output: RequestStream, builder: WholeBuilder, options: SamplingOptions) -> JSONResponse:
     """Wait for every choice and return the response."""
     gathered: dict[int, list[ChoicePart]] = {}
     while not output.done:
@@ -107,7 +108,8 @@ class StreamedResponse:
         """Send the whole stream, `[DONE]` included. Raises what ended the output, before or after the start."""
         parts = await self._output.next(self._limits.first_token_wait_s)
         await self._stream.start()
-        opening = [self._event(chunk) for chunk in self._builder.opening()]
+        nothing_yet = replace(self._output.usage, completion_tokens=0)
+        opening = [self._event(chunk, nothing_yet) for chunk in self._builder.opening()]
         await self._send([*opening, *await self._events(parts)])
         while not self._output.done:
             if not self._output.ready:
@@ -187,9 +189,11 @@ class StreamedResponse:
         chunk = self._builder.chunk(part)
         return self._event(chunk) if chunk["choices"] else b""
 
-    def _event(self, chunk: Chunk) -> bytes:
+    def _event(self, chunk: Chunk, usage: Usage | None = None) -> bytes:
+        """Return the event of a chunk; `usage` is that of all that has come, unless it is given."""
         if self._options.request.include_usage:
-            chunk["usage"] = self._output.usage.body() if self._options.request.continuous_usage else None
+            usage = usage or self._output.usage
+            chunk["usage"] = usage.body() if self._options.request.continuous_usage else None
         return event(chunk)
 
 

@@ -2,14 +2,13 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from mpt_serve.openai.errors import InvalidValueError
-from mpt_serve.openai.protocol.responses import DetokenizeResponse, TokenizeResponse
+from mpt_serve.openai.protocol.responses import DetokenizeResponse
 from mpt_serve.openai.protocol.tokenize import DetokenizeRequest, TokenizeChatRequest, TokenizeRequest
 from mpt_serve.openai.server_context import ServerContext
 
@@ -26,48 +25,46 @@ def tokenize(context: ServerContext) -> Endpoint:
     async def endpoint(request: Request) -> Response:
         with context.text_requests.enter():
             body = await context.bodies.read_json_object(request)
-            ids, unknown = await (_chat_ids if body.get("messages") is not None else _text_ids)(context, body)
+            chat = body.get("messages") is not None
+            parsed = TokenizeChatRequest.parse(body) if chat else TokenizeRequest.parse(body)
+            headers = context.ignored_fields_header(type(parsed).unknown_fields(body))
             del body
-            content = await _tokenize_content(ids, context.backend.model.max_model_len)
-        headers = context.ignored_fields_header(unknown)
+            ids = await _ids(context, parsed)
+            token = context.backend.tokenizer.token if parsed.return_token_strs else None
+            content = await _tokenize_content(ids, context.backend.model.max_model_len, token)
         return Response(content, media_type="application/json", headers=dict(headers))
 
     return endpoint
 
 
-async def _text_ids(context: ServerContext, body: Mapping[str, Any]) -> tuple[Sequence[int], Sequence[str]]:
-    """Return the ids of a text, and the fields that are unknown."""
-    request = TokenizeRequest.parse(body)
+async def _ids(context: ServerContext, request: TokenizeRequest | TokenizeChatRequest) -> Sequence[int]:
+    """Return the ids of a text or a conversation."""
     context.require_model(request.model)
     await context.require_ready()
+    if isinstance(request, TokenizeChatRequest):
+        return await context.tokenize_conversation(request)
     context.require_bounded([request.prompt], "prompt")
-    ids = await context.backend.encode(request.prompt, request.add_special_tokens, request.parse_special_tokens)
-    return ids, TokenizeRequest.unknown_fields(body)
+    return await context.backend.encode(request.prompt, request.add_special_tokens, request.parse_special_tokens)
 
 
-async def _chat_ids(context: ServerContext, body: Mapping[str, Any]) -> tuple[Sequence[int], Sequence[str]]:
-    """Return the ids of a conversation, and the fields that are unknown."""
-    request = TokenizeChatRequest.parse(body)
-    context.require_model(request.model)
-    await context.require_ready()
-    return await context.tokenize_conversation(request), TokenizeChatRequest.unknown_fields(body)
+async def _tokenize_content(ids: Sequence[int], max_model_len: int, token: Callable[[int], str] | None) -> bytes:
+    """Return the body of the response, with the text of each token if `token` returns it.
+
+    A million ids take a tenth of a second, in which other requests have turns.
+    """
+    tokens, token_strs = await _json_list(ids), "null" if token is None else await _json_list(ids, token)
+    head = f'"count":{len(ids)},"max_model_len":{max_model_len}'
+    return f'{{{head},"tokens":{tokens},"token_strs":{token_strs}}}'.encode()
 
 
-async def _tokenize_content(ids: Sequence[int], max_model_len: int) -> bytes:
-    """Return the body of the response. A million ids take a tenth of a second, in which other requests have turns."""
+async def _json_list(ids: Sequence[int], item: Callable[[int], int | str] = int) -> str:
+    """Return the JSON of a list with an item for each id."""
     pieces: list[str] = []
     for start in range(0, len(ids), IDS_PER_TURN):
-        pieces.append(",".join(map(str, ids[start : start + IDS_PER_TURN])))
+        items = list(map(item, ids[start : start + IDS_PER_TURN]))
+        pieces.append(json.dumps(items, ensure_ascii=False, separators=(",", ":"))[1:-1])
         await asyncio.sleep(0)
-    tokens: list[int] = []
-    response: TokenizeResponse = {
-        "count": len(ids),
-        "max_model_len": max_model_len,
-        "tokens": tokens,  # filled in below
-        "token_strs": None,
-    }
-    before, after = json.dumps(response, separators=(",", ":")).split("[]")
-    return f"{before}[{','.join(pieces)}]{after}".encode()
+    return f"[{','.join(pieces)}]"
 
 
 def detokenize(context: ServerContext) -> Endpoint:

@@ -7,6 +7,7 @@ Imports nothing of this package: `compile_worker` loads it by its path. Texts of
 where what takes too long can be ended.
 """
 
+import itertools
 import json
 import math
 import re
@@ -16,6 +17,7 @@ from typing import Any, NoReturn
 
 from llguidance import LLMatcher
 from llguidance._lib import regex_to_lark
+from llguidance.gbnf_to_lark import gbnf_to_lark
 
 __all__ = ["GrammarError", "check_parts", "grammar_of"]
 
@@ -33,6 +35,14 @@ _JSON_OPTIONS = {
     "coerce_one_of": False,
 }
 _OPTIONS = '\n%llguidance {"no_forcing": true}\n'
+
+_GBNF_RULE = re.compile(r"^\s*[\w-]+\s*::=", re.MULTILINE)  # Lark writes a colon
+_GBNF_ESCAPE = re.compile(r"\\(?:[uU](?P<code>(?<=u)[0-9a-fA-F]{4}|(?<=U)[0-9a-fA-F]{8})|.)", re.DOTALL)
+_GBNF_SYNTAX = '\\"[]^-/'
+_GBNF_HEAD = "%llguidance {}\n\n"  # what the library's translation begins with
+
+# Of unions: cases and properties that are searched for a tag, and references that are followed.
+_MAX_CASES, _MAX_TAGS, _MAX_REFERENCES = 256, 32, 8
 
 # Strings, expressions and comments, which may hold anything, and what is refused outside of them. A literal without an
 # end, which the library refuses, extends to the end of the text: searching it again would take quadratic time.
@@ -94,7 +104,7 @@ def _lark(kind: str, text: str) -> str:
         case "choice":
             return _choice_grammar(_load(text))
         case "grammar":
-            return _checked_lark(text)
+            return _authored(text)
         case "tools":
             return _tools_grammar(**_load(text))
         case _:
@@ -116,6 +126,7 @@ def _json_value(schema: Any) -> str:
     if "x-guidance" in schema:
         raise GrammarError('unsupported keywords: "x-guidance"')
     _check_parts(schema)
+    _require_tags(schema)
     text = json.dumps({"x-guidance": _JSON_OPTIONS, **schema}, ensure_ascii=False)
     if _UNWRITABLE.search(text):
         raise GrammarError("it holds a control character that JSON writes as \\u and a number, which is not supported")
@@ -160,6 +171,113 @@ def _check_parts(schema: dict[str, Any]) -> None:
             rest.extend(value for key, value in node.items() if key not in ("const", "enum", "default", "examples"))
 
 
+def _require_tags(schema: dict[str, Any]) -> None:
+    """Make the tag of each tagged union required, in place, and `anyOf` of its `oneOf`: then no two cases can hold.
+
+    The library takes `oneOf` only where it sees that no cases overlap. Those with a default for their tag, as pydantic
+    writes them, overlap where the tag is left out. Each output of the narrower schema is valid under the wider one.
+    """
+    narrowed: dict[tuple[str, str], str] = {}
+    rest: list[Any] = [schema]
+    while rest:
+        node = rest.pop()
+        if isinstance(node, list):
+            rest.extend(node)
+        elif isinstance(node, dict):
+            cases = node.get("oneOf")
+            if isinstance(cases, list) and "anyOf" not in node and (tag := _tag(node, cases, schema)) is not None:
+                del node["oneOf"]
+                node.pop("discriminator", None)  # the library allows nothing beside references that go in a circle
+                node["anyOf"] = [_requiring(case, tag, schema, narrowed, rest) for case in cases]
+            rest.extend(value for key, value in node.items() if key not in ("const", "enum", "default", "examples"))
+
+
+def _tag(union: dict[str, Any], cases: list[Any], root: dict[str, Any]) -> str | None:
+    """Return the property whose values distinguish the cases of a union; None if there is none."""
+    discriminator = union.get("discriminator")
+    named = discriminator.get("propertyName") if isinstance(discriminator, dict) else None
+    for name in [named] if isinstance(named, str) else _properties(cases, root)[:_MAX_TAGS]:
+        values = [_tag_values(case, name, root) for case in cases[:_MAX_CASES]]
+        flat = [value for own in values for value in own]
+        distinct = all(isinstance(value, str) for value in flat) and len(set(flat)) == len(flat)
+        if len(cases) == len(values) and all(values) and distinct:
+            return name
+    return None
+
+
+def _properties(cases: list[Any], root: dict[str, Any]) -> list[str]:
+    """Return the properties of a union's first case, or of the first case's first one."""
+    first: dict[str, Any] = {}
+    for _ in range(_MAX_REFERENCES):
+        first = _resolved(cases[0], root) if cases else {}
+        cases = next((first[key] for key in ("oneOf", "anyOf") if isinstance(first.get(key), list)), [])
+        if not cases:
+            break
+    return _keys(first.get("properties"))
+
+
+def _tag_values(case: Any, name: str, root: dict[str, Any], depth: int = 4) -> list[Any]:
+    """Return the values that a case of a union allows for a property; none if they are not listed."""
+    case = _resolved(case, root)
+    for key in ("oneOf", "anyOf"):
+        if isinstance(case.get(key), list):  # a union within a union
+            own = [_tag_values(inner, name, root, depth - 1) for inner in case[key][:_MAX_CASES]] if depth else [[]]
+            return [value for values in own for value in values] if all(own) else []
+    if case.get("type") != "object":  # anything else would have no tag
+        return []
+    properties = case.get("properties")
+    tag = _resolved(properties.get(name), root) if isinstance(properties, dict) else {}
+    if "const" in tag:
+        return [tag["const"]]
+    values = tag.get("enum")
+    return values if isinstance(values, list) else []
+
+
+def _requiring(
+    case: Any, tag: str, root: dict[str, Any], narrowed: dict[tuple[str, str], str], rest: list[Any]
+) -> dict[str, Any]:
+    """Return a case that requires its tag.
+
+    A definition gets a copy, since the library allows nothing beside references that go in a circle. narrowed: names of
+    the copies. rest: what is still to be searched for unions, to which copies are added.
+    """
+    definition = _resolved(case, root)
+    if tag in _keys_listed(definition.get("required")):
+        return dict(case)
+    if case is definition or set(case) != {"$ref"} or "$id" in definition:
+        return _with_required(case, tag)
+    definitions = root.get("$defs")
+    if not isinstance(definitions, dict):
+        definitions = root["$defs"] = {}
+    name = narrowed.get((case["$ref"], tag))
+    if name is None:
+        name = next(name for n in itertools.count() if (name := f"tagged{n}") not in definitions)
+        narrowed[case["$ref"], tag] = name
+        definitions[name] = _with_required(definition, tag)
+        rest.append(definitions[name])
+    return {"$ref": f"#/$defs/{name}"}
+
+
+def _with_required(schema: dict[str, Any], name: str) -> dict[str, Any]:
+    return {**schema, "required": [*_keys_listed(schema.get("required")), name]}
+
+
+def _keys_listed(required: Any) -> list[Any]:
+    return required if isinstance(required, list) else []
+
+
+def _resolved(schema: Any, root: dict[str, Any]) -> dict[str, Any]:
+    """Return a schema, or the definition that it refers to; an empty one for anything else."""
+    for _ in range(_MAX_REFERENCES):
+        if not isinstance(schema, dict) or not isinstance(schema.get("$ref"), str):
+            break
+        found: Any = root
+        for step in schema["$ref"].removeprefix("#").strip("/").split("/"):
+            found = found.get(step.replace("~1", "/").replace("~0", "~")) if isinstance(found, dict) else None
+        schema = found
+    return schema if isinstance(schema, dict) else {}
+
+
 def _check_property_count(schema: dict[str, Any]) -> None:
     """Raise GrammarError for a minProperties that duplicates of keys the schema does not name could satisfy."""
     least, named = schema.get("minProperties"), schema.get("required")
@@ -178,6 +296,31 @@ def _choice_grammar(choices: Any) -> str:
     if not isinstance(choices, list) or not choices or not all(isinstance(choice, str) for choice in choices):
         raise GrammarError("choices must be a list of strings that is not empty")
     return "start: CHOICE\nCHOICE: " + " | ".join(map(_literal, dict.fromkeys(choices)))
+
+
+def _authored(text: str) -> str:
+    """Return a client's grammar as Lark; one with GBNF's arrows is translated."""
+    if _GBNF_RULE.search(text) is None:
+        return _checked_lark(text)
+    text = _GBNF_ESCAPE.sub(_unescaped, text)
+    try:
+        return _checked_lark(gbnf_to_lark(text).removeprefix(_GBNF_HEAD))
+    except (GrammarError, MemoryError):
+        raise
+    except Exception as error:  # the library raises IndexError and plain Exception as well
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error) or "it is incomplete"
+        raise GrammarError(f"as GBNF it cannot be read: {reason}") from None
+
+
+def _unescaped(match: re.Match[str]) -> str:
+    """Return an escape of GBNF, or the character of a Unicode escape, which the library would misread."""
+    if match["code"] is None:
+        return match[0]
+    code = int(match["code"], 16)
+    char = chr(code) if code <= 0x10FFFF else ""
+    if not char.isprintable() or not char or char in _GBNF_SYNTAX:
+        raise GrammarError(f"as GBNF it cannot be read: write the character of {match[0]} itself, or as \\xNN")
+    return char
 
 
 def _checked_lark(text: str) -> str:

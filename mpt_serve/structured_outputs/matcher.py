@@ -24,6 +24,8 @@ _MEANINGS = {
     "lexer error: too many": "its expressions are too complex",
     "lexer precomputation failed": "its expressions are too complex",
     "initial lexer configuration": "it is too large",
+    "failed to compile JSON schema: oneOf constraints": "oneOf whose cases overlap is not supported: write anyOf, or"
+    " give each case a property in required whose const or enum no other case has",
     "panic": "it is beyond what can be compiled",
 }
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
 from model.gguf.header import is_gguf
+from mpt_serve.errors import RequestError
 from mpt_serve.text.gguf_tokenizer import gguf_chat_template
 from mpt_serve.text.template_process import TemplateProcess, TemplateRenderError
 from mpt_serve.text.tokenizer import CHATML_MARKERS, TextTokenizer
@@ -63,8 +64,10 @@ _REMEDY = (
 BUILT_IN_TEMPLATES = {"chatml": _CHATML, "dolly": _DOLLY}
 
 
-class ChatTemplateError(ValueError):
+class ChatTemplateError(RequestError):
     """A conversation cannot be rendered, or a template is not usable; the message says what to change."""
+
+    field = "messages"
 
 
 class MissingChatTemplateError(ChatTemplateError):

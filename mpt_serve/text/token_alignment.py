@@ -11,10 +11,12 @@ class TextToken:
     """A token and its position in a text.
 
     offset: characters of the text before it; for part of a character, before that character.
+    adds_text: whether it is part of the text. The token that ended the text is not, nor is a special one left out.
     """
 
     token_id: int
     offset: int
+    adds_text: bool = True
 
 
 class TokenAlignment:
@@ -34,7 +36,7 @@ class TokenAlignment:
     def add(self, token_id: int, begin: int, end: int, unfinished: bool) -> None:
         """Add the next token, whose text is [begin, end); `unfinished` when it ends inside a character."""
         released_at = end + 1 if unfinished or begin == end else end
-        self._waiting.append((released_at, TextToken(token_id, self._start + begin)))
+        self._waiting.append((released_at, TextToken(token_id, self._start + begin, unfinished or begin < end)))
 
     def release(self, length: int) -> tuple[TextToken, ...]:
         """Return the next tokens whose text is complete in the first `length` characters."""

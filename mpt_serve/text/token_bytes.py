@@ -12,13 +12,15 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from mpt_serve.errors import MptServeError
+
 __all__ = ["TokenBytes", "TokenizerError", "is_byte_level"]
 
 _SPACE = "\u2581"  # SentencePiece's visible space
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
-class TokenizerError(ValueError):
+class TokenizerError(MptServeError, ValueError):
     """The folder has no usable tokenizer; the message says what to add."""
 
 

@@ -45,13 +45,13 @@ class TextTokenizer:
         self.special_tokens = dict(special_tokens or {})
         self._token_bytes = TokenBytes(tokenizer)
         self.vocab_len = len(self._token_bytes)
-        self.special_ids = frozenset(
-            token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special
-        )
+        added = tokenizer.get_added_tokens_decoder()
+        self._added_tokens: dict[int, str] = {token_id: token.content for token_id, token in added.items()}
+        self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self.max_chars_per_token = _max_chars_per_token(tokenizer, self._token_bytes)
         self.eos_token_ids = tuple(dict.fromkeys(i for i in eos_token_ids if 0 <= i < self.vocab_len))
         self._control_tokens = cache(
-            lambda ids: ControlTokens(tokenizer, self._encoder, {i: self._token_text(i) for i in ids})
+            lambda ids: ControlTokens(tokenizer, self._encoder, {i: self.token(i) for i in ids})
         )
 
     @classmethod
@@ -101,15 +101,16 @@ class TextTokenizer:
         named = {i for i, token in added.items() if token.special or i in chatml or token.content in template}
         # The end of text may be a word of the model's vocabulary that nobody declared.
         named |= {i for i in self.eos_token_ids if i in added or self._spells(i)}
-        return frozenset(i for i in named if self._token_text(i).strip())
+        return frozenset(i for i in named if self.token(i).strip())
 
     def _spells(self, token_id: int) -> bool:
         """Return whether the token's own text becomes the token."""
-        return self.encode(self._token_text(token_id), add_special_tokens=False) == [token_id]
+        return self.encode(self.token(token_id), add_special_tokens=False) == [token_id]
 
-    def _token_text(self, token_id: int) -> str:
-        added = self._tokenizer.get_added_tokens_decoder().get(token_id)
-        return added.content if added is not None else self._tokenizer.id_to_token(token_id) or ""
+    def token(self, token_id: int) -> str:
+        """Return the token as the vocabulary writes it, such as `Ġthe`; an empty string for an id without a token."""
+        added = self._added_tokens.get(token_id)
+        return added if added is not None else self._tokenizer.id_to_token(token_id) or ""
 
     @property
     def serialized(self) -> str:

@@ -209,6 +209,26 @@ def test_a_request_without_output_reports_its_prompts_log_probabilities(
     assert_all_free(engine)
 
 
+def test_log_probabilities_from_a_position_on_share_what_comes_before(
+    lazy_engine,  # type: ignore[no-untyped-def]
+    weights: Weights,
+    config: MptConfig,
+) -> None:
+    engine = lazy_engine()
+    prompt = prompt_of(45, 5)
+    table = log_softmax(weights, config, prompt)
+    params = SamplingParams(max_tokens=0, prompt_logprobs=2)
+    for start, cached in ((0, 0), (1, 0), (40, 36), (44, 40), (45, 44), (99, 44)):
+        listener = submit(engine, prompt, replace(params, prompt_logprobs_start=start))
+        assert listener.ended.wait(60)
+        (delta,) = listener.deltas
+        assert delta.num_cached_tokens == cached
+        first = max(1, min(start, len(prompt)))
+        assert delta.prompt_logprobs is not None
+        assert delta.prompt_logprobs[:first] == (None,) * first
+        check_logprobs(table[first - 1 :], prompt[first:], delta.prompt_logprobs[first:], 2)
+
+
 def test_prompt_log_probabilities_survive_preemption(engine: Engine, weights: Weights, config: MptConfig) -> None:
     params = replace(SAMPLED, prompt_logprobs=1, logprobs=1, max_tokens=20, ignore_eos=True)
     with limited(engine, num_blocks=18):

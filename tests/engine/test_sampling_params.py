@@ -30,6 +30,8 @@ from mpt_serve.engine import EngineConfig, SamplingParams, sampling_params
         ("seed", -(2**63) - 1),
         ("seed", 1.0),
         ("choice_index", -1),
+        ("prompt_logprobs_start", -1),
+        ("prompt_logprobs_start", 1.0),
         ("stop_token_ids", "12"),
         ("stop_token_ids", [-1]),
         ("stop_token_ids", None),

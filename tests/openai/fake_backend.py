@@ -84,11 +84,13 @@ class FakeBackend:
         messages: Sequence[Message],
         add_generation_prompt: bool,
         continue_final_message: bool,
-        tools: Sequence[Mapping[str, Any]] = (),
+        tools: Sequence[Mapping[str, Any]],
+        add_special_tokens: bool,
     ) -> list[int]:
         self.conversations.append((messages, tools))
         text = "".join(f"[{message['role']}]{message['content']}" for message in messages)
-        return self.tokenizer.encode(text + ("[assistant]" if add_generation_prompt else ""))
+        begin = "^" if add_special_tokens else ""
+        return self.tokenizer.encode(begin + text + ("[assistant]" if add_generation_prompt else ""))
 
     async def readiness(self) -> Readiness:
         return self.state
@@ -98,6 +100,9 @@ class FakeBackend:
 
     def retry_after_s(self) -> float | None:
         return 3.0 if self.full else None
+
+    def load(self) -> int:
+        return self.reserved
 
     @contextmanager
     def reserve(self) -> Iterator["FakeBackend"]:

@@ -12,7 +12,9 @@ from starlette.types import ASGIApp, Message
 from mpt_serve.configuration.limits import Limits
 from mpt_serve.openai.app import create_app
 from mpt_serve.openai.envelope import Envelope
+from mpt_serve.openai.http_versions import HttpVersions
 from mpt_serve.openai.request_log import RequestLog
+from mpt_serve.openai.root_path import RootPath
 from mpt_serve.openai.server_metrics import ServerMetrics
 from mpt_serve.openai.sse import event
 
@@ -101,7 +103,13 @@ def test_text_before_a_failure_is_sent() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrap", [lambda app: Envelope(app, Limits(), ServerMetrics()), lambda app: RequestLog(app, [], ServerMetrics())]
+    "wrap",
+    [
+        lambda app: Envelope(app, Limits(), ServerMetrics()),
+        lambda app: RequestLog(app, [], ServerMetrics()),
+        HttpVersions,
+        RootPath,
+    ],
 )
 def test_other_protocols_pass_through(wrap: Callable[[ASGIApp], ASGIApp], caplog: pytest.LogCaptureFixture) -> None:
     calls = []

@@ -1,5 +1,5 @@
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import openai
@@ -36,6 +36,7 @@ def test_whole_response_has_exactly_the_documented_shape(http: httpx.Client) -> 
                 "logprobs": None,
                 "finish_reason": "stop",
                 "stop_reason": None,
+                "token_ids": None,
             }
         ],
         "usage": {
@@ -45,6 +46,7 @@ def test_whole_response_has_exactly_the_documented_shape(http: httpx.Client) -> 
             "prompt_tokens_details": {"cached_tokens": 9},
         },
         "prompt_logprobs": None,
+        "prompt_token_ids": None,
     }
 
 
@@ -87,6 +89,7 @@ def test_max_tokens_is_what_the_context_leaves(http: httpx.Client, backend: Fake
         ([{"role": "developer", "content": "Be"}, *HI], "[system]Be[user]Hi[assistant]"),
         ([{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}], "[user]a\nb"),
         ([{"role": "user", "content": "", "name": "me", "tool_calls": None}], "[user][assistant]"),
+        ([{"role": "assistant", "content": [{"type": "refusal", "refusal": "No"}]}], "[assistant]No[assistant]"),
         ([*HI, {"role": "assistant", "content": "x", "refusal": None, "tool_calls": []}], "[user]Hi[assistant]x"),
     ],
 )
@@ -146,7 +149,8 @@ def test_a_conversation_that_is_cut_to_what_fits_leaves_a_quarter_to_the_output(
         ({"top_logprobs": 3}, "top_logprobs"),
         ({"logprobs": False, "top_logprobs": 3}, "top_logprobs"),
         ({"best_of": 2}, "best_of"),
-        ({"echo": True}, "echo"),
+        ({"messages": [{"role": "user", "content": [{"type": "refusal"}]}]}, "messages[0].content[0].refusal"),
+        ({"messages": [{"role": "user", "content": [{"type": []}]}]}, "messages[0].content[0].type"),
         ({"chat_template": "{{ 1 }}"}, "chat_template"),
         ({"chat_template_kwargs": {"a": 1}}, "chat_template_kwargs"),
         ({"parse_special_tokens": True}, "parse_special_tokens"),
@@ -196,3 +200,40 @@ def test_official_client_streams(client: openai.OpenAI) -> None:
         final = stream.get_final_completion()
     assert final.choices[0].message.content == "[user]Hi[assistant]"
     assert final.choices[0].finish_reason == "stop"
+
+
+class TestEcho:
+    MESSAGES: ClassVar[Any] = [*HI, {"role": "assistant", "content": "Hel"}]
+
+    def test_the_message_begins_with_the_assistants_last_one(self, http: httpx.Client) -> None:
+        body = {"continue_final_message": True, "logprobs": True, "n": 2, "return_token_ids": True}
+        plain = chat(http, self.MESSAGES, **body).json()["choices"]
+        choices = chat(http, self.MESSAGES, echo=True, **body).json()["choices"]
+        for choice, own in zip(choices, plain, strict=True):
+            assert choice["message"]["content"] == "Hel" + own["message"]["content"]
+            assert (choice["logprobs"], choice["token_ids"]) == (own["logprobs"], own["token_ids"])
+
+    def test_a_stream_sends_it_after_the_role(self, http: httpx.Client) -> None:
+        body = {"continue_final_message": True, "echo": True}
+        whole = chat(http, self.MESSAGES, **body).json()["choices"][0]["message"]["content"]
+        deltas = [chunk["choices"][0]["delta"] for chunk in events(chat(http, self.MESSAGES, stream=True, **body))]
+        assert deltas[:2] == [{"role": "assistant", "content": ""}, {"content": "Hel"}]
+        assert "".join(delta.get("content", "") for delta in deltas) == whole
+
+    def test_a_question_is_not_repeated(self, http: httpx.Client) -> None:
+        assert prompt_of(http, HI, echo=True) == "[user]Hi[assistant]"
+
+
+def test_the_tokenizers_special_tokens_come_on_request(http: httpx.Client) -> None:
+    assert prompt_of(http, HI, add_special_tokens=True) == "^[user]Hi[assistant]"
+    assert prompt_of(http, HI, add_special_tokens=False) == "[user]Hi[assistant]"
+
+
+def test_the_role_comes_with_no_completion_tokens(http: httpx.Client, backend: FakeBackend) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    opening, *chunks, total = events(chat(http, stream=True, stream_options=options))
+    counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+    assert opening["usage"]["completion_tokens"] == 0
+    assert opening["usage"]["prompt_tokens"] == total["usage"]["prompt_tokens"] == 19
+    assert counts == sorted(counts)
+    assert 0 < counts[0] <= counts[-1] == total["usage"]["completion_tokens"] == 20

@@ -47,6 +47,8 @@ def test_whole_response_has_exactly_the_documented_shape(http: httpx.Client) -> 
                 "finish_reason": "stop",
                 "stop_reason": None,
                 "prompt_logprobs": None,
+                "prompt_token_ids": None,
+                "token_ids": None,
             }
         ],
         "usage": {

@@ -12,6 +12,7 @@ from fake_backend import FakeBackend
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loopback_server import Server, serving
+from starlette.exceptions import HTTPException
 
 from mpt_serve.configuration.limits import Limits
 from mpt_serve.errors import BusyError, EngineClosedError, RequestError
@@ -19,12 +20,14 @@ from mpt_serve.openai.backend import Readiness
 from mpt_serve.openai.errors import ERROR_KINDS, InvalidValueError, NotReadyError, as_api_error, error_response
 from mpt_serve.text.chat_template import ChatTemplateError
 
-POSTS = ["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"]
+POSTS = ["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize", "/v1/score", "/v1/rerank"]
 GOOD = {
     "/v1/completions": {"prompt": "a"},
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "a"}]},
     "/tokenize": {"prompt": "a"},
     "/detokenize": {"tokens": [64]},
+    "/v1/score": {"text_1": "a", "text_2": ["b", "c"]},
+    "/v1/rerank": {"query": "a", "documents": ["b", {"text": "c"}]},
 }
 LEAKS = re.compile(r'0x[0-9a-f]{4}|File "|Traceback|/(?:srv|home|root|usr|work|tmp)/')
 
@@ -65,7 +68,8 @@ class TestRoutes:
         "path", ["/", "/v1", "/v1/models/", "//v1/models", "/v1/completions/", "/v1/embeddings", "/%2e%2e/etc/passwd"]
     )
     def test_unknown_paths(self, http: httpx.Client, path: str) -> None:
-        error = check_error(http.get(path), 404)
+        url = http.base_url.copy_with(raw_path=path.encode())  # the client itself would normalise the path
+        error = check_error(http.get(url), 404)
         assert error["type"] == "not_found_error"
 
     @pytest.mark.parametrize("path", POSTS)
@@ -121,7 +125,7 @@ class TestBody:
             b'{"prompt": "\xff"}',
             b'{"a": 1}{"b": 2}',
             '{"prompt": "a"}'.encode("utf-16"),
-            b'\xef\xbb\xbf{"prompt": "a"}',
+            b'\xef\xbb\xbf\xef\xbb\xbf{"prompt": "a"}',
             b'{"temperature": NaN}',
             b'{"temperature": Infinity}',
             b'{"temperature": -Infinity}',
@@ -148,11 +152,16 @@ class TestBody:
     def test_other_encodings(self, http: httpx.Client, path: str) -> None:
         check_error(post_raw(http, path, b"{}", **{"content-encoding": "gzip"}), 415)
         check_error(http.post(path, content=b"{}", headers={"content-type": "application/json; charset=latin-1"}), 415)
+        check_error(http.post(path, content=b"{}", headers={"content-type": "application/json; charset=utf-16"}), 415)
 
-    def test_charset_may_be_named(self, http: httpx.Client, path: str) -> None:
+    @pytest.mark.parametrize("charset", ["UTF-8", "utf8", '"utf-8"', " Utf-8 ; x=y"])
+    def test_charset_may_be_named(self, http: httpx.Client, path: str, charset: str) -> None:
         content = json.dumps(GOOD[path]).encode()
-        headers = {"content-type": "Application/JSON; charset=UTF-8"}
+        headers = {"content-type": f"Application/JSON; charset={charset}"}
         assert http.post(path, content=content, headers=headers).status_code == 200
+
+    def test_a_byte_order_mark_is_skipped(self, http: httpx.Client, path: str) -> None:
+        assert post_raw(http, path, b"\xef\xbb\xbf" + json.dumps(GOOD[path]).encode()).status_code == 200
 
     def test_brackets_in_strings_are_text(self, http: httpx.Client, path: str) -> None:
         body = {**GOOD[path], "user": '[[[[{{{{"\\' * 20, "other": "," * 300_000}
@@ -294,7 +303,7 @@ class TestValues:
     def test_priorities(self, http: httpx.Client, path: str, value: int) -> None:
         self.refused(http, path, "priority", value)
 
-    @pytest.mark.parametrize("value", [-1, 21, 10**10])
+    @pytest.mark.parametrize("value", [-2, 21, 10**10])
     @pytest.mark.parametrize("field", ["logprobs", "top_logprobs", "prompt_logprobs"])
     def test_numbers_of_log_probabilities(self, http: httpx.Client, path: str, field: str, value: int) -> None:
         self.refused(http, path, field, value)
@@ -340,8 +349,9 @@ class TestValues:
             ("spaces_between_special_tokens", False),
             ("guided_whitespace_pattern", " "),
             ("guided_decoding_backend", "outlines"),
-            ("regex", "a+"),
-            ("ebnf", 'root ::= "a"'),
+            ("top_n_sigma", 1.0),
+            ("xtc_probability", 0.5),
+            ("dry_multiplier", 0.8),
             ("stop_regex", "a+"),
             ("n_predict", 5),
             ("typical_p", 0.5),
@@ -404,7 +414,11 @@ class TestPrompt:
     def test_context_too_long_gives_the_numbers(self, http: httpx.Client, stream: bool) -> None:
         body = {"prompt": "a" * 250, "max_tokens": 7, "stream": stream}
         error = check_error(post(http, "/v1/completions", body), 400, "context_length_exceeded")
-        assert all(number in error["message"] for number in ("250", "7", "256", "249"))
+        assert "This model's maximum context length is 256 tokens" in error["message"]  # client libraries look for
+        assert "prompt is too long" in error["message"]  # these two
+        assert "has 250 tokens, and max_tokens = 7 are" in error["message"]
+        assert "Send at most 249 prompt tokens" in error["message"]
+        assert "or max_tokens of at most 6." in error["message"]
         assert error["param"] == "prompt"
         body["max_tokens"] = 6
         assert post(http, "/v1/completions", body).status_code == 200
@@ -412,6 +426,23 @@ class TestPrompt:
     def test_prompt_that_fills_the_context(self, http: httpx.Client) -> None:
         check_error(post(http, "/v1/completions", {"prompt": "a" * 256}), 400, "context_length_exceeded")
         check_error(post(http, "/v1/completions", {"prompt": [64] * 300}), 400, "context_length_exceeded")
+
+    @pytest.mark.parametrize(
+        ("prompt_tokens", "max_tokens", "advice"),
+        [
+            (3, 256, "Send max_tokens of at most 253."),
+            (256, 1, "Send at most 255 prompt tokens, which truncate_prompt_tokens cuts a prompt to."),
+            (300, 256, "Send a shorter prompt and a smaller max_tokens, together at most 256."),
+            (257, 0, "Send at most 256 prompt tokens, which"),
+            (256, None, "at least 1 token is to be generated after it. Send at most 255 prompt tokens, which"),
+        ],
+    )
+    def test_the_advice_can_be_followed(
+        self, http: httpx.Client, prompt_tokens: int, max_tokens: int | None, advice: str
+    ) -> None:
+        body = {"prompt": [64] * prompt_tokens, "max_tokens": max_tokens}
+        error = check_error(post(http, "/v1/completions", body), 400, "context_length_exceeded")
+        assert advice in error["message"]
 
     def test_chat_too_long(self, http: httpx.Client) -> None:
         messages = [{"role": "user", "content": "a" * 300}]
@@ -423,7 +454,8 @@ class TestPrompt:
     ) -> None:
         monkeypatch.setattr(FakeBackend, "encode", None)
         text = "a" * 10_000
-        check_error(post(http, "/v1/completions", {"prompt": ["a", text]}), 400, "context_length_exceeded")
+        error = check_error(post(http, "/v1/completions", {"prompt": ["a", text]}), 400, "context_length_exceeded")
+        assert "This model's maximum context length is 256 tokens, and the prompt is too long" in error["message"]
         body = {"messages": [{"role": "user", "content": text}]}
         check_error(post(http, "/v1/chat/completions", body), 400, "context_length_exceeded")
 
@@ -536,9 +568,25 @@ def test_any_json_gets_a_response_or_an_error_of_the_contract(
         (ChatTemplateError("roles must alternate"), 400, "messages"),
         (RequestError("the prompt is empty"), 400, None),
         (RuntimeError("a secret"), 500, None),
+        (HTTPException(405, headers={"Allow": "GET"}), 405, None),
+        (HTTPException(404), 404, None),
     ],
 )
 def test_errors_of_other_packages_have_their_status(error: Exception, status: int, param: str | None) -> None:
     found = as_api_error(error)
     assert (found.status, found.param) == (status, param)
     assert "secret" not in found.message
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("the model's file /srv/models/mpt/x.jinja is not UTF-8", "The model's file ... is not UTF-8."),
+        ('failed in File "/usr/lib/python/x.py", line 3', "Failed in ..., line 3."),
+        ("<function f at 0x7f00aa12> is not text", "<function f...> is not text."),
+        ("use /v1/completions, /tokenize or a/b/c", "Use /v1/completions, /tokenize or a/b/c."),
+        ("see https://json-schema.org/draft/2020", "See https://json-schema.org/draft/2020."),
+    ],
+)
+def test_messages_hold_no_paths_and_addresses(text: str, message: str) -> None:
+    assert as_api_error(RequestError(text)).message == message

@@ -183,6 +183,12 @@ class TestPromptLogprobs:
         assert choices[2]["prompt_logprobs"] == choices[3]["prompt_logprobs"]
 
     @pytest.mark.parametrize("field", ["logprobs", "prompt_logprobs"])
+    def test_minus_one_stands_for_the_most(self, http: httpx.Client, field: str) -> None:
+        body = {"prompt": "ab", "echo": True}
+        all_of_them = complete(http, **body, **{field: -1})["choices"]
+        assert all_of_them == complete(http, **body, **{field: 20})["choices"]
+
+    @pytest.mark.parametrize("field", ["logprobs", "prompt_logprobs"])
     def test_their_number_is_bounded(self, field: str) -> None:
         with serving(limits=Limits(max_prompt_logprobs=20)) as server:
             body = {"prompt": "abcdef", "echo": True, field: 1}  # 12 numbers for each choice
@@ -200,14 +206,42 @@ class TestChat:
         [choice] = self.ask(http, logprobs=True, top_logprobs=1).json()["choices"]
         assert choice["logprobs"]["refusal"] is None
         entries = choice["logprobs"]["content"]
-        assert [entry["token"] for entry in entries] == [r"bytes:\xc3", r"bytes:\xa9", "<|endoftext|>"]
-        assert [entry["bytes"] for entry in entries] == [[0xC3], [0xA9], list(b"<|endoftext|>")]
+        assert [entry["token"] for entry in entries] == [r"bytes:\xc3", r"bytes:\xa9"]
+        assert [entry["bytes"] for entry in entries] == [[0xC3], [0xA9]]
         for entry in entries:
             alone = {name: entry[name] for name in ("token", "logprob", "bytes")}
             assert alone in entry["top_logprobs"]
             values = [top["logprob"] for top in entry["top_logprobs"]]
             assert values == sorted(values, reverse=True)
             assert len(values) == (1 if entry["logprob"] == -0.1 else 2)
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            {},
+            {"max_tokens": 4},
+            {"stop_token_ids": [72]},
+            {"stop_token_ids": [72], "include_stop_str_in_output": True},
+            {"ignore_eos": True, "max_tokens": 30},
+            {"ignore_eos": True, "max_tokens": 30, "skip_special_tokens": False},
+            {"include_stop_str_in_output": True, "skip_special_tokens": False},
+        ],
+        ids=str,
+    )
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_the_tokens_are_those_of_the_content(
+        self, http: httpx.Client, backend: FakeBackend, body: dict[str, Any], stream: bool
+    ) -> None:
+        backend.outputs = [[*ids_of(backend, "aé"), EOS, *ids_of(backend, "bi")]]
+        response = self.ask(http, logprobs=True, stream=stream, **body)
+        if stream:
+            choices = [chunk["choices"][0] for chunk in events(response)]
+            content = "".join(choice["delta"].get("content", "") for choice in choices)
+        else:
+            choices = response.json()["choices"]
+            content = choices[0]["message"]["content"]
+        entries = [entry for choice in choices if choice["logprobs"] for entry in choice["logprobs"]["content"]]
+        assert b"".join(bytes(entry["bytes"]) for entry in entries).decode() == content
 
     def test_no_alternatives_unasked(self, http: httpx.Client) -> None:
         [choice] = self.ask(http, logprobs=True).json()["choices"]

@@ -54,6 +54,14 @@ class TestTokenize:
         ids = backend.tokenizer.encode("aé")
         assert answer == {"count": 3, "max_model_len": 256, "tokens": ids, "token_strs": None}
 
+    def test_tokens_as_the_vocabulary_writes_them(self, http: httpx.Client) -> None:
+        answer = http.post("/tokenize", json={"prompt": "a é<|endoftext|>", "return_token_strs": True}).json()
+        assert answer["token_strs"] == ["a", "Ġ", "Ã", "©", "<|endoftext|>"]
+        body = {"messages": [{"role": "user", "content": "a"}], "return_token_strs": True, "add_special_tokens": True}
+        answer = http.post("/tokenize", json=body).json()
+        assert "".join(answer["token_strs"]) == "^[user]a[assistant]"
+        assert answer["count"] == len(answer["tokens"]) == len(answer["token_strs"])
+
     def test_empty_text(self, http: httpx.Client) -> None:
         assert http.post("/tokenize", json={"prompt": ""}).json()["tokens"] == []
 
@@ -95,6 +103,49 @@ def test_health_ready_version(http: httpx.Client) -> None:
     assert http.get("/health").json() == {"status": "ok"}
     assert http.get("/ready").json() == {"status": "ready"}
     assert http.get("/version").json() == {"version": version("mpt-serve")}
+
+
+def test_load(http: httpx.Client, backend: FakeBackend) -> None:
+    assert http.get("/load").json() == {"server_load": 0}
+    backend.reserved = 3
+    assert http.get("/load").json() == {"server_load": 3}
+
+
+class TestTokenizerInfo:
+    def test_without_a_template(self, http: httpx.Client) -> None:
+        assert http.get("/tokenizer_info").json() == {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "vocab_size": 257,
+            "model_max_length": 256,
+            "bos_token": None,
+            "eos_token": "<|endoftext|>",
+            "unk_token": None,
+            "pad_token": None,
+            "all_special_tokens": ["<|endoftext|>"],
+            "chat_template": None,
+        }
+
+    def test_tokens_have_the_names_of_the_checkpoint(self, http: httpx.Client, backend: FakeBackend) -> None:
+        backend.tokenizer.special_tokens = {"bos_token": "<|endoftext|>", "eos_token": "a"}
+        backend.model = replace(backend.model, chat_template="{{ messages }}", max_model_len=0)
+        info = http.get("/tokenizer_info").json()
+        assert (info["bos_token"], info["eos_token"]) == ("<|endoftext|>", "a")
+        assert (info["chat_template"], info["model_max_length"]) == ("{{ messages }}", None)
+
+
+@pytest.mark.parametrize("path", ["/completions", "/chat/completions", "/models", "/models/mpt-echo"])
+def test_paths_without_v1_are_the_same(http: httpx.Client, path: str) -> None:
+    bodies: dict[str, Any] = {
+        "/completions": {"prompt": "a"},
+        "/chat/completions": {"messages": [{"role": "user", "content": "a"}]},
+    }
+    method = "POST" if path in bodies else "GET"
+    both = [http.request(method, prefix + path, json=bodies.get(path)) for prefix in ("", "/v1")]
+    assert [answer.status_code for answer in both] == [200, 200]
+    plain, versioned = (answer.json() for answer in both)
+    assert plain.keys() == versioned.keys()
+    assert plain.get("choices") == versioned.get("choices")
+    assert plain.get("object") == versioned.get("object")
 
 
 def test_version_of_a_tree_that_is_not_installed(http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:

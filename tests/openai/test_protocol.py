@@ -16,6 +16,7 @@ from mpt_serve.openai.protocol.chat import ChatCompletionRequest
 from mpt_serve.openai.protocol.completions import CompletionRequest
 from mpt_serve.openai.protocol.request_model import RequestModel, json_schema
 from mpt_serve.openai.protocol.schema_words import subschema
+from mpt_serve.openai.protocol.scoring import RerankRequest, ScoreRequest
 from mpt_serve.openai.protocol.tokenize import DetokenizeRequest, TokenizeChatRequest, TokenizeRequest
 
 REQUESTS: dict[str, type[RequestModel]] = {
@@ -23,6 +24,8 @@ REQUESTS: dict[str, type[RequestModel]] = {
     "/v1/chat/completions": ChatCompletionRequest,
     "/tokenize": TokenizeRequest,
     "/detokenize": DetokenizeRequest,
+    "/v1/score": ScoreRequest,
+    "/v1/rerank": RerankRequest,
 }
 MODELS = [*REQUESTS.values(), TokenizeChatRequest]
 REPORTS = {"prompt_logprobs": 1, "return_token_ids": True}
@@ -105,6 +108,8 @@ class TestResponses:
             ("GET", "/version", responses.Version),
             ("POST", "/tokenize", responses.TokenizeResponse),
             ("POST", "/detokenize", responses.DetokenizeResponse),
+            ("POST", "/v1/score", responses.Scores),
+            ("POST", "/v1/rerank", responses.Rerank),
             ("GET", "/nowhere", responses.ErrorBody),
         ],
     )
@@ -137,7 +142,9 @@ class TestErrors:
             ({"stop_token_ids": [0, -1]}, "stop_token_ids[1]", "must be an integer from 0 to 2^31 - 1; got another"),
             ({"stop_token_ids": [0] * 200}, "stop_token_ids", "each an integer from 0 to 2^31 - 1; got 200 items."),
             ({"logit_bias": {"7": True}}, "logit_bias.7", "must be a number from -100 to 100; got a boolean."),
-            ({"logit_bias": {"x": 1}}, "logit_bias", "got a member whose name is not a token id."),
+            ({"logit_bias": {"x": 1}}, "logit_bias", 'got a member whose name is not a token id: "x".'),
+            ({"logit_bias": {"1": 1, "x" * 40: 1}}, "logit_bias", "not a token id: one of 40 characters."),
+            ({"logit_bias": {"300": 1}}, "logit_bias", "must have ids of the tokenizer, from 0 to 256; got 300."),
             ({"metadata": 5}, "metadata", "'metadata' must be an object; got another number."),
             ({"best_of": 2, "n": 3}, "best_of", "'best_of' must not be below 'n', here 3."),
             ({"n": 0, "temperature": 9, "tools": 1}, "n", "'n' must be an integer from 1 to 128; got another number."),

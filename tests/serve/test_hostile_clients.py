@@ -169,7 +169,7 @@ def test_no_header_makes_serve_answer_in_plain_text(server_url: str, header: byt
             ("GET /health HTTP/7.7", 400),
             ("CONNECT x:1 HTTP/1.1", 400),
         ),
-        *(("OPTIONS * HTTP/1.1", 404), ("GET /\xff HTTP/1.1", 400), ("PROPFIND /v1/models HTTP/1.1", 405)),
+        *(("GET * HTTP/1.1", 404), ("GET /\xff HTTP/1.1", 400), ("PROPFIND /v1/models HTTP/1.1", 405)),
         *(("TRACE /health HTTP/1.1", 405), ("DELETE /v1/completions HTTP/1.1", 405), ("OPTIONS /health HTTP/1.1", 405)),
         *(("GET //health HTTP/1.1", 404), ("GET /%00 HTTP/1.1", 404), ("GET /%ff HTTP/1.1", 404)),
         *(("POST /nowhere HTTP/1.1", 404), ("GET http://x/nowhere HTTP/1.1", 404), ("GET /health/.. HTTP/1.1", 404)),
@@ -181,6 +181,12 @@ def test_every_error_is_one_of_the_api(server_url: str, start: str, status: int)
     assert head.startswith(b"HTTP/1.1 %d" % status), head
     assert b"content-type: application/json" in head
     assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
+
+
+def test_the_server_as_a_whole_says_what_it_accepts(server_url: str) -> None:
+    answer = exchange(server_url, b"OPTIONS * HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 204")
+    assert b"allow: GET, HEAD, POST, OPTIONS" in answer
 
 
 def test_too_many_headers(server_url: str) -> None:

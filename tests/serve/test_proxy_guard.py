@@ -15,6 +15,7 @@ from mpt_serve.configuration.limits import Limits
 from mpt_serve.configuration.proxy_limits import ProxyLimits
 from mpt_serve.deployments.proxy_admission import ProxyAdmission
 from mpt_serve.deployments.proxy_connections import BoundedProtocol
+from mpt_serve.deployments.proxy_errors import ProxyErrors
 from mpt_serve.deployments.proxy_guard import ProxyGuard
 from mpt_serve.one_loop import PROXY_GUARD
 from mpt_serve.openai.gate import Gate
@@ -153,7 +154,7 @@ def test_refused_requests_bodies_are_not_read() -> None:
 
 def test_a_path_that_serve_cannot_match_gets_an_error_of_the_api() -> None:
     application = Application()
-    start, body = asyncio.run(messages(ProxyGuard(application), None, "*", "OPTIONS"))
+    start, body = asyncio.run(messages(ProxyGuard(application), None, "*", "GET"))
     assert start["status"] == 404
     assert json.loads(body["body"])["error"]["code"] == "route_not_found"
     assert dict(start["headers"])[b"x-request-id"].startswith(b"req-")
@@ -179,9 +180,16 @@ def test_serve_calls_the_function_that_the_variable_names(monkeypatch: pytest.Mo
     path = PROXY_GUARD["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"]
     monkeypatch.setattr("ray.serve._private.http_util.RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", path)
     monkeypatch.setattr("uvicorn.protocols.http.auto.AutoHTTPProtocol", AutoHTTPProtocol)  # put back afterwards
-    (middleware,) = configure_http_middlewares(HTTPOptions()).middlewares
-    assert middleware.cls is ProxyGuard
+    found = configure_http_middlewares(HTTPOptions()).middlewares
+    assert [middleware.cls for middleware in found] == [ProxyGuard, ProxyErrors]
     assert issubclass(uvicorn.protocols.http.auto.AutoHTTPProtocol, BoundedProtocol)
+
+
+def test_a_question_to_the_server_is_answered_here() -> None:
+    application = Application()
+    start, *_ = asyncio.run(messages(ProxyGuard(application), None, "*", "OPTIONS"))
+    assert start["status"] == 204
+    assert not application.received
 
 
 class Sender:

@@ -12,7 +12,7 @@ import pytest
 from mpt_serve.configuration.model_folder import model_path, tokenizer_folder
 from mpt_serve.configuration.problems import ConfigurationError
 from mpt_serve.configuration.settings import Settings
-from mpt_serve.deployments.ingress import chat_refusals
+from mpt_serve.deployments.ingress import chat_template
 from mpt_serve.deployments.logs import log_through_serve
 from mpt_serve.deployments.tokenizer import Tokenizer
 from mpt_serve.text.chat_template import MissingChatTemplateError
@@ -35,6 +35,8 @@ def test_text_and_conversations_become_ids(tiny_checkpoint: Path) -> None:
     assert len(ids) == 2
     chat = asyncio.run(tokenizer.encode_chat([{"role": "user", "content": "ab"}]))
     assert any(chat[start : start + 2] == ids for start in range(len(chat)))
+    with_special = asyncio.run(tokenizer.encode_chat([{"role": "user", "content": "ab"}], add_special_tokens=True))
+    assert with_special == chat  # this tokenizer adds none
     tokenizer._chat.close()
 
 
@@ -67,7 +69,7 @@ def test_a_template_that_cannot_be_compiled_disables_chat_alone(tiny_checkpoint:
     words = "the chat template failed: Encountered unknown tag 'unheard_of'"
     with pytest.raises(MissingChatTemplateError, match=words):
         asyncio.run(tokenizer.encode_chat([{"role": "user", "content": "ab"}]))
-    assert words in (chat_refusals(folder, settings, TextTokenizer.from_folder(folder))[0] or "")
+    assert words in (chat_template(folder, settings, TextTokenizer.from_folder(folder))[1] or "")
 
 
 def test_a_model_is_a_folder_an_id_or_the_embedded_one(tiny_checkpoint: Path) -> None:

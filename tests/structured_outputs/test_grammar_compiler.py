@@ -3,7 +3,9 @@ import json
 import random
 import signal
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar
 
 import pytest
 from following import accepts, allowed_ids
@@ -67,6 +69,11 @@ def refusal(compiler: GrammarCompiler, kind: GrammarKind, text: str) -> str:
         ("json_schema", '{"minProperties": 3, "required": ["a", ["b"]]}', "required"),
         ("json_schema", "false", "allows nothing"),
         ("json_schema", "5", "must be a JSON object, not a number"),
+        (
+            "json_schema",
+            '{"oneOf": [{"type": "integer"}, {"type": "number"}]}',
+            "give each case a property in required",
+        ),
         ("choice", "[]", "a list of strings"),
         ("choice", '["a", 1]', "a list of strings"),
         ("choice", '["\\ud800"]', "surrogate"),
@@ -82,6 +89,12 @@ def refusal(compiler: GrammarCompiler, kind: GrammarKind, text: str) -> str:
         ("grammar", '%llguidance {"allow_invalid_utf8": true}\nstart: "a"', "%llguidance is not supported"),
         ("grammar", "start: a\na: b\nb: a", "matches nothing"),
         ("grammar", "start: " + "(" * 100_000, "nested"),
+        ("grammar", 'root ::= "a', "as GBNF it cannot be read: Unexpected end of input at line 1"),
+        ("grammar", 'root ::= "\\', "as GBNF it cannot be read"),
+        ("grammar", 'rule ::= "a"', "as GBNF it cannot be read: No 'root' rule found"),
+        ("grammar", "root ::= " + "(" * 100_000, "nested too deeply"),
+        ("grammar", 'root ::= "\\u0022"', "write the character of \\u0022 itself"),
+        ("grammar", 'root ::= "\\U00110000"', "write the character of"),
         (
             "grammar",
             "\n".join(f"r{i}: r{i + 1}" for i in range(9_999)) + '\nr9999: "x"\nstart: r0',
@@ -106,6 +119,80 @@ def test_only_the_worker_reads_a_text(
     monkeypatch.setattr(lark, "_lark", read_here)
     for _ in range(2):  # a new spec and a known one
         assert allowed_ids(compiler.compile(GrammarSpec(kind, text + " " * (kind != "regex"))).start())
+
+
+@pytest.mark.parametrize(
+    ("grammar", "texts", "others"),
+    [
+        ('root ::= "a" [0-9]+ ws\nws ::= [ \\t\\n]*  # blanks', ["a1", "a12 \n"], ["a", "1", "a1b"]),
+        ('root ::= ("yes" | "no"){2}', ["yesno", "nono"], ["yes"]),
+        ('root ::= "\\u00e9b" "\\x41"', ["ébA"], ["éb", "\ue9ab"]),
+        ('root ::= item ("," item)*\nitem ::= [^,"\\\\]+', ["a,b"], [",", 'a"']),
+    ],
+)
+def test_gbnf_is_translated(
+    compiler: GrammarCompiler, neox: TextTokenizer, grammar: str, texts: list[str], others: list[str]
+) -> None:
+    compiled = compiler.compile(GrammarSpec("grammar", grammar))
+    end = neox.eos_token_ids[0]
+    assert all(accepts(compiled.start(), neox.encode(text), end) for text in texts)
+    assert not any(accepts(compiled.start(), neox.encode(text), end) for text in others)
+
+
+class TestTaggedUnions:
+    """Unions as pydantic writes them: each case has a tag with a default, which nothing requires."""
+
+    A: ClassVar[Any] = {"type": "object", "properties": {"kind": {"const": "a", "default": "a"}}}
+    B: ClassVar[Any] = {"type": "object", "properties": {"kind": {"enum": ["b", "c"]}, "x": {"type": "integer"}}}
+
+    def language(self, compiler: GrammarCompiler, schema: Any) -> Callable[[Any], bool]:
+        compiled = compiler.compile(GrammarSpec("json_schema", json.dumps(schema)))
+        return lambda value: accepts(compiled.start(), self.neox.encode(json.dumps(value)), self.neox.eos_token_ids[0])
+
+    @pytest.fixture(autouse=True)
+    def tokenizer(self, neox: TextTokenizer) -> None:
+        self.neox = neox
+
+    @pytest.mark.parametrize("discriminator", [{}, {"discriminator": {"propertyName": "kind"}}])
+    def test_the_tag_is_always_written(self, compiler: GrammarCompiler, discriminator: Any) -> None:
+        valid = self.language(compiler, {"oneOf": [self.A, self.B], **discriminator})
+        assert valid({"kind": "a"})
+        assert valid({"kind": "c", "x": 1})
+        assert not valid({})
+        assert not valid({"x": 1})
+
+    def test_cases_may_be_definitions_that_refer_to_the_union(self, compiler: GrammarCompiler) -> None:
+        union = {"oneOf": [{"$ref": "#/$defs/A"}, {"$ref": "#/$defs/B"}], "discriminator": {"propertyName": "kind"}}
+        node = {"type": "object", "properties": {"kind": {"$ref": "#/$defs/K"}, "next": union}, "required": ["next"]}
+        definitions = {"A": node, "B": self.B, "K": {"const": "a"}, "tagged0": {}}
+        valid = self.language(compiler, {"$defs": definitions, **union})
+        assert valid({"kind": "a", "next": {"kind": "a", "next": {"kind": "b"}}})
+        assert not valid({"kind": "a", "next": {"x": 1}})
+
+    def test_definitions_may_be_anywhere_and_unions_in_unions(self, compiler: GrammarCompiler) -> None:
+        inner = {"oneOf": [{"$ref": "#/definitions/a~1b"}, self.B]}
+        other = {"type": "object", "properties": {"kind": {"const": "d"}}, "required": ["kind"]}
+        schema = {"definitions": {"a/b": self.A}, "oneOf": [inner, other]}
+        valid = self.language(compiler, schema)
+        assert all(valid({"kind": kind}) for kind in "abcd")
+        assert not valid({})
+
+    @pytest.mark.parametrize(
+        "cases",
+        [
+            [],
+            [5],
+            [{"$ref": "#/$defs/missing/more"}, {}],
+            [{"properties": {"kind": {"const": "a"}}}, {"properties": {"kind": {"const": "b"}}}],
+            [A, {**B, "properties": {"kind": {"enum": ["a"]}}}],
+            [A, {**B, "properties": {"kind": {"const": 1}}}],
+            [A, {"type": "object"}],
+            [{**A, "properties": [1]}, A],
+        ],
+        ids=str,
+    )
+    def test_others_are_refused(self, compiler: GrammarCompiler, cases: Any) -> None:
+        refusal(compiler, "json_schema", json.dumps({"oneOf": cases}))
 
 
 @pytest.mark.parametrize("literal", ['"', '"' + r"\"" * 1_000, "/" + r"\/" * 1_000])

@@ -16,6 +16,11 @@ def test_vocab_len_counts_added_tokens(neox: TextTokenizer) -> None:
     assert neox.vocab_len == 50277
 
 
+@pytest.mark.parametrize(("token_id", "token"), [(0, "<|endoftext|>"), (253, "Ġthe"), (50276, " " * 2), (50400, "")])
+def test_tokens_are_written_as_in_the_vocabulary(neox: TextTokenizer, token_id: int, token: str) -> None:
+    assert neox.token(token_id) == token
+
+
 def test_neox_text_is_the_librarys(neox: TextTokenizer, neox_library: Tokenizer) -> None:
     text = "def f(x):\n        return x  # naïve 日本 🎉<|endoftext|>"
     ids = neox_library.encode(text).ids

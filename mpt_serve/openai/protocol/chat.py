@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from mpt_serve.openai.protocol.field_types import MAX_INT32, LogprobsCount, shown_default
+from mpt_serve.openai.protocol.field_types import ALL_LOGPROBS, MAX_INT32, LogprobsCount, shown_default
 from mpt_serve.openai.protocol.messages import ConversationRequest
 from mpt_serve.openai.protocol.request_model import Refused
 from mpt_serve.openai.protocol.sampling import SamplingRequest
@@ -33,7 +33,10 @@ class ChatCompletionRequest(SamplingRequest, ConversationRequest):
     )
     logprobs: bool = Field(False, description="Return the log probabilities of the text's tokens.")
     top_logprobs: LogprobsCount = Field(
-        0, description="And of this number of the most likely ones; only with `logprobs`."
+        0, description=f"And of this number of the most likely ones, only with `logprobs`; {ALL_LOGPROBS}."
+    )
+    echo: bool = Field(
+        False, description="Begin each message with the last one of the conversation, if that is the assistant's."
     )
     tool_choice: ToolChoiceField | None = Field(
         None,
@@ -50,8 +53,6 @@ class ChatCompletionRequest(SamplingRequest, ConversationRequest):
         Refused("functions", "it is deprecated; use `tools`", ([],)),
         Refused("function_call", "it is deprecated; use `tool_choice`", ("none", "auto")),
         Refused("best_of", "only /v1/completions selects among choices", (1,)),
-        Refused("echo", "the response does not repeat the conversation", (False,)),
-        Refused("add_special_tokens", "chat templates write their own special tokens", (False,)),
         Refused("modalities", "the models write nothing but text", (["text"],)),
         Refused("audio", "the models write nothing but text"),
         Refused("prediction", "predicted output has no effect here"),
@@ -64,6 +65,12 @@ class ChatCompletionRequest(SamplingRequest, ConversationRequest):
     @property
     def num_logprobs(self) -> int | None:
         return self.top_logprobs if self.logprobs else None
+
+    @property
+    def echoed_text(self) -> str:
+        """What each message of the response begins with."""
+        last = self.messages[-1]
+        return last.text if self.echo and last.role == "assistant" else ""
 
     @property
     def max_tokens_names(self) -> tuple[int | None, int | None]:
@@ -79,12 +86,12 @@ class ChatCompletionRequest(SamplingRequest, ConversationRequest):
         return (self.tool_choice or ToolChoice("auto")) if self.tools else ToolChoice("none")
 
     @property
-    def grammar(self) -> tuple[str, GrammarSpec] | None:
-        return self._tools_grammar or super().grammar
+    def output_grammar(self) -> tuple[str, GrammarSpec] | None:
+        return self._tools_grammar or super().output_grammar
 
     @cached_property
     def _tools_grammar(self) -> tuple[str, GrammarSpec] | None:
-        choice, content = self.choice, super().grammar
+        choice, content = self.choice, super().output_grammar
         if choice.mode == "none":
             return None
         callable_tools = {
@@ -110,7 +117,7 @@ class ChatCompletionRequest(SamplingRequest, ConversationRequest):
 
     @model_validator(mode="after")
     def _check_content(self) -> Self:
-        content = super().grammar
+        content = super().output_grammar
         if self.choice.mode != "none" and content and content[1].kind not in ("json_object", "json_schema"):
             raise invalid(f"and '{content[0]}' exclude each other: with tools, content is any text or JSON", "tools")
         return self

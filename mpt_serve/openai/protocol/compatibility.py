@@ -11,11 +11,12 @@ __all__ = ["IGNORED", "REFUSED_FIELDS", "IgnoredFields"]
 
 IGNORED: JsonDict = {"x-ignored": True}  # the extra in the schema of a field that is checked and then has no effect
 
-_GRAMMAR_NAMES = {"regex": "regex", "ebnf": "grammar", "grammar": "grammar", "json_schema": "json"}
 _FILTER_NAMES: dict[str, tuple[int, ...]] = {
     "mirostat": (0,),
+    "mirostat_mode": (0,),
     "typical_p": (1,),
     "tfs_z": (1,),
+    "top_n_sigma": (0, -1),
     "xtc_probability": (0,),
     "dry_multiplier": (0,),
     "dynatemp_range": (0,),
@@ -28,7 +29,6 @@ REFUSED_FIELDS = (
     Refused("use_beam_search", "tokens are sampled, not searched for", (False,)),
     Refused("length_penalty", "it belongs to beam search, which is not offered", (1,)),
     Refused("spaces_between_special_tokens", "the detokenizer adds no spaces", (True,)),
-    *(Refused(name, f"use `{member}` of `structured_outputs`") for name, member in _GRAMMAR_NAMES.items()),
     Refused("stop_regex", "`stop` takes strings"),
     Refused("no_stop_trim", "`include_stop_str_in_output` keeps the stop string", (False,)),
     *(Refused(name, "use `max_tokens`") for name in ("n_predict", "max_new_tokens")),

@@ -5,7 +5,14 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import Field, PlainValidator, model_validator
 
 from mpt_serve.engine.sampling_params import INTEGER_BOUNDS
-from mpt_serve.openai.protocol.field_types import LogprobsCount, ModelId, TokenId, encodable, shown_default
+from mpt_serve.openai.protocol.field_types import (
+    ALL_LOGPROBS,
+    LogprobsCount,
+    ModelId,
+    TokenId,
+    encodable,
+    shown_default,
+)
 from mpt_serve.openai.protocol.request_model import Refused
 from mpt_serve.openai.protocol.sampling import SamplingRequest
 from mpt_serve.openai.protocol.schema_words import Accepts, json_type
@@ -101,7 +108,7 @@ class CompletionRequest(SamplingRequest):
     logprobs: LogprobsCount | None = Field(
         None,
         description="Log probabilities of the text's tokens (with `echo` the prompt's, too) and of this number of the"
-        " most likely ones.",
+        f" most likely ones; {ALL_LOGPROBS}.",
     )
 
     refused: ClassVar[tuple[Refused, ...]] = (

@@ -5,10 +5,21 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 from pydantic.config import JsonDict
 
-from mpt_serve.engine.sampling_params import LOGPROBS_BOUNDS, MAX_INT32
+from mpt_serve.engine.sampling_params import MAX_INT32, MAX_LOGPROBS
 from mpt_serve.openai.protocol.validation_errors import invalid
 
-__all__ = ["MAX_INT32", "POSITIVE_ZERO", "LogprobsCount", "ModelId", "Text", "TokenId", "encodable", "shown_default"]
+__all__ = [
+    "ALL_LOGPROBS",
+    "MAX_INT32",
+    "POSITIVE_ZERO",
+    "LogprobsCount",
+    "ModelId",
+    "Text",
+    "TokenId",
+    "encodable",
+    "shown_default",
+]
+
 
 POSITIVE_ZERO = AfterValidator(lambda number: number + 0.0)  # -0.0 becomes 0.0
 
@@ -29,9 +40,12 @@ def shown_default(words: str) -> JsonDict:
 
 Text = Annotated[str, AfterValidator(encodable)]  # for strings without a bound: those that have one are checked anyway
 
-TokenId = Annotated[int, Field(ge=0, le=MAX_INT32)]
+ALL_LOGPROBS = f"-1 stands for the most that there are, {MAX_LOGPROBS}"  # a response lists no whole vocabularies
+LogprobsCount = Annotated[
+    int, Field(ge=-1, le=MAX_LOGPROBS), AfterValidator(lambda count: MAX_LOGPROBS if count == -1 else count)
+]
 
-LogprobsCount = Annotated[int, LOGPROBS_BOUNDS]
+TokenId = Annotated[int, Field(ge=0, le=MAX_INT32)]
 
 ModelId = Annotated[
     str | None,

@@ -18,6 +18,7 @@ __all__ = ["ChatMessage", "ConversationRequest"]
 MAX_PARTS = 1024
 
 _CONTENT_WORDS = 'a string or an array of parts {"type": "text", "text": "..."}'
+_TEXT_MEMBERS = {"text": "text", "refusal": "refusal"}  # by a part's type, the member that holds its text
 
 
 class TextPart(BaseModel):
@@ -25,6 +26,13 @@ class TextPart(BaseModel):
 
     type: Literal["text"]
     text: str
+
+
+class RefusalPart(BaseModel):
+    """A part of an earlier response with which a model has refused."""
+
+    type: Literal["refusal"]
+    refusal: str
 
 
 def _content(value: Any) -> str:
@@ -41,19 +49,21 @@ def _content(value: Any) -> str:
 def _part(part: Any, place: str) -> str:
     if not isinstance(part, dict):
         raise invalid(f"must be an object; got {json_type(part)}", place)
-    if part.get("type") != "text":
-        raise unsupported('must be "text": the models read nothing else', f"{place}.type")
-    text = part.get("text")
+    kind = part.get("type")
+    member = _TEXT_MEMBERS.get(kind) if isinstance(kind, str) else None
+    if member is None:
+        raise unsupported('must be "text" or "refusal": the models read nothing else', f"{place}.type")
+    text = part.get(member)
     if not isinstance(text, str):
-        raise invalid(f"must be a string; got {json_type(text)}", f"{place}.text")
-    return encodable(text, f"{place}.text")
+        raise invalid(f"must be a string; got {json_type(text)}", f"{place}.{member}")
+    return encodable(text, f"{place}.{member}")
 
 
 Content = Annotated[
     str,
     PlainValidator(
         _content,
-        json_schema_input_type=str | Annotated[list[TextPart], Field(min_length=1, max_length=MAX_PARTS)],
+        json_schema_input_type=str | Annotated[list[TextPart | RefusalPart], Field(min_length=1, max_length=MAX_PARTS)],
     ),
     Accepts(_CONTENT_WORDS),
 ]
@@ -116,6 +126,10 @@ class ConversationRequest(RequestModel):
         False,
         description="Continue the last message, the assistant's, instead of beginning a turn; excludes"
         " `add_generation_prompt`.",
+    )
+    add_special_tokens: bool = Field(
+        False,
+        description="Let the tokenizer add its own special tokens to the conversation, beside those of the template.",
     )
 
     refused: ClassVar[tuple[Refused, ...]] = (

@@ -60,6 +60,11 @@ class RequestModel(BaseModel):
     @classmethod
     def field_order(cls) -> Sequence[str]:
         """Return the fields' names on the wire, in the order of the reference and of what is reported first."""
+        return cls.wire_names()
+
+    @classmethod
+    def wire_names(cls) -> Sequence[str]:
+        """Return the fields' names on the wire, in the order of the class."""
         return [field.alias or name for name, field in cls.model_fields.items()]
 
     @classmethod

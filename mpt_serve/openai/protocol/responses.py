@@ -12,10 +12,14 @@ __all__ = [
     "CompletionChunk",
     "DetokenizeResponse",
     "ErrorBody",
+    "Load",
     "ModelBody",
     "ModelList",
+    "Rerank",
+    "Scores",
     "Status",
     "TokenizeResponse",
+    "TokenizerInfo",
     "UsageBody",
     "Version",
 ]
@@ -64,8 +68,8 @@ class CompletionChoice(TypedDict):
     finish_reason: FinishReason
     stop_reason: str | int | None  # the stop string, or the id among `stop_token_ids`
     prompt_logprobs: PromptLogprobs | None
-    prompt_token_ids: NotRequired[list[int]]
-    token_ids: NotRequired[list[int]]
+    prompt_token_ids: list[int] | None
+    token_ids: list[int] | None
 
 
 class Completion(TypedDict):
@@ -139,7 +143,7 @@ class ChatChoice(TypedDict):
     logprobs: ChatLogprobs | None
     finish_reason: ChatFinishReason
     stop_reason: str | int | None
-    token_ids: NotRequired[list[int]]
+    token_ids: list[int] | None
 
 
 class ChatCompletion(TypedDict):
@@ -152,7 +156,7 @@ class ChatCompletion(TypedDict):
     choices: list[ChatChoice]
     usage: UsageBody
     prompt_logprobs: PromptLogprobs | None
-    prompt_token_ids: NotRequired[list[int]]
+    prompt_token_ids: list[int] | None
 
 
 class CalledFunctionDelta(TypedDict):
@@ -194,6 +198,46 @@ class ChatCompletionChunk(TypedDict):
     prompt_token_ids: NotRequired[list[int]]  # in the first chunk
 
 
+class Score(TypedDict):
+    """The likelihood of one text after another."""
+
+    index: int
+    object: Literal["score"]
+    score: float  # natural logarithm: the sum over its tokens, or with `normalize` their mean
+    num_tokens: int
+    is_greedy: bool  # each of its tokens is the most likely one
+
+
+class Scores(TypedDict):
+    """The body of /v1/score."""
+
+    id: str
+    object: Literal["list"]
+    created: int
+    model: str
+    data: list[Score]
+    usage: UsageBody
+
+
+class RankedDocument(TypedDict):
+    text: str
+
+
+class Ranked(TypedDict):
+    index: int  # of the request's documents
+    relevance_score: float  # from 0 to 1
+    document: NotRequired[RankedDocument]
+
+
+class Rerank(TypedDict):
+    """The body of /v1/rerank."""
+
+    id: str
+    model: str
+    results: list[Ranked]  # best first
+    usage: UsageBody
+
+
 class ModelBody(TypedDict):
     """OpenAI's model object, with the context length and the checkpoint that clients look for."""
 
@@ -215,7 +259,7 @@ class TokenizeResponse(TypedDict):
     count: int
     max_model_len: int
     tokens: list[int]
-    token_strs: None
+    token_strs: list[str] | None  # as the vocabulary writes them
 
 
 class DetokenizeResponse(TypedDict):
@@ -230,6 +274,26 @@ class Status(TypedDict):
 
 class Version(TypedDict):
     version: str
+
+
+class Load(TypedDict):
+    """The body of /load."""
+
+    server_load: int  # choices that wait or run
+
+
+class TokenizerInfo(TypedDict):
+    """The body of /tokenizer_info. Tokens are texts; null where the tokenizer has none."""
+
+    tokenizer_class: str
+    vocab_size: int
+    model_max_length: int | None  # null while the model loads
+    bos_token: str | None
+    eos_token: str | None
+    unk_token: str | None
+    pad_token: str | None
+    all_special_tokens: list[str]
+    chat_template: str | None  # its source, in Jinja
 
 
 class ErrorDetails(TypedDict):

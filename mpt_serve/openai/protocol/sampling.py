@@ -8,7 +8,14 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from mpt_serve.engine.sampling_params import INTEGER_BOUNDS, MAX_BIASED_IDS, NUMBER_BOUNDS
 from mpt_serve.openai.protocol.compatibility import IGNORED, REFUSED_FIELDS, IgnoredFields
-from mpt_serve.openai.protocol.field_types import MAX_INT32, POSITIVE_ZERO, LogprobsCount, TokenId, shown_default
+from mpt_serve.openai.protocol.field_types import (
+    ALL_LOGPROBS,
+    MAX_INT32,
+    POSITIVE_ZERO,
+    LogprobsCount,
+    TokenId,
+    shown_default,
+)
 from mpt_serve.openai.protocol.request_model import Refused, RequestModel
 from mpt_serve.openai.protocol.schema_words import Accepts
 from mpt_serve.openai.protocol.structured_outputs import StructuredOutputFields
@@ -129,8 +136,8 @@ class SamplingRequest(IgnoredFields, StructuredOutputFields):
     ignore_eos: bool = Field(False, description="Continue after the model's end-of-text token.")
     prompt_logprobs: LogprobsCount | None = Field(
         None,
-        description="Log probabilities of the prompt's tokens and of this number of the most likely ones; not with"
-        " `stream`.",
+        description="Log probabilities of the prompt's tokens and of this number of the most likely ones, not with"
+        f" `stream`; {ALL_LOGPROBS}.",
     )
     return_token_ids: bool = Field(False, description="Add `prompt_token_ids` and `token_ids` to the response.")
     return_tokens_as_token_ids: bool = Field(False, description="Name every token by its id, as `token_id:64`.")
@@ -158,10 +165,9 @@ class SamplingRequest(IgnoredFields, StructuredOutputFields):
     @classmethod
     def field_order(cls) -> Sequence[str]:
         """Return the endpoint's own fields first, then those of this class, then those of its bases."""
-        inherited = {**StructuredOutputFields.model_fields, **IgnoredFields.model_fields}
-        return sorted(
-            super().field_order(), key=lambda name: (name in SamplingRequest.model_fields) + (name in inherited)
-        )
+        shared = set(SamplingRequest.wire_names())
+        inherited = {*StructuredOutputFields.wire_names(), *IgnoredFields.wire_names()}
+        return sorted(cls.wire_names(), key=lambda name: (name in shared) + (name in inherited))
 
     @classmethod
     def unknown_fields(cls, body: Mapping[str, Any], prefix: str = "") -> Sequence[str]:
@@ -217,8 +223,8 @@ class SamplingRequest(IgnoredFields, StructuredOutputFields):
             raise invalid("is only available without 'stream'", "prompt_logprobs")
         if self.stream_options is not None and not self.stream:
             raise invalid("needs 'stream': true", "stream_options")
-        if self.ignore_eos and self.grammar is not None:
-            predicate = f"and '{self.grammar[0]}' exclude each other: structured output ends where its text does"
+        if self.ignore_eos and self.output_grammar is not None:
+            predicate = f"and '{self.output_grammar[0]}' exclude each other: structured output ends where its text does"
             raise invalid(predicate, "ignore_eos")
         if None not in self.max_tokens_names and len(set(self.max_tokens_names)) > 1:
             raise invalid("and 'max_tokens' differ: send one of them", "max_completion_tokens")

@@ -70,7 +70,10 @@ Choices = Annotated[
     AfterValidator(_bounded_choices),
     Accepts(_CHOICE_WORDS),
 ]
-LarkGrammar = Annotated[_Text, Accepts(f"a Lark grammar whose start rule is `start`, {_TEXT_WORDS}")]
+Grammar = Annotated[
+    _Text,
+    Accepts(f"a Lark grammar whose start rule is `start`, or a GBNF grammar whose start rule is `root`, {_TEXT_WORDS}"),
+]
 
 _MEMBERS_WORDS = "an object with one of `json`, `json_object`, `regex`, `choice` and `grammar`"
 
@@ -84,7 +87,7 @@ class StructuredOutputs(RequestModel):
     json_object: bool | None = None
     regex: Regex | None = None
     choice: Choices | None = None
-    grammar: LarkGrammar | None = None
+    grammar: Grammar | None = None
 
     refused: ClassVar[tuple[Refused, ...]] = (
         Refused("structural_tag", "the models have no tags"),
@@ -135,25 +138,34 @@ class ResponseFormat(RequestModel):
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: NamedSchema | None = None
+    object_schema: JsonSchema | None = Field(None, alias="schema")  # of llama-server and SGLang
 
     @model_validator(mode="after")
     def _check_schema(self) -> Self:
         if (self.type == "json_schema") != (self.json_schema is not None):
             raise invalid("belongs to the type json_schema, and to no other", "json_schema")
+        if self.object_schema is not None and self.type != "json_object":
+            raise invalid("belongs to the type json_object, and to no other", "schema")
         return self
 
     @property
     def spec(self) -> GrammarSpec | None:
         """The language that the output must be of; None for any text."""
-        if self.json_schema is not None:
-            return GrammarSpec("json_schema", self.json_schema.json_schema)
+        schema = self.object_schema if self.json_schema is None else self.json_schema.json_schema
+        if schema is not None:
+            return GrammarSpec("json_schema", schema)
         return GrammarSpec("json_object") if self.type == "json_object" else None
 
 
 _FORMAT_WORDS = (
-    '`{"type": "text"}`, `{"type": "json_object"}` or'
+    '`{"type": "text"}`, `{"type": "json_object"}`, `{"type": "json_object", "schema": {...}}` or'
     ' `{"type": "json_schema", "json_schema": {"name": "...", "schema": {...}}}`'
 )
+
+
+def _other_name(field: str) -> str:
+    """Return the description of a field that SGLang or llama-server has under another name than vLLM."""
+    return f"Another name of `{field}`."
 
 
 class StructuredOutputFields(RequestModel):
@@ -163,12 +175,17 @@ class StructuredOutputFields(RequestModel):
         None, description="The form of the output; schemas are always strict."
     )
     structured_outputs: Annotated[StructuredOutputs, Accepts(_MEMBERS_WORDS)] | None = Field(
-        None, description="What the output must match; the fields below are older names."
+        None, description="What the output must match; the fields below are other names."
     )
     guided_json: JsonSchema | None = Field(None, description="The output is JSON that is valid under the schema.")
     guided_regex: Regex | None = Field(None, description="The output matches the expression.")
     guided_choice: Choices | None = Field(None, description="The output is one of the strings.")
-    guided_grammar: LarkGrammar | None = Field(None, description="The output is a text of the grammar.")
+    guided_grammar: Grammar | None = Field(None, description="The output is a text of the grammar.")
+    top_json_schema: JsonSchema | None = Field(None, alias="json_schema", description=_other_name("guided_json"))
+    top_regex: Regex | None = Field(None, alias="regex", description=_other_name("guided_regex"))
+    top_choice: Choices | None = Field(None, alias="choice", description=_other_name("guided_choice"))
+    top_grammar: Grammar | None = Field(None, alias="grammar", description=_other_name("guided_grammar"))
+    ebnf: Grammar | None = Field(None, description=_other_name("guided_grammar"))
 
     refused: ClassVar[tuple[Refused, ...]] = (
         Refused("guided_whitespace_pattern", _LAYOUT),
@@ -183,7 +200,7 @@ class StructuredOutputFields(RequestModel):
         return self
 
     @property
-    def grammar(self) -> tuple[str, GrammarSpec] | None:
+    def output_grammar(self) -> tuple[str, GrammarSpec] | None:
         """The field that says what the output must match, and what it says."""
         return next(iter(self._grammars().items()), None)
 
@@ -195,6 +212,11 @@ class StructuredOutputFields(RequestModel):
             "guided_regex": _spec("regex", self.guided_regex),
             "guided_choice": _spec("choice", _choices_text(self.guided_choice)),
             "guided_grammar": _spec("grammar", self.guided_grammar),
+            "json_schema": _spec("json_schema", self.top_json_schema),
+            "regex": _spec("regex", self.top_regex),
+            "choice": _spec("choice", _choices_text(self.top_choice)),
+            "grammar": _spec("grammar", self.top_grammar),
+            "ebnf": _spec("grammar", self.ebnf),
         }
         return {name: spec for name, spec in grammars.items() if spec is not None}
 

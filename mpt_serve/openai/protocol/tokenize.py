@@ -1,16 +1,18 @@
 """The requests of POST /tokenize and /detokenize."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from pydantic import Field
 
 from mpt_serve.openai.protocol.field_types import ModelId, Text, TokenId
 from mpt_serve.openai.protocol.messages import ConversationRequest
-from mpt_serve.openai.protocol.request_model import Refused, RequestModel
+from mpt_serve.openai.protocol.request_model import RequestModel
 
 __all__ = ["DetokenizeRequest", "TokenizeChatRequest", "TokenizeRequest"]
 
-_TOKEN_STRS = Refused("return_token_strs", "tokens are returned as ids", (False,))
+ReturnTokenStrs = Annotated[
+    bool, Field(description="Add `token_strs`: the tokens as the vocabulary writes them, such as `Ġthe`.")
+]
 
 
 class TokenizeRequest(RequestModel):
@@ -22,18 +24,13 @@ class TokenizeRequest(RequestModel):
     parse_special_tokens: bool = Field(
         True, description="Control tokens such as `<|endoftext|>` in the text become their ids; `false`: ordinary text."
     )
-
-    refused: ClassVar[tuple[Refused, ...]] = (_TOKEN_STRS,)
+    return_token_strs: ReturnTokenStrs = False
 
 
 class TokenizeChatRequest(ConversationRequest):
     """The body of POST /tokenize with a conversation."""
 
-    refused: ClassVar[tuple[Refused, ...]] = (
-        *ConversationRequest.refused,
-        Refused("add_special_tokens", "chat templates write their own special tokens", (False,)),
-        _TOKEN_STRS,
-    )
+    return_token_strs: ReturnTokenStrs = False
 
 
 class DetokenizeRequest(RequestModel):

@@ -1,5 +1,6 @@
 """The one way from pydantic's errors to those of the wire contract."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from mpt_serve.openai.protocol.schema_words import Schema, accepted, alternative
 
 __all__ = ["invalid", "invalid_value_error", "unsupported"]
 
+_SHOWN_NAME = re.compile(r"[\w.+-]{1,32}", re.ASCII)
 _KEY = "[key]"  # pydantic's mark of an error in the name of a member, after the name
 
 
@@ -81,5 +83,10 @@ def _mistake(details: ErrorDetails, value: Any, schema: Schema, root: Schema) ->
         elif isinstance(value, list) and option["type"] == "array":
             came = f"{len(value)} items"
         elif isinstance(value, dict) and details["loc"][-1:] == (_KEY,):
-            came = "a member whose name is not a token id"
+            came = f"a member whose name is not a token id: {_name(str(details['loc'][-2]))}"
     return f"must be {accepted(schema, root)}; got {came}"
+
+
+def _name(text: str) -> str:
+    """Return a member's name as messages show it: those of clients may be long, or anything."""
+    return f'"{text}"' if _SHOWN_NAME.fullmatch(text) else f"one of {len(text)} characters"

@@ -1,0 +1,172 @@
+"""GET /openapi.json: the API as an OpenAPI document, made of the models that requests and responses are made of."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+from pydantic import TypeAdapter
+from pydantic.json_schema import JsonSchemaMode
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from mpt_serve.openai.health import program_version
+from mpt_serve.openai.protocol import responses
+from mpt_serve.openai.protocol.chat import ChatCompletionRequest
+from mpt_serve.openai.protocol.completions import CompletionRequest
+from mpt_serve.openai.protocol.scoring import RerankRequest, ScoreRequest
+from mpt_serve.openai.protocol.tokenize import DetokenizeRequest, TokenizeChatRequest, TokenizeRequest
+from mpt_serve.openai.root_path import public_root
+
+__all__ = ["OPERATIONS", "openapi"]
+
+_REF = "#/components/schemas/{model}"
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One method of one path.
+
+    request: the type of its body, of which `example` is one. chunk: of a stream's events, beside `[DONE]`.
+    """
+
+    method: str
+    path: str
+    summary: str
+    response: Any = None
+    request: Any = None
+    chunk: Any = None
+    example: Any = None
+    media_type: str = "application/json"
+
+    @property
+    def kinds(self) -> dict[str, Any]:
+        """Return the types of its bodies."""
+        kinds = {"response": self.response, "request": self.request, "chunk": self.chunk}
+        return {name: kind for name, kind in kinds.items() if kind is not None}
+
+    @property
+    def name(self) -> str:
+        """Return an id for code generators: `post_v1_completions`."""
+        words = "".join(char if char.isalnum() else " " for char in self.path).split()
+        return "_".join([self.method, *words])
+
+
+_VERSIONED = (
+    Operation(
+        "post",
+        "/completions",
+        "Text that continues one prompt or several",
+        responses.Completion,
+        CompletionRequest,
+        responses.CompletionChunk,
+        {"prompt": "Once upon a time", "max_tokens": 32},
+    ),
+    Operation(
+        "post",
+        "/chat/completions",
+        "The assistant's next message",
+        responses.ChatCompletion,
+        ChatCompletionRequest,
+        responses.ChatCompletionChunk,
+        {"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 32},
+    ),
+    Operation(
+        "post",
+        "/score",
+        "The likelihood of texts after others",
+        responses.Scores,
+        ScoreRequest,
+        example={"text_1": "The sky is", "text_2": [" blue.", " loud."]},
+    ),
+    Operation(
+        "post",
+        "/rerank",
+        "Documents in the order of their relevance",
+        responses.Rerank,
+        RerankRequest,
+        example={"query": "Where do whales live?", "documents": ["Whales live in the sea.", "The sky is blue."]},
+    ),
+    Operation("get", "/models", "The served model, as a list", responses.ModelList),
+    Operation("get", "/models/{id}", "The served model", responses.ModelBody),
+)
+
+OPERATIONS = (
+    *(replace(operation, path=f"/v1{operation.path}") for operation in _VERSIONED),
+    *(replace(operation, summary=f"{operation.summary}: as /v1{operation.path}") for operation in _VERSIONED),
+    Operation(
+        "post",
+        "/tokenize",
+        "The ids of a text or a conversation",
+        responses.TokenizeResponse,
+        TokenizeRequest | TokenizeChatRequest,
+        example={"prompt": "Hello!"},
+    ),
+    Operation(
+        "post",
+        "/detokenize",
+        "The text of ids",
+        responses.DetokenizeResponse,
+        DetokenizeRequest,
+        example={"tokens": [1, 2, 3]},
+    ),
+    Operation("get", "/tokenizer_info", "The tokenizer's special tokens and chat template", responses.TokenizerInfo),
+    Operation("get", "/health", "200 while the process lives", responses.Status),
+    Operation("get", "/ready", "200 while there are replicas that serve requests, else 503", responses.Status),
+    Operation("get", "/load", "How much this replica works on", responses.Load),
+    Operation("get", "/version", "The program's version", responses.Version),
+    Operation("get", "/stats", "Each Generator replica's counters", dict[str, Any]),
+    Operation("get", "/metrics", "The same for Prometheus", str, media_type="text/plain"),
+    Operation("get", "/openapi.json", "This document", dict[str, Any]),
+    Operation("get", "/docs", "This document as a page", str, media_type="text/html"),
+)
+
+
+async def openapi(request: Request) -> JSONResponse:
+    """Return the document, whose server is the address that the client has used."""
+    return JSONResponse({**_document(), "servers": [{"url": public_root(request.scope) or "/"}]})
+
+
+@cache
+def _document() -> Mapping[str, Any]:
+    kinds = [kind for operation in OPERATIONS for kind in operation.kinds.values()] + [responses.ErrorBody]
+    inputs: list[tuple[int, JsonSchemaMode, TypeAdapter[Any]]] = [
+        (number, "validation", TypeAdapter(kind)) for number, kind in enumerate(kinds)
+    ]
+    found, definitions = TypeAdapter.json_schemas(inputs, ref_template=_REF)
+    schemas = (found[number, "validation"] for number in range(len(kinds)))
+    error = found[len(kinds) - 1, "validation"]
+    paths: dict[str, dict[str, Any]] = {}
+    for operation in OPERATIONS:
+        own = {name: next(schemas) for name in operation.kinds}
+        paths.setdefault(operation.path, {})[operation.method] = _operation(operation, own, error)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "mpt_serve",
+            "version": program_version(),
+            "description": "MPT models behind an OpenAI-style API.",
+        },
+        "paths": paths,
+        "components": {"schemas": definitions.get("$defs", {})},
+    }
+
+
+def _operation(operation: Operation, schemas: Mapping[str, Any], error: Mapping[str, Any]) -> dict[str, Any]:
+    content = {operation.media_type: {"schema": schemas["response"]}}
+    if "chunk" in schemas:
+        content["text/event-stream"] = {"schema": schemas["chunk"]}
+    described: dict[str, Any] = {
+        "operationId": operation.name,
+        "summary": operation.summary,
+        "responses": {
+            "200": {"description": operation.summary, "content": content},
+            "default": {"description": "An error", "content": {"application/json": {"schema": error}}},
+        },
+    }
+    if "request" in schemas:
+        body = {"schema": schemas["request"], "example": operation.example}
+        described["requestBody"] = {"required": True, "content": {"application/json": body}}
+    if "{id}" in operation.path:
+        described["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}]
+    return described

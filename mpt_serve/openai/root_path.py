@@ -1,0 +1,35 @@
+"""The prefix of the public paths, for an application behind a proxy that serves it below one."""
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+__all__ = ["RootPath", "public_root"]
+
+
+class RootPath:
+    """ASGI middleware, the outermost: everything behind it sees paths without prefix.
+
+    prefix: that a proxy in front has removed from the path, or has left there. Empty: Serve's route_prefix alone.
+    """
+
+    def __init__(self, app: ASGIApp, prefix: str = "") -> None:
+        self._app = app
+        self._prefix = prefix
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        mounted = scope.get("root_path", "")
+        path = _below(self._prefix, _below(mounted, scope["path"]))
+        state = {**scope.get("state", {}), "public_root": self._prefix or mounted}
+        await self._app({**scope, "path": path, "root_path": "", "state": state}, receive, send)
+
+
+def public_root(scope: Scope) -> str:
+    """Return what stands before the paths of this application in the URLs of its clients; empty or `/...`."""
+    return str(scope.get("state", {}).get("public_root", ""))
+
+
+def _below(prefix: str, path: str) -> str:
+    """Return a path without its prefix; unchanged if it has none."""
+    return path[len(prefix) :] if prefix and path.startswith(f"{prefix}/") else path
