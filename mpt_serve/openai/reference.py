@@ -230,9 +230,8 @@ def _tables(model: type[RequestModel], without: type[RequestModel] = RequestMode
     ignored = {name: field for name, field in fields.items() if "x-ignored" in field}
     offered = {name: field for name, field in fields.items() if name not in ignored}
     refused = [field for field in model.refused if field not in without.refused]
-    if offered:
-        rows = [_offered(name, field, root) for name, field in offered.items()]
-        yield _table("| field | accepts | default | meaning |\n|---|---|---|---|", rows)
+    rows = [_offered(name, field, root) for name, field in offered.items()]
+    yield _table("| field | accepts | default | meaning |\n|---|---|---|---|", rows)
     if refused:
         yield _table("| refused with 400 | unless it is | because |\n|---|---|---|", map(_refused, refused))
     if ignored:

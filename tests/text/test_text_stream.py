@@ -67,7 +67,7 @@ def test_tokens_come_with_the_text_that_they_complete() -> None:
     assert stream.push([second]) == ("é", 1, None)
     assert stream.take_tokens() == (TextToken(first, 1), TextToken(second, 1))
     assert stream.finish([256]) == ("", None)
-    assert stream.take_tokens() == (TextToken(256, 2),)
+    assert stream.take_tokens() == (TextToken(256, 2, adds_text=False),)
 
 
 def test_an_empty_stop_string_is_refused() -> None:
