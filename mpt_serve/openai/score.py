@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import takewhile
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from mpt_serve.engine.request import TokenLogprobs
 from mpt_serve.openai.endpoint import Prepared
@@ -23,11 +23,14 @@ from mpt_serve.openai.usage import Usage
 
 __all__ = ["prepare_rerank", "prepare_score"]
 
+RequestT = TypeVar("RequestT", bound=ScoringRequest)
 
-class ScoresBuilder(WholeBuilder):
-    """Builds the response of /v1/score. scored_from: for each pair, the position of the first token that counts."""
 
-    id_prefix = "score"
+class ScoringBuilder(WholeBuilder, Generic[RequestT]):
+    """What both responses are built from.
+
+    scored_from: for each pair, the position of the first token that counts. request: the pairs' request.
+    """
 
     def __init__(
         self,
@@ -38,11 +41,22 @@ class ScoresBuilder(WholeBuilder):
         choices: int,
         *,
         scored_from: Sequence[int],
-        normalize: bool,
+        request: RequestT,
     ) -> None:
         super().__init__(model_id, output, names, prompts, choices)
         self._scored_from = scored_from
-        self._normalize = normalize
+        self._request = request
+
+    def _scored(self, part: ChoicePart) -> list[TokenLogprobs]:
+        """Return the log probabilities of the tokens that count."""
+        known = part.prompt_logprobs or ()
+        return [token for token in known[self._scored_from[part.index] :] if token is not None]
+
+
+class ScoresBuilder(ScoringBuilder[ScoreRequest]):
+    """Builds the response of /v1/score."""
+
+    id_prefix = "score"
 
     def whole(self, parts: Sequence[ChoicePart], usage: Usage) -> Scores:
         """Return the response, with a score for each pair."""
@@ -56,36 +70,21 @@ class ScoresBuilder(WholeBuilder):
         }
 
     def _score(self, part: ChoicePart) -> Score:
-        scored = _scored(part, self._scored_from)
+        scored = self._scored(part)
         total = math.fsum(token.logprob for token in scored)
         return {
             "index": part.index,
             "object": "score",
-            "score": total / len(scored) if self._normalize else total,
+            "score": total / len(scored) if self._request.normalize else total,
             "num_tokens": len(scored),
             "is_greedy": all(token.rank == 1 for token in scored),
         }
 
 
-class RerankBuilder(WholeBuilder):
-    """Builds the response of /v1/rerank. Parameters are those of `ScoresBuilder`, and the request."""
+class RerankBuilder(ScoringBuilder[RerankRequest]):
+    """Builds the response of /v1/rerank."""
 
     id_prefix = "rerank"
-
-    def __init__(
-        self,
-        model_id: str,
-        output: OutputOptions,
-        names: TokenNames,
-        prompts: Sequence[Sequence[int]],
-        choices: int,
-        *,
-        scored_from: Sequence[int],
-        request: RerankRequest,
-    ) -> None:
-        super().__init__(model_id, output, names, prompts, choices)
-        self._scored_from = scored_from
-        self._request = request
 
     def whole(self, parts: Sequence[ChoicePart], usage: Usage) -> Rerank:
         """Return the response, the most relevant documents first; of equal ones the earlier."""
@@ -99,7 +98,7 @@ class RerankBuilder(WholeBuilder):
         }
 
     def _ranked(self, part: ChoicePart) -> Ranked:
-        scored = _scored(part, self._scored_from)
+        scored = self._scored(part)
         mean = math.fsum(token.logprob for token in scored) / len(scored)
         result: Ranked = {"index": part.index, "relevance_score": math.exp(mean)}
         if self._request.return_documents:
@@ -111,7 +110,7 @@ async def prepare_score(context: ServerContext, body: Mapping[str, Any]) -> Prep
     """Validate a request for scores and tokenize its texts. Raises ApiError."""
     request = ScoreRequest.parse(body)
     prompts, scored_from = await _tokenized(context, request, request.pairs, "text_2")
-    builder = partial(ScoresBuilder, scored_from=scored_from, normalize=request.normalize)
+    builder = partial(ScoresBuilder, scored_from=scored_from, request=request)
     options = _options(context, request)
     return Prepared(prompts, "text_2", options, 0, builder, ScoreRequest.unknown_fields(body), scored_from)
 
@@ -166,9 +165,3 @@ async def _tokenized(
 
 async def _ids(context: ServerContext, text: str) -> Sequence[int]:
     return await context.backend.encode(text, True, True) if text else ()
-
-
-def _scored(part: ChoicePart, scored_from: Sequence[int]) -> list[TokenLogprobs]:
-    """Return the log probabilities of the tokens that count."""
-    known = part.prompt_logprobs or ()
-    return [token for token in known[scored_from[part.index] :] if token is not None]
