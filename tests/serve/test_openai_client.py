@@ -73,11 +73,12 @@ def test_a_response_has_the_text_of_chat(client: openai.OpenAI, model: str) -> N
     whole = client.responses.create(**fields)
     assert whole.output_text == chat.choices[0].message.content
     with client.responses.stream(**fields) as stream:
-        types = [event.type for event in stream]
-        last = stream.get_final_response()
-    assert last.output_text == whole.output_text
+        events = list(stream)
+    types = [event.type for event in events]
     assert types[:3] == ["response.created", "response.in_progress", "response.output_item.added"]
     assert types.count("response.output_text.delta") > 1
+    assert types[-1] == f"response.{whole.status}"
+    assert events[-1].response.output_text == whole.output_text  # type: ignore[union-attr]
     assert whole.usage is not None
     assert chat.usage is not None
     assert whole.usage.input_tokens == chat.usage.prompt_tokens
