@@ -5,6 +5,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
+from starlette.responses import JSONResponse, Response
+
 from mpt_serve.openai.ids import new_id
 from mpt_serve.openai.logprobs import prompt_logprobs
 from mpt_serve.openai.output_choice import ChoicePart
@@ -14,6 +16,7 @@ from mpt_serve.openai.protocol.responses import (
     ChatCompletionChunk,
     Completion,
     CompletionChunk,
+    Embeddings,
     PromptLogprobs,
     Rerank,
     Scores,
@@ -24,6 +27,7 @@ from mpt_serve.openai.usage import Usage
 __all__ = ["Chunk", "ResponseBuilder", "WholeBuilder"]
 
 Chunk = CompletionChunk | ChatCompletionChunk
+Whole = Completion | ChatCompletion | Scores | Rerank | Embeddings
 
 
 class WholeBuilder(ABC):
@@ -48,8 +52,12 @@ class WholeBuilder(ABC):
         self._shaped_prompt_logprobs: dict[int, PromptLogprobs] = {}
 
     @abstractmethod
-    def whole(self, parts: Sequence[ChoicePart], usage: Usage) -> Completion | ChatCompletion | Scores | Rerank:
+    def whole(self, parts: Sequence[ChoicePart], usage: Usage) -> Whole:
         """Return the response without streaming, made of the finished choices."""
+
+    def response(self, parts: Sequence[ChoicePart], usage: Usage) -> Response:
+        """Return the same as an HTTP response."""
+        return JSONResponse(self.whole(parts, usage))
 
 
 class ResponseBuilder(WholeBuilder):

@@ -14,6 +14,7 @@ from mpt_serve.openai.protocol.field_types import (
     POSITIVE_ZERO,
     LogprobsCount,
     TokenId,
+    TokensKept,
     shown_default,
 )
 from mpt_serve.openai.protocol.request_model import Refused, RequestModel
@@ -36,12 +37,6 @@ def _not_blank(words: tuple[str, ...]) -> tuple[str, ...]:
     if not all(word.strip(" ") for word in words):
         raise invalid("must not contain a string of spaces alone")
     return words
-
-
-def _not_zero(count: int) -> int:
-    if count == 0:
-        raise invalid("must be at least 1, or -1 for the number that fits")
-    return count
 
 
 def _as_list(value: Any) -> Any:
@@ -142,7 +137,7 @@ class SamplingRequest(IgnoredFields, StructuredOutputFields):
     return_token_ids: bool = Field(False, description="Add `prompt_token_ids` and `token_ids` to the response.")
     return_tokens_as_token_ids: bool = Field(False, description="Name every token by its id, as `token_id:64`.")
     skip_special_tokens: bool = Field(True, description="Leave special tokens such as `<|endoftext|>` out of the text.")
-    truncate_prompt_tokens: Annotated[int, Field(ge=-1, le=MAX_INT32), AfterValidator(_not_zero)] | None = Field(
+    truncate_prompt_tokens: TokensKept | None = Field(
         None,
         description="Cut a longer prompt to this number of tokens; -1 cuts to what fits beside `max_tokens`, or beside"
         " its default (in chat a quarter of the context).",
