@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
@@ -421,12 +422,20 @@ def test_a_frozen_replica_does_not_hide_the_counters_of_others(monkeypatch: pyte
     assert asyncio.run(scenario()) == [{"running": 1}]
 
 
-def test_a_request_of_a_frozen_replica_continues_on_another() -> None:
+def test_a_request_of_a_frozen_replica_continues_on_another(monkeypatch: pytest.MonkeyPatch) -> None:
     async def freezes(ids: Sequence[int], params: SamplingParams, generated: Sequence[int]) -> AsyncIterator[Delta]:
         yield Delta((token_at(0, 0),), None, None, len(ids))
         await asyncio.Event().wait()
 
+    async def check_health() -> None:
+        await asyncio.Event().wait()
+
     generator = FakeGenerator(freezes, continuing())
+    frozen = SimpleNamespace(check_health=SimpleNamespace(remote=check_health))
+    killed: list[Any] = []
+    monkeypatch.setattr(generator_replicas, "_LAST_CHECK_S", 0.01)
+    monkeypatch.setattr(ray, "get_actor", lambda name, namespace: {"SERVE_REPLICA::a": frozen}[name])
+    monkeypatch.setattr(ray, "kill", killed.append)
 
     async def scenario() -> list[Delta]:
         served = backend(generator)
@@ -438,11 +447,13 @@ def test_a_request_of_a_frozen_replica_continues_on_another() -> None:
         await asyncio.sleep(0.01)  # its first delta has come
         generator.answers = [asyncio.Event()]
         await served.watchdog.check()
+        await asyncio.gather(*served.watchdog._ending.values())
         return await request
 
     assert tokens(asyncio.run(scenario())) == [token_at(0, position) for position in range(4)]
     assert generator.responses[0].cancelled
     assert generator.calls[1][3] == (token_at(0, 0),)
+    assert killed == [frozen]
 
 
 def test_what_replicas_report_says_on_which_links_they_are_heard() -> None:

@@ -10,7 +10,7 @@ from jsonschema import Draft202012Validator
 from server import ServerProcess, free_port, serve_config
 from tiny_checkpoint import END, write_tiny_checkpoint
 
-pytestmark = [pytest.mark.slow, pytest.mark.exhaustive, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 TEMPLATE = (
     "{% if tools %}<tools>{{ tools | tojson }}</tools>{% endif %}"
