@@ -13,15 +13,13 @@ from mpt_serve.engine.sampling_params import Pooling
 from mpt_serve.openai.endpoint import Prepared
 from mpt_serve.openai.errors import InvalidValueError
 from mpt_serve.openai.output_choice import ChoicePart
-from mpt_serve.openai.output_options import OutputOptions
 from mpt_serve.openai.prompts import check_prompts, tokenize_prompts
 from mpt_serve.openai.protocol.completions import CompletionRequest
 from mpt_serve.openai.protocol.embeddings import EmbeddingRequest
 from mpt_serve.openai.protocol.responses import Embedding, Embeddings
-from mpt_serve.openai.response_builder import WholeBuilder
+from mpt_serve.openai.response_builder import ResponseBasis, WholeBuilder
 from mpt_serve.openai.sampling import SamplingOptions
 from mpt_serve.openai.server_context import ServerContext
-from mpt_serve.openai.token_names import TokenNames
 from mpt_serve.openai.usage import Usage
 
 __all__ = ["EmbeddingsBuilder", "prepare_embeddings"]
@@ -36,18 +34,8 @@ class EmbeddingsBuilder(WholeBuilder):
 
     id_prefix = "embd"
 
-    def __init__(
-        self,
-        model_id: str,
-        output: OutputOptions,
-        names: TokenNames,
-        prompts: Sequence[Sequence[int]],
-        choices: int,
-        *,
-        encoding: str,
-        by_token: bool,
-    ) -> None:
-        super().__init__(model_id, output, names, prompts, choices)
+    def __init__(self, basis: ResponseBasis, *, encoding: str, by_token: bool) -> None:
+        super().__init__(basis)
         self._encoding = encoding
         self._by_token = by_token
 

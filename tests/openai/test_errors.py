@@ -21,7 +21,13 @@ from mpt_serve.openai.errors import ERROR_KINDS, InvalidValueError, NotReadyErro
 from mpt_serve.text.chat_template import ChatTemplateError
 
 POSTS = [
-    *("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize", "/v1/score", "/v1/rerank"),
+    "/v1/completions",
+    "/v1/chat/completions",
+    "/tokenize",
+    "/detokenize",
+    "/v1/score",
+    "/v1/rerank",
+    "/v1/responses",
     "/v1/embeddings",
 ]
 GOOD = {
@@ -32,6 +38,7 @@ GOOD = {
     "/v1/score": {"text_1": "a", "text_2": ["b", "c"]},
     "/v1/embeddings": {"input": ["a", "bc"]},
     "/v1/rerank": {"query": "a", "documents": ["b", {"text": "c"}]},
+    "/v1/responses": {"input": "a"},
 }
 LEAKS = re.compile(r'0x[0-9a-f]{4}|File "|Traceback|/(?:srv|home|root|usr|work|tmp)/')
 
