@@ -26,6 +26,7 @@ from mpt_serve.openai.models import get_model, list_models
 from mpt_serve.openai.openapi import openapi
 from mpt_serve.openai.pages import pages
 from mpt_serve.openai.request_log import RequestLog
+from mpt_serve.openai.responses import prepare_response
 from mpt_serve.openai.root_path import RootPath
 from mpt_serve.openai.score import prepare_rerank, prepare_score
 from mpt_serve.openai.server_context import ServerContext
@@ -99,6 +100,7 @@ def _routes(context: ServerContext) -> list[Route]:
     versioned = [
         Route("/completions", GenerationEndpoint(context, prepare_completion), methods=["POST"]),
         Route("/chat/completions", GenerationEndpoint(context, prepare_chat), methods=["POST"]),
+        Route("/responses", GenerationEndpoint(context, prepare_response), methods=["POST"]),
         Route("/score", GenerationEndpoint(context, prepare_score), methods=["POST"]),
         Route("/rerank", GenerationEndpoint(context, prepare_rerank), methods=["POST"]),
         Route("/models", list_models(context), methods=["GET"]),

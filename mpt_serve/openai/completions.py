@@ -40,14 +40,21 @@ class CompletionResponseBuilder(ResponseBuilder):
             "usage": usage.body(),
         }
 
-    def chunk(self, part: ChoicePart | None) -> CompletionChunk:
-        """Return the chunk of a stream for a piece of a choice, or one without choices."""
+    def chunks(self, part: ChoicePart) -> Sequence[CompletionChunk]:
+        """Return the chunk of a stream for a piece of a choice."""
+        return [self._chunk([self._chunk_choice(part)])]
+
+    def closing(self, usage: Usage) -> Sequence[CompletionChunk]:
+        """Return the chunk with the usage, if it is requested."""
+        return [{**self._chunk([]), "usage": usage.body()}] if self._output.usage else ()
+
+    def _chunk(self, choices: list[CompletionChunkChoice]) -> CompletionChunk:
         return {
             "id": self._id,
             "object": "text_completion",
             "created": self._created,
             "model": self._model_id,
-            "choices": [] if part is None else [self._chunk_choice(part)],
+            "choices": choices,
         }
 
     def _whole_choice(self, part: ChoicePart) -> CompletionChoice:

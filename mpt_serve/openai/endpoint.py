@@ -23,10 +23,10 @@ from mpt_serve.openai.disconnect import ClientDisconnectedError, run_while_conne
 from mpt_serve.openai.echo import Echo
 from mpt_serve.openai.errors import ApiError, DeadlineError, InvalidValueError, as_api_error
 from mpt_serve.openai.output_choice import OutputChoice
-from mpt_serve.openai.output_options import OutputOptions
 from mpt_serve.openai.prompt_stream import PromptStream
+from mpt_serve.openai.protocol.field_names import OF_CHAT, FieldNames
 from mpt_serve.openai.request_stream import RequestStream
-from mpt_serve.openai.response_builder import ResponseBuilder, WholeBuilder
+from mpt_serve.openai.response_builder import ResponseBasis, ResponseBuilder, WholeBuilder
 from mpt_serve.openai.sampling import SamplingOptions
 from mpt_serve.openai.server_context import ServerContext
 from mpt_serve.openai.server_metrics import ServerMetrics, TokenTimer
@@ -49,8 +49,9 @@ class Prepared:
     param: str  # the field that the prompts came from
     options: SamplingOptions
     default_max_tokens: int | None  # None: as many as the context leaves
-    builder: Callable[[str, OutputOptions, TokenNames, Sequence[Sequence[int]], int], WholeBuilder]
-    unknown: Sequence[str]  # unknown fields, which are ignored
+    builder: Callable[[ResponseBasis], WholeBuilder]
+    unknown: Sequence[str] = ()  # unknown fields, which are ignored
+    names: FieldNames = OF_CHAT  # of fields in errors
     scored_from: Sequence[int] = ()  # where only these ids of each prompt and those after them have log probabilities
 
 
@@ -116,13 +117,17 @@ class GenerationEndpoint:
         """Return the response, or None if it was sent as a stream."""
         prepared = await self._prepare(self._context, body)
         del body
+        with prepared.names.in_errors():
+            return await self._generate(prepared, call, stream)
+
+    async def _generate(self, prepared: Prepared, call: _Call, stream: EventStream) -> Response | None:
         options = prepared.options
         headers = self._context.ignored_fields_header(prepared.unknown)
         backend = self._context.backend
         prompts = await self._prompt_streams(prepared, call)
         names = TokenNames(backend.tokenizer.token_bytes, options.output.tokens_as_ids)
         ids = [prompt.request.ids for prompt in prompts]
-        builder = prepared.builder(backend.model.id, options.output, names, ids, options.request.n)
+        builder = prepared.builder(ResponseBasis(backend.model.id, options.output, names, ids, options.request.n))
         call.admit([len(prompt) for prompt in ids], options.request.num_choices)
         with _grammar_errors(options.grammar_field, self._context.metrics):
             async with RequestStream(backend, prompts) as output:
@@ -134,6 +139,7 @@ class GenerationEndpoint:
                         return response
                     assert isinstance(builder, ResponseBuilder)  # of the endpoints that have streams
                     stream.headers.update(headers)
+                    stream.form, stream.failure = builder.form, builder.failure
                     await StreamedResponse(output, builder, stream, options, self._context.limits).send()
                     return None
                 finally:

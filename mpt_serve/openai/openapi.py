@@ -14,6 +14,8 @@ from mpt_serve.openai.health import program_version
 from mpt_serve.openai.protocol import responses
 from mpt_serve.openai.protocol.chat import ChatCompletionRequest
 from mpt_serve.openai.protocol.completions import CompletionRequest
+from mpt_serve.openai.protocol.response_bodies import ResponseBody, ResponseEvent
+from mpt_serve.openai.protocol.response_request import ResponseRequest
 from mpt_serve.openai.protocol.scoring import RerankRequest, ScoreRequest
 from mpt_serve.openai.protocol.tokenize import DetokenizeRequest, TokenizeChatRequest, TokenizeRequest
 from mpt_serve.openai.root_path import public_root
@@ -70,6 +72,15 @@ _VERSIONED = (
         ChatCompletionRequest,
         responses.ChatCompletionChunk,
         {"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 32},
+    ),
+    Operation(
+        "post",
+        "/responses",
+        "The assistant's next message and calls, without state",
+        ResponseBody,
+        ResponseRequest,
+        ResponseEvent,
+        {"input": "Hello!", "max_output_tokens": 32},
     ),
     Operation(
         "post",

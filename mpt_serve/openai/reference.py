@@ -9,8 +9,11 @@ from mpt_serve.configuration.reference import default_text
 from mpt_serve.openai.errors import ERROR_KINDS, NotReadyError
 from mpt_serve.openai.protocol.chat import ChatCompletionRequest
 from mpt_serve.openai.protocol.completions import CompletionRequest
+from mpt_serve.openai.protocol.generation import GenerationFields
 from mpt_serve.openai.protocol.messages import ChatMessage, ConversationRequest
 from mpt_serve.openai.protocol.request_model import Refused, RequestModel, json_schema
+from mpt_serve.openai.protocol.response_items import InputItem, ResponseTool
+from mpt_serve.openai.protocol.response_request import ResponseRequest, TextFormat, TextOptions
 from mpt_serve.openai.protocol.sampling import SamplingRequest, StreamOptions
 from mpt_serve.openai.protocol.schema_words import Schema, accepted
 from mpt_serve.openai.protocol.scoring import RerankRequest, ScoreRequest, ScoringRequest
@@ -28,6 +31,7 @@ Written by `python -m mpt_serve.openai.reference > docs/api.md` from the models 
 |---|---|
 | `POST /v1/completions` | text that continues one prompt or several, whole or as server-sent events |
 | `POST /v1/chat/completions` | the assistant's next message; needs a model with a chat template |
+| `POST /v1/responses` | the assistant's next message and calls, in OpenAI's newer API, without state |
 | `POST /v1/score` | the likelihood of texts, each after another one |
 | `POST /v1/rerank` | documents in the order of their relevance to a query |
 | `GET /v1/models`, `GET /v1/models/{id}` | the served model, with `max_model_len` and `root` |
@@ -124,6 +128,25 @@ a client disconnects, its request ends.
 `stream_options`:
 """
 
+_RESPONSES = """\
+Chat generates these responses: `input`, after `instructions`, becomes its messages, and everything that this page says
+of chat's tools, structured outputs and log probabilities holds. An assistant's message and the calls that follow it are
+one turn. The server stores nothing: `store` in a response is always false, each request has the whole conversation as
+its `input`, and items of earlier responses may stand in it as they are.
+
+A response's `output` has a `message` with one part of type `output_text`, and one `function_call` for each call;
+without any text there are calls alone. Its `status` is `completed`, or `incomplete` with the reason `max_output_tokens`
+when the context or the limit has ended it. The request's fields come back with it.
+
+With `"stream": true` each event has its `type` as its name and a `sequence_number` from 0: `response.created`,
+`response.in_progress`, then for each item `response.output_item.added`, its deltas (`response.content_part.added`,
+`response.output_text.delta`, `response.output_text.done` and `response.content_part.done`, or
+`response.function_call_arguments.delta` and `.done`) and `response.output_item.done`, and at the end
+`response.completed`, `response.incomplete` or `response.failed` with the whole response. Nothing follows it.
+
+`text` and its `format`:
+"""
+
 _SCORES = """\
 A score is the natural logarithm of the probability that a text follows another one, by the model's own log
 probabilities. The two are tokenized as one text; a token across the border belongs to the second. Where nothing comes
@@ -199,6 +222,16 @@ def render_reference() -> str:
         _TOKENS,
         _STREAMS,
         *_tables(StreamOptions),
+        "## POST /v1/responses\n",
+        *_tables(ResponseRequest, without=GenerationFields),
+        "Also those fields of both above that say how tokens are selected and when text stops: `temperature` to"
+        " `cache_salt`.\n",
+        _RESPONSES,
+        *_tables(TextOptions),
+        *_tables(TextFormat),
+        "Each of the items in `input`, and each of the `tools`:\n",
+        *_tables(InputItem),
+        *_tables(ResponseTool),
         "## POST /v1/score and /v1/rerank\n",
         _SCORES,
         *_tables(ScoreRequest, without=ScoringRequest),

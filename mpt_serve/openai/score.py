@@ -11,14 +11,12 @@ from mpt_serve.engine.request import TokenLogprobs
 from mpt_serve.openai.endpoint import Prepared
 from mpt_serve.openai.errors import InvalidValueError
 from mpt_serve.openai.output_choice import ChoicePart
-from mpt_serve.openai.output_options import OutputOptions
 from mpt_serve.openai.protocol.completions import CompletionRequest
 from mpt_serve.openai.protocol.responses import Ranked, Rerank, Score, Scores
 from mpt_serve.openai.protocol.scoring import RerankRequest, ScoreRequest, ScoringRequest
-from mpt_serve.openai.response_builder import WholeBuilder
+from mpt_serve.openai.response_builder import ResponseBasis, WholeBuilder
 from mpt_serve.openai.sampling import SamplingOptions
 from mpt_serve.openai.server_context import ServerContext
-from mpt_serve.openai.token_names import TokenNames
 from mpt_serve.openai.usage import Usage
 
 __all__ = ["prepare_rerank", "prepare_score"]
@@ -32,18 +30,8 @@ class ScoringBuilder(WholeBuilder, Generic[RequestT]):
     scored_from: for each pair, the position of the first token that counts. request: the pairs' request.
     """
 
-    def __init__(
-        self,
-        model_id: str,
-        output: OutputOptions,
-        names: TokenNames,
-        prompts: Sequence[Sequence[int]],
-        choices: int,
-        *,
-        scored_from: Sequence[int],
-        request: RequestT,
-    ) -> None:
-        super().__init__(model_id, output, names, prompts, choices)
+    def __init__(self, basis: ResponseBasis, *, scored_from: Sequence[int], request: RequestT) -> None:
+        super().__init__(basis)
         self._scored_from = scored_from
         self._request = request
 
@@ -112,7 +100,7 @@ async def prepare_score(context: ServerContext, body: Mapping[str, Any]) -> Prep
     prompts, scored_from = await _tokenized(context, request, request.pairs, "text_2")
     builder = partial(ScoresBuilder, scored_from=scored_from, request=request)
     options = _options(context, request)
-    return Prepared(prompts, "text_2", options, 0, builder, ScoreRequest.unknown_fields(body), scored_from)
+    return Prepared(prompts, "text_2", options, 0, builder, ScoreRequest.unknown_fields(body), scored_from=scored_from)
 
 
 async def prepare_rerank(context: ServerContext, body: Mapping[str, Any]) -> Prepared:
@@ -121,7 +109,9 @@ async def prepare_rerank(context: ServerContext, body: Mapping[str, Any]) -> Pre
     prompts, scored_from = await _tokenized(context, request, request.pairs, "documents")
     builder = partial(RerankBuilder, scored_from=scored_from, request=request)
     options = _options(context, request)
-    return Prepared(prompts, "documents", options, 0, builder, RerankRequest.unknown_fields(body), scored_from)
+    return Prepared(
+        prompts, "documents", options, 0, builder, RerankRequest.unknown_fields(body), scored_from=scored_from
+    )
 
 
 def _options(context: ServerContext, request: ScoringRequest) -> SamplingOptions:

@@ -20,7 +20,15 @@ from mpt_serve.openai.backend import Readiness
 from mpt_serve.openai.errors import ERROR_KINDS, InvalidValueError, NotReadyError, as_api_error, error_response
 from mpt_serve.text.chat_template import ChatTemplateError
 
-POSTS = ["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize", "/v1/score", "/v1/rerank"]
+POSTS = [
+    "/v1/completions",
+    "/v1/chat/completions",
+    "/tokenize",
+    "/detokenize",
+    "/v1/score",
+    "/v1/rerank",
+    "/v1/responses",
+]
 GOOD = {
     "/v1/completions": {"prompt": "a"},
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "a"}]},
@@ -28,6 +36,7 @@ GOOD = {
     "/detokenize": {"tokens": [64]},
     "/v1/score": {"text_1": "a", "text_2": ["b", "c"]},
     "/v1/rerank": {"query": "a", "documents": ["b", {"text": "c"}]},
+    "/v1/responses": {"input": "a"},
 }
 LEAKS = re.compile(r'0x[0-9a-f]{4}|File "|Traceback|/(?:srv|home|root|usr|work|tmp)/')
 

@@ -65,6 +65,26 @@ def test_a_chat_stream_has_the_text_of_the_whole_response(client: openai.OpenAI,
     assert whole.usage.prompt_tokens > len(["Say", "hello."])
 
 
+def test_a_response_has_the_text_of_chat(client: openai.OpenAI, model: str) -> None:
+    request = {"model": model, "temperature": 0}
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Say hello."}]
+    chat = client.chat.completions.create(**request, messages=messages, max_tokens=24)  # type: ignore[call-overload]
+    fields = {**request, "instructions": "Be brief.", "input": "Say hello.", "max_output_tokens": 24}
+    whole = client.responses.create(**fields)
+    assert whole.output_text == chat.choices[0].message.content
+    with client.responses.stream(**fields) as stream:
+        events = list(stream)
+    types = [event.type for event in events]
+    assert types[:3] == ["response.created", "response.in_progress", "response.output_item.added"]
+    assert types.count("response.output_text.delta") > 1
+    assert types[-1] == f"response.{whole.status}"
+    assert events[-1].response.output_text == whole.output_text  # type: ignore[union-attr]
+    assert whole.usage is not None
+    assert chat.usage is not None
+    assert whole.usage.input_tokens == chat.usage.prompt_tokens
+    assert whole.usage.output_tokens == chat.usage.completion_tokens
+
+
 @pytest.mark.parametrize(
     ("change", "error", "code"),
     [
