@@ -100,7 +100,7 @@ LIBRARIES: Mapping[str, set[str]] = {
     "mpt_serve.text": {"tokenizers", "sentencepiece", "transformers", "jinja2"},
     "mpt_serve.structured_outputs": {"llguidance", "numpy"},
     "mpt_serve.engine": {"annotated_types", *_ARRAYS},  # pydantic's own bounds
-    "mpt_serve.llm": {"tqdm"},
+    "mpt_serve.llm": {"numpy", "tqdm"},
     "mpt_serve.openai": {"starlette", "pydantic", "pydantic_core", "typing_extensions"},
     "mpt_serve.deployments": {"ray", "starlette", "prometheus_client", "jax", "msgpack", "uvicorn"},
     "mpt_serve.driver": {"ray"},
