@@ -22,12 +22,12 @@ from mpt_serve.configuration.model_folder import tokenizer_folder
 from mpt_serve.configuration.settings import Settings
 from mpt_serve.deployments.admission import Admission
 from mpt_serve.deployments.drain import follow_replica_end, graceful_shutdown_timeout_s
-from mpt_serve.deployments.generator_replicas import Replicas
 from mpt_serve.deployments.logs import log_through_serve
 from mpt_serve.deployments.memory import resident_bytes
 from mpt_serve.deployments.metrics import exposition
 from mpt_serve.deployments.readiness import Waiting
 from mpt_serve.deployments.replica_updates import ReplicaUpdates
+from mpt_serve.deployments.replicas import Replicas
 from mpt_serve.deployments.response_link import LinkedResponses
 from mpt_serve.deployments.same_model_router import SameModelRouter
 from mpt_serve.deployments.serve_backend import ServeBackend
@@ -93,7 +93,8 @@ class Ingress:
         watch.has_served = self._takeover.replaces
         await watch.check()
         backend = self._backend
-        background = [watch.run(), backend.watchdog.run(), backend.signs.run(), follow_replica_end(backend.drain)]
+        background = [watch.run(), backend.signs.run(), follow_replica_end(backend.drain)]
+        background += [watchdog.run() for watchdog in (backend.watchdog, backend.tokenizer_watchdog)]
         if self._access is not None:
             background.append(self._access.keys.watch())
         self._tasks = [asyncio.get_running_loop().create_task(work) for work in background]
@@ -187,5 +188,6 @@ def _model_info(
         chat_refusal=chat_refusal,
         chat_template=chat_template,
         tools_refusal=tools_refusal,
+        embedding_pooling=settings.embedding_pooling,
         max_chars_per_token=text.max_chars_per_token,
     )

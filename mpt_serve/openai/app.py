@@ -17,6 +17,7 @@ from mpt_serve.openai.authentication import Authentication
 from mpt_serve.openai.backend import Backend
 from mpt_serve.openai.chat import prepare_chat
 from mpt_serve.openai.completions import prepare_completion
+from mpt_serve.openai.embeddings import prepare_embeddings
 from mpt_serve.openai.endpoint import GenerationEndpoint
 from mpt_serve.openai.envelope import Envelope
 from mpt_serve.openai.errors import on_http_exception
@@ -27,6 +28,7 @@ from mpt_serve.openai.models import get_model, list_models
 from mpt_serve.openai.openapi import openapi
 from mpt_serve.openai.pages import DOCS_FILES, PLAYGROUND_FILES, pages
 from mpt_serve.openai.request_log import RequestLog
+from mpt_serve.openai.responses import prepare_response
 from mpt_serve.openai.root_path import RootPath
 from mpt_serve.openai.score import prepare_rerank, prepare_score
 from mpt_serve.openai.server_context import ServerContext
@@ -103,6 +105,8 @@ def _routes(context: ServerContext) -> list[Route]:
     versioned = [
         Route("/completions", GenerationEndpoint(context, prepare_completion), methods=["POST"]),
         Route("/chat/completions", GenerationEndpoint(context, prepare_chat), methods=["POST"]),
+        Route("/embeddings", GenerationEndpoint(context, prepare_embeddings), methods=["POST"]),
+        Route("/responses", GenerationEndpoint(context, prepare_response), methods=["POST"]),
         Route("/score", GenerationEndpoint(context, prepare_score), methods=["POST"]),
         Route("/rerank", GenerationEndpoint(context, prepare_rerank), methods=["POST"]),
         Route("/models", list_models(context), methods=["GET"]),

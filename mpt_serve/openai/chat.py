@@ -1,32 +1,29 @@
 """POST /v1/chat/completions: the assistant's next message."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
 from mpt_serve.openai.endpoint import Prepared
 from mpt_serve.openai.logprobs import chat_logprobs
 from mpt_serve.openai.output_choice import ChoicePart
-from mpt_serve.openai.output_options import OutputOptions
 from mpt_serve.openai.protocol.chat import ChatCompletionRequest
 from mpt_serve.openai.protocol.responses import (
-    AssistantMessage,
     ChatChoice,
     ChatChunkChoice,
     ChatCompletion,
     ChatCompletionChunk,
     ChatDelta,
-    ChatFinishReason,
     ChatLogprobs,
 )
-from mpt_serve.openai.response_builder import ResponseBuilder
+from mpt_serve.openai.response_builder import ResponseBasis, ResponseBuilder
 from mpt_serve.openai.sampling import SamplingOptions
 from mpt_serve.openai.server_context import ServerContext
-from mpt_serve.openai.token_names import TokenNames
-from mpt_serve.openai.tool_messages import ToolMessage
+from mpt_serve.openai.tool_messages import new_message
 from mpt_serve.openai.usage import Usage
 
-__all__ = ["ChatResponseBuilder", "prepare_chat"]
+__all__ = ["ChatResponseBuilder", "prepare_chat", "prepare_conversation"]
 
 
 class ChatResponseBuilder(ResponseBuilder):
@@ -38,19 +35,12 @@ class ChatResponseBuilder(ResponseBuilder):
     id_prefix = "chatcmpl"
 
     def __init__(
-        self,
-        model_id: str,
-        output: OutputOptions,
-        names: TokenNames,
-        prompts: Sequence[Sequence[int]],
-        choices: int,
-        echoed_text: str = "",
-        tools: Literal["none", "auto", "required"] = "none",
+        self, basis: ResponseBasis, echoed_text: str = "", tools: Literal["none", "auto", "required"] = "none"
     ) -> None:
-        super().__init__(model_id, output, names, prompts, choices)
+        super().__init__(basis)
         self._echoed_text = echoed_text
         self._tools = tools
-        self._messages = [ToolMessage() for _ in range(choices if self._calls else 0)]
+        self._messages = [new_message(self._calls) for _ in range(basis.choices)]
 
     @property
     def plain(self) -> bool:
@@ -73,7 +63,7 @@ class ChatResponseBuilder(ResponseBuilder):
             "prompt_token_ids": self._prompt_ids(0) if self._output.token_ids else None,
         }
 
-    def opening(self) -> Sequence[ChatCompletionChunk]:
+    def opening(self, usage: Usage) -> Sequence[ChatCompletionChunk]:
         """Return a chunk with the role for each choice, the first with the prompt's ids if they are requested."""
         without_text = self._tools == "required" and not self._echoed_text
         deltas: list[ChatDelta] = [{"role": "assistant", "content": None if without_text else ""}]
@@ -88,9 +78,14 @@ class ChatResponseBuilder(ResponseBuilder):
             chunks[0]["prompt_token_ids"] = self._prompt_ids(0)
         return chunks
 
-    def chunk(self, part: ChoicePart | None) -> ChatCompletionChunk:
-        """Return the chunk of a stream for a piece of a choice; one without choices if the piece adds nothing."""
-        return self._chunk([] if part is None else self._chunk_choices(part))
+    def chunks(self, part: ChoicePart) -> Sequence[ChatCompletionChunk]:
+        """Return the chunk of a stream for a piece of a choice; none if the piece adds nothing."""
+        choice = self._chunk_choice(part)
+        return () if choice is None else [self._chunk([choice])]
+
+    def closing(self, usage: Usage) -> Sequence[ChatCompletionChunk]:
+        """Return the chunk with the usage, if it is requested."""
+        return [{**self._chunk([]), "usage": usage.body()}] if self._output.usage else ()
 
     def _chunk(self, choices: list[ChatChunkChoice]) -> ChatCompletionChunk:
         return {
@@ -102,11 +97,8 @@ class ChatResponseBuilder(ResponseBuilder):
         }
 
     def _whole_choice(self, part: ChoicePart) -> ChatChoice:
-        message: AssistantMessage = {"role": "assistant", "content": part.text, "refusal": None}
-        finish_reason: ChatFinishReason | None = part.finish_reason
-        if self._calls:
-            with_calls = ToolMessage()
-            message, finish_reason = with_calls.whole(part), with_calls.finish_reason(part)
+        reader = new_message(self._calls)
+        message, finish_reason = reader.whole(part), reader.finish_reason(part)
         if self._echoed_text:
             message["content"] = self._echoed_text + (message["content"] or "")
         assert finish_reason is not None
@@ -119,14 +111,11 @@ class ChatResponseBuilder(ResponseBuilder):
             "token_ids": part.generated_ids if self._output.token_ids else None,
         }
 
-    def _chunk_choices(self, part: ChoicePart) -> list[ChatChunkChoice]:
-        delta: ChatDelta = {"content": part.text} if part.text else {}
-        finish_reason: ChatFinishReason | None = part.finish_reason
-        if self._calls:
-            message = self._messages[part.index]
-            delta, finish_reason = message.delta(part), message.finish_reason(part)
-            if not delta and finish_reason is None and not part.tokens:
-                return []  # what was generated belongs to the form of a call
+    def _chunk_choice(self, part: ChoicePart) -> ChatChunkChoice | None:
+        message = self._messages[part.index]
+        delta, finish_reason = message.delta(part), message.finish_reason(part)
+        if not delta and finish_reason is None and not part.tokens:
+            return None  # what was generated belongs to the form of a call
         choice: ChatChunkChoice = {
             "index": part.index,
             "delta": delta,
@@ -137,7 +126,7 @@ class ChatResponseBuilder(ResponseBuilder):
             choice["token_ids"] = part.generated_ids
         if part.finish_reason is not None:
             choice["stop_reason"] = part.stop_reason
-        return [choice]
+        return choice
 
     def _logprobs(self, part: ChoicePart) -> ChatLogprobs | None:
         count = self._output.logprobs
@@ -147,6 +136,12 @@ class ChatResponseBuilder(ResponseBuilder):
 async def prepare_chat(context: ServerContext, body: Mapping[str, Any]) -> Prepared:
     """Validate a chat request, render its conversation and tokenize it. Raises ApiError."""
     request = ChatCompletionRequest.parse(body)
+    prepared = await prepare_conversation(context, request)
+    return replace(prepared, unknown=ChatCompletionRequest.unknown_fields(body))
+
+
+async def prepare_conversation(context: ServerContext, request: ChatCompletionRequest) -> Prepared:
+    """Check a chat request against the model, render its conversation and tokenize it. Raises ApiError."""
     context.require_model(request.model)
     options = SamplingOptions.of(request, context.backend.model)
     options.check_choices(1, context.limits)
@@ -154,6 +149,5 @@ async def prepare_chat(context: ServerContext, body: Mapping[str, Any]) -> Prepa
     if request.truncate_prompt_tokens is None:
         context.require_short("".join(message.text for message in request.messages), "messages")
     ids = await context.tokenize_conversation(request)
-    unknown = ChatCompletionRequest.unknown_fields(body)
     builder = partial(ChatResponseBuilder, echoed_text=request.echoed_text, tools=request.choice.mode)
-    return Prepared([ids], "messages", options, None, builder, unknown)
+    return Prepared([ids], "messages", options, None, builder)

@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from mpt_serve.access.client import Usage
 from mpt_serve.configuration.limits import Limits
-from mpt_serve.engine.sampling_params import SamplingParams
+from mpt_serve.engine.sampling_params import Pooling, SamplingParams
 from mpt_serve.errors import BusyError, EngineClosedError, RequestError
 from mpt_serve.openai.authentication import client_of
 from mpt_serve.openai.backend import GenerationRequest, Reservation
@@ -23,10 +23,10 @@ from mpt_serve.openai.disconnect import ClientDisconnectedError, run_while_conne
 from mpt_serve.openai.echo import Echo
 from mpt_serve.openai.errors import ApiError, DeadlineError, InvalidValueError, as_api_error
 from mpt_serve.openai.output_choice import OutputChoice
-from mpt_serve.openai.output_options import OutputOptions
 from mpt_serve.openai.prompt_stream import PromptStream
+from mpt_serve.openai.protocol.field_names import OF_CHAT, FieldNames
 from mpt_serve.openai.request_stream import RequestStream
-from mpt_serve.openai.response_builder import ResponseBuilder, WholeBuilder
+from mpt_serve.openai.response_builder import ResponseBasis, ResponseBuilder, WholeBuilder
 from mpt_serve.openai.sampling import SamplingOptions
 from mpt_serve.openai.server_context import ServerContext
 from mpt_serve.openai.server_metrics import ServerMetrics, TokenTimer
@@ -49,9 +49,13 @@ class Prepared:
     param: str  # the field that the prompts came from
     options: SamplingOptions
     default_max_tokens: int | None  # None: as many as the context leaves
-    builder: Callable[[str, OutputOptions, TokenNames, Sequence[Sequence[int]], int], WholeBuilder]
-    unknown: Sequence[str]  # unknown fields, which are ignored
+    builder: Callable[[ResponseBasis], WholeBuilder]
+    unknown: Sequence[str] = ()  # unknown fields, which are ignored
+    names: FieldNames = OF_CHAT  # of fields in errors
     scored_from: Sequence[int] = ()  # where only these ids of each prompt and those after them have log probabilities
+    pooling: Pooling | None = None  # for hidden states of the prompts
+    normalize: bool = False
+    at_once: int | None = None  # prompts that wait or run at the same time; None: all
 
 
 @dataclass(frozen=True)
@@ -64,13 +68,15 @@ class _Call:
     usage: Usage
     reservation: Reservation
 
-    def admit(self, prompts: Sequence[int], choices: int) -> None:
+    def admit(self, prompts: Sequence[int], choices: int, at_once: int | None = None) -> None:
         """Count the request by the tokens of its prompts and the choices of each. Raises LimitExceededError, ApiError.
 
-        What the server refuses costs the client nothing of its tokens.
+        What the server refuses costs the client nothing of its tokens. at_once: prompts that wait or run at the same
+        time; the others take no capacity.
         """
-        self.reservation.admit(prompts, choices)
-        self.usage.admit(len(prompts) * choices, sum(prompts))
+        together = sorted(prompts, reverse=True)[:at_once]
+        self.reservation.admit(together, choices)
+        self.usage.admit(len(together) * choices, sum(prompts))
 
 
 class GenerationEndpoint:
@@ -116,16 +122,20 @@ class GenerationEndpoint:
         """Return the response, or None if it was sent as a stream."""
         prepared = await self._prepare(self._context, body)
         del body
+        with prepared.names.in_errors():
+            return await self._generate(prepared, call, stream)
+
+    async def _generate(self, prepared: Prepared, call: _Call, stream: EventStream) -> Response | None:
         options = prepared.options
         headers = self._context.ignored_fields_header(prepared.unknown)
         backend = self._context.backend
         prompts = await self._prompt_streams(prepared, call)
         names = TokenNames(backend.tokenizer.token_bytes, options.output.tokens_as_ids)
         ids = [prompt.request.ids for prompt in prompts]
-        builder = prepared.builder(backend.model.id, options.output, names, ids, options.request.n)
-        call.admit([len(prompt) for prompt in ids], options.request.num_choices)
+        builder = prepared.builder(ResponseBasis(backend.model.id, options.output, names, ids, options.request.n))
+        call.admit([len(prompt) for prompt in ids], options.request.num_choices, prepared.at_once)
         with _grammar_errors(options.grammar_field, self._context.metrics):
-            async with RequestStream(backend, prompts) as output:
+            async with RequestStream(backend, prompts, prepared.at_once) as output:
                 stream.at_disconnect = output.cancel
                 try:
                     if not options.request.stream:
@@ -134,6 +144,7 @@ class GenerationEndpoint:
                         return response
                     assert isinstance(builder, ResponseBuilder)  # of the endpoints that have streams
                     stream.headers.update(headers)
+                    stream.form, stream.failure = builder.form, builder.failure
                     await StreamedResponse(output, builder, stream, options, self._context.limits).send()
                     return None
                 finally:
@@ -160,7 +171,14 @@ class GenerationEndpoint:
         if options.request.bad_words:
             bad_words = await asyncio.to_thread(backend.tokenizer.spellings, options.request.bad_words)
         streams: list[PromptStream] = []
-        params_with = cache(lambda max_tokens: options.params(max_tokens, bad_words))  # they may hold long lists of ids
+
+        @cache  # they may hold long lists of ids
+        def params_with(max_tokens: int) -> SamplingParams:
+            own = options.params(max_tokens, bad_words)
+            if prepared.pooling is None:
+                return own
+            return replace(own, pooling=prepared.pooling, normalize=prepared.normalize)
+
         for number, ids in enumerate(prompts):
             params = params_with(options.max_tokens_for(len(ids), backend.model, default))
             if prepared.scored_from:

@@ -62,6 +62,11 @@ class ApiError(MptServeError):
         self.param = param
         self.headers = headers or {}
 
+    def rename(self, message: str, param: str | None) -> None:
+        """Say the same in other words."""
+        self.args = (message,)
+        self.message, self.param = message, param
+
 
 class InvalidValueError(ApiError):
     """The body is not a JSON object, or a field's value is not accepted."""

@@ -16,6 +16,7 @@ class OutputOptions:
     echo: bool = False
     token_ids: bool = False
     tokens_as_ids: bool = False
+    usage: bool = False  # a stream ends with a chunk that has the usage
 
     @classmethod
     def of(cls, request: SamplingRequest) -> "OutputOptions":
@@ -26,6 +27,7 @@ class OutputOptions:
             request.echo_prompt,
             request.return_token_ids,
             request.return_tokens_as_token_ids,
+            request.include_usage,
         )
 
     @property

@@ -9,11 +9,16 @@ from mpt_serve.configuration.reference import default_text
 from mpt_serve.openai.errors import ERROR_KINDS, NotReadyError
 from mpt_serve.openai.protocol.chat import ChatCompletionRequest
 from mpt_serve.openai.protocol.completions import CompletionRequest
+from mpt_serve.openai.protocol.embeddings import EmbeddingRequest
+from mpt_serve.openai.protocol.generation import GenerationFields
 from mpt_serve.openai.protocol.messages import ChatMessage, ConversationRequest
+from mpt_serve.openai.protocol.reading import ReadingRequest
 from mpt_serve.openai.protocol.request_model import Refused, RequestModel, json_schema
+from mpt_serve.openai.protocol.response_items import InputItem, ResponseTool
+from mpt_serve.openai.protocol.response_request import ResponseRequest, TextFormat, TextOptions
 from mpt_serve.openai.protocol.sampling import SamplingRequest, StreamOptions
 from mpt_serve.openai.protocol.schema_words import Schema, accepted
-from mpt_serve.openai.protocol.scoring import RerankRequest, ScoreRequest, ScoringRequest
+from mpt_serve.openai.protocol.scoring import RerankRequest, ScoreRequest
 from mpt_serve.openai.protocol.tokenize import DetokenizeRequest, TokenizeChatRequest, TokenizeRequest
 from mpt_serve.openai.protocol.tools import CalledFunction, FunctionDefinition, FunctionTool, RequestToolCall
 
@@ -28,6 +33,8 @@ Written by `python -m mpt_serve.openai.reference > docs/api.md` from the models 
 |---|---|
 | `POST /v1/completions` | text that continues one prompt or several, whole or as server-sent events |
 | `POST /v1/chat/completions` | the assistant's next message; needs a model with a chat template |
+| `POST /v1/embeddings` | the model's hidden states of texts, pooled or of each token |
+| `POST /v1/responses` | the assistant's next message and calls, in OpenAI's newer API, without state |
 | `POST /v1/score` | the likelihood of texts, each after another one |
 | `POST /v1/rerank` | documents in the order of their relevance to a query |
 | `GET /v1/models`, `GET /v1/models/{id}` | the served model, with `max_model_len` and `root` |
@@ -126,6 +133,40 @@ a client disconnects, its request ends.
 `stream_options`:
 """
 
+_EMBEDDINGS = """\
+An embedding is made of the hidden states that the output head reads: after the model's last norm, exactly those of a
+plain forward pass, whatever else the server does. The models are trained to generate text, not for embeddings: compare
+the quality with that of a model that is. `data` has `{"object", "index", "embedding"}` for each input.
+
+OpenAI's clients send `encoding_format` `base64` unless another one is named, and decode it. With `pooling` `none` an
+`embedding` is a list of vectors, one of each token; in base64, and with these clients, it is the numbers of all of them
+one after the other. Send texts or ids of this model's tokenizer: LangChain's `OpenAIEmbeddings` sends ids of another
+one unless it has `check_embedding_ctx_length=False`.
+
+Inputs are computed beside the tokens of running streams. With `last`, keys and values of a prefix that the prefix cache
+has are not computed again; `mean` and `none` need the hidden states of all tokens, and compute them. Of one request's
+inputs 32 wait or run at the same time.
+"""
+
+_RESPONSES = """\
+Chat generates these responses: `input`, after `instructions`, becomes its messages, and everything that this page says
+of chat's tools, structured outputs and log probabilities holds. An assistant's message and the calls that follow it are
+one turn. The server stores nothing: `store` in a response is always false, each request has the whole conversation as
+its `input`, and items of earlier responses may stand in it as they are.
+
+A response's `output` has a `message` with one part of type `output_text`, and one `function_call` for each call;
+without any text there are calls alone. Its `status` is `completed`, or `incomplete` with the reason `max_output_tokens`
+when the context or the limit has ended it. The request's fields come back with it.
+
+With `"stream": true` each event has its `type` as its name and a `sequence_number` from 0: `response.created`,
+`response.in_progress`, then for each item `response.output_item.added`, its deltas (`response.content_part.added`,
+`response.output_text.delta`, `response.output_text.done` and `response.content_part.done`, or
+`response.function_call_arguments.delta` and `.done`) and `response.output_item.done`, and at the end
+`response.completed`, `response.incomplete` or `response.failed` with the whole response. Nothing follows it.
+
+`text` and its `format`:
+"""
+
 _SCORES = """\
 A score is the natural logarithm of the probability that a text follows another one, by the model's own log
 probabilities. The two are tokenized as one text; a token across the border belongs to the second. Where nothing comes
@@ -201,13 +242,26 @@ def render_reference() -> str:
         _TOKENS,
         _STREAMS,
         *_tables(StreamOptions),
+        "## POST /v1/responses\n",
+        *_tables(ResponseRequest, without=GenerationFields),
+        "Also those fields of both above that say how tokens are selected and when text stops: `temperature` to"
+        " `cache_salt`.\n",
+        _RESPONSES,
+        *_tables(TextOptions),
+        *_tables(TextFormat),
+        "Each of the items in `input`, and each of the `tools`:\n",
+        *_tables(InputItem),
+        *_tables(ResponseTool),
+        "## POST /v1/embeddings\n",
+        _EMBEDDINGS,
+        *_tables(EmbeddingRequest, without=ReadingRequest),
         "## POST /v1/score and /v1/rerank\n",
         _SCORES,
-        *_tables(ScoreRequest, without=ScoringRequest),
+        *_tables(ScoreRequest, without=ReadingRequest),
         "`/v1/rerank`:\n",
-        *_tables(RerankRequest, without=ScoringRequest),
-        "Both:\n",
-        *_tables(ScoringRequest),
+        *_tables(RerankRequest, without=ReadingRequest),
+        "## Fields of embeddings, scores and rankings\n",
+        *_tables(ReadingRequest),
         "## POST /tokenize\n",
         "Either a text:\n",
         *_tables(TokenizeRequest),

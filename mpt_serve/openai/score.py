@@ -11,19 +11,18 @@ from mpt_serve.engine.request import TokenLogprobs
 from mpt_serve.openai.endpoint import Prepared
 from mpt_serve.openai.errors import InvalidValueError
 from mpt_serve.openai.output_choice import ChoicePart
-from mpt_serve.openai.output_options import OutputOptions
 from mpt_serve.openai.protocol.completions import CompletionRequest
+from mpt_serve.openai.protocol.reading import ReadingRequest
 from mpt_serve.openai.protocol.responses import Ranked, Rerank, Score, Scores
-from mpt_serve.openai.protocol.scoring import RerankRequest, ScoreRequest, ScoringRequest
-from mpt_serve.openai.response_builder import WholeBuilder
+from mpt_serve.openai.protocol.scoring import RerankRequest, ScoreRequest
+from mpt_serve.openai.response_builder import ResponseBasis, WholeBuilder
 from mpt_serve.openai.sampling import SamplingOptions
 from mpt_serve.openai.server_context import ServerContext
-from mpt_serve.openai.token_names import TokenNames
 from mpt_serve.openai.usage import Usage
 
 __all__ = ["prepare_rerank", "prepare_score"]
 
-RequestT = TypeVar("RequestT", bound=ScoringRequest)
+RequestT = TypeVar("RequestT", bound=ReadingRequest)
 
 
 class ScoringBuilder(WholeBuilder, Generic[RequestT]):
@@ -32,18 +31,8 @@ class ScoringBuilder(WholeBuilder, Generic[RequestT]):
     scored_from: for each pair, the position of the first token that counts. request: the pairs' request.
     """
 
-    def __init__(
-        self,
-        model_id: str,
-        output: OutputOptions,
-        names: TokenNames,
-        prompts: Sequence[Sequence[int]],
-        choices: int,
-        *,
-        scored_from: Sequence[int],
-        request: RequestT,
-    ) -> None:
-        super().__init__(model_id, output, names, prompts, choices)
+    def __init__(self, basis: ResponseBasis, *, scored_from: Sequence[int], request: RequestT) -> None:
+        super().__init__(basis)
         self._scored_from = scored_from
         self._request = request
 
@@ -112,7 +101,7 @@ async def prepare_score(context: ServerContext, body: Mapping[str, Any]) -> Prep
     prompts, scored_from = await _tokenized(context, request, request.pairs, "text_2")
     builder = partial(ScoresBuilder, scored_from=scored_from, request=request)
     options = _options(context, request)
-    return Prepared(prompts, "text_2", options, 0, builder, ScoreRequest.unknown_fields(body), scored_from)
+    return Prepared(prompts, "text_2", options, 0, builder, ScoreRequest.unknown_fields(body), scored_from=scored_from)
 
 
 async def prepare_rerank(context: ServerContext, body: Mapping[str, Any]) -> Prepared:
@@ -121,17 +110,19 @@ async def prepare_rerank(context: ServerContext, body: Mapping[str, Any]) -> Pre
     prompts, scored_from = await _tokenized(context, request, request.pairs, "documents")
     builder = partial(RerankBuilder, scored_from=scored_from, request=request)
     options = _options(context, request)
-    return Prepared(prompts, "documents", options, 0, builder, RerankRequest.unknown_fields(body), scored_from)
+    return Prepared(
+        prompts, "documents", options, 0, builder, RerankRequest.unknown_fields(body), scored_from=scored_from
+    )
 
 
-def _options(context: ServerContext, request: ScoringRequest) -> SamplingOptions:
+def _options(context: ServerContext, request: ReadingRequest) -> SamplingOptions:
     """Return the options of a completion that generates nothing, and reports the prompt's log probabilities."""
     only_read = {"max_tokens": 0, "prompt_logprobs": 0, "priority": request.priority, "cache_salt": request.cache_salt}
     return SamplingOptions.of(CompletionRequest.parse({"prompt": [0], **only_read}), context.backend.model)
 
 
 async def _tokenized(
-    context: ServerContext, request: ScoringRequest, pairs: Sequence[tuple[str, str]], param: str
+    context: ServerContext, request: ReadingRequest, pairs: Sequence[tuple[str, str]], param: str
 ) -> tuple[list[list[int]], list[int]]:
     """Return each pair as ids, and the position of the first that counts.
 

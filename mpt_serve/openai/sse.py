@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
 from json.encoder import encode_basestring
 
 from starlette.types import Message, Send
@@ -10,7 +11,7 @@ from mpt_serve.openai.disconnect import ClientDisconnectedError
 from mpt_serve.openai.eager import run_eagerly
 from mpt_serve.openai.errors import ApiError, error_body
 
-__all__ = ["DONE", "KEEP_ALIVE", "EventStream", "event", "json_string"]
+__all__ = ["CHUNKS", "DONE", "KEEP_ALIVE", "EventStream", "StreamForm", "event", "json_string"]
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
@@ -28,9 +29,30 @@ _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",",
 _ESCAPED = str.maketrans({end: f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"})
 
 
-def event(data: Mapping[str, object]) -> bytes:
-    """Return one event with a JSON object, without a line end of any kind in it."""
-    return b"data: " + _bytes(_encode(data)) + b"\n\n"
+def event(data: Mapping[str, object], name: str = "") -> bytes:
+    """Return one event with a JSON object, without a line end of any kind in it. name: of the event; empty: none."""
+    head = f"event: {name}\n".encode() if name else b""
+    return head + b"data: " + _bytes(_encode(data)) + b"\n\n"
+
+
+@dataclass(frozen=True)
+class StreamForm:
+    """How an API writes its streams.
+
+    named: the name of each event is its `type`. keep_alive: what is sent while there is nothing to send. end: what
+    follows the last event.
+    """
+
+    named: bool = False
+    keep_alive: bytes = KEEP_ALIVE
+    end: bytes = DONE
+
+    def event(self, data: Mapping[str, object]) -> bytes:
+        """Return one event."""
+        return event(data, str(data["type"]) if self.named else "")
+
+
+CHUNKS = StreamForm()  # of completions and chat
 
 
 def json_string(text: str) -> bytes:
@@ -49,6 +71,8 @@ class EventStream:
         self.started = False
         self.headers = dict(_HEADERS)
         self.at_disconnect: Callable[[], None] = lambda: None  # called as soon as the client disconnects
+        self.form = CHUNKS
+        self.failure: Callable[[ApiError], Mapping[str, object]] = error_body  # the event of an error
         self._raw_send = send
 
     async def start(self) -> None:
@@ -71,12 +95,12 @@ class EventStream:
         return run_eagerly(self._send(_body(body)))
 
     async def end(self) -> None:
-        """Send `[DONE]` and end the response."""
-        await self._send({"type": "http.response.body", "body": DONE, "more_body": False})
+        """Send what ends a stream of this form, and end the response."""
+        await self._send({"type": "http.response.body", "body": self.form.end, "more_body": False})
 
     async def fail(self, error: ApiError) -> None:
         """Send an error as an event, since the status has been sent already, and end the response."""
-        await self.send([event(error_body(error))])
+        await self.send([self.form.event(self.failure(error))])
         await self.end()
 
     async def _send(self, message: Message) -> None:

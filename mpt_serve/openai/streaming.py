@@ -7,24 +7,25 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from starlette.responses import JSONResponse
+from starlette.responses import Response
 
 from mpt_serve.configuration.limits import Limits
 from mpt_serve.openai.output_choice import ChoicePart
 from mpt_serve.openai.request_stream import RequestStream
 from mpt_serve.openai.response_builder import Chunk, ResponseBuilder, WholeBuilder
 from mpt_serve.openai.sampling import SamplingOptions
-from mpt_serve.openai.sse import KEEP_ALIVE, EventStream, event, json_string
+from mpt_serve.openai.sse import EventStream, json_string
 from mpt_serve.openai.usage import Usage
 
 __all__ = ["PlainEvents", "StreamedResponse", "best", "whole_response"]
 
 MANY_TOKENS = 512  # with 20 alternatives each, some 20 ms of work
+_STATE_BYTES = 256  # of hidden states, as many as take the time of a token
 
 T = TypeVar("T")
 
 
-async def whole_response(output: RequestStream, builder: WholeBuilder, options: SamplingOptions) -> JSONResponse:
+async def whole_response(output: RequestStream, builder: WholeBuilder, options: SamplingOptions) -> Response:
     """Wait for every choice and return the response."""
     gathered: dict[int, list[ChoicePart]] = {}
     while not output.done:
@@ -35,7 +36,7 @@ async def whole_response(output: RequestStream, builder: WholeBuilder, options: 
     if num_choices > n:
         parts = best(parts, output.mean_logprobs, num_choices, n)
     usage = output.usage
-    return await _build(lambda: JSONResponse(builder.whole(parts, usage)), parts)
+    return await _build(lambda: builder.response(parts, usage), parts)
 
 
 def best(parts: Sequence[ChoicePart], scores: Sequence[float], best_of: int, n: int) -> list[ChoicePart]:
@@ -105,11 +106,11 @@ class StreamedResponse:
         self._failure: Exception | None = None  # of the callback
 
     async def send(self) -> None:
-        """Send the whole stream, `[DONE]` included. Raises what ended the output, before or after the start."""
+        """Send the whole stream, its end included. Raises what ended the output, before or after the start."""
         parts = await self._output.next(self._limits.first_token_wait_s)
         await self._stream.start()
         nothing_yet = replace(self._output.usage, completion_tokens=0)
-        opening = [self._event(chunk, nothing_yet) for chunk in self._builder.opening()]
+        opening = [self._event(chunk, nothing_yet) for chunk in self._builder.opening(nothing_yet)]
         await self._send([*opening, *await self._events(parts)])
         while not self._output.done:
             if not self._output.ready:
@@ -125,11 +126,8 @@ class StreamedResponse:
             elif self._output.ready:
                 await self._send(await self._events(self._output.take()))
             elif not self._output.done and self._loop.time() >= self._keep_alive_at:
-                await self._send([KEEP_ALIVE])
-        if self._options.request.include_usage:
-            last = self._builder.chunk(None)
-            last["usage"] = self._output.usage.body()
-            await self._stream.send([event(last)])
+                await self._send([self._builder.form.keep_alive])
+        await self._stream.send(map(self._builder.form.event, self._builder.closing(self._output.usage)))
         await self._stream.end()
 
     async def _send(self, events: Iterable[bytes]) -> None:
@@ -186,15 +184,14 @@ class StreamedResponse:
         return self._chunk_event(part)
 
     def _chunk_event(self, part: ChoicePart) -> bytes:
-        chunk = self._builder.chunk(part)
-        return self._event(chunk) if chunk["choices"] else b""
+        return b"".join(map(self._event, self._builder.chunks(part)))
 
     def _event(self, chunk: Chunk, usage: Usage | None = None) -> bytes:
         """Return the event of a chunk; `usage` is that of all that has come, unless it is given."""
         if self._options.request.include_usage:
             usage = usage or self._output.usage
-            chunk["usage"] = usage.body() if self._options.request.continuous_usage else None
-        return event(chunk)
+            chunk = {**chunk, "usage": usage.body() if self._options.request.continuous_usage else None}
+        return self._builder.form.event(chunk)
 
 
 def _visible(parts: Sequence[ChoicePart]) -> list[ChoicePart]:
@@ -207,5 +204,8 @@ async def _build(build: Callable[[], T], parts: Sequence[ChoicePart]) -> T:
 
 
 def _num_tokens(parts: Sequence[ChoicePart]) -> int:
-    """Return how many tokens the parts report."""
-    return sum(len(part.tokens) + len(part.prompt_logprobs or ()) for part in parts)
+    """Return how many tokens the parts report, or how many are as much work as their hidden states."""
+    return sum(
+        len(part.tokens) + len(part.prompt_logprobs or ()) + len(part.hidden_states or b"") // _STATE_BYTES
+        for part in parts
+    )

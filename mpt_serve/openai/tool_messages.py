@@ -12,11 +12,27 @@ from mpt_serve.openai.protocol.responses import (
 )
 from mpt_serve.text.tool_calls import CallPiece, ToolCallParser
 
-__all__ = ["ToolMessage"]
+__all__ = ["PlainMessage", "ToolMessage", "new_message"]
+
+
+class PlainMessage:
+    """One choice's message without calls."""
+
+    def delta(self, part: ChoicePart) -> ChatDelta:
+        """Return what the next part adds, maybe nothing."""
+        return {"content": part.text} if part.text else {}
+
+    def whole(self, part: ChoicePart) -> AssistantMessage:
+        """Return the message of a choice that is one part."""
+        return {"role": "assistant", "content": part.text, "refusal": None}
+
+    def finish_reason(self, part: ChoicePart) -> ChatFinishReason | None:
+        """Return why the message ends with the part; None if it does not."""
+        return part.finish_reason
 
 
 class ToolMessage:
-    """One choice's message, made of its parts: of all as they come, or of one that is the whole choice."""
+    """One choice's message that may have calls, made of its parts: all as they come, or the whole as one."""
 
     def __init__(self) -> None:
         self._parser = ToolCallParser()
@@ -47,6 +63,11 @@ class ToolMessage:
     def _read(self, part: ChoicePart) -> tuple[str, list[CallPiece]]:
         content, calls = self._parser.push(part.text)
         return (content if part.finish_reason is None else content + self._parser.finish()), calls
+
+
+def new_message(calls: bool) -> PlainMessage | ToolMessage:
+    """Return the message of a choice. calls: whether it may have some."""
+    return ToolMessage() if calls else PlainMessage()
 
 
 def _delta(piece: CallPiece) -> ToolCallDelta:

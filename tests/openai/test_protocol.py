@@ -11,10 +11,12 @@ from test_completions import stream
 from test_errors import BOOLEANS, GOOD, INTEGERS, NUMBERS, OBJECTS, PENALTIES, STRINGS, check_error, post
 from test_tools import CALL, TOOLS
 
-from mpt_serve.openai.protocol import responses
+from mpt_serve.openai.protocol import response_bodies, responses
 from mpt_serve.openai.protocol.chat import ChatCompletionRequest
 from mpt_serve.openai.protocol.completions import CompletionRequest
+from mpt_serve.openai.protocol.embeddings import EmbeddingRequest
 from mpt_serve.openai.protocol.request_model import RequestModel, json_schema
+from mpt_serve.openai.protocol.response_request import ResponseRequest
 from mpt_serve.openai.protocol.schema_words import subschema
 from mpt_serve.openai.protocol.scoring import RerankRequest, ScoreRequest
 from mpt_serve.openai.protocol.tokenize import DetokenizeRequest, TokenizeChatRequest, TokenizeRequest
@@ -24,8 +26,10 @@ REQUESTS: dict[str, type[RequestModel]] = {
     "/v1/chat/completions": ChatCompletionRequest,
     "/tokenize": TokenizeRequest,
     "/detokenize": DetokenizeRequest,
+    "/v1/embeddings": EmbeddingRequest,
     "/v1/score": ScoreRequest,
     "/v1/rerank": RerankRequest,
+    "/v1/responses": ResponseRequest,
 }
 MODELS = [*REQUESTS.values(), TokenizeChatRequest]
 REPORTS = {"prompt_logprobs": 1, "return_token_ids": True}
@@ -35,7 +39,7 @@ USAGE = {"include_usage": True, "continuous_usage_stats": True}
 def check_type(kind: Any, body: Any) -> None:
     """Check a body against a type of the protocol, members that the type does not have included."""
     strict = ConfigDict(extra="forbid", strict=True)
-    for nested in vars(responses).values():
+    for nested in (*vars(responses).values(), *vars(response_bodies).values()):
         if isinstance(nested, type) and issubclass(nested, dict):
             with_config(strict)(nested)
     TypeAdapter(kind).validate_python(body)
@@ -108,8 +112,10 @@ class TestResponses:
             ("GET", "/version", responses.Version),
             ("POST", "/tokenize", responses.TokenizeResponse),
             ("POST", "/detokenize", responses.DetokenizeResponse),
+            ("POST", "/v1/embeddings", responses.Embeddings),
             ("POST", "/v1/score", responses.Scores),
             ("POST", "/v1/rerank", responses.Rerank),
+            ("POST", "/v1/responses", response_bodies.ResponseBody),
             ("GET", "/nowhere", responses.ErrorBody),
         ],
     )

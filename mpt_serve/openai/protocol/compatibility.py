@@ -7,7 +7,7 @@ from pydantic.config import JsonDict
 
 from mpt_serve.openai.protocol.request_model import Refused, RequestModel
 
-__all__ = ["IGNORED", "REFUSED_FIELDS", "IgnoredFields"]
+__all__ = ["IGNORED", "REFUSED_FIELDS", "IgnoredFields", "UnusedFields"]
 
 IGNORED: JsonDict = {"x-ignored": True}  # the extra in the schema of a field that is checked and then has no effect
 
@@ -39,12 +39,10 @@ REFUSED_FIELDS = (
 )
 
 
-class IgnoredFields(RequestModel):
-    """Fields that are checked and then have no effect, because nothing here depends on them."""
+class UnusedFields(RequestModel):
+    """Fields of OpenAI's APIs that are checked and then have no effect, because nothing here depends on them."""
 
     user: str | None = Field(None, max_length=1024, description="Nothing is kept by user.", json_schema_extra=IGNORED)
-    metadata: dict[str, Any] | None = Field(None, description="Nothing is stored.", json_schema_extra=IGNORED)
-    store: bool | None = Field(None, description="Nothing is stored.", json_schema_extra=IGNORED)
     service_tier: str | None = Field(None, max_length=64, description="There is one tier.", json_schema_extra=IGNORED)
     safety_identifier: str | None = Field(
         None, max_length=1024, description="Nothing is kept by user.", json_schema_extra=IGNORED
@@ -55,3 +53,10 @@ class IgnoredFields(RequestModel):
     prompt_cache_retention: str | None = Field(
         None, max_length=64, description="Prompts stay cached while there is capacity.", json_schema_extra=IGNORED
     )
+
+
+class IgnoredFields(UnusedFields):
+    """Those of completions and chat."""
+
+    metadata: dict[str, Any] | None = Field(None, description="Nothing is stored.", json_schema_extra=IGNORED)
+    store: bool | None = Field(None, description="Nothing is stored.", json_schema_extra=IGNORED)

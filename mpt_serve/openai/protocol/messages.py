@@ -6,19 +6,17 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, Field, PlainValidator, model_validator
 
 from mpt_serve.openai.protocol.compatibility import IGNORED
-from mpt_serve.openai.protocol.field_types import ModelId, Text, encodable, shown_default
+from mpt_serve.openai.protocol.contents import MAX_PARTS, ContentForm
+from mpt_serve.openai.protocol.field_types import ModelId, Text, shown_default
 from mpt_serve.openai.protocol.request_model import Refused, RequestModel
-from mpt_serve.openai.protocol.schema_words import Accepts, json_type
+from mpt_serve.openai.protocol.schema_words import Accepts
 from mpt_serve.openai.protocol.tools import RequestToolCall, Tools, unknown_in_tools
-from mpt_serve.openai.protocol.validation_errors import invalid, unsupported
+from mpt_serve.openai.protocol.validation_errors import invalid
 from mpt_serve.text.chat_template import Message, ToolCall
 
 __all__ = ["ChatMessage", "ConversationRequest"]
 
-MAX_PARTS = 1024
-
 _CONTENT_WORDS = 'a string or an array of parts {"type": "text", "text": "..."}'
-_TEXT_MEMBERS = {"text": "text", "refusal": "refusal"}  # by a part's type, the member that holds its text
 
 
 class TextPart(BaseModel):
@@ -35,34 +33,10 @@ class RefusalPart(BaseModel):
     refusal: str
 
 
-def _content(value: Any) -> str:
-    """Return the text of a content; that of several parts is joined by line ends."""
-    if isinstance(value, str):
-        return encodable(value)
-    if not isinstance(value, list):
-        raise invalid(f"must be {_CONTENT_WORDS}; got {json_type(value)}")
-    if not 0 < len(value) <= MAX_PARTS:
-        raise invalid(f"must be a string or an array of 1 to {MAX_PARTS} parts; got {len(value)} parts")
-    return "\n".join(_part(part, f"[{place}]") for place, part in enumerate(value))
-
-
-def _part(part: Any, place: str) -> str:
-    if not isinstance(part, dict):
-        raise invalid(f"must be an object; got {json_type(part)}", place)
-    kind = part.get("type")
-    member = _TEXT_MEMBERS.get(kind) if isinstance(kind, str) else None
-    if member is None:
-        raise unsupported('must be "text" or "refusal": the models read nothing else', f"{place}.type")
-    text = part.get(member)
-    if not isinstance(text, str):
-        raise invalid(f"must be a string; got {json_type(text)}", f"{place}.{member}")
-    return encodable(text, f"{place}.{member}")
-
-
 Content = Annotated[
     str,
     PlainValidator(
-        _content,
+        ContentForm(_CONTENT_WORDS, {"text": "text", "refusal": "refusal"}),
         json_schema_input_type=str | Annotated[list[TextPart | RefusalPart], Field(min_length=1, max_length=MAX_PARTS)],
     ),
     Accepts(_CONTENT_WORDS),
