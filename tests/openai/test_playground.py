@@ -1,7 +1,6 @@
 """The page at /: what it is made of, and who gets it. tests/browser/ tests what it does."""
 
 import re
-import tomllib
 from collections.abc import Iterator
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -142,10 +141,3 @@ def test_its_files_are_logged_as_polls_are(caplog: pytest.LogCaptureFixture) -> 
             own.get(f"{server.url}{path}", headers={"x-request-id": "page"})
     lines = [record.getMessage().rsplit(" in ", 1)[0] for record in caplog.records]
     assert [line for line in lines if line.startswith("page")] == ["page: GET / 200"]
-
-
-def test_the_wheel_has_the_folder_of_the_page() -> None:
-    """scikit-build takes whole packages; nothing here excludes files of the page."""
-    root = Path(__file__).parents[2]
-    excluded = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["scikit-build"]["wheel"]["exclude"]
-    assert not [pattern for pattern in excluded if "mpt_serve" in pattern or pattern.startswith("*")]
