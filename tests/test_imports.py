@@ -75,6 +75,7 @@ ALLOWED: Mapping[str, set[str]] = {
         "mpt_serve.preflight",
         "mpt_serve.resources",
         "mpt_serve.serve_run",
+        "mpt_serve.text",
     },
     "mpt_serve.cli": {"mpt_serve.commands"},
     "mpt_serve.__main__": {"mpt_serve.commands"},
@@ -108,7 +109,7 @@ LIBRARIES: Mapping[str, set[str]] = {
     "mpt_serve.rollout": {"ray"},
     "mpt_serve.serve_run": {"ray"},
     "mpt_serve.app": {"ray"},
-    "mpt_serve.commands": {"typer"},
+    "mpt_serve.commands": {"typer", "httpx"},
 }
 
 MAX_MODULE_LINES = 400
@@ -227,4 +228,8 @@ def test_the_wheel_holds_the_product_and_no_training_code(tmp_path: Path) -> Non
     names = [Path(name) for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name]
     assert {name.parts[0] for name in names} == {"model", "mpt_serve"}
     assert {name for name in names if name.suffix == ".py"} == {module.path for module in MODULES.values()}
+    static = Path("mpt_serve/openai/static")  # what the pages are made of
+    assert {name for name in names if name.is_relative_to(static)} == {
+        file.relative_to(ROOT) for file in (ROOT / static).rglob("*") if file.is_file()
+    }
     assert not [name for name in names if "training" in name.parts or name.suffix in (".cc", ".h")]
