@@ -75,6 +75,7 @@ ALLOWED: Mapping[str, set[str]] = {
         "mpt_serve.preflight",
         "mpt_serve.resources",
         "mpt_serve.serve_run",
+        "mpt_serve.text",
     },
     "mpt_serve.cli": {"mpt_serve.commands"},
     "mpt_serve.__main__": {"mpt_serve.commands"},
@@ -99,7 +100,7 @@ LIBRARIES: Mapping[str, set[str]] = {
     "mpt_serve.text": {"tokenizers", "sentencepiece", "transformers", "jinja2"},
     "mpt_serve.structured_outputs": {"llguidance", "numpy"},
     "mpt_serve.engine": {"annotated_types", *_ARRAYS},  # pydantic's own bounds
-    "mpt_serve.llm": {"tqdm"},
+    "mpt_serve.llm": {"numpy", "tqdm"},
     "mpt_serve.openai": {"starlette", "pydantic", "pydantic_core", "typing_extensions"},
     "mpt_serve.deployments": {"ray", "starlette", "prometheus_client", "jax", "msgpack", "uvicorn"},
     "mpt_serve.driver": {"ray"},
@@ -108,7 +109,7 @@ LIBRARIES: Mapping[str, set[str]] = {
     "mpt_serve.rollout": {"ray"},
     "mpt_serve.serve_run": {"ray"},
     "mpt_serve.app": {"ray"},
-    "mpt_serve.commands": {"typer"},
+    "mpt_serve.commands": {"typer", "httpx"},
 }
 
 MAX_MODULE_LINES = 400

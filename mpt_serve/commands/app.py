@@ -10,12 +10,15 @@ from typer.core import TyperGroup
 
 from mpt_serve import __version__
 from mpt_serve.commands.audit import audit
+from mpt_serve.commands.chat import chat
 from mpt_serve.commands.check import check
 from mpt_serve.commands.convert import convert
 from mpt_serve.commands.docs import docs
 from mpt_serve.commands.failure import CommandError
 from mpt_serve.commands.keys import keys
+from mpt_serve.commands.models import models
 from mpt_serve.commands.run import RunCommand, run
+from mpt_serve.commands.tokenize import tokenize
 from mpt_serve.configuration.problems import ConfigurationError
 
 __all__ = ["app", "main"]
@@ -47,6 +50,9 @@ app = typer.Typer(
 # `serve run` has its own options, which it parses itself.
 app.command(cls=RunCommand, context_settings={"ignore_unknown_options": True})(run)
 app.command()(check)
+app.command()(chat)
+app.command()(models)
+app.command()(tokenize)
 app.command()(convert)
 app.add_typer(keys, name="keys")
 app.command()(audit)

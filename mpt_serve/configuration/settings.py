@@ -63,6 +63,11 @@ class Settings(SettingsGroup):
         " so that no message can end its turn or begin another one. `parse`: control tokens, as those that the template"
         " writes; only for clients that may write every turn.",
     )
+    embedding_pooling: Literal["mean", "last"] = Field(
+        default="mean",
+        description="What an embedding is made of where a request names no `pooling`: the `mean` of all tokens' hidden"
+        " states, or the `last` token's, which later requests with the same prefix compute faster.",
+    )
     server_root_path: str = Field(
         default="",
         pattern=r"^(/[A-Za-z0-9._~-]+)*$",

@@ -143,14 +143,15 @@ class Generator:
         return self._version.metadata()
 
     async def stats(self) -> dict[str, Any]:
-        """Return the engine's `EngineStats` as a dictionary, readable without JAX; and the replica's memory."""
+        """Return the engine's `EngineStats` as a dictionary, readable without JAX, the hidden size and the memory."""
         memory = {
             "weight_bytes": self._engine.weight_bytes,
             "cache_bytes": self._engine.cache_bytes,
             "resident_bytes": resident_bytes(),
             "device_bytes": device_bytes(),
         }
-        return {"replica": self._replica, **dataclasses.asdict(self._engine.stats()), **memory}
+        about = {"replica": self._replica, "hidden_size": self._engine.hidden_size}
+        return {**about, **dataclasses.asdict(self._engine.stats()), **memory}
 
     async def report(self, address: LinkAddress | None = None) -> ReplicaReport:
         """Return what this replica works on, and whether it does.

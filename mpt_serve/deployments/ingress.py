@@ -186,5 +186,6 @@ def _model_info(
         chat_refusal=chat_refusal,
         chat_template=chat_template,
         tools_refusal=tools_refusal,
+        embedding_pooling=settings.embedding_pooling,
         max_chars_per_token=text.max_chars_per_token,
     )

@@ -163,6 +163,7 @@ class ServeBackend:
         return await self._replicas.stats()
 
     def _update_model(self, stats: dict[str, object]) -> None:
-        max_model_len = stats["max_model_len"]
+        max_model_len, hidden_size = stats["max_model_len"], stats["hidden_size"]
         assert isinstance(max_model_len, int)
-        self.model = replace(self.model, max_model_len=max_model_len)
+        assert isinstance(hidden_size, int)
+        self.model = replace(self.model, max_model_len=max_model_len, hidden_size=hidden_size)

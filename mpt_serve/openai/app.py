@@ -16,6 +16,7 @@ from mpt_serve.openai.authentication import Authentication
 from mpt_serve.openai.backend import Backend
 from mpt_serve.openai.chat import prepare_chat
 from mpt_serve.openai.completions import prepare_completion
+from mpt_serve.openai.embeddings import prepare_embeddings
 from mpt_serve.openai.endpoint import GenerationEndpoint
 from mpt_serve.openai.envelope import Envelope
 from mpt_serve.openai.errors import on_http_exception
@@ -100,6 +101,7 @@ def _routes(context: ServerContext) -> list[Route]:
     versioned = [
         Route("/completions", GenerationEndpoint(context, prepare_completion), methods=["POST"]),
         Route("/chat/completions", GenerationEndpoint(context, prepare_chat), methods=["POST"]),
+        Route("/embeddings", GenerationEndpoint(context, prepare_embeddings), methods=["POST"]),
         Route("/responses", GenerationEndpoint(context, prepare_response), methods=["POST"]),
         Route("/score", GenerationEndpoint(context, prepare_score), methods=["POST"]),
         Route("/rerank", GenerationEndpoint(context, prepare_rerank), methods=["POST"]),

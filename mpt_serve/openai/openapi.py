@@ -14,6 +14,7 @@ from mpt_serve.openai.health import program_version
 from mpt_serve.openai.protocol import responses
 from mpt_serve.openai.protocol.chat import ChatCompletionRequest
 from mpt_serve.openai.protocol.completions import CompletionRequest
+from mpt_serve.openai.protocol.embeddings import EmbeddingRequest
 from mpt_serve.openai.protocol.response_bodies import ResponseBody, ResponseEvent
 from mpt_serve.openai.protocol.response_request import ResponseRequest
 from mpt_serve.openai.protocol.scoring import RerankRequest, ScoreRequest
@@ -81,6 +82,14 @@ _VERSIONED = (
         ResponseRequest,
         ResponseEvent,
         {"input": "Hello!", "max_output_tokens": 32},
+    ),
+    Operation(
+        "post",
+        "/embeddings",
+        "Embeddings of texts: the model's hidden states",
+        responses.Embeddings,
+        EmbeddingRequest,
+        example={"input": ["The sky is blue.", "The sea is deep."]},
     ),
     Operation(
         "post",

@@ -28,6 +28,7 @@ POSTS = [
     "/v1/score",
     "/v1/rerank",
     "/v1/responses",
+    "/v1/embeddings",
 ]
 GOOD = {
     "/v1/completions": {"prompt": "a"},
@@ -35,6 +36,7 @@ GOOD = {
     "/tokenize": {"prompt": "a"},
     "/detokenize": {"tokens": [64]},
     "/v1/score": {"text_1": "a", "text_2": ["b", "c"]},
+    "/v1/embeddings": {"input": ["a", "bc"]},
     "/v1/rerank": {"query": "a", "documents": ["b", {"text": "c"}]},
     "/v1/responses": {"input": "a"},
 }
@@ -74,7 +76,7 @@ def post_raw(http: httpx.Client, path: str, content: bytes | Iterator[bytes], **
 
 class TestRoutes:
     @pytest.mark.parametrize(
-        "path", ["/", "/v1", "/v1/models/", "//v1/models", "/v1/completions/", "/v1/embeddings", "/%2e%2e/etc/passwd"]
+        "path", ["/", "/v1", "/v1/models/", "//v1/models", "/v1/completions/", "/v1/images", "/%2e%2e/etc/passwd"]
     )
     def test_unknown_paths(self, http: httpx.Client, path: str) -> None:
         url = http.base_url.copy_with(raw_path=path.encode())  # the client itself would normalise the path

@@ -14,6 +14,7 @@ from test_tools import CALL, TOOLS
 from mpt_serve.openai.protocol import response_bodies, responses
 from mpt_serve.openai.protocol.chat import ChatCompletionRequest
 from mpt_serve.openai.protocol.completions import CompletionRequest
+from mpt_serve.openai.protocol.embeddings import EmbeddingRequest
 from mpt_serve.openai.protocol.request_model import RequestModel, json_schema
 from mpt_serve.openai.protocol.response_request import ResponseRequest
 from mpt_serve.openai.protocol.schema_words import subschema
@@ -25,6 +26,7 @@ REQUESTS: dict[str, type[RequestModel]] = {
     "/v1/chat/completions": ChatCompletionRequest,
     "/tokenize": TokenizeRequest,
     "/detokenize": DetokenizeRequest,
+    "/v1/embeddings": EmbeddingRequest,
     "/v1/score": ScoreRequest,
     "/v1/rerank": RerankRequest,
     "/v1/responses": ResponseRequest,
@@ -110,6 +112,7 @@ class TestResponses:
             ("GET", "/version", responses.Version),
             ("POST", "/tokenize", responses.TokenizeResponse),
             ("POST", "/detokenize", responses.DetokenizeResponse),
+            ("POST", "/v1/embeddings", responses.Embeddings),
             ("POST", "/v1/score", responses.Scores),
             ("POST", "/v1/rerank", responses.Rerank),
             ("POST", "/v1/responses", response_bodies.ResponseBody),
