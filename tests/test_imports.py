@@ -228,4 +228,8 @@ def test_the_wheel_holds_the_product_and_no_training_code(tmp_path: Path) -> Non
     names = [Path(name) for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name]
     assert {name.parts[0] for name in names} == {"model", "mpt_serve"}
     assert {name for name in names if name.suffix == ".py"} == {module.path for module in MODULES.values()}
+    static = Path("mpt_serve/openai/static")  # what the pages are made of
+    assert {name for name in names if name.is_relative_to(static)} == {
+        file.relative_to(ROOT) for file in (ROOT / static).rglob("*") if file.is_file()
+    }
     assert not [name for name in names if "training" in name.parts or name.suffix in (".cc", ".h")]

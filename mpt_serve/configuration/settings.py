@@ -75,6 +75,11 @@ class Settings(SettingsGroup):
         description="The prefix below which a proxy in front serves this API, such as `/llm`, whether it removes the"
         " prefix from the paths or not. `/openapi.json` and `/docs` name it.",
     )
+    playground: bool = Field(
+        default=True,
+        description="Serve the page at `/` that lets people try the model in a browser (`docs/playground.md`). It needs"
+        " no key itself; what it sends does.",
+    )
     max_model_len: ModelLen = None
     engine: EngineSettings = Field(
         default_factory=EngineSettings, description="Scheduling and memory of a Generator replica."

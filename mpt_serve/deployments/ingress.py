@@ -54,6 +54,7 @@ class Ingress:
         limits = settings.limits
         self._limits = limits
         self._root_path = settings.server_root_path
+        self._playground = settings.playground
         context = serve.get_replica_context()
         self._name = str(context.replica_id.unique_id)
         self._ingresses = Replicas(serve.get_deployment_handle("Ingress", context.app_name))
@@ -105,6 +106,7 @@ class Ingress:
             self._audit_log,
             self._backend.metrics,
             self._root_path,
+            self._playground,
         )
         app.router.routes.append(Route("/stats", self._stats, methods=["GET"]))
         app.router.routes.append(Route("/metrics", self._metrics, methods=["GET"]))

@@ -139,6 +139,7 @@ OPERATIONS = (
     Operation("get", "/metrics", "The same for Prometheus", str, media_type="text/plain"),
     Operation("get", "/openapi.json", "This document", dict[str, Any]),
     Operation("get", "/docs", "This document as a page", str, media_type="text/html"),
+    Operation("get", "/", "A page to try the model, unless the settings switch it off", str, media_type="text/html"),
 )
 
 

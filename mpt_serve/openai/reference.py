@@ -46,6 +46,7 @@ Written by `python -m mpt_serve.openai.reference > docs/api.md` from the models 
 | `GET /load` | the number of choices that wait or run in one replica of the Ingress: `{"server_load"}` |
 | `GET /version` | the program's version |
 | `GET /openapi.json` | this API as an OpenAPI document; `GET /docs` shows it as a page |
+| `GET /` | a page to try the model ([playground.md](playground.md)), unless the setting `playground` is `false` |
 | `GET /stats` | each Generator replica's counters: requests running and waiting, cache blocks, tokens, preemptions |
 | `GET /metrics` | the same for Prometheus; `docs/metrics.md` lists it |
 
@@ -59,9 +60,10 @@ carries the `x-request-id` that its request had, or a new one; logs show a reque
 the response without an error of this API.
 
 With `access.key_file` or `access.key_variable` set, requests need an API key of that server in the header
-`Authorization: Bearer KEY` or `X-Api-Key: KEY`, except those to `/health` and `/ready`: else they get a 401. `/stats`
-and `/metrics` need a key with the scope `admin`, everything else one with the scope `api`: a 403 without it. A key's
-limits are a 429 with `Retry-After`. Without these settings everyone who reaches the port may send requests.
+`Authorization: Bearer KEY` or `X-Api-Key: KEY`, except those to `/health`, `/ready` and the page at `/`: else they get
+a 401. `/stats` and `/metrics` need a key with the scope `admin`, everything else one with the scope `api`: a 403
+without it. A key's limits are a 429 with `Retry-After`. Without these settings everyone who reaches the port may send
+requests.
 """
 
 _SAMPLING = """\
