@@ -43,6 +43,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> 
     args = {"model": str(tiny_checkpoint), "engine": {"max_num_seqs": 4}, "access": access}
     with ServerProcess.of(serve_config(args, free_port()), folder, command="mpt-serve") as server:
         server.wait_ready()
+        wait_for(lambda: f"s at {server.url} (weights " in server.output())
         own = Guarded(server.url, folder)
         yield own
         own.http.close()
