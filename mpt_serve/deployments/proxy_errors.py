@@ -7,13 +7,8 @@ import logging
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mpt_serve.openai.errors import (
-    ApiError,
-    DeadlineError,
-    InternalServerError,
-    NotReadyError,
-    error_response,
-)
+from mpt_serve.openai.error_forms import error_response
+from mpt_serve.openai.errors import ApiError, DeadlineError, InternalServerError, NotReadyError
 
 __all__ = ["ProxyErrors"]
 
@@ -77,6 +72,6 @@ def _error(status: int) -> ApiError:
 async def _send_error(
     error: ApiError, headers: list[tuple[bytes, bytes]], scope: Scope, receive: Receive, send: Send
 ) -> None:
-    response = error_response(error)
+    response = error_response(error, scope)
     response.raw_headers.extend(headers)
     await response(scope, receive, send)
