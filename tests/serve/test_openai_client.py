@@ -102,8 +102,9 @@ def test_a_message_has_the_text_of_chat(client: openai.OpenAI, server_url: str, 
         count = own.messages.count_tokens(model=model, system="Be brief.", messages=hello).input_tokens
         with pytest.raises(anthropic.BadRequestError, match="'max_tokens'"):
             own.messages.create(**{**fields, "max_tokens": 0})
-    assert whole.content[0].text == chat.choices[0].message.content == "".join(pieces)
-    assert (streamed.content, streamed.stop_reason) == (whole.content, whole.stop_reason)
+    text = chat.choices[0].message.content
+    assert whole.content[0].text == streamed.content[0].text == "".join(pieces) == text
+    assert streamed.stop_reason == whole.stop_reason
     assert len(pieces) > 1
     assert count == chat.usage.prompt_tokens == whole.usage.input_tokens + whole.usage.cache_read_input_tokens
 
