@@ -10,6 +10,8 @@ import hypothesis
 import pytest
 from server import ServerProcess, free_port, serve_config
 from tiny_checkpoint import write_tiny_checkpoint
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 # A busy machine must not fail a test: hypothesis' own time limits say nothing about the code.
 hypothesis.settings.register_profile("shared", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -35,6 +37,12 @@ LONGEST_FIRST = (
     "llm/test_llm.py",
 )
 
+# Files of tests that speak to one server, which one process starts and another cannot reach.
+SHARED_SERVERS = {
+    "tests/serve/test_hostile_clients.py": "tests/serve/test_openai_client.py",
+    "tests/serve/test_tool_calls.py": "tests/serve/test_complete_engine.py",
+}
+
 MANY_MAPS = 20_000  # of 65,530; the one file of tests that takes most takes 28,000
 
 
@@ -52,6 +60,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     ranks = {name: rank for rank, name in enumerate(LONGEST_FIRST)}
     tests = Path(__file__).parent
     items.sort(key=lambda item: ranks.get(item.path.relative_to(tests).as_posix(), len(ranks)))  # stable
+
+
+class SharedServerScheduling(LoadFileScheduling):
+    """Gives each file to one process, and those that share a server to the same."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = str(super()._split_scope(nodeid))
+        return SHARED_SERVERS.get(file, file)
+
+
+@pytest.hookimpl(optionalhook=True)  # without xdist there is no such hook
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> SharedServerScheduling:
+    return SharedServerScheduling(config, log)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -65,16 +65,22 @@ ALLOWED: Mapping[str, set[str]] = {
     "mpt_serve.convert": {"mpt_serve.configuration", "mpt_serve.text", *_ALL_OF_MODEL},
     "mpt_serve.app": {"mpt_serve.driver", "mpt_serve.rollout", "mpt_serve.preflight", *_SERVING},
     "mpt_serve.serve_run": {"mpt_serve.graceful_run"},
-    "mpt_serve.cli": {  # the root has __version__
+    "mpt_serve.load_test": {"mpt_serve.errors"},
+    "mpt_serve.commands": {  # the root has __version__
         "mpt_serve",
         "mpt_serve.access",
         "mpt_serve.one_loop",
         "mpt_serve.convert",
         "mpt_serve.configuration",
+        "mpt_serve.errors",
+        "mpt_serve.load_test",
         "mpt_serve.preflight",
         "mpt_serve.resources",
         "mpt_serve.serve_run",
+        "mpt_serve.text",
     },
+    "mpt_serve.cli": {"mpt_serve.commands"},
+    "mpt_serve.__main__": {"mpt_serve.commands"},
     "mpt_serve": {"mpt_serve.llm", "mpt_serve.engine"},
 }
 
@@ -96,7 +102,7 @@ LIBRARIES: Mapping[str, set[str]] = {
     "mpt_serve.text": {"tokenizers", "sentencepiece", "transformers", "jinja2"},
     "mpt_serve.structured_outputs": {"llguidance", "numpy"},
     "mpt_serve.engine": {"annotated_types", *_ARRAYS},  # pydantic's own bounds
-    "mpt_serve.llm": {"tqdm"},
+    "mpt_serve.llm": {"numpy", "tqdm"},
     "mpt_serve.openai": {"starlette", "pydantic", "pydantic_core", "typing_extensions"},
     "mpt_serve.deployments": {"ray", "starlette", "prometheus_client", "jax", "msgpack", "uvicorn"},
     "mpt_serve.driver": {"ray"},
@@ -105,6 +111,7 @@ LIBRARIES: Mapping[str, set[str]] = {
     "mpt_serve.rollout": {"ray"},
     "mpt_serve.serve_run": {"ray"},
     "mpt_serve.app": {"ray"},
+    "mpt_serve.commands": {"typer", "rich", "httpx"},
 }
 
 MAX_MODULE_LINES = 400
@@ -223,4 +230,8 @@ def test_the_wheel_holds_the_product_and_no_training_code(tmp_path: Path) -> Non
     names = [Path(name) for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name]
     assert {name.parts[0] for name in names} == {"model", "mpt_serve"}
     assert {name for name in names if name.suffix == ".py"} == {module.path for module in MODULES.values()}
+    static = Path("mpt_serve/openai/static")  # what the pages are made of
+    assert {name for name in names if name.is_relative_to(static)} == {
+        file.relative_to(ROOT) for file in (ROOT / static).rglob("*") if file.is_file()
+    }
     assert not [name for name in names if "training" in name.parts or name.suffix in (".cc", ".h")]

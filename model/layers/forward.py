@@ -28,6 +28,20 @@ def forward(weights: Weights, config: MptConfig, input_ids: Array) -> Array:
 
     Raises ValueError where learned positions end before T.
     """
+    return logits(weights, config, _residual_stream(weights, config, input_ids))
+
+
+def last_hidden_states(weights: Weights, config: MptConfig, input_ids: Array) -> Array:
+    """Return what the output head reads of whole sequences, after the last norm: [B, T] int32 -> [B, T, d] float32.
+
+    Raises as `forward`.
+    """
+    x = _residual_stream(weights, config, input_ids)
+    return apply_norm(x, weights.norm_f, weights.wte if weights.lm_head is None else weights.lm_head)
+
+
+def _residual_stream(weights: Weights, config: MptConfig, input_ids: Array) -> Array:
+    """Return the output of the last block: [B, T] int32 -> [B, T, d] float32, before the last norm."""
     T = input_ids.shape[1]
     if config.learned_positions and config.max_seq_len < T:
         raise ValueError(f"{T} tokens are longer than the {config.max_seq_len} learned positions (max_seq_len)")
@@ -40,7 +54,7 @@ def forward(weights: Weights, config: MptConfig, input_ids: Array) -> Array:
     x = embed(weights, config, input_ids, positions)
     for b in weights.blocks:
         x = block(x, b, config, positions, frequencies, attend)
-    return logits(weights, config, x)
+    return x
 
 
 def embed(weights: Weights, config: MptConfig, tokens: Array, positions: Array) -> Array:

@@ -2,6 +2,8 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
 from jax import Array
 
 from model.ops.pytree import dataclass, static
@@ -25,3 +27,18 @@ def normalise(x: Array, norm: Norm) -> Array:
     x = x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + norm.eps)
     x = x * norm.weight.astype(jnp.float32)
     return x if norm.bias is None else x + norm.bias.astype(jnp.float32)
+
+
+def normalise_on_host(x: npt.NDArray[np.float32], norm: Norm) -> npt.NDArray[np.float32]:
+    """Return `normalise` of x [n, d] -> [n, d] float32, by numpy in float64: no row's result depends on the others.
+
+    norm: its arrays may be numpy's.
+    """
+    y = x.astype(np.float64)
+    if not norm.rms:
+        y -= y.mean(axis=-1, keepdims=True)
+    y /= np.sqrt(np.square(y).mean(axis=-1, keepdims=True) + norm.eps)
+    y *= np.asarray(norm.weight).astype(np.float64)
+    if norm.bias is not None:
+        y += np.asarray(norm.bias).astype(np.float64)
+    return y.astype(np.float32)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mpt_serve.errors import MptServeError
 
-__all__ = ["SCOPES", "ApiKey", "KeyLineError", "append_line", "key_id", "new_key", "parse_key_lines"]
+__all__ = ["SCOPES", "ApiKey", "KeyLineError", "append_line", "key_id", "new_key", "parse_key_lines", "record_of"]
 
 # What a key may be used for: the API, and the operators' endpoints.
 SCOPES = ("api", "admin")
@@ -74,15 +74,31 @@ def new_key(
 
     Raises ValueError for a name or a scope that a line cannot hold.
     """
-    own = frozenset(scopes)
+    key = f"sk-mpt-{secrets.token_hex(6)}-{secrets.token_hex(32)}"
+    return key, record_of(key, name, scopes, requests_per_minute, tokens_per_minute)
+
+
+def record_of(
+    key: str,
+    name: str,
+    scopes: Iterable[str] = ("api",),
+    requests_per_minute: int | None = None,
+    tokens_per_minute: int | None = None,
+) -> ApiKey:
+    """Return a new record of a key, with its own salt.
+
+    Raises ValueError for what has not the form of a key, and for a name or a scope that a line cannot hold.
+    """
+    own_id, own = key_id(key), frozenset(scopes)
+    if own_id is None:
+        raise ValueError("a key has the form sk-mpt-, 12 hexadecimal digits, -, 64 hexadecimal digits")
     if not _NAME.fullmatch(name):
         raise ValueError("the name must have 1 to 64 letters, digits, '_', '.', '@' or '-'")
     if not own or not own <= set(SCOPES):
         raise ValueError(f"the scopes must be some of {', '.join(SCOPES)}")
-    own_id, salt = secrets.token_hex(6), secrets.token_bytes(16)
-    key = f"sk-mpt-{own_id}-{secrets.token_hex(32)}"
+    salt = secrets.token_bytes(16)
     digest = _derive(key, salt, _N, _R, _P)
-    return key, ApiKey(own_id, name, own, _N, _R, _P, salt, digest, requests_per_minute, tokens_per_minute)
+    return ApiKey(own_id, name, own, _N, _R, _P, salt, digest, requests_per_minute, tokens_per_minute)
 
 
 def append_line(file: Path, key: ApiKey) -> None:

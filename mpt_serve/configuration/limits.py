@@ -58,9 +58,16 @@ class Limits(SettingsGroup):
     max_choices: Count = Field(
         default=256, description="Choices in one request: prompts times `n`, or times `best_of`."
     )
+    max_inputs: Count = Field(default=1024, description="Inputs in one /v1/embeddings request.")
+    max_embedding_numbers: Count = Field(
+        default=1_048_576,
+        description="Numbers in one /v1/embeddings response: inputs, or tokens with `pooling` `none`, times the model's"
+        " hidden size. Each takes about 20 bytes of the response, or 5 in base64.",
+    )
     max_text_chars: Count = Field(
         default=524_288,
-        description="Characters of all texts to tokenize in one request: prompts, messages, or the text of /tokenize."
+        description="Characters of all texts to tokenize in one request: prompts, messages, inputs, or the text of"
+        " /tokenize."
         " `truncate_prompt_tokens` does not raise it.",
     )
     max_detokenize_tokens: Count = Field(default=262_144, description="Ids in one /detokenize request.")

@@ -63,12 +63,22 @@ class Settings(SettingsGroup):
         " so that no message can end its turn or begin another one. `parse`: control tokens, as those that the template"
         " writes; only for clients that may write every turn.",
     )
+    embedding_pooling: Literal["mean", "last"] = Field(
+        default="mean",
+        description="What an embedding is made of where a request names no `pooling`: the `mean` of all tokens' hidden"
+        " states, or the `last` token's, which later requests with the same prefix compute faster.",
+    )
     server_root_path: str = Field(
         default="",
         pattern=r"^(/[A-Za-z0-9._~-]+)*$",
         max_length=256,
         description="The prefix below which a proxy in front serves this API, such as `/llm`, whether it removes the"
         " prefix from the paths or not. `/openapi.json` and `/docs` name it.",
+    )
+    playground: bool = Field(
+        default=True,
+        description="Serve the page at `/` that lets people try the model in a browser (`docs/playground.md`). It needs"
+        " no key itself; what it sends does.",
     )
     max_model_len: ModelLen = None
     engine: EngineSettings = Field(

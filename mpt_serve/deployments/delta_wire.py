@@ -24,7 +24,7 @@ def encode(entries: Iterable[tuple[int, Delta]]) -> bytes:
 def _entry(number: int, delta: Delta) -> tuple[object, ...]:
     common = (number, delta.index, delta.token_ids, delta.num_prompt_tokens, delta.num_cached_tokens)
     if delta.finish_reason is None and delta.logprobs is None and delta.prompt_logprobs is None:
-        return common
+        return common  # hidden states come with the end
     return (
         *common,
         delta.finish_reason,
@@ -32,6 +32,7 @@ def _entry(number: int, delta: Delta) -> tuple[object, ...]:
         delta.message,
         _plain(delta.logprobs),
         _plain(delta.prompt_logprobs),
+        delta.hidden_states,
     )
 
 
@@ -46,7 +47,7 @@ def decode(entry: Sequence[Any]) -> Delta:
     _, index, token_ids, num_prompt_tokens, num_cached_tokens, *rest = entry
     if not rest:
         return Delta(tuple(token_ids), None, None, num_prompt_tokens, num_cached_tokens, index=index)
-    finish_reason, stop_reason, message, logprobs, prompt_logprobs = rest
+    finish_reason, stop_reason, message, logprobs, prompt_logprobs, hidden_states = rest
     return Delta(
         tuple(token_ids),
         finish_reason,
@@ -57,6 +58,7 @@ def decode(entry: Sequence[Any]) -> Delta:
         index,
         None if logprobs is None else tuple(_logprobs(values) for values in logprobs),
         None if prompt_logprobs is None else tuple(v and _logprobs(v) for v in prompt_logprobs),
+        hidden_states,
     )
 
 
@@ -82,4 +84,5 @@ def merged(deltas: Sequence[Delta]) -> Delta:
         index=last.index,
         logprobs=tuple(logprobs) if any(delta.logprobs is not None for delta in deltas) else None,
         prompt_logprobs=next(prompts, None),
+        hidden_states=last.hidden_states,
     )

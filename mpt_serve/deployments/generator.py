@@ -8,9 +8,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ray import serve
-from ray.serve.exceptions import RayServeException
-
 from mpt_serve.configuration.model_folder import model_path, tokenizer_folder
 from mpt_serve.configuration.settings import Settings
 from mpt_serve.deployments.delta_link import delta_links
@@ -20,6 +17,7 @@ from mpt_serve.deployments.heartbeat import start_heartbeat
 from mpt_serve.deployments.link_wire import LinkAddress
 from mpt_serve.deployments.logs import log_through_serve
 from mpt_serve.deployments.memory import device_bytes, resident_bytes
+from mpt_serve.deployments.replicas import own_names
 from mpt_serve.deployments.version import Version
 from mpt_serve.deployments.watchdog import ReplicaReport
 from mpt_serve.engine.request import Delta
@@ -45,7 +43,7 @@ class Generator:
 
     def __init__(self, settings: Settings) -> None:
         log_through_serve()
-        self._replica, self._actor = _replica_names()
+        self._replica, self._actor = own_names()
         self._version = Version.of(settings)
         self._engine, self._grammars = _load(settings)
         self._links = delta_links(self._engine.cancel)
@@ -145,14 +143,15 @@ class Generator:
         return self._version.metadata()
 
     async def stats(self) -> dict[str, Any]:
-        """Return the engine's `EngineStats` as a dictionary, readable without JAX; and the replica's memory."""
+        """Return the engine's `EngineStats` as a dictionary, readable without JAX, the hidden size and the memory."""
         memory = {
             "weight_bytes": self._engine.weight_bytes,
             "cache_bytes": self._engine.cache_bytes,
             "resident_bytes": resident_bytes(),
             "device_bytes": device_bytes(),
         }
-        return {"replica": self._replica, **dataclasses.asdict(self._engine.stats()), **memory}
+        about = {"replica": self._replica, "hidden_size": self._engine.hidden_size}
+        return {**about, **dataclasses.asdict(self._engine.stats()), **memory}
 
     async def report(self, address: LinkAddress | None = None) -> ReplicaReport:
         """Return what this replica works on, and whether it does.
@@ -174,15 +173,6 @@ class Generator:
             raise RuntimeError(f"the engine has stopped: {stats.error}")
         self._stall_watch.check(stats.steps, stats.running > 0, time.monotonic())
         self._numbers_watch.check(stats.without_numbers, stats.finished["stop"] + stats.finished["length"])
-
-
-def _replica_names() -> tuple[str, str]:
-    """Return the name of this replica, and that of its actor."""
-    try:
-        replica_id = serve.get_replica_context().replica_id
-    except RayServeException:  # a Generator outside Serve
-        return "local", "local"
-    return str(replica_id.unique_id), str(replica_id.to_full_id_str())
 
 
 def _load(settings: Settings) -> "tuple[Engine, LazyGrammarCompiler]":

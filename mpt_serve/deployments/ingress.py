@@ -22,12 +22,12 @@ from mpt_serve.configuration.model_folder import tokenizer_folder
 from mpt_serve.configuration.settings import Settings
 from mpt_serve.deployments.admission import Admission
 from mpt_serve.deployments.drain import follow_replica_end, graceful_shutdown_timeout_s
-from mpt_serve.deployments.generator_replicas import Replicas
 from mpt_serve.deployments.logs import log_through_serve
 from mpt_serve.deployments.memory import resident_bytes
 from mpt_serve.deployments.metrics import exposition
 from mpt_serve.deployments.readiness import Waiting
 from mpt_serve.deployments.replica_updates import ReplicaUpdates
+from mpt_serve.deployments.replicas import Replicas
 from mpt_serve.deployments.response_link import LinkedResponses
 from mpt_serve.deployments.same_model_router import SameModelRouter
 from mpt_serve.deployments.serve_backend import ServeBackend
@@ -54,6 +54,7 @@ class Ingress:
         limits = settings.limits
         self._limits = limits
         self._root_path = settings.server_root_path
+        self._playground = settings.playground
         context = serve.get_replica_context()
         self._name = str(context.replica_id.unique_id)
         self._ingresses = Replicas(serve.get_deployment_handle("Ingress", context.app_name))
@@ -92,7 +93,8 @@ class Ingress:
         watch.has_served = self._takeover.replaces
         await watch.check()
         backend = self._backend
-        background = [watch.run(), backend.watchdog.run(), backend.signs.run(), follow_replica_end(backend.drain)]
+        background = [watch.run(), backend.signs.run(), follow_replica_end(backend.drain)]
+        background += [watchdog.run() for watchdog in (backend.watchdog, backend.tokenizer_watchdog)]
         if self._access is not None:
             background.append(self._access.keys.watch())
         self._tasks = [asyncio.get_running_loop().create_task(work) for work in background]
@@ -104,6 +106,7 @@ class Ingress:
             self._audit_log,
             self._backend.metrics,
             self._root_path,
+            self._playground,
         )
         app.router.routes.append(Route("/stats", self._stats, methods=["GET"]))
         app.router.routes.append(Route("/metrics", self._metrics, methods=["GET"]))
@@ -185,5 +188,6 @@ def _model_info(
         chat_refusal=chat_refusal,
         chat_template=chat_template,
         tools_refusal=tools_refusal,
+        embedding_pooling=settings.embedding_pooling,
         max_chars_per_token=text.max_chars_per_token,
     )

@@ -161,12 +161,13 @@ MakeLink = Callable[[str, socket.socket, asyncio.AbstractEventLoop, Callable[[],
 class Links(Generic[L]):
     """The links of one process, one to each receiver. Belongs to one event loop, except for `flush`.
 
-    receivers: what is at the other end, as a warning names it.
+    receivers, items: what is at the other end, and what goes there, for the log.
     """
 
-    def __init__(self, make: MakeLink[L], receivers: str) -> None:
+    def __init__(self, make: MakeLink[L], receivers: str, items: str = "tokens") -> None:
         self._make = make
         self._receivers = receivers
+        self._items = items
         self._links: dict[bytes, asyncio.Task[L | None]] = {}  # by the receiver's secret
         self._open: tuple[L, ...] = ()
 
@@ -203,12 +204,13 @@ class Links(Generic[L]):
             connection = await asyncio.wait_for(_connected(address, link_id), _CONNECT_TIMEOUT_S)
         except (OSError, TimeoutError) as error:
             logger.warning(
-                "The %s at %s:%d cannot be reached (%s): its tokens go through Serve, which costs more. Allow"
+                "The %s at %s:%d cannot be reached (%s): its %s go through Serve, which costs more. Allow"
                 " connections between the nodes of the cluster on all ports.",
                 self._receivers,
                 address.host,
                 address.port,
                 error or type(error).__name__,
+                self._items,
             )
             loop.call_later(_RETRY_PAUSE_S, self._links.pop, address.secret, None)
             return None
@@ -217,7 +219,8 @@ class Links(Generic[L]):
             self._links.pop(address.secret, None)
             self._open = tuple(other for other in self._open if other is not link)
 
-        logger.info("Tokens go to the %s at %s:%d over a link.", self._receivers, address.host, address.port)
+        place = f"{self._receivers} at {address.host}:{address.port}"
+        logger.info("%s go to the %s over a link.", self._items.capitalize(), place)
         link = self._make(link_id, connection, loop, forget)
         self._open = (*self._open, link)
         return link

@@ -37,6 +37,7 @@ __all__ = ["ProxyGuard", "middlewares"]
 logger = logging.getLogger("ray.serve")
 
 _REQUEST_ID = b"x-request-id"
+_GENERATING = tuple(GENERATING_PATHS)  # ends of paths: the application may be at any prefix
 # Instructions to Serve: which replica, how long, and whether to look for a disconnected client.
 _INTERNAL = frozenset(
     {
@@ -94,7 +95,7 @@ class ProxyGuard:
         if not scope["path"].startswith("/"):  # Serve would refuse it in plain text
             await _fail(scope, receive, send, RouteNotFoundError("There is no endpoint at this path."))
             return
-        generates = scope["method"] == "POST" and scope["path"] in GENERATING_PATHS
+        generates = scope["method"] == "POST" and scope["path"].endswith(_GENERATING)
         if generates and self._admission.is_full:
             await self._refuse(scope, send)
             return

@@ -42,7 +42,7 @@ class ReplicaWatch:
 
     What is not known changes nothing: a deployment counts as without replicas only when Serve has reported so.
 
-    updates: of both. signs: of the Generators.
+    updates, signs: of both.
     version: of the calling replica; a replica of another model cannot serve its requests.
     on_loaded: called with `Generator.stats()` each time they become available; readiness follows it.
     on_capacity: called at each check with the number of requests that Serve may have at once for the Generator's
@@ -108,7 +108,8 @@ class ReplicaWatch:
 
     async def _check(self) -> None:
         missing = [name for name in _NEEDED if not self._usable(name)]
-        generators = [replica for replica in self._usable("Generator") if not self._signs.is_silent(replica.name)]
+        silent = [name for name in _NEEDED if not self._replying(name)]
+        generators = self._replying("Generator")
         # One more than each runs, so that Serve sees a queue and its autoscaling knows that they are full.
         if generators:
             self._on_capacity(sum(replica.max_requests + 1 for replica in generators))
@@ -119,9 +120,9 @@ class ReplicaWatch:
             reason = await asyncio.to_thread(_why_not_running, missing[-1], states.get(missing[-1]))
             self._report(reason)
             self.readiness = Readiness(ready=False, reason=reason or "The model is loading.", code="loading")
-        elif not generators:  # stopped or lost, and not replaced yet
+        elif silent:  # stopped or lost, and not replaced yet
             self._set_ready(False)
-            self.readiness = Readiness(ready=False, reason="No Generator replies.", code="loading")
+            self.readiness = Readiness(ready=False, reason=f"No {silent[-1]} replies.", code="loading")
         elif not self.readiness.ready:
             async with asyncio.timeout(_STATS_WAIT_S):  # a replica may stop at any moment
                 self._on_loaded(await self._generator.stats.remote())
@@ -132,6 +133,10 @@ class ReplicaWatch:
         """Return the running replicas of this replica's model; one of an older release does not name its model."""
         replicas = self._updates.replicas.get(deployment, ())
         return [r for r in replicas if r.version is None or r.version.model == self._version.model]
+
+    def _replying(self, deployment: str) -> list[RunningReplica]:
+        """Return the usable replicas that have not fallen silent."""
+        return [replica for replica in self._usable(deployment) if not self._signs.is_silent(replica.name)]
 
     def _set_ready(self, ready: bool) -> None:
         self.readiness = replace(self.readiness, ready=ready, reason="" if ready else "The model is loading.")

@@ -1,7 +1,7 @@
 """The backend of the HTTP endpoints, over handles to the other deployments."""
 
 from collections.abc import Callable, Mapping, Sequence, Set
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from time import perf_counter
 from typing import Any
@@ -14,13 +14,13 @@ from mpt_serve.deployments.admission import Admission, Reservation
 from mpt_serve.deployments.dispatch_queue import DispatchQueue
 from mpt_serve.deployments.drain import Drain
 from mpt_serve.deployments.failover import FailoverStream
-from mpt_serve.deployments.generator_replicas import GeneratorReplicas
 from mpt_serve.deployments.readiness import ReplicaWatch, Waiting
 from mpt_serve.deployments.replica_client import ReplicaClient, translated
 from mpt_serve.deployments.replica_updates import ReplicaUpdates
+from mpt_serve.deployments.replicas import WatchedReplicas
 from mpt_serve.deployments.signs_of_life import SignsOfLife
 from mpt_serve.deployments.version import Version
-from mpt_serve.deployments.watchdog import Watchdog
+from mpt_serve.deployments.watchdog import ReplicaLostError, Watchdog
 from mpt_serve.engine.request import Delta
 from mpt_serve.openai.backend import GenerationRequest, ModelInfo, OnDelta, Readiness
 from mpt_serve.openai.errors import NotReadyError
@@ -30,6 +30,8 @@ from mpt_serve.text.tokenizer import TextTokenizer
 
 __all__ = ["ServeBackend"]
 
+_ENCODE_RETRIES = 2  # the first may still reach the replica that is ended since it froze
+
 
 class ServeBackend:
     """Implements `mpt_serve.openai.backend.Backend`.
@@ -37,7 +39,7 @@ class ServeBackend:
     text: the same tokenizer that the Tokenizer deployment has, for the way back from ids.
     tokenizer, generator: handles of these deployments. updates: their replicas. version: of the calling replica.
     waiting: bounds of waiting for replicas that are being replaced.
-    reply_timeout_s: how long a Generator may take to reply before it is replaced.
+    reply_timeout_s: how long a replica may take to reply before it is replaced.
     """
 
     def __init__(
@@ -63,8 +65,10 @@ class ServeBackend:
         self.watch = ReplicaWatch(
             generator, updates, self.signs, version, waiting, self._update_model, self.queue.resize
         )
-        self._replicas = GeneratorReplicas(generator, updates, receiver, self.signs)
+        self._replicas = WatchedReplicas("Generator", generator, updates, receiver, self.signs)
         self.watchdog = Watchdog(self._replicas, reply_timeout_s)
+        tokenizers = WatchedReplicas("Tokenizer", tokenizer, updates, receiver, self.signs)
+        self.tokenizer_watchdog = Watchdog(tokenizers, reply_timeout_s)
         self.drain = Drain()
         self._admission = admission
 
@@ -75,7 +79,7 @@ class ServeBackend:
     async def encode(self, text: str, add_special_tokens: bool, parse_special_tokens: bool = True) -> Sequence[int]:
         """Return the text's ids; see `TextTokenizer.encode`."""
         how = (add_special_tokens, parse_special_tokens)
-        return await _ids(lambda: self._tokenizer_replicas.encode.remote(text, *how))
+        return await self._ids(lambda: self._tokenizer_replicas.encode.remote(text, *how))
 
     async def encode_chat(
         self,
@@ -88,7 +92,23 @@ class ServeBackend:
         """Return the ids of the rendered conversation. Raises ChatTemplateError."""
         ending = (add_generation_prompt, continue_final_message)
         chat = (list(messages), *ending, list(tools), add_special_tokens)
-        return await _ids(lambda: self._tokenizer_replicas.encode_chat.remote(*chat))
+        return await self._ids(lambda: self._tokenizer_replicas.encode_chat.remote(*chat))
+
+    async def _ids(self, call: Callable[[], DeploymentResponse]) -> Sequence[int]:
+        """Return a Tokenizer's result; if its replica dies or freezes, another is called: nothing is lost with it."""
+        try:
+            for _ in range(_ENCODE_RETRIES):
+                with suppress(RayActorError, ReplicaLostError):
+                    return await self._watched(call)
+            return await self._watched(call)
+        except (RayTaskError, RayActorError, RayServeException, ReplicaLostError) as error:
+            raise translated(error) from error
+
+    async def _watched(self, call: Callable[[], DeploymentResponse]) -> Sequence[int]:
+        """Return a Tokenizer's result. Raises ReplicaLostError when a Tokenizer has frozen meanwhile."""
+        async with self.tokenizer_watchdog.watch("encode"):
+            ids: Sequence[int] = await call()
+            return ids
 
     def retry_after_s(self) -> float | None:
         """Return None while a new request would be counted, or else the seconds after which to send it again."""
@@ -143,18 +163,7 @@ class ServeBackend:
         return await self._replicas.stats()
 
     def _update_model(self, stats: dict[str, object]) -> None:
-        max_model_len = stats["max_model_len"]
+        max_model_len, hidden_size = stats["max_model_len"], stats["hidden_size"]
         assert isinstance(max_model_len, int)
-        self.model = replace(self.model, max_model_len=max_model_len)
-
-
-async def _ids(call: Callable[[], DeploymentResponse]) -> Sequence[int]:
-    """Return a Tokenizer's result; if its replica dies, another one is called, as nothing is lost with it."""
-    try:
-        try:
-            ids: Sequence[int] = await call()
-        except RayActorError:
-            ids = await call()
-    except (RayTaskError, RayActorError, RayServeException) as error:
-        raise translated(error) from error
-    return ids
+        assert isinstance(hidden_size, int)
+        self.model = replace(self.model, max_model_len=max_model_len, hidden_size=hidden_size)

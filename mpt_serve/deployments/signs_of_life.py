@@ -1,4 +1,4 @@
-"""What is heard of the Generators on their links: deltas, and a few bytes four times a second (`heartbeat`).
+"""What is heard of the replicas on their links: deltas, and a few bytes four times a second (`heartbeat`).
 
 A replica that is frozen, or whose node cannot be reached, falls silent at once. One that merely has too little of a
 busy machine does not: the thread that sends these bytes needs next to nothing, where a call needs many turns of several

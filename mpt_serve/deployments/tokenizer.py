@@ -7,10 +7,14 @@ from typing import Any
 from mpt_serve.configuration.model_folder import tokenizer_folder
 from mpt_serve.configuration.settings import Settings
 from mpt_serve.deployments.encoding_lanes import EncodingLanes
+from mpt_serve.deployments.heartbeat import heartbeat_links, start_heartbeat
+from mpt_serve.deployments.link_wire import LinkAddress
 from mpt_serve.deployments.logs import log_through_serve
 from mpt_serve.deployments.replica_updates import ReplicaUpdates
+from mpt_serve.deployments.replicas import own_names
 from mpt_serve.deployments.takeover import Takeover
 from mpt_serve.deployments.version import Version
+from mpt_serve.deployments.watchdog import ReplicaReport
 from mpt_serve.text.chat_prompt import ChatEncoder
 from mpt_serve.text.chat_template import ChatTemplate, Message, MissingChatTemplateError
 from mpt_serve.text.tokenizer import TextTokenizer
@@ -24,6 +28,9 @@ class Tokenizer:
     def __init__(self, settings: Settings) -> None:
         log_through_serve()
         self._version = Version.of(settings)
+        self._actor = own_names()[1]
+        self._links = heartbeat_links()
+        start_heartbeat(self._links.beat)
         self._takeover: Takeover | None = Takeover(
             "Tokenizer", ["Generator"], self._version, ReplicaUpdates(["Tokenizer", "Generator"])
         )
@@ -51,6 +58,14 @@ class Tokenizer:
         if self._takeover is not None:
             await self._takeover.wait()
             self._takeover = None
+
+    async def report(self, address: LinkAddress | None = None) -> ReplicaReport:
+        """Return a report of this replica, whose requests have no ids.
+
+        address: of the Ingress that asks; a link to it is opened.
+        """
+        link = None if address is None else self._links.to_if_open(address)
+        return ReplicaReport(self._actor, (), "", None if link is None else link.id)
 
     async def encode(
         self, text: str, add_special_tokens: bool = True, parse_special_tokens: bool = True

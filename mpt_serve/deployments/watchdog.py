@@ -1,4 +1,4 @@
-"""Finds Generator replicas that have stopped working without dying, moves their requests, and has them replaced.
+"""Finds replicas that have stopped working without dying, moves their requests, and has them replaced.
 
 A process that is frozen, or whose node cannot be reached, raises no error anywhere: its requests see silence, as they
 also do while they wait for a slot. So the Ingress asks the replicas which requests they work on.
@@ -14,7 +14,7 @@ from typing import Protocol
 
 from mpt_serve.errors import EngineClosedError
 
-__all__ = ["Generators", "ReplicaLostError", "ReplicaReport", "Watchdog", "Watched"]
+__all__ = ["ReplicaLostError", "ReplicaReport", "Reporting", "Watchdog", "Watched"]
 
 logger = logging.getLogger("ray.serve")
 
@@ -28,10 +28,10 @@ class ReplicaLostError(EngineClosedError):
 
 @dataclass(frozen=True)
 class ReplicaReport:
-    """What a Generator replica says of itself.
+    """What a replica says of itself.
 
     replica: the name of its actor. requests: ids of those in its engine. stalled: how its engine has stopped working,
-    empty while it works. link: the id of its link to the Ingress that asks, None while there is none.
+    empty while it works, or has none. link: the id of its link to the Ingress that asks, None while there is none.
     """
 
     replica: str
@@ -40,8 +40,8 @@ class ReplicaReport:
     link: str | None = None
 
 
-class Generators(Protocol):
-    """What the watchdog needs of the Generator replicas."""
+class Reporting(Protocol):
+    """What the watchdog needs of the replicas of a deployment."""
 
     async def reports(self) -> Sequence[Awaitable[ReplicaReport]]:
         """Ask all replicas; return the reports to come, one from each replica. Those of dead replicas raise."""
@@ -85,8 +85,8 @@ class Watchdog:
     timeout_s: how long a replica may take to reply. The time in which this process itself does not run does not count.
     """
 
-    def __init__(self, generators: Generators, timeout_s: float) -> None:
-        self._generators = generators
+    def __init__(self, replicas: Reporting, timeout_s: float) -> None:
+        self._replicas = replicas
         self._timeout_s = timeout_s
         self._numbers = count()
         self._watched: dict[str, Watched] = {}
@@ -120,7 +120,7 @@ class Watchdog:
             try:
                 await self.check()
             except Exception:  # there are no replicas now, or the controller restarts
-                logger.debug("The Generators could not be asked.", exc_info=True)
+                logger.debug("The replicas could not be asked.", exc_info=True)
 
     async def check(self) -> None:
         """Ask all replicas once, and wait for their replies for a limited time.
@@ -129,7 +129,7 @@ class Watchdog:
         it is that one which has the request, or was to take it. Where all reply, it still waits for a replica.
         """
         begun = asyncio.get_running_loop().time()
-        replies = [asyncio.ensure_future(self._hear(report)) for report in await self._generators.reports()]
+        replies = [asyncio.ensure_future(self._hear(report)) for report in await self._replicas.reports()]
         if not replies:
             return
         for _ in range(_WAITS):
@@ -139,9 +139,9 @@ class Watchdog:
         for task in silent:
             task.cancel()
         replied = {name for task in done if (name := task.result())}
-        known = (self._known | self._generators.running()) - replied if silent else frozenset()
+        known = (self._known | self._replicas.running()) - replied if silent else frozenset()
         # In the second half of the wait: one that froze during the first must not be asked once more.
-        frozen = [replica for replica in known if not self._generators.was_heard(replica, self._timeout_s / 2)]
+        frozen = [replica for replica in known if not self._replicas.was_heard(replica, self._timeout_s / 2)]
         if frozen:
             for watched in list(self._watched.values()):
                 if watched.heard < begun:
@@ -168,5 +168,5 @@ class Watchdog:
         if replica in self._ending:
             return
         logger.error("%s has stopped working (%s): its requests move, and it is replaced.", replica, reason)
-        task = self._ending[replica] = asyncio.create_task(self._generators.replace_if_stopped(replica))
+        task = self._ending[replica] = asyncio.create_task(self._replicas.replace_if_stopped(replica))
         task.add_done_callback(lambda _: self._ending.pop(replica))

@@ -25,10 +25,15 @@ class BlockTables:
         return len(request.blocks) < self.max_blocks(len(request.prompt_ids), request.max_output)
 
     def find(self, request: Request) -> list[int]:
-        """Return the published blocks with the request's first tokens, but for the last one: its logits are needed."""
+        """Return the published blocks with the request's first tokens.
+
+        Not the last one's, as its logits are needed, and none whose hidden states or logits the request returns.
+        """
         most = request.num_tokens - 1
         if request.wants_prompt_logprobs:
             most = min(most, len(request.prompt_logprobs) - 1)
+        if request.pooled is not None:
+            most = min(most, request.pooled.begin)
         if self._prefix_caching:
             request.extend_digests(request.num_known, self.pool.block_size)
         return self.pool.find(request.digests[: most // self.pool.block_size])

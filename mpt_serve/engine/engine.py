@@ -78,6 +78,7 @@ class Engine:
         the model's.
     eos_token_ids: ids that end a request unless it ignores them; None takes the config's.
     draft: the smaller model that drafts, where settings.speculation is 'draft'.
+    hidden_size: the numbers in a hidden state.
     weight_bytes, cache_bytes: the memory that the model's weights and the KV cache take.
     on_delivered: called on the engine's thread each time that it has called the listeners of all requests with the
         deltas of a step; must not block. Set it before the first request.
@@ -96,6 +97,7 @@ class Engine:
         settings = settings or EngineConfig()
         check_draft(settings, draft, config.vocab_size)
         self.vocab_limit = min(config.vocab_size if vocab_limit is None else vocab_limit, config.vocab_size)
+        self.hidden_size = config.d_model
         self.eos_token_ids = frozenset(config.eos_token_ids if eos_token_ids is None else eos_token_ids)
         if settings.compilation_cache_dir is not None:
             use_compilation_cache(settings.compilation_cache_dir)

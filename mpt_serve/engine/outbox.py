@@ -32,6 +32,7 @@ class Outbox:
             index=request.choice_index,
             logprobs=output.logprobs,
             prompt_logprobs=prompt_logprobs,
+            hidden_states=None if request.pooled is None else request.pooled.result(),
         )
         self._items.append((request, delta))
 

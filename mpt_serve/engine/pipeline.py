@@ -14,7 +14,7 @@ from model.sampling.batch import PROMPT
 from model.sampling.sampler import NO_NUMBER
 from mpt_serve.engine.prefill_limit import PrefillLimit
 from mpt_serve.engine.programs import SCORED
-from mpt_serve.engine.request import NO_NUMBERS_MESSAGE, Request
+from mpt_serve.engine.request import NO_NUMBERS_MESSAGE, NO_STATES_MESSAGE, Request
 from mpt_serve.engine.runner import PreparedStep
 from mpt_serve.engine.scheduler import Scheduler
 from mpt_serve.engine.speculative import Drafter
@@ -43,18 +43,24 @@ class StepRunner(Protocol):
 
     def score(self, hidden_states: Array, begin: int, ids: Sequence[int]) -> Array: ...
 
+    def final_states(self, hidden_states: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]: ...
+
 
 @dataclass(slots=True)
 class _Step:
     """A step from its scheduling to its reading.
 
     sampled: the packed array. scores: (request, position of the first id, number of ids, packed array).
+    pooled: (row, the step's token that is its first) of rows whose hidden states are wanted; hidden_states: [T, d]
+        float32 before the last norm, None where no row's are.
     """
 
     rows: StepRows
     prepared: PreparedStep
     sampled: Array | None = None
     scores: list[tuple[Request, int, int, Array]] = field(default_factory=list)
+    pooled: list[tuple[Row, int]] = field(default_factory=list)
+    hidden_states: Array | None = None
 
 
 class Pipeline:
@@ -122,7 +128,7 @@ class Pipeline:
                 step.sampled = self._runner.sample(step.prepared, logits, self._masks(step, result))
             else:
                 hidden_states, step.sampled = self._runner.step(step.prepared, self._masks(step, result))
-            self._score(step, hidden_states)
+            self._use_hidden_states(step, hidden_states)
         if behind is not None:
             self._read(behind, result)
         self._ahead = step
@@ -201,13 +207,18 @@ class Pipeline:
         except Exception as error:
             self._fail(request, error, result)
 
-    def _score(self, step: _Step, hidden_states: Array) -> None:
-        """Start scoring the ids of prompts that follow the step's tokens, for requests that want that."""
+    def _use_hidden_states(self, step: _Step, hidden_states: Array) -> None:
+        """Start scoring the ids of prompts that follow the step's tokens, and keep hidden states that requests want."""
         begin = 0
         for row in step.rows.rows:
             if row.request.wants_prompt_logprobs:
                 self._score_row(step, row, begin, hidden_states)
+            if row.request.pooled is not None and row.stop > row.request.pooled.begin:
+                step.pooled.append((row, begin))
             begin += row.length
+        if step.pooled:
+            step.hidden_states = hidden_states
+            hidden_states.copy_to_host_async()
 
     def _score_row(self, step: _Step, row: Row, begin: int, hidden_states: Array) -> None:
         """Score what follows a row's tokens, the first of which is the step's token `begin`."""
@@ -227,10 +238,28 @@ class Pipeline:
         self._measure(step)
         for request, first, scored, count in scores:
             if not scored.has_numbers(0, count):
-                self._end_without_numbers(request, result)
+                self._end_broken(request, NO_NUMBERS_MESSAGE, result)
             elif first == len(request.prompt_logprobs):
                 request.prompt_logprobs += scored.logprobs(0, count, request.params.prompt_logprobs or 0)
+        if step.hidden_states is not None:
+            self._pool(step.pooled, np.asarray(step.hidden_states), result)
         self._accept(step.rows.rows, sampled, result)
+
+    def _pool(
+        self, rows: Sequence[tuple[Row, int]], hidden_states: npt.NDArray[np.float32], result: TurnResult
+    ) -> None:
+        """Hand requests the hidden states of their tokens; a preempted one has some of them already."""
+        for row, begin in rows:
+            pooled = row.request.pooled
+            assert pooled is not None
+            if row.request.finish_reason is not None:
+                continue
+            skipped = max(0, pooled.begin - row.start)
+            states = self._runner.final_states(hidden_states[begin + skipped : begin + row.length])
+            if np.isfinite(states).all():
+                pooled.take(states)
+            else:
+                self._end_broken(row.request, NO_STATES_MESSAGE, result)
 
     def _measure(self, step: _Step) -> None:
         """Note how long a step took, from one reading to the next; some want to know of those without prompts alone."""
@@ -252,7 +281,7 @@ class Pipeline:
         if min(ids, default=0) < 0:
             for row in rows:
                 if NO_NUMBER in ids[begins[id(row)] :][: row.samples]:
-                    self._end_without_numbers(row.request, result)
+                    self._end_broken(row.request, NO_NUMBERS_MESSAGE, result)
         for row, count in self._scheduler.accept(rows, ids):
             request = row.request
             if not count and request.finish_reason is None:
@@ -267,12 +296,12 @@ class Pipeline:
             result.outputs.append(StepOutput(request, token_ids, logprobs, request.finish_reason))
             self._advance_grammar(request, token_ids, result)
 
-    def _end_without_numbers(self, request: Request, result: TurnResult) -> None:
-        """End a request for which the model computes logits without a number."""
+    def _end_broken(self, request: Request, message: str, result: TurnResult) -> None:
+        """End a request for which the model computes no numbers; message: which."""
         if request.finish_reason is None:
-            logger.error("%s: %s", request.request_id, NO_NUMBERS_MESSAGE)
+            logger.error("%s: %s", request.request_id, message)
             self._scheduler.finish_broken(request)
-            result.failures.append(StepFailure(request, NO_NUMBERS_MESSAGE))
+            result.failures.append(StepFailure(request, message))
 
     def _advance_grammar(self, request: Request, token_ids: Sequence[int], result: TurnResult) -> None:
         if request.token_masks is None or request.finish_reason is not None:

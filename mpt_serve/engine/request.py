@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mpt_serve.engine.block_pool import extend_digests, first_link
+from mpt_serve.engine.pooling import PooledStates
 from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.engine.token_masks import TokenMasks
 from mpt_serve.errors import RequestError
@@ -17,6 +18,10 @@ POSITIONS_PER_PRIORITY = 16
 NO_NUMBERS_MESSAGE = (
     "the model's logits for this request hold no finite number, so nothing can be sampled: its weights or its"
     " computation are broken"
+)
+NO_STATES_MESSAGE = (
+    "the model's hidden states for this request hold numbers that are not finite: its weights or its computation are"
+    " broken"
 )
 
 
@@ -54,6 +59,8 @@ class Delta:
     index: the choice's index: choice_index ... choice_index + n - 1.
     logprobs: one for each of token_ids, where the request wants them.
     prompt_logprobs: one for each of the prompt's ids, None for the first; once, with a delta of the first choice.
+    hidden_states: what the request's pooling returns, with the last delta: one vector, or those of all tokens one after
+        the other, as float32 in little-endian bytes.
     """
 
     token_ids: tuple[int, ...]
@@ -65,6 +72,7 @@ class Delta:
     index: int = 0
     logprobs: tuple[TokenLogprobs, ...] | None = None
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    hidden_states: bytes | None = None
 
 
 def ignore_delta(delta: Delta) -> None:
@@ -86,6 +94,7 @@ class Request:
     slot: row of the device's slot state (last sampled token, penalties, bias) while running, else None.
     slot_state_is_set: the slot's penalties and bias are this request's.
     prompt_logprobs: of the prompt's first ids, as far as they are known. prompt_logprobs_sent: they were delivered.
+    pooled: the prompt's hidden states, as far as they are known; None where they are not wanted.
     arrival: order of submission, assigned by the scheduler.
     """
 
@@ -111,6 +120,7 @@ class Request:
     slot_state_is_set: bool = False
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=lambda: [None])
     prompt_logprobs_sent: bool = False
+    pooled: PooledStates | None = None
     arrival: int = -1
     finish_reason: FinishReason | None = None
 

@@ -4,6 +4,7 @@ import operator
 import secrets
 from collections.abc import Callable, Collection, Iterable, Sequence
 
+from mpt_serve.engine.pooling import PooledStates
 from mpt_serve.engine.request import Delta, Request
 from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.engine.token_masks import Grammar, TokenMasks, mask_below
@@ -92,6 +93,7 @@ class RequestFactory:
                 on_delta=on_delta,
                 siblings=choices,
                 token_masks=token_masks if token_masks.binding else None,
+                pooled=params.pooling and PooledStates(params.pooling, params.normalize, len(prompt_ids)),
                 prompt_logprobs=[None] * min(max(1, params.prompt_logprobs_start), len(prompt_ids)),
             )
             choices.append(request)

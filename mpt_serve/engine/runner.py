@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 
 from model.config.mpt_config import MptConfig
 from model.kernel_selection import select_kernels
+from model.ops.norm import normalise_on_host
 from model.params.kv_cache import init_kv_cache
 from model.params.sharding import cache_sharding
 from model.params.weights import Weights
@@ -74,6 +75,7 @@ class Runner:
             )
             for key in self._keys
         }
+        self._last_norm = jax.device_get(weights.norm_f)
         pool_sharding, replicated = _placements(weights, config)
         cache = init_kv_cache(config, cache_plan.num_blocks, cache_plan.block_size, cache_dtype, pool_sharding)
         selected.prepare_cache(cache)
@@ -152,6 +154,10 @@ class Runner:
         packed: Array = run(self._state.leaves, hidden_states, np.int32(begin), padded)
         packed.copy_to_host_async()
         return packed
+
+    def final_states(self, hidden_states: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return the model's last norm of hidden states [n, d] on the host; the output head computes it by itself."""
+        return normalise_on_host(hidden_states, self._last_norm)
 
     def _copy(self, all_copies: Sequence[tuple[int, int]]) -> None:
         state = self._state

@@ -3,9 +3,12 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args
 
 from annotated_types import Interval
+
+Pooling = Literal["mean", "last", "none"]
+POOLINGS: Final = get_args(Pooling)
 
 MAX_INT32 = 2**31 - 1
 MAX_LOGPROBS = 20
@@ -58,6 +61,9 @@ class SamplingParams:
         They are the model's own: before penalties, bias, masks and temperature.
     prompt_logprobs: the same for the prompt's ids.
     prompt_logprobs_start: the first of the prompt's ids that has them; those before may come from the prefix cache.
+    pooling: return the hidden states of the prompt's tokens after the model's last norm: their mean, the last token's
+        alone, or with 'none' each token's; None for nothing. It needs max_tokens=0, n=1 and no log probabilities.
+    normalize: scale what pooling returns to vectors of length 1; one of zeros stays as it is.
     priority: each unit is worth 16 positions in the queue, negative ones towards the front; -1,000 ... 1,000.
     cache_salt: requests reuse each other's cached prompts only where their salts are equal.
     """
@@ -82,6 +88,8 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     prompt_logprobs_start: int = 0
+    pooling: Pooling | None = None
+    normalize: bool = False
     priority: int = 0
     cache_salt: str = ""
 
@@ -99,9 +107,21 @@ class SamplingParams:
             value = getattr(self, name)
             count_ok = value is None or (is_integer(value) and _within(value, LOGPROBS_BOUNDS))
             _require(self, name, count_ok, f"null or an integer {_words(LOGPROBS_BOUNDS)}")
-        _require(self, "ignore_eos", isinstance(self.ignore_eos, bool), "true or false")
+        for name in ("ignore_eos", "normalize"):
+            _require(self, name, isinstance(getattr(self, name), bool), "true or false")
         _require(self, "cache_salt", isinstance(self.cache_salt, str), "a string")
+        self._check_pooling()
         self._check_ids()
+
+    def _check_pooling(self) -> None:
+        """Check that a request for hidden states asks for nothing else."""
+        names = ", ".join(map(repr, POOLINGS))
+        _require(self, "pooling", self.pooling is None or self.pooling in POOLINGS, f"null or one of {names}")
+        if self.pooling is not None:
+            _require(self, "max_tokens", self.max_tokens == 0, "0 with pooling")
+            _require(self, "n", self.n == 1, "1 with pooling")
+            for name in ("logprobs", "prompt_logprobs"):
+                _require(self, name, getattr(self, name) is None, "null with pooling")
 
     def _check_ids(self) -> None:
         """Check lists and mappings, and store them as tuples, so that the parameters stay hashable."""

@@ -13,10 +13,11 @@ from model.pretrained import resolve_checkpoint
 from mpt_serve.configuration.engine_config import EngineConfig
 from mpt_serve.configuration.model_folder import model_path
 from mpt_serve.engine.engine import Engine, LoadOptions
-from mpt_serve.engine.sampling_params import SamplingParams
+from mpt_serve.engine.sampling_params import POOLINGS, Pooling, SamplingParams
 from mpt_serve.engine.token_masks import Grammar
 from mpt_serve.errors import RequestError
 from mpt_serve.llm.completion import Completion, Piece
+from mpt_serve.llm.embedding import Embedding, embed_prompts
 from mpt_serve.llm.piece_stream import stream_pieces
 from mpt_serve.llm.prompts import Conversation, Prompt, PromptEncoder, PromptLike, as_conversations, as_prompts
 from mpt_serve.structured_outputs.compiler import GrammarCompiler, LazyGrammarCompiler
@@ -170,6 +171,34 @@ class LLM:
         """
         prompts = [self._prompts.encode_chat(messages) for messages in as_conversations(conversations)]
         return self._generate(prompts, params, stream, **options)
+
+    def embed(
+        self,
+        prompts: PromptLike | Sequence[PromptLike],
+        *,
+        pooling: Pooling = "mean",
+        normalize: bool | None = None,
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> list[Embedding]:
+        """Return the embeddings of prompts, all computed together: hidden states after the model's last norm.
+
+        prompts: as for `generate`.
+        pooling: 'mean' of all tokens, 'last' token's alone, or 'none' for a vector of each token.
+        normalize: scale each vector to the length 1; None does so unless pooling is 'none'.
+        priority, cache_salt: as in `SamplingParams`.
+
+        Every prompt is checked before the first runs. Raises `RequestError` for what the engine cannot take,
+        `EngineClosedError` when it was closed or fails, `MptServeError` for a model whose numbers are not finite.
+        """
+        if pooling not in POOLINGS:
+            raise RequestError(f"pooling must be one of {', '.join(map(repr, POOLINGS))}, got {pooling!r}")
+        normalize = pooling != "none" if normalize is None else normalize
+        params = SamplingParams(
+            max_tokens=0, pooling=pooling, normalize=normalize, priority=priority, cache_salt=cache_salt
+        )
+        batch = self._checked(as_prompts(prompts), params, None)
+        return embed_prompts(self.engine, [prompt.ids for prompt in batch], params)
 
     def close(self) -> None:
         """Cancel what is left, stop the engine, and end the processes of templates and grammars. Idempotent."""

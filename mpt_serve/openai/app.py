@@ -1,6 +1,7 @@
 """The OpenAI-style API as one ASGI application."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib.resources.abc import Traversable
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -17,6 +18,7 @@ from mpt_serve.openai.authentication import Authentication
 from mpt_serve.openai.backend import Backend
 from mpt_serve.openai.chat import prepare_chat
 from mpt_serve.openai.completions import prepare_completion
+from mpt_serve.openai.embeddings import prepare_embeddings
 from mpt_serve.openai.endpoint import GenerationEndpoint
 from mpt_serve.openai.envelope import Envelope
 from mpt_serve.openai.error_forms import on_http_exception
@@ -25,7 +27,7 @@ from mpt_serve.openai.health import get_load, get_version, health, ready
 from mpt_serve.openai.http_versions import HttpVersions
 from mpt_serve.openai.models import get_model, list_models
 from mpt_serve.openai.openapi import openapi
-from mpt_serve.openai.pages import pages
+from mpt_serve.openai.pages import DOCS_FILES, PLAYGROUND_FILES, pages
 from mpt_serve.openai.request_log import RequestLog
 from mpt_serve.openai.responses import prepare_response
 from mpt_serve.openai.root_path import RootPath
@@ -50,16 +52,19 @@ def create_app(
     audit_log: AuditLog | None = None,
     metrics: ServerMetrics | None = None,
     root_path: str = "",
+    playground: bool = True,
 ) -> Starlette:
     """Return the application that serves a backend's model.
 
     access: the keys that requests need; None: no key. cors_origins: whose pages may send requests from browsers.
     audit_log: gets a record of each request. metrics: count what happens.
     root_path: the prefix below which a proxy in front serves it; see `RootPath`.
+    playground: serve the page at /, to everyone: it holds nothing but text that is part of the package.
     """
     limits = limits or Limits()
     metrics = metrics or ServerMetrics()
-    routes = _routes(ServerContext(backend, limits, metrics))
+    page = PLAYGROUND_FILES if playground else {}
+    routes = [*_routes(ServerContext(backend, limits, metrics)), *_pages(DOCS_FILES), *_pages(page)]
     paths = [route.path for route in routes]
     app = Starlette(
         routes=routes,
@@ -68,10 +73,10 @@ def create_app(
             *_cors(cors_origins),
             Middleware(Gate, retry_after_s=backend.retry_after_s, metrics=metrics),
             *([] if audit_log is None else [Middleware(Audit, log=audit_log, paths=paths)]),
-            Middleware(RequestLog, paths=paths, metrics=metrics),
+            Middleware(RequestLog, paths=paths, metrics=metrics, quiet=page.keys() - {"/"}),
             Middleware(Envelope, limits=limits, metrics=metrics),
             Middleware(HttpVersions),
-            *([] if access is None else [Middleware(Authentication, access=access)]),
+            *([] if access is None else [Middleware(Authentication, access=access, public=page.keys())]),
         ],
         exception_handlers={HTTPException: on_http_exception},
     )
@@ -101,6 +106,7 @@ def _routes(context: ServerContext) -> list[Route]:
     versioned = [
         Route("/completions", GenerationEndpoint(context, prepare_completion), methods=["POST"]),
         Route("/chat/completions", GenerationEndpoint(context, prepare_chat), methods=["POST"]),
+        Route("/embeddings", GenerationEndpoint(context, prepare_embeddings), methods=["POST"]),
         Route("/responses", GenerationEndpoint(context, prepare_response), methods=["POST"]),
         Route("/messages", GenerationEndpoint(context, prepare_message), methods=["POST"]),
         Route("/messages/count_tokens", count_tokens(context), methods=["POST"]),
@@ -120,5 +126,8 @@ def _routes(context: ServerContext) -> list[Route]:
         Route("/load", get_load(context), methods=["GET"]),
         Route("/version", get_version, methods=["GET"]),
         Route("/openapi.json", openapi, methods=["GET"]),
-        *(Route(path, page, methods=["GET"]) for path, page in pages().items()),
     ]
+
+
+def _pages(contents: Mapping[str, Traversable]) -> list[Route]:
+    return [Route(path, page, methods=["GET"]) for path, page in pages(contents).items()]

@@ -1,5 +1,7 @@
 """Who may call which endpoint."""
 
+from collections.abc import Collection
+
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -25,11 +27,13 @@ def client_of(scope: Scope) -> Client:
 class Authentication:
     """ASGI middleware that admits requests with a key of the right scope, and counts them.
 
+    public: paths that need no key, beside `PUBLIC_PATHS`.
     A key is `Authorization: Bearer KEY`, or `X-Api-Key: KEY`. Its owner is `client` in the request's state.
     """
 
-    def __init__(self, app: ASGIApp, access: AccessControl) -> None:
+    def __init__(self, app: ASGIApp, access: AccessControl, public: Collection[str] = ()) -> None:
         self._app = app
+        self._public = PUBLIC_PATHS | frozenset(public)
         self._access = access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -38,7 +42,7 @@ class Authentication:
             return
         if scope["type"] == "http":
             path = scope["path"].removeprefix(scope.get("root_path", ""))
-            if path not in PUBLIC_PATHS:
+            if path not in self._public:
                 await self._authenticate(scope, "admin" if path in ADMIN_PATHS else "api")
         await self._app(scope, receive, send)
 

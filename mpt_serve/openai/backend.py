@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mpt_serve.engine.request import Delta
-from mpt_serve.engine.sampling_params import SamplingParams
+from mpt_serve.engine.sampling_params import Pooling, SamplingParams
 from mpt_serve.structured_outputs.spec import GrammarSpec
 from mpt_serve.text.chat_template import Message
 from mpt_serve.text.tokenizer import TextTokenizer
@@ -26,6 +26,8 @@ class ModelInfo:
     chat_refusal: str | None = None  # why it takes no conversations; None: it does
     chat_template: str | None = None  # its source, in Jinja; None: it takes no conversations
     tools_refusal: str | None = None  # why conversations cannot have tools; None: they can
+    hidden_size: int = 0  # numbers in an embedding; 0 while the model loads
+    embedding_pooling: Pooling = "mean"  # where a request names none
     max_chars_per_token: int | None = None  # no token stands for more characters; None: no bound before tokenizing
 
 

@@ -1,14 +1,13 @@
 """POST /v1/completions: text that continues a prompt."""
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mpt_serve.openai.endpoint import Prepared
-from mpt_serve.openai.errors import InvalidValueError
 from mpt_serve.openai.logprobs import completion_logprobs
 from mpt_serve.openai.output_choice import ChoicePart
-from mpt_serve.openai.protocol.completions import DEFAULT_MAX_TOKENS, CompletionRequest, Prompt
+from mpt_serve.openai.prompts import check_prompts, tokenize_prompts
+from mpt_serve.openai.protocol.completions import DEFAULT_MAX_TOKENS, CompletionRequest
 from mpt_serve.openai.protocol.responses import (
     Completion,
     CompletionChoice,
@@ -97,32 +96,9 @@ async def prepare_completion(context: ServerContext, body: Mapping[str, Any]) ->
     context.require_model(request.model)
     options = SamplingOptions.of(request, context.backend.model)
     await context.require_ready()  # before that the context's length may not be known
-    _check_prompts(context, request, options)
-    ids = await _tokenize(context, request)
+    prompts, limits = request.prompt, context.limits
+    check_prompts(context, prompts, "prompt", limits.max_prompts, cut=request.truncate_prompt_tokens is not None)
+    options.check_choices(len(prompts), limits)
+    ids = await tokenize_prompts(context, prompts, request.add_special_tokens, request.parse_special_tokens)
     unknown = CompletionRequest.unknown_fields(body)
     return Prepared(ids, "prompt", options, DEFAULT_MAX_TOKENS, CompletionResponseBuilder, unknown)
-
-
-def _check_prompts(context: ServerContext, request: CompletionRequest, options: SamplingOptions) -> None:
-    prompts = request.prompt
-    if len(prompts) > context.limits.max_prompts:
-        message = f"'prompt' must hold at most {context.limits.max_prompts} prompts; got {len(prompts)}."
-        raise InvalidValueError(message, param="prompt")
-    options.check_choices(len(prompts), context.limits)
-    context.require_bounded((prompt for prompt in prompts if isinstance(prompt, str)), "prompt")
-    vocab_len = context.backend.model.vocab_len
-    for prompt in prompts:
-        if isinstance(prompt, str):
-            if request.truncate_prompt_tokens is None:
-                context.require_short(prompt, "prompt")
-        elif min(prompt) < 0 or max(prompt) >= vocab_len:
-            raise InvalidValueError(f"'prompt' must hold token ids from 0 to {vocab_len - 1}.", param="prompt")
-
-
-async def _tokenize(context: ServerContext, request: CompletionRequest) -> Sequence[Sequence[int]]:
-    async def ids(prompt: Prompt) -> Sequence[int]:
-        if not isinstance(prompt, str):
-            return prompt
-        return await context.backend.encode(prompt, request.add_special_tokens, request.parse_special_tokens)
-
-    return await asyncio.gather(*map(ids, request.prompt))

@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from mpt_serve.access.client import Usage
 from mpt_serve.configuration.limits import Limits
-from mpt_serve.engine.sampling_params import SamplingParams
+from mpt_serve.engine.sampling_params import Pooling, SamplingParams
 from mpt_serve.errors import BusyError, EngineClosedError, RequestError
 from mpt_serve.openai.authentication import client_of
 from mpt_serve.openai.backend import GenerationRequest, Reservation
@@ -53,6 +53,9 @@ class Prepared:
     unknown: Sequence[str] = ()  # unknown fields, which are ignored
     names: FieldNames = OF_CHAT  # of fields in errors
     scored_from: Sequence[int] = ()  # where only these ids of each prompt and those after them have log probabilities
+    pooling: Pooling | None = None  # for hidden states of the prompts
+    normalize: bool = False
+    at_once: int | None = None  # prompts that wait or run at the same time; None: all
 
 
 @dataclass(frozen=True)
@@ -65,13 +68,15 @@ class _Call:
     usage: Usage
     reservation: Reservation
 
-    def admit(self, prompts: Sequence[int], choices: int) -> None:
+    def admit(self, prompts: Sequence[int], choices: int, at_once: int | None = None) -> None:
         """Count the request by the tokens of its prompts and the choices of each. Raises LimitExceededError, ApiError.
 
-        What the server refuses costs the client nothing of its tokens.
+        What the server refuses costs the client nothing of its tokens. at_once: prompts that wait or run at the same
+        time; the others take no capacity.
         """
-        self.reservation.admit(prompts, choices)
-        self.usage.admit(len(prompts) * choices, sum(prompts))
+        together = sorted(prompts, reverse=True)[:at_once]
+        self.reservation.admit(together, choices)
+        self.usage.admit(len(together) * choices, sum(prompts))
 
 
 class GenerationEndpoint:
@@ -128,9 +133,9 @@ class GenerationEndpoint:
         names = TokenNames(backend.tokenizer.token_bytes, options.output.tokens_as_ids)
         ids = [prompt.request.ids for prompt in prompts]
         builder = prepared.builder(ResponseBasis(backend.model.id, options.output, names, ids, options.request.n))
-        call.admit([len(prompt) for prompt in ids], options.request.num_choices)
+        call.admit([len(prompt) for prompt in ids], options.request.num_choices, prepared.at_once)
         with _grammar_errors(options.grammar_field, self._context.metrics):
-            async with RequestStream(backend, prompts) as output:
+            async with RequestStream(backend, prompts, prepared.at_once) as output:
                 stream.at_disconnect = output.cancel
                 try:
                     if not options.request.stream:
@@ -166,7 +171,14 @@ class GenerationEndpoint:
         if options.request.bad_words:
             bad_words = await asyncio.to_thread(backend.tokenizer.spellings, options.request.bad_words)
         streams: list[PromptStream] = []
-        params_with = cache(lambda max_tokens: options.params(max_tokens, bad_words))  # they may hold long lists of ids
+
+        @cache  # they may hold long lists of ids
+        def params_with(max_tokens: int) -> SamplingParams:
+            own = options.params(max_tokens, bad_words)
+            if prepared.pooling is None:
+                return own
+            return replace(own, pooling=prepared.pooling, normalize=prepared.normalize)
+
         for number, ids in enumerate(prompts):
             params = params_with(options.max_tokens_for(len(ids), backend.model, default))
             if prepared.scored_from:

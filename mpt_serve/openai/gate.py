@@ -12,7 +12,7 @@ from mpt_serve.openai.server_metrics import ServerMetrics
 
 __all__ = ["GENERATING_PATHS", "OVERLOADED_HEADER", "Gate", "TextRequests", "send_refusal"]
 
-_GENERATING = ("/completions", "/chat/completions", "/responses", "/messages", "/score", "/rerank")
+_GENERATING = ("/completions", "/chat/completions", "/responses", "/messages", "/embeddings", "/score", "/rerank")
 GENERATING_PATHS = frozenset(prefix + path for prefix in ("", "/v1") for path in _GENERATING)
 OVERLOADED_HEADER = b"x-mpt-overloaded"  # its value: seconds after which to try again
 

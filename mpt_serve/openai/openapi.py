@@ -16,6 +16,7 @@ from mpt_serve.openai.protocol.anthropic_bodies import AnthropicError, MessageBo
 from mpt_serve.openai.protocol.anthropic_request import CountTokensRequest, MessagesRequest
 from mpt_serve.openai.protocol.chat import ChatCompletionRequest
 from mpt_serve.openai.protocol.completions import CompletionRequest
+from mpt_serve.openai.protocol.embeddings import EmbeddingRequest
 from mpt_serve.openai.protocol.response_bodies import ResponseBody, ResponseEvent
 from mpt_serve.openai.protocol.response_request import ResponseRequest
 from mpt_serve.openai.protocol.scoring import RerankRequest, ScoreRequest
@@ -107,6 +108,14 @@ _VERSIONED = (
     ),
     Operation(
         "post",
+        "/embeddings",
+        "Embeddings of texts: the model's hidden states",
+        responses.Embeddings,
+        EmbeddingRequest,
+        example={"input": ["The sky is blue.", "The sea is deep."]},
+    ),
+    Operation(
+        "post",
         "/score",
         "The likelihood of texts after others",
         responses.Scores,
@@ -153,6 +162,7 @@ OPERATIONS = (
     Operation("get", "/metrics", "The same for Prometheus", str, media_type="text/plain"),
     Operation("get", "/openapi.json", "This document", dict[str, Any]),
     Operation("get", "/docs", "This document as a page", str, media_type="text/html"),
+    Operation("get", "/", "A page to try the model, unless the settings switch it off", str, media_type="text/html"),
 )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from mpt_serve.engine.request import NO_NUMBERS_MESSAGE, Delta, TokenLogprobs
+from mpt_serve.engine.request import NO_NUMBERS_MESSAGE, NO_STATES_MESSAGE, Delta, TokenLogprobs
 from mpt_serve.openai.errors import InternalServerError, ShuttingDownError
 from mpt_serve.text.text_stream import TextStream
 
@@ -41,6 +41,7 @@ class ChoicePart:
     stop_reason: str | int | None = None  # the stop string or the request's own stop id; None for the end of text
     tokens: tuple[Token, ...] = ()  # those whose text this piece completes, if the response reports tokens
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None  # in the first piece
+    hidden_states: bytes | None = None  # as in `Delta`, in the last piece
 
     @property
     def generated_ids(self) -> list[int]:
@@ -60,6 +61,7 @@ class ChoicePart:
             last.stop_reason,
             tuple(token for part in parts for token in part.tokens),
             first.prompt_logprobs,
+            last.hidden_states,
         )
 
 
@@ -91,8 +93,8 @@ class OutputChoice:
     def advance(self, delta: Delta) -> ChoicePart:
         """Return the piece that the engine's next delta adds. Raises an ApiError if the engine gave the request up."""
         if delta.finish_reason == "error":
-            if delta.message == NO_NUMBERS_MESSAGE:  # the engine has logged it
-                raise InternalServerError(f"{NO_NUMBERS_MESSAGE[0].upper()}{NO_NUMBERS_MESSAGE[1:]}.")
+            if delta.message in (NO_NUMBERS_MESSAGE, NO_STATES_MESSAGE):  # the engine has logged it
+                raise InternalServerError(f"{delta.message[0].upper()}{delta.message[1:]}.")
             logger.error("the engine failed a request: %s", delta.message)
             raise InternalServerError
         if delta.finish_reason == "cancelled":
@@ -101,7 +103,8 @@ class OutputChoice:
         finish_reason = delta.finish_reason if matched is None else "stop"
         self.finished = finish_reason is not None
         stop_reason = self._stop_id(delta) if matched is None else matched
-        return ChoicePart(self.index, text, finish_reason, stop_reason, self._take_tokens())
+        tokens = self._take_tokens()
+        return ChoicePart(self.index, text, finish_reason, stop_reason, tokens, hidden_states=delta.hidden_states)
 
     def _read(self, delta: Delta) -> tuple[str, str | None]:
         """Return the delta's text up to a stop string, and that string. Ids after it are not counted."""

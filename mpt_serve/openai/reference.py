@@ -11,14 +11,16 @@ from mpt_serve.openai.protocol.anthropic_blocks import AnthropicMessage, Anthrop
 from mpt_serve.openai.protocol.anthropic_request import MessagesRequest, OutputConfig
 from mpt_serve.openai.protocol.chat import ChatCompletionRequest
 from mpt_serve.openai.protocol.completions import CompletionRequest
+from mpt_serve.openai.protocol.embeddings import EmbeddingRequest
 from mpt_serve.openai.protocol.generation import GenerationFields
 from mpt_serve.openai.protocol.messages import ChatMessage, ConversationRequest
+from mpt_serve.openai.protocol.reading import ReadingRequest
 from mpt_serve.openai.protocol.request_model import Refused, RequestModel, json_schema
 from mpt_serve.openai.protocol.response_items import InputItem, ResponseTool
 from mpt_serve.openai.protocol.response_request import ResponseRequest, TextFormat, TextOptions
 from mpt_serve.openai.protocol.sampling import SamplingRequest, StreamOptions
 from mpt_serve.openai.protocol.schema_words import Schema, accepted
-from mpt_serve.openai.protocol.scoring import RerankRequest, ScoreRequest, ScoringRequest
+from mpt_serve.openai.protocol.scoring import RerankRequest, ScoreRequest
 from mpt_serve.openai.protocol.tokenize import DetokenizeRequest, TokenizeChatRequest, TokenizeRequest
 from mpt_serve.openai.protocol.tools import CalledFunction, FunctionDefinition, FunctionTool, RequestToolCall
 
@@ -33,6 +35,7 @@ Written by `python -m mpt_serve.openai.reference > docs/api.md` from the models 
 |---|---|
 | `POST /v1/completions` | text that continues one prompt or several, whole or as server-sent events |
 | `POST /v1/chat/completions` | the assistant's next message; needs a model with a chat template |
+| `POST /v1/embeddings` | the model's hidden states of texts, pooled or of each token |
 | `POST /v1/responses` | the assistant's next message and calls, in OpenAI's newer API, without state |
 | `POST /v1/messages` | the assistant's next message, in Anthropic's API |
 | `POST /v1/messages/count_tokens` | the number of tokens of a conversation: `{"input_tokens"}` |
@@ -47,6 +50,7 @@ Written by `python -m mpt_serve.openai.reference > docs/api.md` from the models 
 | `GET /load` | the number of choices that wait or run in one replica of the Ingress: `{"server_load"}` |
 | `GET /version` | the program's version |
 | `GET /openapi.json` | this API as an OpenAPI document; `GET /docs` shows it as a page |
+| `GET /` | a page to try the model ([playground.md](playground.md)), unless the setting `playground` is `false` |
 | `GET /stats` | each Generator replica's counters: requests running and waiting, cache blocks, tokens, preemptions |
 | `GET /metrics` | the same for Prometheus; `docs/metrics.md` lists it |
 
@@ -60,9 +64,10 @@ carries the `x-request-id` that its request had, or a new one; logs show a reque
 the response without an error of this API.
 
 With `access.key_file` or `access.key_variable` set, requests need an API key of that server in the header
-`Authorization: Bearer KEY` or `X-Api-Key: KEY`, except those to `/health` and `/ready`: else they get a 401. `/stats`
-and `/metrics` need a key with the scope `admin`, everything else one with the scope `api`: a 403 without it. A key's
-limits are a 429 with `Retry-After`. Without these settings everyone who reaches the port may send requests.
+`Authorization: Bearer KEY` or `X-Api-Key: KEY`, except those to `/health`, `/ready` and the page at `/`: else they get
+a 401. `/stats` and `/metrics` need a key with the scope `admin`, everything else one with the scope `api`: a 403
+without it. A key's limits are a 429 with `Retry-After`. Without these settings everyone who reaches the port may send
+requests.
 """
 
 _SAMPLING = """\
@@ -130,6 +135,21 @@ id), `length`, or in chat `tool_calls`. While there is nothing to send, the serv
 a client disconnects, its request ends.
 
 `stream_options`:
+"""
+
+_EMBEDDINGS = """\
+An embedding is made of the hidden states that the output head reads: after the model's last norm, exactly those of a
+plain forward pass, whatever else the server does. The models are trained to generate text, not for embeddings: compare
+the quality with that of a model that is. `data` has `{"object", "index", "embedding"}` for each input.
+
+OpenAI's clients send `encoding_format` `base64` unless another one is named, and decode it. With `pooling` `none` an
+`embedding` is a list of vectors, one of each token; in base64, and with these clients, it is the numbers of all of them
+one after the other. Send texts or ids of this model's tokenizer: LangChain's `OpenAIEmbeddings` sends ids of another
+one unless it has `check_embedding_ctx_length=False`.
+
+Inputs are computed beside the tokens of running streams. With `last`, keys and values of a prefix that the prefix cache
+has are not computed again; `mean` and `none` need the hidden states of all tokens, and compute them. Of one request's
+inputs 32 wait or run at the same time.
 """
 
 _RESPONSES = """\
@@ -266,13 +286,16 @@ def render_reference() -> str:
         *_tables(AnthropicMessage),
         *_tables(ContentBlock),
         *_tables(AnthropicTool),
+        "## POST /v1/embeddings\n",
+        _EMBEDDINGS,
+        *_tables(EmbeddingRequest, without=ReadingRequest),
         "## POST /v1/score and /v1/rerank\n",
         _SCORES,
-        *_tables(ScoreRequest, without=ScoringRequest),
+        *_tables(ScoreRequest, without=ReadingRequest),
         "`/v1/rerank`:\n",
-        *_tables(RerankRequest, without=ScoringRequest),
-        "Both:\n",
-        *_tables(ScoringRequest),
+        *_tables(RerankRequest, without=ReadingRequest),
+        "## Fields of embeddings, scores and rankings\n",
+        *_tables(ReadingRequest),
         "## POST /tokenize\n",
         "Either a text:\n",
         *_tables(TokenizeRequest),

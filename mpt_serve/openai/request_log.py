@@ -20,13 +20,17 @@ METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"}
 class RequestLog:
     """ASGI middleware that counts each request when it has ended, and logs it: at INFO, or at DEBUG if it is a poll.
 
-    paths: those of the API; others are not shown, as they are the client's text.
+    paths: those of the API; others are not shown, as they are the client's text. quiet: those that are logged as polls
+    are, because many come at once.
     """
 
-    def __init__(self, app: ASGIApp, paths: Collection[str], metrics: ServerMetrics) -> None:
+    def __init__(
+        self, app: ASGIApp, paths: Collection[str], metrics: ServerMetrics, quiet: Collection[str] = ()
+    ) -> None:
         self._app = app
         self._metrics = metrics
         self._paths = frozenset(paths) | POLLS
+        self._quiet = frozenset(quiet) | POLLS
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -48,7 +52,7 @@ class RequestLog:
             known = path if path in self._paths else "(other path)"
             self._metrics.requests[known, int(outcome) if outcome.isdecimal() else CLIENT_DISCONNECTED] += 1
             logger.log(
-                logging.DEBUG if path in POLLS else logging.INFO,
+                logging.DEBUG if path in self._quiet else logging.INFO,
                 "%s: %s %s %s in %.3f s",
                 scope.get("state", {}).get("request_id", "-"),
                 method if method in METHODS else "(other method)",

@@ -23,11 +23,14 @@ class RequestStream:
 
     Leaving the context, for whatever reason, cancels what has not finished, and waits for that: the engine generates
     nothing for a response that nobody will read.
+
+    at_once: prompts that are with the backend at the same time; None for all.
     """
 
-    def __init__(self, backend: Backend, prompts: Sequence[PromptStream]) -> None:
+    def __init__(self, backend: Backend, prompts: Sequence[PromptStream], at_once: int | None = None) -> None:
         self._backend = backend
         self._prompts = prompts
+        self._places = asyncio.Semaphore(at_once or len(prompts))
         self._parts: dict[int, list[ChoicePart]] = {}  # by choice, in the order in which they began to wait
         self._failure: Exception | None = None
         self._reader: asyncio.Future[None] | None = None  # waits for parts
@@ -128,9 +131,10 @@ class RequestStream:
 
     async def _generate(self, prompt: PromptStream) -> None:
         try:
-            await self._backend.generate(
-                prompt.request, partial(prompt.advance, emit=self._queue), prompt.stopped_choices
-            )
+            async with self._places:
+                await self._backend.generate(
+                    prompt.request, partial(prompt.advance, emit=self._queue), prompt.stopped_choices
+                )
             if not prompt.done:
                 raise InternalServerError("The engine ended this request without finishing it.")
         except Exception as error:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from starlette.responses import JSONResponse, Response
+
 from mpt_serve.openai.errors import ApiError, error_body
 from mpt_serve.openai.ids import new_id
 from mpt_serve.openai.logprobs import prompt_logprobs
@@ -54,6 +56,10 @@ class WholeBuilder(ABC):
     @abstractmethod
     def whole(self, parts: Sequence[ChoicePart], usage: Usage) -> Mapping[str, object]:
         """Return the response without streaming, made of the finished choices."""
+
+    def response(self, parts: Sequence[ChoicePart], usage: Usage) -> Response:
+        """Return the same as an HTTP response."""
+        return JSONResponse(self.whole(parts, usage))
 
 
 class ResponseBuilder(WholeBuilder):

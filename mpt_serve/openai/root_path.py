@@ -1,5 +1,6 @@
 """The prefix of the public paths, for an application behind a proxy that serves it below one."""
 
+from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 __all__ = ["RootPath", "public_root"]
@@ -7,6 +8,8 @@ __all__ = ["RootPath", "public_root"]
 
 class RootPath:
     """ASGI middleware, the outermost: everything behind it sees paths without prefix.
+
+    The prefix alone is redirected to the prefix with a slash, so that the page there finds its files and the API.
 
     prefix: that a proxy in front has removed from the path, or has left there. Empty: Serve's route_prefix alone.
     """
@@ -20,8 +23,12 @@ class RootPath:
             await self._app(scope, receive, send)
             return
         mounted = scope.get("root_path", "")
+        root = self._prefix or mounted
+        if scope["path"] and scope["path"] in (mounted, self._prefix, mounted + self._prefix):
+            await RedirectResponse(f"{root}/")(scope, receive, send)
+            return
         path = _below(self._prefix, _below(mounted, scope["path"]))
-        state = {**scope.get("state", {}), "public_root": self._prefix or mounted}
+        state = {**scope.get("state", {}), "public_root": root}
         await self._app({**scope, "path": path, "root_path": "", "state": state}, receive, send)
 
 

@@ -119,7 +119,7 @@ def _too_long(prompt_tokens: int, requested: int | None, limit: int, param: str)
     generated = "at least 1 token is" if requested is None else f"max_tokens = {requested} are"
     ways = []
     if least < limit:
-        cut = ", which truncate_prompt_tokens cuts a prompt to" if param in ("prompt", "messages") else ""
+        cut = ", which truncate_prompt_tokens cuts a prompt to" if param in ("prompt", "messages", "input") else ""
         ways.append(f"at most {limit - least} prompt tokens{cut}")
     if requested is not None and prompt_tokens < limit:
         ways.append(f"max_tokens of at most {limit - prompt_tokens}")

@@ -12,8 +12,9 @@ from mpt_serve.openai.endpoint import Prepared
 from mpt_serve.openai.errors import InvalidValueError
 from mpt_serve.openai.output_choice import ChoicePart
 from mpt_serve.openai.protocol.completions import CompletionRequest
+from mpt_serve.openai.protocol.reading import ReadingRequest
 from mpt_serve.openai.protocol.responses import Ranked, Rerank, Score, Scores
-from mpt_serve.openai.protocol.scoring import RerankRequest, ScoreRequest, ScoringRequest
+from mpt_serve.openai.protocol.scoring import RerankRequest, ScoreRequest
 from mpt_serve.openai.response_builder import ResponseBasis, WholeBuilder
 from mpt_serve.openai.sampling import SamplingOptions
 from mpt_serve.openai.server_context import ServerContext
@@ -21,7 +22,7 @@ from mpt_serve.openai.usage import Usage
 
 __all__ = ["prepare_rerank", "prepare_score"]
 
-RequestT = TypeVar("RequestT", bound=ScoringRequest)
+RequestT = TypeVar("RequestT", bound=ReadingRequest)
 
 
 class ScoringBuilder(WholeBuilder, Generic[RequestT]):
@@ -114,14 +115,14 @@ async def prepare_rerank(context: ServerContext, body: Mapping[str, Any]) -> Pre
     )
 
 
-def _options(context: ServerContext, request: ScoringRequest) -> SamplingOptions:
+def _options(context: ServerContext, request: ReadingRequest) -> SamplingOptions:
     """Return the options of a completion that generates nothing, and reports the prompt's log probabilities."""
     only_read = {"max_tokens": 0, "prompt_logprobs": 0, "priority": request.priority, "cache_salt": request.cache_salt}
     return SamplingOptions.of(CompletionRequest.parse({"prompt": [0], **only_read}), context.backend.model)
 
 
 async def _tokenized(
-    context: ServerContext, request: ScoringRequest, pairs: Sequence[tuple[str, str]], param: str
+    context: ServerContext, request: ReadingRequest, pairs: Sequence[tuple[str, str]], param: str
 ) -> tuple[list[list[int]], list[int]]:
     """Return each pair as ids, and the position of the first that counts.
 

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from starlette.responses import JSONResponse
+from starlette.responses import Response
 
 from mpt_serve.configuration.limits import Limits
 from mpt_serve.openai.output_choice import ChoicePart
@@ -20,11 +20,12 @@ from mpt_serve.openai.usage import Usage
 __all__ = ["PlainEvents", "StreamedResponse", "best", "whole_response"]
 
 MANY_TOKENS = 512  # with 20 alternatives each, some 20 ms of work
+_STATE_BYTES = 256  # of hidden states, as many as take the time of a token
 
 T = TypeVar("T")
 
 
-async def whole_response(output: RequestStream, builder: WholeBuilder, options: SamplingOptions) -> JSONResponse:
+async def whole_response(output: RequestStream, builder: WholeBuilder, options: SamplingOptions) -> Response:
     """Wait for every choice and return the response."""
     gathered: dict[int, list[ChoicePart]] = {}
     while not output.done:
@@ -35,7 +36,7 @@ async def whole_response(output: RequestStream, builder: WholeBuilder, options: 
     if num_choices > n:
         parts = best(parts, output.mean_logprobs, num_choices, n)
     usage = output.usage
-    return await _build(lambda: JSONResponse(builder.whole(parts, usage)), parts)
+    return await _build(lambda: builder.response(parts, usage), parts)
 
 
 def best(parts: Sequence[ChoicePart], scores: Sequence[float], best_of: int, n: int) -> list[ChoicePart]:
@@ -203,5 +204,8 @@ async def _build(build: Callable[[], T], parts: Sequence[ChoicePart]) -> T:
 
 
 def _num_tokens(parts: Sequence[ChoicePart]) -> int:
-    """Return how many tokens the parts report."""
-    return sum(len(part.tokens) + len(part.prompt_logprobs or ()) for part in parts)
+    """Return how many tokens the parts report, or how many are as much work as their hidden states."""
+    return sum(
+        len(part.tokens) + len(part.prompt_logprobs or ()) + len(part.hidden_states or b"") // _STATE_BYTES
+        for part in parts
+    )

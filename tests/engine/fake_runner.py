@@ -15,11 +15,12 @@ import numpy as np
 from model.params.sampling_batch import SamplingBatch
 from mpt_serve.engine.memory import CachePlan
 from mpt_serve.engine.pipeline import Pipeline
+from mpt_serve.engine.pooling import PooledStates
 from mpt_serve.engine.prefill_limit import PrefillLimit
 from mpt_serve.engine.programs import CompilationCounter
 from mpt_serve.engine.request import Request
 from mpt_serve.engine.runner import PreparedStep
-from mpt_serve.engine.sampling_params import SamplingParams
+from mpt_serve.engine.sampling_params import Pooling, SamplingParams
 from mpt_serve.engine.scheduler import Scheduler
 from mpt_serve.engine.speculative import Drafter
 from mpt_serve.engine.stats_board import StatsBoard
@@ -105,10 +106,25 @@ def make_request(
     )
 
 
+def make_pooled(name: str, prompt: Sequence[int], pooling: Pooling, priority: int = 0, cache_salt: str = "") -> Request:
+    """Return a request for hidden states."""
+    params = SamplingParams(max_tokens=0, pooling=pooling, priority=priority, cache_salt=cache_salt)
+    pooled = PooledStates(pooling, False, len(prompt))
+    return Request(name, tuple(prompt), params, seed=0, max_output=0, pooled=pooled)
+
+
+def pooled_prompt(request: Request) -> bytes:
+    """Return what such a request must end with."""
+    states = [next_id(request.prompt_ids[: i + 1]) for i in range(len(request.prompt_ids))]
+    pooled = {"mean": [sum(states) / len(states)], "last": states[-1:], "none": states}[request.params.pooling or ""]
+    return np.array(pooled, "<f4").tobytes()
+
+
 class FakeStep(PreparedStep):
     """A prepared step with what tests want to know of it."""
 
     rows: StepRows
+    hidden_states: "PendingStates"
 
 
 class PendingIds:
@@ -117,6 +133,7 @@ class PendingIds:
     def __init__(self, runner: "FakeRunner", step: FakeStep, masks: Words | None) -> None:
         self.step, self.masks = step, masks
         self.ids: np.ndarray | None = None
+        self.contexts: dict[int, np.ndarray] = {}  # of each token
         self._runner = runner
 
     def __array__(self, dtype: object = None, copy: bool | None = None) -> np.ndarray:
@@ -126,6 +143,20 @@ class PendingIds:
 
     def block_until_ready(self) -> None:
         np.asarray(self)
+
+
+class PendingStates:
+    """The hidden states [T, 1] of a step: hashes of what each token sees, which are there when its ids are."""
+
+    ids: PendingIds
+
+    def copy_to_host_async(self) -> None:
+        pass
+
+    def __array__(self, dtype: object = None, copy: bool | None = None) -> np.ndarray:
+        np.asarray(self.ids)
+        contexts = self.ids.contexts
+        return np.array([[next_id(contexts[i])] for i in range(len(contexts))], np.float32)
 
 
 class FakeRunner:
@@ -147,15 +178,15 @@ class FakeRunner:
         shape = self._shape_of(choose_shape(self._shapes, step))
         sampling = pack_sampling(step, shape.key.num_samples, len(self._last_tokens))
         prepared = FakeStep(shape.key, pack_forward(step, shape), sampling, step.copies)
-        prepared.rows = step
+        prepared.rows, prepared.hidden_states = step, PendingStates()
         return prepared
 
-    def step(self, step: FakeStep, masks: Words | None = None) -> tuple[None, PendingIds]:
+    def step(self, step: FakeStep, masks: Words | None = None) -> tuple["PendingStates", PendingIds]:
         assert not step.rows.needs_ids
-        return None, self._enqueue(step, masks)
+        return step.hidden_states, self._enqueue(step, masks)
 
-    def forward(self, step: FakeStep) -> tuple[None, FakeStep]:
-        return None, step
+    def forward(self, step: FakeStep) -> tuple["PendingStates", FakeStep]:
+        return step.hidden_states, step
 
     def sample(self, step: FakeStep, logits: FakeStep, masks: Words | None = None) -> PendingIds:
         assert logits is step
@@ -167,13 +198,17 @@ class FakeRunner:
     def score(self, hidden_states: None, begin: int, ids: Sequence[int]) -> None:
         raise NotImplementedError
 
+    def final_states(self, hidden_states: np.ndarray) -> np.ndarray:
+        return hidden_states
+
     def execute_next(self) -> None:
         pending = self._pending.pop(0)
-        contexts = self._compute(pending.step)
-        pending.ids = self._sample(pending.step, contexts, pending.masks)
+        pending.contexts = self._compute(pending.step)
+        pending.ids = self._sample(pending.step, pending.contexts, pending.masks)
 
     def _enqueue(self, step: FakeStep, masks: Words | None) -> PendingIds:
         self._pending.append(PendingIds(self, step, masks))
+        step.hidden_states.ids = self._pending[-1]
         return self._pending[-1]
 
     def _shape_of(self, key: object) -> StepShape:

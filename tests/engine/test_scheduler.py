@@ -1,7 +1,7 @@
 """Scheduler, block pool and pipeline: random histories over a runner without a model, and the rules one by one."""
 
 import pytest
-from fake_runner import VOCAB, Simulation, completion, make_request
+from fake_runner import VOCAB, Simulation, completion, make_pooled, make_request, pooled_prompt
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from mpt_serve.engine.block_pool import BlockPool
 from mpt_serve.engine.prefill_limit import PrefillLimit
 from mpt_serve.engine.request import POSITIONS_PER_PRIORITY, Request
-from mpt_serve.engine.sampling_params import SamplingParams
+from mpt_serve.engine.sampling_params import Pooling, SamplingParams
 from mpt_serve.engine.scheduler import Scheduler
 
 MAX_MODEL_LEN = 24
@@ -69,6 +69,7 @@ class Histories(RuleBasedStateMachine):
         priority=st.integers(-2, 2),
         salt=st.sampled_from(["", "", "other"]),
         alternating=st.sampled_from([False, False, True]),
+        pooling=st.sampled_from([None, None, None, "mean", "last", "none"]),
     )
     def submit(
         self,
@@ -79,7 +80,13 @@ class Histories(RuleBasedStateMachine):
         priority: int,
         salt: str,
         alternating: bool,
+        pooling: Pooling | None,
     ) -> None:
+        if pooling is not None:
+            request = make_pooled(f"{len(self.requests)}", prompt, pooling, priority, salt)
+            self.requests.append(request)
+            self.scheduler.add(request)
+            return
         max_output = min(max_output, MAX_MODEL_LEN - len(prompt))
         siblings: list[Request] = []
         for choice in range(choices):
@@ -128,6 +135,7 @@ class Histories(RuleBasedStateMachine):
                 assert request.output_ids == expected
                 stopped = bool(expected) and expected[-1] in request.stop_ids
                 assert request.finish_reason == ("stop" if stopped else "length")
+                assert request.pooled is None or request.pooled.result() == pooled_prompt(request)
             self.check_outputs(request)
         finished = self.scheduler.counters.finished
         assert sum(finished.values()) == len(self.requests)

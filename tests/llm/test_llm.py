@@ -15,7 +15,11 @@ import numpy as np
 import pytest
 from engine_helpers import Listener, assert_all_free, wait_idle, wait_until
 
-from mpt_serve.engine import Delta, EngineClosedError, EngineConfig, RequestError, SamplingParams
+from model.checkpoint.load import load_weights
+from model.config.mpt_config import MptConfig
+from model.layers.forward import last_hidden_states
+from mpt_serve.engine import Delta, Engine, EngineClosedError, EngineConfig, RequestError, SamplingParams
+from mpt_serve.errors import MptServeError
 from mpt_serve.llm import LLM, Completion, Piece
 from mpt_serve.structured_outputs.compiler import GrammarCompiler, LazyGrammarCompiler
 from mpt_serve.structured_outputs.spec import GrammarSpec
@@ -63,6 +67,59 @@ def joined(pieces: Sequence[Piece], prompt_index: int, index: int) -> tuple[str 
     assert [piece.finish_reason is not None for piece in own] == [False] * (len(own) - 1) + [True]
     text = None if own[0].text is None else "".join(piece.text or "" for piece in own)
     return text, tuple(token for piece in own for token in piece.token_ids)
+
+
+# Embeddings
+
+
+def test_embeddings_are_the_models_hidden_states(llm: LLM, tiny_checkpoint: Path) -> None:
+    config = MptConfig.from_file(tiny_checkpoint)
+    weights = load_weights(tiny_checkpoint, config, dtype=np.float32)
+    prompts = [*PROMPTS, [79, 110, 99, 101]]
+    of_tokens = llm.embed(prompts, pooling="none")
+    means, ends = llm.embed(prompts), llm.embed(prompts, pooling="last", normalize=False)
+    assert (llm.embed(PROMPTS[1])[0].values == means[1].values).all()
+    for prompt, own, mean, end in zip(prompts, of_tokens, means, ends, strict=True):
+        ids = llm.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt  # type: ignore[union-attr]
+        assert own.prompt_ids == mean.prompt_ids == end.prompt_ids == tuple(ids)
+        expected = np.asarray(last_hidden_states(weights, config, np.array([ids])))[0]  # type: ignore[arg-type]
+        np.testing.assert_allclose(own.values, expected, atol=1e-4)
+        assert own.values.dtype == mean.values.dtype == np.float32
+        assert (end.values == own.values[-1]).all()
+        pooled = expected.mean(axis=0)
+        np.testing.assert_allclose(mean.values, pooled / np.linalg.norm(pooled), atol=1e-4)
+    assert llm.embed([]) == []
+    assert_all_free(llm.engine)
+
+
+def test_what_cannot_be_embedded_is_refused_before_the_first_runs(llm: LLM) -> None:
+    steps = wait_idle(llm.engine).steps
+    with pytest.raises(RequestError, match="the prompt is empty") as refusal:
+        llm.embed(["Once", ""])
+    assert refusal.value.__notes__ == ["This is about prompts[1]."]
+    with pytest.raises(RequestError, match="pooling must be one of 'mean', 'last', 'none', got 'max'"):
+        llm.embed("Once", pooling="max")  # type: ignore[arg-type]
+    assert wait_idle(llm.engine).steps == steps
+
+
+def test_embeddings_of_an_engine_that_is_closed_or_broken(tiny_checkpoint: Path) -> None:
+    with LLM.from_pretrained(tiny_checkpoint, SETTINGS) as closed:
+        params = SamplingParams(max_tokens=400, ignore_eos=True)
+        closed.engine.submit([79], params, lambda delta: closed.engine.close())
+
+        def embed_for_ever() -> None:
+            while True:
+                closed.embed(PROMPTS)
+
+        with pytest.raises(EngineClosedError):
+            embed_for_ever()
+    config = MptConfig.from_file(tiny_checkpoint)
+    weights = load_weights(tiny_checkpoint, config, dtype=np.float32)
+    norm = replace(weights.norm_f, weight=weights.norm_f.weight * np.nan)
+    with Engine(replace(weights, norm_f=norm), config, SETTINGS) as engine:
+        with pytest.raises(MptServeError, match="hidden states"):
+            LLM(engine).embed([[79, 110]])
+        assert_all_free(engine)
 
 
 # Prompts and outputs
@@ -535,7 +592,7 @@ def test_grammars_over_a_whole_vocabulary(embedded: LLM) -> None:
 def test_the_examples_of_the_documentation_run(capsys: pytest.CaptureFixture[str]) -> None:
     document = (Path(__file__).parents[2] / "docs" / "library.md").read_text(encoding="utf-8")
     examples = re.findall(r"^```python\n(.*?)^```$", document, re.MULTILINE | re.DOTALL)
-    assert len(examples) == 5
+    assert len(examples) == 6
     names: dict[str, object] = {}
     printed = []
     for example in examples:
@@ -544,6 +601,7 @@ def test_the_examples_of_the_documentation_run(capsys: pytest.CaptureFixture[str
     names["llm"].close()  # type: ignore[attr-defined]
     assert printed[0].count(" length 20\n") == 2
     assert len(printed[1].splitlines()) == 3
-    assert re.fullmatch(r"(yes|no), [a-z]{3,8}\.\n", printed[2])
-    assert printed[3].splitlines()[-1].endswith(" length")
-    assert len(printed[4]) > 20
+    assert re.fullmatch(r"-?0\.\d+ -?0\.\d+\n\((\d+), \d+\) \1\n", printed[2])
+    assert re.fullmatch(r"(yes|no), [a-z]{3,8}\.\n", printed[3])
+    assert printed[4].splitlines()[-1].endswith(" length")
+    assert len(printed[5]) > 20

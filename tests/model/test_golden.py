@@ -1,11 +1,14 @@
 """Every golden case, computed by llm-foundry's own code, through the full forward and through the paged cache."""
 
+import json
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from _pytest.mark import ParameterSet
 from fast_compile import FAST_COMPILE
 from paged_run import PagedRun
 
@@ -59,8 +62,26 @@ def test_full_forward(name: str) -> None:
     close(np.asarray(logits[0]), golden["logits"])
 
 
-@pytest.mark.parametrize("kernels", ["xla", "cpu"])
-@pytest.mark.parametrize("name", CACHED)
+def representatives() -> set[str]:
+    """Return one case of each kind of positions and attention, as their configurations name them."""
+    kinds: dict[str, str] = {}
+    for name in CACHED:
+        config = json.loads((GOLDEN / name / "config.json").read_text(encoding="utf-8"))
+        attention = config.get("attn_config", {})
+        kind = {key: value for key, value in attention.items() if isinstance(value, bool | str)}
+        kinds.setdefault(repr((sorted(kind.items()), config.get("learned_pos_emb"))), name)
+    return set(kinds.values())
+
+
+def with_kernels() -> Iterator[ParameterSet]:
+    """Yield each case with the CPU kernels, which are shipped, and those of `representatives` with XLA as well."""
+    chosen = representatives()
+    for name in CACHED:
+        yield pytest.param(name, "cpu")
+        yield pytest.param(name, "xla", marks=() if name in chosen else pytest.mark.exhaustive)
+
+
+@pytest.mark.parametrize(("name", "kernels"), list(with_kernels()))
 def test_paged_cache(name: str, kernels: str) -> None:
     """One program per case: prefill then decode, every chunk size, beside unrelated rows, and greedy ids."""
     config, weights, golden = case(name)

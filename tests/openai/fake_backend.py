@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, cycle, islice, repeat, zip_longest
 from typing import Any
 
+import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from mpt_serve.engine.request import Delta, TokenLogprobs
@@ -35,6 +36,7 @@ MODEL = ModelInfo(
     created=1_700_000_000,
     max_model_len=256,
     vocab_len=257,
+    hidden_size=3,
     max_chars_per_token=13,
 )
 
@@ -176,8 +178,19 @@ def choice_deltas(ids: Sequence[int], params: SamplingParams, index: int, output
         deltas.append(Delta((token_id,), reason, token_id if stops else None, **head, logprobs=logprobs))
         if reason is not None:
             break
-    deltas = deltas or [Delta((), "length", None, **head)]
+    deltas = deltas or [Delta((), "length", None, **head, hidden_states=hidden_states(ids, params))]
     return [replace(deltas[0], prompt_logprobs=prompt_logprobs), *deltas[1:]]
+
+
+def hidden_states(ids: Sequence[int], params: SamplingParams) -> bytes | None:
+    """Return what pooling makes of made-up vectors: of the length 3, with the id in them."""
+    if params.pooling is None:
+        return None
+    vectors = np.array([[2.0, 1.0, -2.0] if i % 2 else [0.0, -3.0, i / 2**20] for i in ids])
+    vectors = {"none": vectors, "mean": vectors.mean(axis=0)[None], "last": vectors[-1:]}[params.pooling]
+    if params.normalize:
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors.astype("<f4").tobytes()
 
 
 def likelihood(token_id: int, count: int) -> TokenLogprobs:

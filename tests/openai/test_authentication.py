@@ -24,10 +24,12 @@ from mpt_serve.configuration.access import AccessSettings
 from mpt_serve.configuration.limits import Limits
 from mpt_serve.openai.app import create_app
 from mpt_serve.openai.authentication import ADMIN_PATHS, PUBLIC_PATHS
+from mpt_serve.openai.pages import PLAYGROUND_FILES
 
 API, APIS = new_key("user")
 ADMIN, ADMINS = new_key("operator", ["admin"])
 OTHER, OTHERS = new_key("other", ["api", "admin"])
+PUBLIC = PUBLIC_PATHS | PLAYGROUND_FILES.keys()
 PROMPT = {"prompt": "abc", "max_tokens": 3}
 
 
@@ -84,10 +86,10 @@ def calls(app: Starlette) -> list[tuple[str, str]]:
 
 def test_every_route_needs_a_key_unless_it_is_listed_as_public(guarded: Guarded, anyone: httpx.Client) -> None:
     found = calls(guarded.app)
-    assert {path for _, path in found} >= PUBLIC_PATHS | ADMIN_PATHS | set(GOOD)
+    assert {path for _, path in found} >= PUBLIC | ADMIN_PATHS | set(GOOD)
     for method, path in found:
         response = anyone.request(method, path)
-        if path in PUBLIC_PATHS:
+        if path in PUBLIC:
             assert response.status_code == 200
         elif method == "HEAD":
             assert response.status_code == 401
@@ -101,13 +103,13 @@ def test_every_route_needs_the_right_scope(guarded: Guarded, anyone: httpx.Clien
         statuses = [
             anyone.request(method, path, json=body, headers=bearer(key)).status_code for key in (API, ADMIN, OTHER)
         ]
-        if path in PUBLIC_PATHS:
+        if path in PUBLIC:
             assert statuses == [200] * 3
         else:
             assert statuses == ([403, 200, 200] if path in ADMIN_PATHS else [200, 403, 200]), path
 
 
-@pytest.mark.parametrize("path", ["/", "/nothing", "/v1/", "/docs", "/openapi.json"])
+@pytest.mark.parametrize("path", ["/playground", "/playground/", "/nothing", "/v1/", "/docs", "/openapi.json"])
 def test_paths_without_a_route_need_a_key_too(anyone: httpx.Client, path: str) -> None:
     check_error(anyone.get(path), 401, "invalid_api_key")
     assert anyone.get(path, headers=bearer(API)).status_code != 401

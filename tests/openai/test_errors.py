@@ -23,7 +23,7 @@ from mpt_serve.text.chat_template import ChatTemplateError
 
 POSTS = [
     *("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize", "/v1/score", "/v1/rerank"),
-    *("/v1/responses", "/v1/messages", "/v1/messages/count_tokens"),
+    *("/v1/responses", "/v1/messages", "/v1/messages/count_tokens", "/v1/embeddings"),
 ]
 GOOD = {
     "/v1/completions": {"prompt": "a"},
@@ -31,6 +31,7 @@ GOOD = {
     "/tokenize": {"prompt": "a"},
     "/detokenize": {"tokens": [64]},
     "/v1/score": {"text_1": "a", "text_2": ["b", "c"]},
+    "/v1/embeddings": {"input": ["a", "bc"]},
     "/v1/rerank": {"query": "a", "documents": ["b", {"text": "c"}]},
     "/v1/responses": {"input": "a"},
     "/v1/messages": {"messages": [{"role": "user", "content": "a"}], "max_tokens": 30},
@@ -78,7 +79,7 @@ def post_raw(http: httpx.Client, path: str, content: bytes | Iterator[bytes], **
 
 class TestRoutes:
     @pytest.mark.parametrize(
-        "path", ["/", "/v1", "/v1/models/", "//v1/models", "/v1/completions/", "/v1/embeddings", "/%2e%2e/etc/passwd"]
+        "path", ["/", "/v1", "/v1/models/", "//v1/models", "/v1/completions/", "/v1/images", "/%2e%2e/etc/passwd"]
     )
     def test_unknown_paths(self, http: httpx.Client, path: str) -> None:
         url = http.base_url.copy_with(raw_path=path.encode())  # the client itself would normalise the path

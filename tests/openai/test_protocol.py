@@ -15,6 +15,7 @@ from mpt_serve.openai.protocol import anthropic_bodies, response_bodies, respons
 from mpt_serve.openai.protocol.anthropic_request import CountTokensRequest, MessagesRequest
 from mpt_serve.openai.protocol.chat import ChatCompletionRequest
 from mpt_serve.openai.protocol.completions import CompletionRequest
+from mpt_serve.openai.protocol.embeddings import EmbeddingRequest
 from mpt_serve.openai.protocol.request_model import RequestModel, json_schema
 from mpt_serve.openai.protocol.response_request import ResponseRequest
 from mpt_serve.openai.protocol.schema_words import subschema
@@ -26,6 +27,7 @@ REQUESTS: dict[str, type[RequestModel]] = {
     "/v1/chat/completions": ChatCompletionRequest,
     "/tokenize": TokenizeRequest,
     "/detokenize": DetokenizeRequest,
+    "/v1/embeddings": EmbeddingRequest,
     "/v1/score": ScoreRequest,
     "/v1/rerank": RerankRequest,
     "/v1/responses": ResponseRequest,
@@ -114,6 +116,7 @@ class TestResponses:
             ("GET", "/version", responses.Version),
             ("POST", "/tokenize", responses.TokenizeResponse),
             ("POST", "/detokenize", responses.DetokenizeResponse),
+            ("POST", "/v1/embeddings", responses.Embeddings),
             ("POST", "/v1/score", responses.Scores),
             ("POST", "/v1/rerank", responses.Rerank),
             ("POST", "/v1/responses", response_bodies.ResponseBody),

@@ -12,8 +12,7 @@ import httpx
 import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from server import ServerProcess, free_port, serve_config, wait_idle
-from tiny_checkpoint import write_tiny_checkpoint
+from server import ServerProcess, wait_idle
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -22,19 +21,8 @@ PROMPT = "A long time ago, in a place where nobody had ever been before, there w
 
 
 @pytest.fixture(scope="module")
-def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server started for this module, whose model has an end-of-sequence id, as structured outputs need one."""
-    folder = write_tiny_checkpoint(tmp_path_factory.mktemp("ending"))
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": BYTES}))
-    args = {
-        "model": str(folder),
-        "served_model_name": "tiny",
-        "chat_template": "dolly",
-        "max_model_len": 512,
-        "engine": {"max_num_seqs": 16, "max_num_batched_tokens": 64, "num_blocks": 256, "pre_compile": False},
-    }
-    with ServerProcess.of(serve_config(args, free_port()), tmp_path_factory.mktemp("server")) as server:
-        yield server.wait_ready()
+def own_server(ending_server: ServerProcess) -> ServerProcess:
+    return ending_server
 
 
 @pytest.fixture(scope="module")

@@ -71,7 +71,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 def test_every_field_of_a_delta_arrives() -> None:
     entry = TokenLogprobs(-0.5, 2, ((7, -0.25), (8, -0.5)))
-    full = Delta((5, 6), "stop", 6, 9, 4, "text", 3, (entry, replace(entry, top=())), (None, entry))
+    full = Delta((5, 6), "stop", 6, 9, 4, "text", 3, (entry, replace(entry, top=())), (None, entry), b"\x00\xff\n")
     (frame,) = _frames(encode([(11, full), (12, delta(1, index=2))]))
     assert [values[0] for values in frame] == [11, 12]
     assert [decode(values) for values in frame] == [full, delta(1, index=2)]

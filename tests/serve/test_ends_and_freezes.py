@@ -137,6 +137,23 @@ def test_ready_tells_of_the_only_generator_that_it_is_frozen(server: ServerProce
 
 
 @pytest.mark.exhaustive
+def test_a_frozen_tokenizer_costs_a_pause(server: ServerProcess) -> None:
+    frozen = server.replica_pid("Tokenizer")
+    os.kill(frozen, signal.SIGSTOP)
+    with httpx.Client(base_url=server.url, timeout=120) as http:
+        while (response := http.get("/ready")).status_code == 200:
+            assert Path(f"/proc/{frozen}").exists(), "it was replaced before /ready reported it"
+            time.sleep(0.05)
+        assert response.json()["error"]["message"] == "No Tokenizer replies."
+        assert http.post("/v1/completions", json={"prompt": "Hello", "max_tokens": 2}).status_code == 200
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{frozen}").exists():
+        assert time.monotonic() < deadline, "the frozen process is not ended"
+        time.sleep(0.1)
+    server.wait_ready()
+
+
+@pytest.mark.exhaustive
 def test_a_generator_that_hardly_ever_runs_keeps_its_requests(server: ServerProcess, tiny_checkpoint: Path) -> None:
     """It runs for a fiftieth of the time, as on a machine with far too much to do."""
     scale_to_one(server, tiny_checkpoint)
@@ -216,6 +233,7 @@ def assert_quiet(server: ServerProcess) -> None:
     assert not any("Traceback" in line or "SIGTERM received" in line for line in own), own
 
 
+@pytest.mark.exhaustive
 def test_what_has_not_finished_in_time_ends_with_an_error_event(tiny_checkpoint: Path, tmp_path: Path) -> None:
     config = config_of(tiny_checkpoint, free_port(), 1, ingress_end_s=0.5)
     with ServerProcess.of(config, tmp_path, command="mpt-serve") as server:
@@ -258,7 +276,8 @@ def test_a_second_ctrl_c_ends_at_once(tiny_checkpoint: Path, tmp_path: Path) -> 
 
         status, cut = asyncio.run(scenario())
         assert status == 128 + signal.SIGINT
-        assert all(isinstance(error, httpx.TransportError) for error in cut)
+        for end in cut:  # the proxy may outlive the Ingress for a moment
+            assert isinstance(end, httpx.TransportError) or "error" in end[1][0]
         deadline = time.monotonic() + 60
         while Path(f"/proc/{replica}").exists():
             assert time.monotonic() < deadline, "a replica outlives its cluster"

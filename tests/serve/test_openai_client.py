@@ -10,6 +10,7 @@ from typing import Any
 
 import anthropic
 import httpx
+import numpy as np
 import openai
 import pytest
 from server import ServerProcess, wait_idle
@@ -65,6 +66,22 @@ def test_a_chat_stream_has_the_text_of_the_whole_response(client: openai.OpenAI,
     assert "".join(c.choices[0].delta.content or "" for c in chunks) == whole.choices[0].message.content
     assert whole.usage is not None
     assert whole.usage.prompt_tokens > len(["Say", "hello."])
+
+
+def test_embeddings_beside_a_stream_are_those_of_the_quiet_server(client: openai.OpenAI, model: str) -> None:
+    texts = [f"Text number {number}: " + "word " * number for number in range(40)]
+    quiet = [item.embedding for item in client.embeddings.create(model=model, input=texts).data]
+    request = {"model": model, "prompt": "Once", "max_tokens": 200, "extra_body": {"ignore_eos": True}}
+    chunks = client.completions.create(**request, stream=True)
+    next(chunks)
+    busy = [item.embedding for item in client.embeddings.create(model=model, input=texts).data]
+    assert sum(len(chunk.choices[0].text) for chunk in chunks) > 0
+    np.testing.assert_allclose(busy, quiet, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(quiet, axis=1), 1, atol=1e-5)
+    assert np.unique(np.round(quiet, 4), axis=0).shape == np.shape(quiet)
+    tokens = client.embeddings.create(model=model, input=texts[3], extra_body={"pooling": "none"}).data[0].embedding
+    last = client.embeddings.create(model=model, input=texts[3], extra_body={"pooling": "last", "normalize": False})
+    np.testing.assert_allclose(tokens[-len(quiet[0]) :], last.data[0].embedding, atol=1e-5)
 
 
 def test_a_response_has_the_text_of_chat(client: openai.OpenAI, model: str) -> None:

@@ -152,6 +152,14 @@ def test_refused_requests_bodies_are_not_read() -> None:
     assert asyncio.run(status(guard, [(b"content-length", b"100")])) == 503
 
 
+@pytest.mark.parametrize("path", ["/root/v1/completions", "/a/b/chat/completions"])
+def test_requests_to_generate_are_known_behind_any_prefix(path: str) -> None:
+    guard = ProxyGuard(Application(), ProxyLimits(max_running=1), admission=(full := ProxyAdmission(1)))
+    assert full.begin()
+    assert full.begin()
+    assert asyncio.run(status(guard, None, path)) == 503
+
+
 def test_a_path_that_serve_cannot_match_gets_an_error_of_the_api() -> None:
     application = Application()
     start, body = asyncio.run(messages(ProxyGuard(application), None, "*", "GET"))

@@ -89,6 +89,15 @@ def test_silent_generators_do_not_count(cluster: Cluster) -> None:
     assert cluster.capacities == [130, 65, 65]
 
 
+def test_a_silent_tokenizer_does_not_count(cluster: Cluster) -> None:
+    running = DeploymentState(1, CPU, "")
+    assert cluster.check(running) == (True, "")
+    cluster.silent = {"Tokenizer 0"}
+    assert cluster.check(running) == (False, "No Tokenizer replies.")
+    cluster.tokenizer = DeploymentState(2, CPU, "")
+    assert cluster.check(running) == (True, "")
+
+
 def test_a_generator_that_stops_while_it_is_asked_delays_the_readiness_alone(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:

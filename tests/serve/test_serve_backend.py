@@ -12,7 +12,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
-from mpt_serve.deployments import generator_replicas
+from mpt_serve.deployments import replicas
 from mpt_serve.deployments.admission import Admission
 from mpt_serve.deployments.readiness import Waiting
 from mpt_serve.deployments.replica_updates import ReplicaUpdates, RunningReplica
@@ -412,7 +412,7 @@ def test_counters_of_the_replicas_that_reply() -> None:
 
 
 def test_a_frozen_replica_does_not_hide_the_counters_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generator_replicas, "_REPLY_WAIT_S", 0.01)
+    monkeypatch.setattr(replicas, "_REPLY_WAIT_S", 0.01)
     generator = FakeGenerator()
 
     async def scenario() -> list[dict[str, Any]]:
@@ -433,7 +433,7 @@ def test_a_request_of_a_frozen_replica_continues_on_another(monkeypatch: pytest.
     generator = FakeGenerator(freezes, continuing())
     frozen = SimpleNamespace(check_health=SimpleNamespace(remote=check_health))
     killed: list[Any] = []
-    monkeypatch.setattr(generator_replicas, "_LAST_CHECK_S", 0.01)
+    monkeypatch.setattr(replicas, "_LAST_CHECK_S", 0.01)
     monkeypatch.setattr(ray, "get_actor", lambda name, namespace: {"SERVE_REPLICA::a": frozen}[name])
     monkeypatch.setattr(ray, "kill", killed.append)
 
@@ -483,14 +483,19 @@ def test_what_replicas_report_says_on_which_links_they_are_heard() -> None:
 class FakeTokenizer:
     """A handle whose n-th call has the n-th outcome."""
 
-    def __init__(self, *outcomes: list[int] | Exception) -> None:
+    def __init__(self, *outcomes: list[int] | Exception | asyncio.Event) -> None:
         self.outcomes = list(outcomes)
         self.encode = SimpleNamespace(remote=self._encode)
+        self.calls = 0
 
     async def _encode(self, text: str, add_special_tokens: bool, parse_special_tokens: bool) -> list[int]:
+        self.calls += 1
         outcome = self.outcomes.pop(0)
         if isinstance(outcome, Exception):
             raise outcome
+        if isinstance(outcome, asyncio.Event):
+            await outcome.wait()
+            raise AssertionError
         return outcome
 
 
@@ -498,9 +503,39 @@ def test_a_text_is_encoded_by_another_tokenizer_when_the_first_dies() -> None:
     tokenizer = FakeTokenizer(RayActorError(), [1, 2])
     served = backend(FakeGenerator(), tokenizer=tokenizer)
     assert asyncio.run(served.encode("a b", True)) == [1, 2]
-    tokenizer.outcomes = [RayActorError(), RayActorError()]
+    tokenizer.outcomes = [RayActorError(), RayActorError(), RayActorError()]
     with pytest.raises(NotReadyError):
         asyncio.run(served.encode("a b", True))
+
+
+def test_a_text_is_encoded_by_another_tokenizer_when_the_first_freezes(monkeypatch: pytest.MonkeyPatch) -> None:
+    never = asyncio.Event()
+    ended: list[str] = []
+
+    async def end(self: object, replica: str) -> None:
+        ended.append(replica)
+
+    async def no_reply(*_: object) -> list[Any]:
+        return [never.wait()]
+
+    monkeypatch.setattr(replicas.WatchedReplicas, "replace_if_stopped", end)
+    monkeypatch.setattr(replicas.Replicas, "call", no_reply)
+    # The second call reaches a replica that was ended, the third one that works.
+    tokenizer = FakeTokenizer(never, RayActorError(), [1, 2])
+
+    async def scenario() -> Sequence[int]:
+        served = backend(FakeGenerator(), tokenizer=tokenizer)
+        served.tokenizer_watchdog._timeout_s = 0.01
+        served.watch._updates.replicas["Tokenizer"] = [RunningReplica(8, Version("s", "m"), "SERVE_REPLICA::t")]
+        request = asyncio.create_task(served.encode("a b", True))
+        while not tokenizer.calls:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.01)
+        await served.tokenizer_watchdog.check()
+        return await request
+
+    assert asyncio.run(scenario()) == [1, 2]
+    assert ended == ["SERVE_REPLICA::t"]
 
 
 def test_the_engines_refusal_keeps_its_type_and_message() -> None:

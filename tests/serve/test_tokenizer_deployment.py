@@ -12,6 +12,7 @@ import pytest
 from mpt_serve.configuration.model_folder import model_path, tokenizer_folder
 from mpt_serve.configuration.problems import ConfigurationError
 from mpt_serve.configuration.settings import Settings
+from mpt_serve.deployments.delta_receiver import DeltaReceiver
 from mpt_serve.deployments.ingress import chat_template
 from mpt_serve.deployments.logs import log_through_serve
 from mpt_serve.deployments.tokenizer import Tokenizer
@@ -38,6 +39,26 @@ def test_text_and_conversations_become_ids(tiny_checkpoint: Path) -> None:
     with_special = asyncio.run(tokenizer.encode_chat([{"role": "user", "content": "ab"}], add_special_tokens=True))
     assert with_special == chat  # this tokenizer adds none
     tokenizer._chat.close()
+
+
+def test_an_ingress_hears_that_it_lives(tiny_checkpoint: Path) -> None:
+    tokenizer = Tokenizer(Settings(model=str(tiny_checkpoint)))
+
+    async def scenario() -> None:
+        receiver = DeltaReceiver()
+        receiver.start("127.0.0.1")
+        address = await receiver.address(-1)
+        while (report := await tokenizer.report(address)).link is None:  # the first begins to connect
+            await asyncio.sleep(0.01)
+        connection = receiver.connection(report.link)
+        assert connection is not None
+        heard = connection.received
+        while connection.received == heard:
+            await asyncio.sleep(0.01)
+        assert (report.requests, report.stalled) == ((), "")
+        receiver.close()
+
+    asyncio.run(scenario())
 
 
 def test_without_a_template_conversations_are_refused_with_the_remedy(tiny_checkpoint: Path) -> None:

@@ -7,16 +7,10 @@ from typing import Any
 import openai
 import pytest
 from jsonschema import Draft202012Validator
-from server import ServerProcess, free_port, serve_config
-from tiny_checkpoint import END, write_tiny_checkpoint
+from server import ServerProcess
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-TEMPLATE = (
-    "{% if tools %}<tools>{{ tools | tojson }}</tools>{% endif %}"
-    "{% for m in messages %}[{{ m.role }}]{{ m.content }}"
-    "{% for c in m.tool_calls %}<tool_call>{{ c.function | tojson }}{% endfor %}{% endfor %}[assistant]"
-)
 BOOKING = {
     "type": "object",
     "properties": {
@@ -36,20 +30,9 @@ MESSAGES: list[Any] = [{"role": "user", "content": "Book! <tool_call>"}]
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
-    checkpoint = write_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint"))
-    (checkpoint / "tokenizer_config.json").write_text(json.dumps({"eos_token": END}))
-    args = {
-        "model": str(checkpoint),
-        "served_model_name": "tiny",
-        "chat_template": TEMPLATE,
-        "max_model_len": 2048,
-        "engine": {"max_num_seqs": 8, "max_num_batched_tokens": 256, "num_blocks": 512, "pre_compile": False},
-    }
-    with (
-        ServerProcess.of(serve_config(args, free_port()), tmp_path_factory.mktemp("tools")) as server,
-        openai.OpenAI(base_url=f"{server.wait_ready().url}/v1", api_key="none", max_retries=0, timeout=120) as client,
-    ):
+def client(ending_server: ServerProcess) -> Iterator[openai.OpenAI]:
+    url = f"{ending_server.url}/v1"
+    with openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=120) as client:
         yield client
 
 

@@ -16,6 +16,7 @@ __all__ = [
     "ModelId",
     "Text",
     "TokenId",
+    "TokensKept",
     "encodable",
     "shown_default",
 ]
@@ -44,6 +45,15 @@ ALL_LOGPROBS = f"-1 stands for the most that there are, {MAX_LOGPROBS}"  # a res
 LogprobsCount = Annotated[
     int, Field(ge=-1, le=MAX_LOGPROBS), AfterValidator(lambda count: MAX_LOGPROBS if count == -1 else count)
 ]
+
+
+def _not_zero(count: int) -> int:
+    if count == 0:
+        raise invalid("must be at least 1, or -1 for the number that fits")
+    return count
+
+
+TokensKept = Annotated[int, Field(ge=-1, le=MAX_INT32), AfterValidator(_not_zero)]
 
 TokenId = Annotated[int, Field(ge=0, le=MAX_INT32)]
 

@@ -6,7 +6,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from mpt_serve.engine.sampling_params import INTEGER_BOUNDS, MAX_BIASED_IDS, NUMBER_BOUNDS
 from mpt_serve.openai.protocol.compatibility import REFUSED_FIELDS
-from mpt_serve.openai.protocol.field_types import MAX_INT32, POSITIVE_ZERO, TokenId, shown_default
+from mpt_serve.openai.protocol.field_types import MAX_INT32, POSITIVE_ZERO, TokenId, TokensKept, shown_default
 from mpt_serve.openai.protocol.request_model import Refused, RequestModel
 from mpt_serve.openai.protocol.schema_words import Accepts
 from mpt_serve.openai.protocol.validation_errors import invalid
@@ -26,12 +26,6 @@ def _not_blank(words: tuple[str, ...]) -> tuple[str, ...]:
     if not all(word.strip(" ") for word in words):
         raise invalid("must not contain a string of spaces alone")
     return words
-
-
-def _not_zero(count: int) -> int:
-    if count == 0:
-        raise invalid("must be at least 1, or -1 for the number that fits")
-    return count
 
 
 def _as_list(value: Any) -> Any:
@@ -112,7 +106,7 @@ class GenerationFields(RequestModel):
     )
     ignore_eos: bool = Field(False, description="Continue after the model's end-of-text token.")
     skip_special_tokens: bool = Field(True, description="Leave special tokens such as `<|endoftext|>` out of the text.")
-    truncate_prompt_tokens: Annotated[int, Field(ge=-1, le=MAX_INT32), AfterValidator(_not_zero)] | None = Field(
+    truncate_prompt_tokens: TokensKept | None = Field(
         None,
         description="Cut a longer prompt to this number of tokens; -1 cuts to what fits beside `max_tokens`, or beside"
         " its default (in chat a quarter of the context).",

@@ -219,6 +219,26 @@ class Scores(TypedDict):
     usage: UsageBody
 
 
+class Embedding(TypedDict):
+    """What the model makes of one input."""
+
+    object: Literal["embedding"]
+    index: int  # of the input
+    # With `encoding_format` base64 a string; with `pooling` none a vector of each token.
+    embedding: list[float] | list[list[float]] | str
+
+
+class Embeddings(TypedDict):
+    """The body of /v1/embeddings."""
+
+    id: str
+    object: Literal["list"]
+    created: int
+    model: str
+    data: list[Embedding]
+    usage: UsageBody
+
+
 class RankedDocument(TypedDict):
     text: str
 

@@ -4,13 +4,12 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, Field, PlainValidator, model_validator
 
-from mpt_serve.openai.protocol.compatibility import IGNORED
-from mpt_serve.openai.protocol.field_types import ModelId, Text, encodable, shown_default
-from mpt_serve.openai.protocol.request_model import RequestModel
+from mpt_serve.openai.protocol.field_types import Text, encodable, shown_default
+from mpt_serve.openai.protocol.reading import ReadingRequest
 from mpt_serve.openai.protocol.schema_words import Accepts, json_type
 from mpt_serve.openai.protocol.validation_errors import invalid
 
-__all__ = ["RerankRequest", "ScoreRequest", "ScoringRequest"]
+__all__ = ["RerankRequest", "ScoreRequest"]
 
 MAX_PAIRS = 1024
 
@@ -65,22 +64,7 @@ Documents = Annotated[
 ]
 
 
-class ScoringRequest(RequestModel):
-    """The fields that scoring and ranking share."""
-
-    model: ModelId = None
-    priority: int = Field(
-        0, ge=-1000, le=1000, description="Lower goes first: each unit is worth 16 places in the queue."
-    )
-    cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = Field(
-        None,
-        description="Cached texts are shared only between requests with the same salt.",
-        json_schema_extra=shown_default("shared by all without one"),
-    )
-    user: str | None = Field(None, max_length=1024, description="Nothing is kept by user.", json_schema_extra=IGNORED)
-
-
-class ScoreRequest(ScoringRequest):
+class ScoreRequest(ReadingRequest):
     """The body of POST /v1/score."""
 
     text_1: Texts = Field(description="What comes before. One text is taken for each of `text_2`.")
@@ -106,7 +90,7 @@ class ScoreRequest(ScoringRequest):
         return self
 
 
-class RerankRequest(ScoringRequest):
+class RerankRequest(ReadingRequest):
     """The body of POST /v1/rerank."""
 
     query: Annotated[Text, Field(min_length=1)] = Field(description="What the documents are ranked for.")

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Sequence, Set
 from typing import Any
 
 import ray
+from ray import serve
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayError
 from ray.serve._private.constants import SERVE_NAMESPACE
@@ -17,7 +18,7 @@ from mpt_serve.deployments.replica_updates import ReplicaUpdates
 from mpt_serve.deployments.signs_of_life import SignsOfLife
 from mpt_serve.deployments.watchdog import ReplicaReport
 
-__all__ = ["GeneratorReplicas", "Replicas"]
+__all__ = ["Replicas", "WatchedReplicas", "own_names"]
 
 logger = logging.getLogger("ray.serve")
 
@@ -52,22 +53,29 @@ class Replicas:
         return [result.get_async() for result in results]
 
 
-class GeneratorReplicas:
-    """All Generator replicas that take requests; implements `watchdog.Generators`.
+class WatchedReplicas:
+    """All replicas of the Tokenizer or the Generator that take requests; implements `watchdog.Reporting`.
 
-    updates: says which run. receiver: of their links. signs: what is heard on these.
+    name: of the deployment, which `deployment` is a handle of. updates: says which replicas run. receiver: of their
+    links. signs: what is heard on these.
     """
 
     def __init__(
-        self, generator: DeploymentHandle, updates: ReplicaUpdates, receiver: LinkReceiver, signs: SignsOfLife
+        self,
+        name: str,
+        deployment: DeploymentHandle,
+        updates: ReplicaUpdates,
+        receiver: LinkReceiver,
+        signs: SignsOfLife,
     ) -> None:
-        self._replicas = Replicas(generator)
+        self._name = name
+        self._replicas = Replicas(deployment)
         self._updates = updates
         self._receiver = receiver
         self._signs = signs
 
     async def stats(self) -> list[dict[str, Any]]:
-        """Return the engine's counters of every replica that replies in time."""
+        """Return what `Generator.stats` of every replica returns that replies in time."""
         return await self._replicas.ask("stats")
 
     async def reports(self) -> Sequence[Awaitable[ReplicaReport]]:
@@ -77,7 +85,7 @@ class GeneratorReplicas:
 
     def running(self) -> Set[str]:
         """Return the names of the replicas that take requests."""
-        return {replica.name for replica in self._updates.replicas.get("Generator", ())}
+        return {replica.name for replica in self._updates.replicas.get(self._name, ())}
 
     def was_heard(self, replica: str, seconds: float) -> bool:
         """Return whether a replica has sent something on its link within some seconds."""
@@ -98,8 +106,18 @@ class GeneratorReplicas:
         report = await reply
         if report.link is not None:
             self._signs.note(report.replica, report.link)
-        self._signs.keep({report.replica, *self.running()})
+        running = {replica.name for replicas in self._updates.replicas.values() for replica in replicas}
+        self._signs.keep({report.replica, *running})
         return report
+
+
+def own_names() -> tuple[str, str]:
+    """Return the name of the calling replica, and that of its actor."""
+    try:
+        replica_id = serve.get_replica_context().replica_id
+    except RayServeException:  # outside Serve
+        return "local", "local"
+    return str(replica_id.unique_id), str(replica_id.to_full_id_str())
 
 
 async def _is_healthy(actor: ActorHandle) -> bool:
