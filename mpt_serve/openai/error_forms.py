@@ -10,11 +10,9 @@ from mpt_serve.openai.errors import ApiError, as_api_error, error_body
 from mpt_serve.openai.protocol.anthropic_bodies import AnthropicError, AnthropicErrorDetails
 from mpt_serve.openai.sse import DONE, event
 
-__all__ = ["anthropic_error", "broken_stream", "error_of_path", "error_response", "on_http_exception"]
+__all__ = ["anthropic_error", "broken_stream", "error_of_path", "error_response", "is_anthropic", "on_http_exception"]
 
-# In front of the application, paths may have the prefix below which it is served.
-_ANTHROPIC_ENDS = ("/v1/messages", "/v1/messages/count_tokens")
-_ANTHROPIC_ALIASES = ("/messages", "/messages/count_tokens")
+_ANTHROPIC_ENDS = ("/messages", "/messages/count_tokens")  # in front of the application, behind any prefix
 
 _ANTHROPIC_TYPES: Mapping[int, str] = {
     401: "authentication_error",
@@ -44,7 +42,7 @@ def anthropic_error(error: ApiError, request_id: str | None = None) -> Anthropic
 
 def error_of_path(error: ApiError, path: str, request_id: str | None = None) -> Mapping[str, object]:
     """Return the error's JSON body for a request with this path."""
-    return anthropic_error(error, request_id) if _is_anthropic(path) else error_body(error)
+    return anthropic_error(error, request_id) if is_anthropic(path) else error_body(error)
 
 
 def error_response(error: ApiError, scope: Scope) -> JSONResponse:
@@ -55,7 +53,7 @@ def error_response(error: ApiError, scope: Scope) -> JSONResponse:
 
 def broken_stream(error: ApiError, path: str) -> bytes:
     """Return what ends a stream that has lost the process that wrote it."""
-    return event(anthropic_error(error), "error") if _is_anthropic(path) else event(error_body(error)) + DONE
+    return event(anthropic_error(error), "error") if is_anthropic(path) else event(error_body(error)) + DONE
 
 
 async def on_http_exception(request: Request, error: Exception) -> JSONResponse:
@@ -63,8 +61,9 @@ async def on_http_exception(request: Request, error: Exception) -> JSONResponse:
     return error_response(as_api_error(error), request.scope)
 
 
-def _is_anthropic(path: str) -> bool:
-    return path.endswith(_ANTHROPIC_ENDS) or path in _ANTHROPIC_ALIASES
+def is_anthropic(path: str) -> bool:
+    """Return whether a path belongs to Anthropic's API, as far as its end says."""
+    return path.endswith(_ANTHROPIC_ENDS)
 
 
 def _request_id(scope: Scope) -> str | None:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from mpt_serve.openai.error_forms import error_of_path
+from mpt_serve.openai.error_forms import error_of_path, is_anthropic
 from mpt_serve.openai.errors import NotReadyError, retry_headers
 from mpt_serve.openai.server_metrics import ServerMetrics
 
@@ -17,7 +17,7 @@ GENERATING_PATHS = frozenset(prefix + path for prefix in ("", "/v1") for path in
 OVERLOADED_HEADER = b"x-mpt-overloaded"  # its value: seconds after which to try again
 
 _REFUSAL = NotReadyError("The server is at capacity: its queue of requests is full. Retry later.")
-_BODIES = {path: json.dumps(error_of_path(_REFUSAL, path)).encode() for path in GENERATING_PATHS}
+_BODIES = {path: json.dumps(error_of_path(_REFUSAL, path)).encode() for path in ("/messages", "/completions")}
 
 
 class Gate:
@@ -46,8 +46,8 @@ class Gate:
 async def send_refusal(
     send: Send, path: str, retry_after_s: float, headers: Iterable[tuple[bytes, bytes]] = ()
 ) -> None:
-    """Send the 503 of an exhausted capacity, with further headers, to a request of one of the `GENERATING_PATHS`."""
-    body = _BODIES[path]
+    """Send the 503 of an exhausted capacity, with further headers. path: of the request."""
+    body = _BODIES["/messages" if is_anthropic(path) else "/completions"]
     content = ((b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)))
     retry = [(name.encode(), value.encode()) for name, value in retry_headers(retry_after_s).items()]
     await send({"type": "http.response.start", "status": 503, "headers": [*content, *retry, *headers]})
