@@ -39,7 +39,7 @@ def test_all_files_come_from_this_server(http: httpx.Client) -> None:
     assert page.status_code == 200
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     own = {link for link in linked(page.text) if not link.startswith("data:")}
-    assert own == {"docs", "playground/main.js", *(f"playground/{name}.css" for name in ("base", "layout", "output"))}
+    assert own == {"docs", *(path[1:] for path in PLAYGROUND_FILES if path != "/")}
     for link in own:
         assert http.get(f"/{link}").status_code == 200
     for path, file in PLAYGROUND_FILES.items():
