@@ -65,6 +65,7 @@ ALLOWED: Mapping[str, set[str]] = {
     "mpt_serve.convert": {"mpt_serve.configuration", "mpt_serve.text", *_ALL_OF_MODEL},
     "mpt_serve.app": {"mpt_serve.driver", "mpt_serve.rollout", "mpt_serve.preflight", *_SERVING},
     "mpt_serve.serve_run": {"mpt_serve.graceful_run"},
+    "mpt_serve.load_test": {"mpt_serve.errors"},
     "mpt_serve.commands": {  # the root has __version__
         "mpt_serve",
         "mpt_serve.access",
@@ -72,6 +73,7 @@ ALLOWED: Mapping[str, set[str]] = {
         "mpt_serve.convert",
         "mpt_serve.configuration",
         "mpt_serve.errors",
+        "mpt_serve.load_test",
         "mpt_serve.preflight",
         "mpt_serve.resources",
         "mpt_serve.serve_run",
@@ -109,7 +111,7 @@ LIBRARIES: Mapping[str, set[str]] = {
     "mpt_serve.rollout": {"ray"},
     "mpt_serve.serve_run": {"ray"},
     "mpt_serve.app": {"ray"},
-    "mpt_serve.commands": {"typer", "httpx"},
+    "mpt_serve.commands": {"typer", "rich", "httpx"},
 }
 
 MAX_MODULE_LINES = 400

@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from mpt_serve import __version__
 from mpt_serve.commands.audit import audit
+from mpt_serve.commands.bench import bench
 from mpt_serve.commands.chat import chat
 from mpt_serve.commands.check import check
 from mpt_serve.commands.convert import convert
@@ -51,6 +52,7 @@ app = typer.Typer(
 app.command(cls=RunCommand, context_settings={"ignore_unknown_options": True})(run)
 app.command()(check)
 app.command()(chat)
+app.command()(bench)
 app.command()(models)
 app.command()(tokenize)
 app.command()(convert)

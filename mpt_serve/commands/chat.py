@@ -2,13 +2,14 @@
 
 import json
 import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mpt_serve.commands.failure import CommandError
-from mpt_serve.commands.options import DEFAULT_URL, Key, ServedModel, Url
+from mpt_serve.commands.fields import parse_fields
+from mpt_serve.commands.options import DEFAULT_URL, Fields, Key, ServedModel, Url
 
 if TYPE_CHECKING:
     from mpt_serve.commands.conversation import Conversation, Reply
@@ -34,12 +35,7 @@ def chat(
     top_p: Annotated[float | None, typer.Option(min=0, max=1, help="the probability mass to sample from")] = None,
     seed: Annotated[int | None, typer.Option(help="the same reply again, where the server has seeds")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="end before this text; may be repeated")] = None,
-    fields: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="NAME=JSON", help="any other field of the request, such as top_k=20; may be repeated"
-        ),
-    ] = None,
+    fields: Fields = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="print one line of JSON for each reply, with its figures, when it has ended")
     ] = False,
@@ -53,7 +49,7 @@ def chat(
     from mpt_serve.commands.server_client import ServerClient
 
     named = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed, "stop": stop}
-    options = {name: value for name, value in named.items() if value is not None} | _parse_fields(fields or ())
+    options = {name: value for name, value in named.items() if value is not None} | parse_fields(fields or ())
     with ServerClient(url, key) as client:
         conversation = Conversation(client, model or client.first_model(), system, options)
         talk = _Talk(conversation, as_json)
@@ -163,17 +159,3 @@ def _require_line_editing() -> None:
         import readline  # noqa: F401
     except ImportError:
         return
-
-
-def _parse_fields(fields: Sequence[str]) -> dict[str, Any]:
-    """Return fields of a request from NAME=JSON; what is no JSON is a text."""
-    parsed = {}
-    for text in fields:
-        name, equals, value = text.partition("=")
-        if not name or not equals:
-            raise CommandError("--set must have the form NAME=VALUE, such as top_k=20", status=2)
-        try:
-            parsed[name] = json.loads(value)
-        except ValueError:
-            parsed[name] = value
-    return parsed

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["DEFAULT_URL", "AsJson", "Key", "ServedModel", "Url"]
+__all__ = ["DEFAULT_URL", "AsJson", "Fields", "Key", "ServedModel", "Url"]
 
 DEFAULT_URL = "http://127.0.0.1:8000/v1"
 
@@ -27,3 +27,9 @@ ServedModel = Annotated[
     str | None, typer.Option("--model", "-m", metavar="ID", help="as the server names it; by default its first one")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead")]
+Fields = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="NAME=JSON", help="any other field of the request, such as top_k=20; may be repeated"
+    ),
+]

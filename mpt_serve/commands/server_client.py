@@ -52,6 +52,10 @@ class ServerClient:
         """Return the JSON that the server responds with. path: from the server's root, such as /tokenize."""
         return self._call("POST", f"{self.url.root}{path}", body)
 
+    def post_api(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the JSON that the server responds with. path: of the API, such as /completions."""
+        return self._call("POST", f"{self.url.api}{path}", body)
+
     @contextmanager
     def events(self, path: str, body: Mapping[str, Any]) -> Iterator[Iterator[dict[str, Any]]]:
         """Send a request that streams, and return its events; leaving the context ends it. path: of the API."""

@@ -29,9 +29,10 @@ class ServerUrl:
         self.is_tls = parts.scheme == "https"
         self.host = str(parts.hostname)
         self.port = parts.port or (443 if self.is_tls else 80)
+        self.authority = parts.netloc.rpartition("@")[2]
         self.path = parts.path.rstrip("/") or _VERSION
-        self.root = f"{parts.scheme}://{parts.netloc}{self.path.removesuffix(_VERSION)}"
-        self.api = f"{parts.scheme}://{parts.netloc}{self.path}"
+        self.root = f"{parts.scheme}://{self.authority}{self.path.removesuffix(_VERSION)}"
+        self.api = f"{parts.scheme}://{self.authority}{self.path}"
 
     def __str__(self) -> str:
         return self.api

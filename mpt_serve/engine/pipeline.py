@@ -160,8 +160,11 @@ class Pipeline:
         return {request: _verifiable(request, ids) for request, ids in zip(decoding, drafts, strict=True)}
 
     def _schedule(self) -> _Step | None:
-        limit = None if self._prefill_limit is None else self._prefill_limit.tokens
-        rows = self._scheduler.schedule(self._drafts(), limit)
+        if self._prefill_limit is None:
+            rows = self._scheduler.schedule(self._drafts())
+        else:
+            rows = self._scheduler.schedule(self._drafts(), self._prefill_limit.beside)
+            self._prefill_limit.scheduled(rows)
         if not rows.rows:
             return None
         # Published before the device is asked: a step that hangs there must be seen as one that has begun.

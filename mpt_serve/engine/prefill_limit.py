@@ -3,10 +3,16 @@
 from collections.abc import Sequence
 
 from mpt_serve.engine.step_costs import StepCosts
+from mpt_serve.engine.step_rows import StepRows
+from mpt_serve.engine.token_budget import PromptLimits
 
 __all__ = ["PrefillLimit"]
 
 _SHARE = 0.7  # of the gap that a step's usual duration may take; what is left is for those that take longer
+
+_HARDLY_MORE = 1.1  # what a step with rows for hidden states may take, as a multiple of one without
+_SELDOM = 256  # steps of which one may take longer for them: less than one of 100, so that the p99 of gaps stays
+_LARGE = 128  # tokens that make such a step worth it
 
 
 class PrefillLimit:
@@ -18,10 +24,44 @@ class PrefillLimit:
     def __init__(self, sizes: Sequence[int], max_gap_s: float) -> None:
         self._costs = StepCosts(sizes)
         self._max_gap_s = max_gap_s
+        self._since_pooled = _SELDOM  # steps since the last with rows for hidden states
 
     def measured(self, num_tokens: int, seconds: float) -> None:
         """Take note of how long a step took."""
         self._costs.measured(num_tokens, seconds)
+
+    def scheduled(self, step: StepRows) -> None:
+        """Take note of what the next step computes."""
+        if any(row.request.pooled is not None for row in step.rows):
+            self._since_pooled = 0
+        elif step.num_samples:
+            self._since_pooled += 1
+
+    def beside(self, num_tokens: int) -> PromptLimits:
+        """Return the limits of prompts in a step whose decode rows have num_tokens tokens."""
+        tokens = self.tokens
+        if tokens is None:
+            return PromptLimits()
+        return PromptLimits(tokens, self._pooled(num_tokens, tokens))
+
+    def _pooled(self, num_tokens: int, tokens: int) -> int | None:
+        """Return the limit of prompts whose hidden states are wanted, None for that of all prompts.
+
+        In every step they have what costs running streams hardly any time. Where that is nothing, they have one large
+        step from time to time, or a few tokens in every step where large ones would take too long.
+        """
+        costs = self._costs
+        padded = costs.padded(num_tokens)
+        larger = [size for size in costs.sizes if size > padded]
+        most = costs.cost(num_tokens) * _HARDLY_MORE
+        cheap = max((size for size in larger if costs.cost(size) <= most), default=padded)
+        if cheap > padded or not larger:
+            return cheap
+        if tokens - num_tokens < _LARGE:
+            return larger[0]
+        if self._since_pooled < _SELDOM:
+            return padded
+        return None if costs.has_measured(larger[0]) else larger[0]
 
     @property
     def tokens(self) -> int | None:

@@ -7,7 +7,7 @@ read.
 """
 
 from bisect import insort
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from mpt_serve.engine.block_pool import BlockPool
@@ -15,8 +15,10 @@ from mpt_serve.engine.block_tables import BlockTables
 from mpt_serve.engine.request import FinishReason, Request
 from mpt_serve.engine.stats import RequestCounters
 from mpt_serve.engine.step_rows import Drafts, Row, StepRows
+from mpt_serve.engine.token_budget import PromptLimits, TokenBudget
 
-_MIN_PROMPT_TOKENS = 16  # that a step computes at least, where there are some
+_NO_LIMITS = PromptLimits()
+_MAX_PASSED = 1024  # waiting requests that a step looks at
 
 
 class Scheduler:
@@ -34,9 +36,14 @@ class Scheduler:
     not preempted before requests that overtake; and a request that overtakes leaves a slot and blocks for each choice
     that it passes, and no more of its prompt than the next step computes beside them.
 
+    Requests for hidden states have a share of the tokens beside decode rows, which may be none in most steps. One is
+    admitted nevertheless, and waits with its slot; those behind it that want the same wait until it has ended, or until
+    there is more, and others may be admitted before them.
+
     Invariants, checked by `check_integrity`:
     - running and waiting requests are each in order; the first of all is never preempted, and no request is admitted
-      before one that waits for slots, blocks or tokens: every accepted request finishes.
+      before one that waits for slots, blocks or tokens, but for the share of hidden states: every accepted request
+      finishes.
     - running requests hold one slot each and blocks for all their computed tokens; waiting ones hold neither.
     - every block is free or held by running requests (see `BlockPool`).
     - a preempted request is not admitted again before its token in flight has been accepted.
@@ -109,25 +116,24 @@ class Scheduler:
 
     # One step
 
-    def schedule(self, drafts: Drafts | None = None, max_tokens_beside: int | None = None) -> StepRows:
+    def schedule(
+        self, drafts: Drafts | None = None, limits: Callable[[int], PromptLimits] = lambda tokens: _NO_LIMITS
+    ) -> StepRows:
         """Choose the next step's rows and account for them; no rows when there is nothing to compute now.
 
         drafts: draft tokens of requests without a token in flight; some may be left out.
-        max_tokens_beside: tokens of a step with chunks of prompts beside decode rows; a few of the prompts' always go
-            in. None: max_num_batched_tokens.
+        limits: returns those of prompts beside decode rows with this number of tokens; a few of the prompts' always go
+            in.
         """
         preemptions = self.num_preemptions
         rows, verifying = self._decode_rows(drafts or {})
         step = StepRows([*rows, *verifying], len(rows))
-        budget = self.max_num_batched_tokens - step.num_tokens
-        if step.rows and max_tokens_beside is not None:
-            budget = min(budget, max(_MIN_PROMPT_TOKENS, max_tokens_beside - step.num_tokens))
-        for row in self._running_prefills(budget):
-            step.rows.append(row)
-            budget -= row.length
+        own = limits(step.num_tokens)
+        budget = TokenBudget.beside(step, own, self.max_num_batched_tokens)
+        self._running_prefills(budget, step)
         # Blocks given up in this step are for the requests that lacked them.
         if preemptions == self.num_preemptions:
-            self._admit(budget, step, max_tokens_beside or self.max_num_batched_tokens)
+            self._admit(budget, step, own.tokens or self.max_num_batched_tokens)
         return step
 
     def accept(self, rows: Sequence[Row], sampled: Sequence[int]) -> list[tuple[Row, int]]:
@@ -197,28 +203,31 @@ class Scheduler:
         # A block for each running request's next token comes first.
         return tuple(drafts[: self._tables.grow_for_drafts(request, len(drafts), reserved=len(self.running))])
 
-    def _running_prefills(self, budget: int) -> Iterator[Row]:
-        """Yield a chunk of each running request that has more than one token to compute, within the budget."""
+    def _running_prefills(self, budget: TokenBudget, step: StepRows) -> None:
+        """Add a chunk of each running request that has more than one token to compute, within the budget."""
         for request in self.running:
-            pending = request.num_tokens - request.num_computed
-            if pending > 1 and budget > 0:  # one pending token is a decode row: taken already, or exhausted
-                length = min(budget, pending)
-                budget -= length
-                yield self._row(request, length)
+            pending, length = request.num_tokens - request.num_computed, budget.of(request)
+            if pending > 1 and length > 0:  # one pending token is a decode row: taken already, or exhausted
+                step.rows.append(self._row(request, min(length, pending)))
+                budget.take(step.rows[-1])
 
-    def _admit(self, budget: int, step: StepRows, limit: int) -> None:
-        """Add rows of waiting requests to the step, in order, but for choices whose prompt is being computed.
+    def _admit(self, budget: TokenBudget, step: StepRows, limit: int) -> None:
+        """Add rows of waiting requests to the step, in order, but for those that wait for others' prompts.
 
         limit: tokens of the next step, if it has decode rows.
         """
-        passed = 0  # number of those; they are the first that wait, and a free slot is kept for each
+        passed = 0  # number of choices whose prompt is being computed; a free slot is kept for each
+        deferred = 0  # number of requests for hidden states that wait for their share
         begun = len(step.rows)
-        while budget > 0 and step.num_samples < self._max_samples:
-            if passed >= min(len(self.waiting), len(self._free_slots)):
+        while budget.tokens > 0 and step.num_samples < self._max_samples:
+            if passed + deferred >= min(len(self.waiting), _MAX_PASSED) or passed >= len(self._free_slots):
                 return
-            request = self.waiting[passed]
+            request = self.waiting[passed + deferred]
             if request.in_flight:  # preempted, and its last token has not been read yet
                 return
+            if budget.of(request) <= 0 and any(other.pooled is not None for other in self.running):
+                deferred += 1
+                continue
             readers = self._readers(request)
             source = next((reader for reader in readers if _has_written_prompt(reader, step.rows, begun)), None)
             if readers and source is None:
@@ -234,14 +243,15 @@ class Scheduler:
                 return
             pending = request.num_tokens - computed
             # The rest of its prompt must leave a token for each slot of the next step.
-            if passed and pending - budget > limit - self.max_num_seqs:
+            if passed and pending - budget.tokens > limit - self.max_num_seqs:
                 return
-            self.waiting.pop(passed)
+            self.waiting.pop(passed + deferred)
             self._start(request, found, computed)
             if source is not None and computed % self.pool.block_size:
                 step.copies.append((source.blocks[len(found)], request.blocks[len(found)]))
-            step.rows.append(self._row(request, min(budget, pending)))
-            budget -= step.rows[-1].length
+            if budget.of(request) > 0:
+                step.rows.append(self._row(request, min(budget.of(request), pending)))
+                budget.take(step.rows[-1])
 
     def _readers(self, request: Request) -> list[Request]:
         """Return running choices that have computed the prompt that the request needs, or are about to."""

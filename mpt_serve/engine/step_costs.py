@@ -46,6 +46,10 @@ class StepCosts:
         for old in [other for other, at in self._measured_at.items() if self._steps - at > _EXPIRY]:
             del self._seconds[old], self._measured_at[old]
 
+    def has_measured(self, size: int) -> bool:
+        """Return whether the cost of this size is known from measurements."""
+        return size in self._seconds
+
     def cost(self, num_tokens: int) -> float:
         """Return the cost of a step, to be compared with other costs of the same moment (seconds, once `known`)."""
         size = self.padded(num_tokens)

@@ -11,6 +11,8 @@ from mpt_serve.engine.prefill_limit import PrefillLimit
 from mpt_serve.engine.request import POSITIONS_PER_PRIORITY, Request
 from mpt_serve.engine.sampling_params import Pooling, SamplingParams
 from mpt_serve.engine.scheduler import Scheduler
+from mpt_serve.engine.step_rows import Row, StepRows
+from mpt_serve.engine.token_budget import PromptLimits
 
 MAX_MODEL_LEN = 24
 
@@ -524,3 +526,97 @@ def test_the_limit_follows_the_durations_of_steps() -> None:
         for size in (16, 32, 64, 128):
             limit.measured(size, 1.0)
     assert limit.tokens == 16
+
+
+def pooled_limit(pooled: int | None) -> PromptLimits:
+    return PromptLimits(16, pooled)
+
+
+def test_hidden_states_wait_for_their_share_beside_streams() -> None:
+    scheduler = scheduler_of(max_num_seqs=4, budget=32)
+    (stream,) = add(scheduler, 3, max_output=30)
+    rows = scheduler.schedule().rows
+    scheduler.add(make_pooled("first", [1] * 10, "mean"))
+    scheduler.add(make_pooled("second", [1] * 20, "mean"))
+    prompt = make_request("prompt", [2] * 5, 8)
+    scheduler.add(prompt)
+
+    def step(pooled: int | None) -> list[tuple[str, int, int]]:
+        nonlocal rows
+        before, rows = rows, scheduler.schedule(limits=lambda tokens: pooled_limit(pooled)).rows
+        scheduler.accept(before, [0] * sum(row.samples for row in before))
+        scheduler.check_integrity()
+        return [(row.request.request_id, row.start, row.length) for row in rows if row.request is not stream]
+
+    assert step(1) == [("prompt", 0, 5)]  # one token is the stream's
+    assert [request.request_id for request in scheduler.running] == ["0", "first", "prompt"]  # one waits with a slot
+    assert [request.request_id for request in scheduler.waiting] == ["second"]
+    assert step(5) == [("prompt", 5, 1), ("first", 0, 3)]
+    assert step(2) == [("prompt", 6, 1)]
+    assert step(None) == [("prompt", 7, 1), ("first", 3, 7), ("second", 0, 9)]  # as much as any prompts
+    scheduler.finish(stream, "cancelled")
+    scheduler.finish(prompt, "cancelled")
+    assert step(0) == [("second", 9, 11)]  # beside no stream
+
+
+def test_hidden_states_alone_are_computed_as_prompts_are() -> None:
+    scheduler = scheduler_of(max_num_seqs=4, budget=16)
+    for name in ("a", "b", "c"):
+        scheduler.add(make_pooled(name, [1] * 9, "none"))
+    steps = [scheduler.schedule(limits=lambda tokens: pooled_limit(0)) for _ in range(2)]
+    assert [[(row.start, row.length) for row in step.rows] for step in steps] == [[(0, 9), (0, 7)], [(7, 2), (0, 9)]]
+
+
+def test_no_number_of_waiting_requests_makes_a_step_slow() -> None:
+    scheduler = scheduler_of(max_num_seqs=4, budget=32)
+    add(scheduler, 3, max_output=30)
+    scheduler.schedule()
+    for number in range(1100):
+        scheduler.add(make_pooled(str(number), [1] * 10, "last"))
+    late = make_request("late", [1], 1)
+    scheduler.add(late)
+    scheduler.schedule(limits=lambda tokens: pooled_limit(0))
+    assert late in scheduler.waiting
+
+
+class TestTheShareOfHiddenStates:
+    SIZES = (1, 2, 4, 8, 12, 16, 32, 64, 128, 256, 512)
+
+    def limit(self, **seconds: float) -> PrefillLimit:
+        limit = PrefillLimit(self.SIZES, 0.2)
+        for _ in range(3):
+            for size, cost in seconds.items():
+                limit.measured(int(size[1:]), cost)
+        return limit
+
+    def test_nothing_is_limited_before_anything_is_known(self) -> None:
+        assert PrefillLimit(self.SIZES, 0.2).beside(8) == PromptLimits()
+
+    def test_tokens_that_cost_hardly_any_time_are_computed_in_every_step(self) -> None:
+        limit = self.limit(_8=0.01, _12=0.0105, _32=0.0109, _64=0.02, _512=0.1)
+        limit.scheduled(StepRows([Row(make_pooled("pooled", [1] * 20, "mean"), 0, 9, 0, False)], 0))
+        assert limit.beside(8) == PromptLimits(512, 32)
+        assert limit.beside(20).pooled == 32  # they are computed as padding otherwise
+
+    def test_where_they_cost_time_one_of_many_steps_is_large(self) -> None:
+        limit = self.limit(_8=0.01, _12=0.013, _16=0.014, _512=0.1)
+        stream, pooled = make_request("stream", [1], 8), make_pooled("pooled", [1] * 20, "mean")
+        alone = StepRows([Row(stream, 3, 1, 1, False)], 1)
+        assert limit.beside(8) == PromptLimits(512, None)
+        limit.scheduled(StepRows([*alone.rows, Row(pooled, 0, 9, 0, False)], 1))
+        limited = 0
+        while limit.beside(8).pooled is not None:
+            assert limit.beside(8).pooled == 8
+            limit.scheduled(alone)
+            limited += 1
+        assert limited > 100  # fewer than one step of 100 takes longer
+        limit.scheduled(StepRows([], 0))  # such steps count neither way
+        assert limit.beside(8).pooled is None
+
+    def test_the_next_size_is_tried_where_its_cost_is_not_known(self) -> None:
+        assert self.limit(_8=0.01, _512=0.1).beside(8).pooled == 12
+
+    def test_where_large_steps_would_take_too_long_there_are_a_few_tokens_in_every_step(self) -> None:
+        limit = self.limit(_8=0.1, _12=0.12, _16=0.15, _32=0.3)
+        assert limit.beside(8) == PromptLimits(12, 12)
+        assert limit.beside(512).pooled == 512

@@ -139,6 +139,9 @@ def test_ready_tells_of_the_only_generator_that_it_is_frozen(server: ServerProce
 @pytest.mark.exhaustive
 def test_a_frozen_tokenizer_costs_a_pause(server: ServerProcess) -> None:
     frozen = server.replica_pid("Tokenizer")
+    while not any("Signs of life go to" in path.read_text(errors="replace") for path in server.log_files()):
+        time.sleep(0.2)
+    time.sleep(3)  # the Ingress learns of the link by the next report
     os.kill(frozen, signal.SIGSTOP)
     with httpx.Client(base_url=server.url, timeout=120) as http:
         while (response := http.get("/ready")).status_code == 200:
@@ -263,10 +266,11 @@ def test_a_second_ctrl_c_ends_at_once(tiny_checkpoint: Path, tmp_path: Path) -> 
         replica = server.replica_pid("Generator")
 
         async def scenario() -> tuple[int, list[Any]]:
-            begun = asyncio.Event()
             async with httpx.AsyncClient(base_url=server.url, timeout=300) as http:
-                running = [asyncio.create_task(stream(http, number, begun, n=8)) for number in range(4)]
-                await begun.wait()
+                begun = [asyncio.Event() for _ in range(4)]
+                running = [asyncio.create_task(stream(http, i, event, n=8)) for i, event in enumerate(begun)]
+                for event in begun:
+                    await event.wait()
                 server.process.send_signal(signal.SIGINT)
                 while "Ctrl-C again ends at once" not in server.output():
                     await asyncio.sleep(0.05)
@@ -274,9 +278,11 @@ def test_a_second_ctrl_c_ends_at_once(tiny_checkpoint: Path, tmp_path: Path) -> 
                 status = await asyncio.to_thread(server.wait_end)
                 return status, await asyncio.gather(*running, return_exceptions=True)
 
-        status, cut = asyncio.run(scenario())
+        status, ends = asyncio.run(scenario())
         assert status == 128 + signal.SIGINT
-        for end in cut:  # the proxy may outlive the Ingress for a moment
+        unfinished = [end for end in ends if isinstance(end, BaseException) or end[1] != [{"done": True}]]
+        assert unfinished, "all streams have finished: they are too short"
+        for end in unfinished:  # the proxy may outlive the Ingress for a moment
             assert isinstance(end, httpx.TransportError) or "error" in end[1][0]
         deadline = time.monotonic() + 60
         while Path(f"/proc/{replica}").exists():

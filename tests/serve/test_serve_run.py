@@ -1,6 +1,7 @@
 """The ways a user starts the product: `serve run`, with a typo too, and `serve build`."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -44,6 +45,7 @@ def test_the_shipped_configuration_serves_the_embedded_model(tmp_path: Path) -> 
                 model=model, messages=messages, max_tokens=32, temperature=0, stream=True
             )
             text = "".join(chunk.choices[0].delta.content or "" for chunk in streamed)
+        _check_the_outputs_of_the_documentation(server.url)
     assert model == "embedded"
     assert reply.choices[0].message.content == text
     assert text.strip()
@@ -72,6 +74,18 @@ def _check_what_serves_proxy_answers_itself(url: str) -> None:
         assert (response.status_code, response.text) == (500, "Internal Server Error")
         assert response.headers["content-type"].startswith("text/plain")
     assert httpx.get(f"{url}/health").json() == {"status": "ok"}
+
+
+def _check_the_outputs_of_the_documentation(url: str) -> None:
+    """Send each request of docs/uses.md."""
+    page = (ROOT / "docs" / "uses.md").read_text(encoding="utf-8")
+    shown = re.findall(
+        r"```bash\ncurl http://[^/]+(\S+) .*? -d '(.*?)'\n```\n+(`{3,})text\n(.*?)\n\3\n", page, re.DOTALL
+    )
+    assert len(shown) == page.count("curl ") > 0
+    for path, body, _, output in shown:
+        response = httpx.post(f"{url}{path}", json=json.loads(body), timeout=200).json()
+        assert response["choices"][0]["message"]["content"].strip() == output
 
 
 def _plain_text_until_ready(server: ServerProcess) -> set[int]:
