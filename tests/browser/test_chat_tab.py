@@ -194,7 +194,9 @@ def test_an_error_is_shown_and_can_be_tried_again(open_page: OpenPage, chat_serv
     send(page, "Hello")
     expect(page.locator(".turn-assistant .problem")).to_contain_text("maximum context length is 1024 tokens")
     page.get_by_label("Max tokens").fill("5")
-    page.get_by_role("button", name="Regenerate").click()
+    body = sent_by(page, CHAT, lambda: send(page, "Hi"))
+    assert [message["content"] for message in body["messages"]] == ["Hello", "Hi"]
+    page.get_by_role("button", name="Regenerate").first.click()
     expect(page.locator(".turn-assistant .summary")).to_contain_text("5 tokens")
     assert not page.locator(".turn-assistant .problem").is_visible()
 

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import httpx
 import pytest
 from conftest import AXE
 from playground_page import KEY, OpenPage, expect, last_text, send, sent_by, wait_for_model
@@ -156,6 +157,7 @@ def test_it_waits_for_a_model_that_loads(open_page: OpenPage, chat_server: Serve
 
 
 def test_a_server_that_needs_a_key_and_takes_no_conversations(open_page: OpenPage, guarded_url: str) -> None:
+    assert httpx.get(guarded_url).headers["location"] == "/mpt/"
     page = open_page(guarded_url, expected=("401 (Unauthorized)", "400 (Bad Request)"))
     dialog = page.get_by_role("dialog", name="This server needs an API key")
     expect(dialog).to_be_visible()

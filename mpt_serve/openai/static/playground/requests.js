@@ -15,7 +15,8 @@ export function formatted(text, format) {
 
 /** Return a chat request. turns: of the conversation, as `Conversation.path` returns them. */
 export function chatRequest(model, system, turns, settings) {
-  const messages = turns.map(message);
+  // A response without anything, because it was stopped or failed before its first token, is no message.
+  const messages = turns.filter(({ role, text, calls }) => role !== "assistant" || text !== "" || calls?.length).map(message);
   if (system.trim() !== "") messages.unshift({ role: "system", content: system });
   return { path: "v1/chat/completions", body: { model, messages, ...settings.chatFields() } };
 }

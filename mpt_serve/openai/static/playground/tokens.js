@@ -44,6 +44,7 @@ export function tokenView(tokens, onReplace = null) {
   function offer(number) {
     const before = tokens.slice(0, number);
     if (number < 0 || before.some(({ text }) => NAMED.test(text))) return;
+    marks.forEach((made, place) => made.classList.toggle("picked", place === number));
     const { text: old, others: all } = tokens[number];
     const usable = all.filter(([text]) => text !== old && text !== "" && !NAMED.test(text));
     const buttons = usable.map(([text, logprob]) =>
