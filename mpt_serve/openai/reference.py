@@ -207,8 +207,9 @@ Serve's HTTP proxy answers some requests in plain text: a 404 until an applicati
 in a header `X-Request-Timeout-Seconds`, and a 500 to a header `X-Request-Id`, `X-Session-Id` or
 `Serve-Multiplexed-Model-Id` that is not UTF-8. With the variable
 `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=mpt_serve.deployments.proxy_guard:middlewares` in the environment of every
-node (`mpt-serve run` sets it, and so do the files in `cluster/`) they are errors as above, the 404 a 503 `loading`, and
-these headers are replaced or removed. What is not HTTP gets a 400; in plain text without that variable.
+node (`mpt-serve run` sets it, and so do the files in `cluster/`) they are errors as above, the 404 a 503 `loading`
+(for browsers a page that loads itself again), and these headers are replaced or removed. What is not HTTP gets a 400;
+in plain text without that variable.
 
 With that variable, connections are bounded too: headers must arrive within `body_timeout_s`; of 16,384 connections (or
 half of the files that a process may open) half may be idle and a quarter may be sending headers, and one more closes
