@@ -8,13 +8,8 @@ import logging
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mpt_serve.openai.errors import (
-    ApiError,
-    DeadlineError,
-    InternalServerError,
-    NotReadyError,
-    error_response,
-)
+from mpt_serve.openai.error_forms import error_response
+from mpt_serve.openai.errors import ApiError, DeadlineError, InternalServerError, NotReadyError
 from mpt_serve.openai.pages import starting_page
 
 __all__ = ["ProxyErrors"]
@@ -48,7 +43,7 @@ class ProxyErrors:
                 start, replaced, started = replaced, None, True
                 headers = [(name, value) for name, value in start["headers"] if name.lower() not in _REPLACED]
                 page = starting_page(scope) if start["status"] == 404 else None
-                await _send(page or error_response(_error(start["status"])), headers, scope, receive, send)
+                await _send(page or error_response(_error(start["status"]), scope), headers, scope, receive, send)
 
         try:
             await self._app(scope, receive, send_checked)
@@ -56,7 +51,7 @@ class ProxyErrors:
             if started:
                 raise
             logger.exception("Serve's proxy failed on a request.")
-            await error_response(InternalServerError())(scope, receive, send)
+            await error_response(InternalServerError(), scope)(scope, receive, send)
 
 
 def _is_serves_error(start: Message) -> bool:
