@@ -105,7 +105,7 @@ LIBRARIES: Mapping[str, set[str]] = {
     "mpt_serve.engine": {"annotated_types", *_ARRAYS},  # pydantic's own bounds
     "mpt_serve.llm": {"numpy", "tqdm"},
     "mpt_serve.openai": {"starlette", "pydantic", "pydantic_core", "typing_extensions"},
-    "mpt_serve.deployments": {"ray", "starlette", "prometheus_client", "jax", "msgpack", "uvicorn"},
+    "mpt_serve.deployments": {"ray", "starlette", "prometheus_client", "opentelemetry", "jax", "msgpack", "uvicorn"},
     "mpt_serve.driver": {"ray"},
     "mpt_serve.graceful_run": {"ray"},
     "mpt_serve.resources": {"ray"},

@@ -17,6 +17,7 @@ from mpt_serve.commands.convert import convert
 from mpt_serve.commands.docs import docs
 from mpt_serve.commands.failure import CommandError
 from mpt_serve.commands.keys import keys
+from mpt_serve.commands.logs import logs
 from mpt_serve.commands.models import models
 from mpt_serve.commands.run import RunCommand, run
 from mpt_serve.commands.tokenize import tokenize
@@ -55,6 +56,7 @@ app.command()(chat)
 app.command()(bench)
 app.command()(models)
 app.command()(tokenize)
+app.command()(logs)
 app.command()(convert)
 app.add_typer(keys, name="keys")
 app.command()(audit)

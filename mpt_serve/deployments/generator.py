@@ -18,6 +18,7 @@ from mpt_serve.deployments.link_wire import LinkAddress
 from mpt_serve.deployments.logs import log_through_serve
 from mpt_serve.deployments.memory import device_bytes, resident_bytes
 from mpt_serve.deployments.replicas import own_names
+from mpt_serve.deployments.tracing import Carrier, tracing_from_environment, watched_generation
 from mpt_serve.deployments.version import Version
 from mpt_serve.deployments.watchdog import ReplicaReport
 from mpt_serve.engine.request import Delta
@@ -55,6 +56,7 @@ class Generator:
         self._numbers_watch = NumbersWatch()
         self._status_log = StatusLog(self._engine.stats)
         self._mailbox: DeltaMailbox | None = None
+        self._tracing = tracing_from_environment()
 
     async def generate(
         self,
@@ -64,6 +66,7 @@ class Generator:
         generated: Sequence[int] = (),
         spec: GrammarSpec | None = None,
         address: LinkAddress | None = None,
+        carrier: Carrier | None = None,
     ) -> AsyncIterator[Delta | str]:
         """Generate the request's choices; closing the iterator ends them in the engine.
 
@@ -72,34 +75,38 @@ class Generator:
 
         generated: ids that a request of one choice has already; it continues after them.
         spec: the grammar that every choice must match, which is compiled first.
-        address: of the Ingress, for its link.
+        address: of the Ingress, for its link. carrier: of the request's trace; None where it is not traced.
         Raises RequestError for a request that the engine refuses, EngineClosedError when it has stopped or the link is
         lost.
         """
-        submit = partial(self._submit, prompt_ids, params, request_id, generated, spec)
-        link = None if address is None else await self._links.to(address)
-        if link is None or address is None:
-            if self._mailbox is None:
-                self._mailbox = DeltaMailbox(asyncio.get_running_loop())
-            deltas = self._mailbox.subscribe(params.n)
-            await self._begin(partial(submit, deltas.post), request_id, spec)
+        with watched_generation(self._tracing, carrier, request_id, len(prompt_ids)) as watch:
+
+            def submit(listener: Callable[[Delta], None]) -> str:
+                return self._submit(prompt_ids, params, request_id, generated, spec, watch(listener))
+
+            link = None if address is None else await self._links.to(address)
+            if link is None or address is None:
+                if self._mailbox is None:
+                    self._mailbox = DeltaMailbox(asyncio.get_running_loop())
+                deltas = self._mailbox.subscribe(params.n)
+                await self._begin(partial(submit, deltas.post), request_id, spec)
+                try:
+                    async for delta in deltas:
+                        yield delta
+                finally:
+                    self._engine.cancel(request_id)
+                return
+            request = link.open(address.number, request_id, params.n)
             try:
-                async for delta in deltas:
-                    yield delta
+                await self._begin(partial(submit, request.post), request_id, spec)
+                try:
+                    link.flush()  # what `submit` itself may have posted
+                    yield link.id
+                    await request.ended
+                finally:
+                    self._engine.cancel(request_id)
             finally:
-                self._engine.cancel(request_id)
-            return
-        request = link.open(address.number, request_id, params.n)
-        try:
-            await self._begin(partial(submit, request.post), request_id, spec)
-            try:
-                link.flush()  # what `submit` itself may have posted
-                yield link.id
-                await request.ended
-            finally:
-                self._engine.cancel(request_id)
-        finally:
-            link.close_request(address.number)
+                link.close_request(address.number)
 
     async def end_choice(self, request_id: str, index: int) -> None:
         """End a choice that reached a stop string, if this replica has it; the request's other choices continue."""

@@ -32,6 +32,8 @@ from mpt_serve.deployments.response_link import LinkedResponses
 from mpt_serve.deployments.same_model_router import SameModelRouter
 from mpt_serve.deployments.serve_backend import ServeBackend
 from mpt_serve.deployments.takeover import Takeover
+from mpt_serve.deployments.traced_app import TracedApp
+from mpt_serve.deployments.tracing import tracing_from_environment
 from mpt_serve.deployments.version import Version
 from mpt_serve.openai.app import create_app
 from mpt_serve.openai.backend import ModelInfo
@@ -76,6 +78,7 @@ class Ingress:
             Waiting(limits.replica_wait_s, limits.max_waiting_requests),
             settings.engine.reply_timeout_s,
         )
+        self._tracing = tracing_from_environment()
         self._tasks: list[asyncio.Task[None]] = []
 
     def record_replica_metadata(self) -> dict[str, str]:
@@ -110,7 +113,10 @@ class Ingress:
         )
         app.router.routes.append(Route("/stats", self._stats, methods=["GET"]))
         app.router.routes.append(Route("/metrics", self._metrics, methods=["GET"]))
-        return LinkedResponses(self._backend.drain.following(app))
+        served = self._backend.drain.following(app)
+        if self._tracing is not None:
+            served = TracedApp(served, self._tracing, [route.path for route in app.routes if isinstance(route, Route)])
+        return LinkedResponses(served)
 
     async def begin_drain(self) -> float:
         """Refuse new requests, and return the seconds after which those that run will have ended."""

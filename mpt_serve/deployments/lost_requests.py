@@ -7,7 +7,8 @@ import logging
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mpt_serve.openai.errors import NotReadyError, error_response
+from mpt_serve.openai.error_forms import error_response
+from mpt_serve.openai.errors import NotReadyError
 
 __all__ = ["RespondToAll"]
 
@@ -44,4 +45,4 @@ class RespondToAll:
             for name, value in scope["headers"]:
                 if name == b"x-request-id":
                     error.headers["x-request-id"] = value.decode("latin-1")
-            await error_response(error)(scope, receive, send)
+            await error_response(error, scope)(scope, receive, send)

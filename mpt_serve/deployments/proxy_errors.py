@@ -1,19 +1,16 @@
 """Responses of Serve's own HTTP proxy to requests that it does not pass on, as errors of this API.
 
-Serve writes them in plain text; everything behind it writes JSON.
+Serve writes them in plain text; everything behind it writes JSON. Browsers get a page while there is no application.
 """
 
 import logging
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mpt_serve.openai.errors import (
-    ApiError,
-    DeadlineError,
-    InternalServerError,
-    NotReadyError,
-    error_response,
-)
+from mpt_serve.openai.error_forms import error_response
+from mpt_serve.openai.errors import ApiError, DeadlineError, InternalServerError, NotReadyError
+from mpt_serve.openai.pages import starting_page
 
 __all__ = ["ProxyErrors"]
 
@@ -45,7 +42,8 @@ class ProxyErrors:
             elif not message.get("more_body", False):
                 start, replaced, started = replaced, None, True
                 headers = [(name, value) for name, value in start["headers"] if name.lower() not in _REPLACED]
-                await _send_error(_error(start["status"]), headers, scope, receive, send)
+                page = starting_page(scope) if start["status"] == 404 else None
+                await _send(page or error_response(_error(start["status"]), scope), headers, scope, receive, send)
 
         try:
             await self._app(scope, receive, send_checked)
@@ -53,7 +51,7 @@ class ProxyErrors:
             if started:
                 raise
             logger.exception("Serve's proxy failed on a request.")
-            await _send_error(InternalServerError(), [], scope, receive, send)
+            await error_response(InternalServerError(), scope)(scope, receive, send)
 
 
 def _is_serves_error(start: Message) -> bool:
@@ -74,9 +72,8 @@ def _error(status: int) -> ApiError:
             return InternalServerError()
 
 
-async def _send_error(
-    error: ApiError, headers: list[tuple[bytes, bytes]], scope: Scope, receive: Receive, send: Send
+async def _send(
+    response: Response, headers: list[tuple[bytes, bytes]], scope: Scope, receive: Receive, send: Send
 ) -> None:
-    response = error_response(error)
     response.raw_headers.extend(headers)
     await response(scope, receive, send)

@@ -26,7 +26,8 @@ from mpt_serve.deployments.proxy_send import patient_send
 from mpt_serve.deployments.response_receiver import ResponseReceiver
 from mpt_serve.deployments.response_wire import LINK_HEADER, link_key
 from mpt_serve.openai.arriving_bodies import ArrivingBodies, BodySize
-from mpt_serve.openai.errors import ApiError, RouteNotFoundError, error_response
+from mpt_serve.openai.error_forms import error_response
+from mpt_serve.openai.errors import ApiError, RouteNotFoundError
 from mpt_serve.openai.gate import GENERATING_PATHS, OVERLOADED_HEADER, send_refusal
 from mpt_serve.openai.http_versions import is_to_server, send_methods
 from mpt_serve.openai.ids import request_id_from
@@ -127,7 +128,8 @@ class ProxyGuard:
     async def _refuse(self, scope: Scope, send: Send) -> None:
         if (seconds := self._admission.hold_s()) > 0:
             await asyncio.sleep(seconds)
-        await send_refusal(send, self._admission.retry_after_s(), [(_REQUEST_ID, _request_id(scope))])
+        headers = [(_REQUEST_ID, _request_id(scope))]
+        await send_refusal(send, scope["path"], self._admission.retry_after_s(), headers)
 
     async def _respond(self, scope: Scope, receive: Receive, send: Send, passed: "_Passed") -> None:
         """Pass a request on, and offer a link for its response."""
@@ -135,7 +137,7 @@ class ProxyGuard:
             await self._app(scope, receive, passed.watched(send))
             return
         self._responses.start(self._host or ray.util.get_node_ip_address())
-        response = await self._responses.open(receive, send)
+        response = await self._responses.open(receive, send, scope["path"])
         if response is None:
             await self._app(scope, receive, passed.watched(send))
             return
@@ -193,7 +195,7 @@ class _Passed:
 
 async def _fail(scope: Scope, receive: Receive, send: Send, error: ApiError) -> None:
     error.headers[_REQUEST_ID.decode()] = _request_id(scope).decode()
-    await error_response(error)(scope, receive, send)
+    await error_response(error, scope)(scope, receive, send)
 
 
 def _no_connection() -> None:

@@ -26,6 +26,7 @@ _READY_PERIOD_S = 0.25
 _STATS_WAIT_S = 5.0
 _REPEAT_LOG_S = 60.0
 
+_REPLACED = Readiness(ready=False, reason="Another model is being deployed.", code="loading", retry_after_s=1)
 _NEEDED = ("Tokenizer", "Generator")  # deployments without which no request is served
 
 
@@ -66,7 +67,7 @@ class ReplicaWatch:
         self._waiting = waiting
         self._on_loaded = on_loaded
         self._on_capacity = on_capacity
-        self._ready = asyncio.Event()
+        self._settled = asyncio.Event()  # it is ready, or never will be again
         self._waiting_requests = 0
         self._reported: tuple[str, float] = ("", 0.0)
         self.readiness = Readiness(ready=False, reason="The model is loading.", code="loading")
@@ -87,13 +88,16 @@ class ReplicaWatch:
             logger.warning("The state of the replicas could not be read.", exc_info=True)
 
     async def wait_ready(self) -> Readiness:
-        """Return the readiness; while the last replica of a deployment is replaced, wait for the next, bounded."""
-        if self._ready.is_set() or not self.has_served or self._waiting_requests >= self._waiting.max_requests:
+        """Return the readiness; while the last replica of a deployment is replaced, wait for the next, bounded.
+
+        Where the next ones have another model, there is nothing to wait for.
+        """
+        if self._settled.is_set() or not self.has_served or self._waiting_requests >= self._waiting.max_requests:
             return self.readiness
         self._waiting_requests += 1
         try:
             async with asyncio.timeout(self._waiting.timeout_s):
-                await self._ready.wait()
+                await self._settled.wait()
         except TimeoutError:
             pass
         finally:
@@ -116,6 +120,11 @@ class ReplicaWatch:
         if missing:
             if self.readiness.ready:
                 self._set_ready(False)
+            if self.model_was_replaced:
+                self.readiness = _REPLACED
+                self._settled.set()
+                return
+            self._settled.clear()
             states = await asyncio.to_thread(deployment_states)
             reason = await asyncio.to_thread(_why_not_running, missing[-1], states.get(missing[-1]))
             self._report(reason)
@@ -142,9 +151,9 @@ class ReplicaWatch:
         self.readiness = replace(self.readiness, ready=ready, reason="" if ready else "The model is loading.")
         if ready:
             self.has_served = True
-            self._ready.set()
+            self._settled.set()
         else:
-            self._ready.clear()
+            self._settled.clear()
 
     def _report(self, reason: str) -> None:
         """Log a reason once, and again from time to time while it lasts."""

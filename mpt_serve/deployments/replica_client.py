@@ -10,6 +10,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from mpt_serve.deployments.delta_receiver import Delivery, DeltaReceiver
+from mpt_serve.deployments.traced_app import current_carrier
 from mpt_serve.engine.request import Delta
 from mpt_serve.errors import RequestError
 from mpt_serve.openai.backend import GenerationRequest, OnDelta
@@ -59,7 +60,7 @@ class ReplicaClient:
         with self.receiver.receive(delivery):
             address = await self.receiver.address(delivery.number)
             response = self._generator.generate.remote(
-                list(request.ids), params, engine_id, tuple(generated), request.grammar, address
+                list(request.ids), params, engine_id, tuple(generated), request.grammar, address, **current_carrier()
             )
             reader = self._in_background(self._read(response, delivery))
             try:

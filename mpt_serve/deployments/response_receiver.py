@@ -11,8 +11,8 @@ from starlette.types import Message, Receive, Send
 from mpt_serve.deployments.link_receiver import Connection, LinkReceiver
 from mpt_serve.deployments.response_wire import LINK_HEADER, LINKED_HEADER, link_header
 from mpt_serve.openai.eager import run_eagerly
-from mpt_serve.openai.errors import InternalServerError, error_body
-from mpt_serve.openai.sse import DONE, event
+from mpt_serve.openai.error_forms import broken_stream
+from mpt_serve.openai.errors import InternalServerError
 
 __all__ = ["LinkedResponse", "ResponseReceiver"]
 
@@ -32,14 +32,14 @@ class ResponseReceiver(LinkReceiver):
         self._responses: dict[int, LinkedResponse] = {}
         self.waiting = Waiting()
 
-    async def open(self, receive: Receive, send: Send) -> "LinkedResponse | None":
-        """Return a response to be, for a request with this `receive` and `send`; None to leave it all to Serve."""
+    async def open(self, receive: Receive, send: Send, path: str) -> "LinkedResponse | None":
+        """Return a response to be, for a request to this path; None to leave it all to Serve."""
         number = next(self._numbers)
         address = await self.address(number)
         if address is None:
             return None
         header = (LINK_HEADER, link_header(address, self._key))
-        response = self._responses[number] = LinkedResponse(number, header, receive, send, self.waiting)
+        response = self._responses[number] = LinkedResponse(number, path, header, receive, send, self.waiting)
         return response
 
     def close_response(self, response: "LinkedResponse") -> None:
@@ -80,14 +80,21 @@ class Waiting:
 class LinkedResponse:
     """One request, between the proxy and its client.
 
-    number: the proxy's name of it. header: the request header for the Ingress.
+    number: the proxy's name of it. path: of the request. header: the request header for the Ingress.
     connection: what the response comes on, once something has come.
     """
 
     def __init__(
-        self, number: int, header: tuple[bytes, bytes], receive: Receive, send: Send, all_waiting: Waiting
+        self,
+        number: int,
+        path: str,
+        header: tuple[bytes, bytes],
+        receive: Receive,
+        send: Send,
+        all_waiting: Waiting,
     ) -> None:
         self.number = number
+        self._path = path
         self.header = header
         self.connection: Connection | None = None
         self._receive = receive
@@ -149,7 +156,7 @@ class LinkedResponse:
         """End with an error event: the rest will not come."""
         if not self._ends:
             error = InternalServerError("The process that streamed this response has ended. Send the request again.")
-            self.take(event(error_body(error)) + DONE, ends=True)
+            self.take(broken_stream(error, self._path), ends=True)
 
     async def finish(self) -> None:
         """Break off the response unless it is complete, and wait until the client has it."""

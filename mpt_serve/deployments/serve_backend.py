@@ -19,6 +19,7 @@ from mpt_serve.deployments.replica_client import ReplicaClient, translated
 from mpt_serve.deployments.replica_updates import ReplicaUpdates
 from mpt_serve.deployments.replicas import WatchedReplicas
 from mpt_serve.deployments.signs_of_life import SignsOfLife
+from mpt_serve.deployments.traced_app import current_carrier
 from mpt_serve.deployments.version import Version
 from mpt_serve.deployments.watchdog import ReplicaLostError, Watchdog
 from mpt_serve.engine.request import Delta
@@ -79,7 +80,7 @@ class ServeBackend:
     async def encode(self, text: str, add_special_tokens: bool, parse_special_tokens: bool = True) -> Sequence[int]:
         """Return the text's ids; see `TextTokenizer.encode`."""
         how = (add_special_tokens, parse_special_tokens)
-        return await self._ids(lambda: self._tokenizer_replicas.encode.remote(text, *how))
+        return await self._ids(lambda: self._tokenizer_replicas.encode.remote(text, *how, **current_carrier()))
 
     async def encode_chat(
         self,
@@ -92,7 +93,7 @@ class ServeBackend:
         """Return the ids of the rendered conversation. Raises ChatTemplateError."""
         ending = (add_generation_prompt, continue_final_message)
         chat = (list(messages), *ending, list(tools), add_special_tokens)
-        return await self._ids(lambda: self._tokenizer_replicas.encode_chat.remote(*chat))
+        return await self._ids(lambda: self._tokenizer_replicas.encode_chat.remote(*chat, **current_carrier()))
 
     async def _ids(self, call: Callable[[], DeploymentResponse]) -> Sequence[int]:
         """Return a Tokenizer's result; if its replica dies or freezes, another is called: nothing is lost with it."""

@@ -13,6 +13,7 @@ from mpt_serve.deployments.logs import log_through_serve
 from mpt_serve.deployments.replica_updates import ReplicaUpdates
 from mpt_serve.deployments.replicas import own_names
 from mpt_serve.deployments.takeover import Takeover
+from mpt_serve.deployments.tracing import Carrier, traced, tracing_from_environment
 from mpt_serve.deployments.version import Version
 from mpt_serve.deployments.watchdog import ReplicaReport
 from mpt_serve.text.chat_prompt import ChatEncoder
@@ -29,6 +30,7 @@ class Tokenizer:
         log_through_serve()
         self._version = Version.of(settings)
         self._actor = own_names()[1]
+        self._tracing = tracing_from_environment()
         self._links = heartbeat_links()
         start_heartbeat(self._links.beat)
         self._takeover: Takeover | None = Takeover(
@@ -68,12 +70,20 @@ class Tokenizer:
         return ReplicaReport(self._actor, (), "", None if link is None else link.id)
 
     async def encode(
-        self, text: str, add_special_tokens: bool = True, parse_special_tokens: bool = True
+        self,
+        text: str,
+        add_special_tokens: bool = True,
+        parse_special_tokens: bool = True,
+        carrier: Carrier | None = None,
     ) -> Sequence[int]:
-        """Return the text's ids; see `TextTokenizer.encode`. Raises RequestError, BusyError."""
-        if parse_special_tokens:
-            return await self._lanes.encode(text, add_special_tokens)
-        return self._control.original_ids(await self._plain_lanes.encode(text, add_special_tokens))
+        """Return the text's ids; see `TextTokenizer.encode`. Raises RequestError, BusyError.
+
+        carrier: of the request's trace; None where it is not traced.
+        """
+        with traced(self._tracing, "tokenize", carrier, **{"mpt_serve.characters": len(text)}):
+            if parse_special_tokens:
+                return await self._lanes.encode(text, add_special_tokens)
+            return self._control.original_ids(await self._plain_lanes.encode(text, add_special_tokens))
 
     async def encode_chat(
         self,
@@ -82,13 +92,15 @@ class Tokenizer:
         continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] = (),
         add_special_tokens: bool = False,
+        carrier: Carrier | None = None,
     ) -> Sequence[int]:
         """Return the ids of the conversation, rendered by the model's chat template. Raises ChatTemplateError.
 
-        add_special_tokens: the tokenizer adds its own to those that the template writes.
+        add_special_tokens: the tokenizer adds its own to those that the template writes. carrier: as of `encode`.
         """
         if self._missing is not None:
             raise MissingChatTemplateError(self._missing)
         render = self._chat.render
-        prompt = await asyncio.to_thread(render, messages, add_generation_prompt, continue_final_message, tools)
-        return await self.encode(prompt, add_special_tokens, parse_special_tokens=not self._chat.renames)
+        with traced(self._tracing, "tokenize chat", carrier, **{"mpt_serve.messages": len(messages)}):
+            prompt = await asyncio.to_thread(render, messages, add_generation_prompt, continue_final_message, tools)
+            return await self.encode(prompt, add_special_tokens, parse_special_tokens=not self._chat.renames)

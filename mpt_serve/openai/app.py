@@ -12,6 +12,7 @@ from starlette.routing import Route
 from mpt_serve.access.access_control import AccessControl
 from mpt_serve.access.audit_log import AuditLog
 from mpt_serve.configuration.limits import Limits
+from mpt_serve.openai.anthropic import count_tokens, prepare_message
 from mpt_serve.openai.audit import Audit
 from mpt_serve.openai.authentication import Authentication
 from mpt_serve.openai.backend import Backend
@@ -20,7 +21,7 @@ from mpt_serve.openai.completions import prepare_completion
 from mpt_serve.openai.embeddings import prepare_embeddings
 from mpt_serve.openai.endpoint import GenerationEndpoint
 from mpt_serve.openai.envelope import Envelope
-from mpt_serve.openai.errors import on_http_exception
+from mpt_serve.openai.error_forms import on_http_exception
 from mpt_serve.openai.gate import Gate
 from mpt_serve.openai.health import get_load, get_version, health, ready
 from mpt_serve.openai.http_versions import HttpVersions
@@ -107,6 +108,8 @@ def _routes(context: ServerContext) -> list[Route]:
         Route("/chat/completions", GenerationEndpoint(context, prepare_chat), methods=["POST"]),
         Route("/embeddings", GenerationEndpoint(context, prepare_embeddings), methods=["POST"]),
         Route("/responses", GenerationEndpoint(context, prepare_response), methods=["POST"]),
+        Route("/messages", GenerationEndpoint(context, prepare_message), methods=["POST"]),
+        Route("/messages/count_tokens", count_tokens(context), methods=["POST"]),
         Route("/score", GenerationEndpoint(context, prepare_score), methods=["POST"]),
         Route("/rerank", GenerationEndpoint(context, prepare_rerank), methods=["POST"]),
         Route("/models", list_models(context), methods=["GET"]),

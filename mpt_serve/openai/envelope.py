@@ -8,7 +8,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mpt_serve.configuration.limits import Limits
-from mpt_serve.openai.errors import HeadersTooLargeError, as_api_error, error_response
+from mpt_serve.openai.error_forms import error_response
+from mpt_serve.openai.errors import HeadersTooLargeError, as_api_error
 from mpt_serve.openai.ids import request_id_from
 from mpt_serve.openai.server_metrics import ServerMetrics
 
@@ -51,7 +52,7 @@ class Envelope:
                 raise
             api_error = as_api_error(error)
             self._metrics.refusals[str(api_error.code)] += 1
-            await error_response(api_error)(scope, receive, send_watched)
+            await error_response(api_error, scope)(scope, receive, send_watched)
 
     def _check_headers(self, scope: Scope) -> None:
         headers = scope["headers"]

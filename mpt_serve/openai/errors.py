@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import JSONResponse
 
 from mpt_serve.errors import BusyError, EngineClosedError, LimitExceededError, MptServeError, RequestError
 from mpt_serve.openai.protocol.responses import ErrorBody
@@ -38,8 +36,6 @@ __all__ = [
     "as_api_error",
     "client_sentence",
     "error_body",
-    "error_response",
-    "on_http_exception",
     "retry_headers",
 ]
 
@@ -275,13 +271,3 @@ def error_body(error: ApiError) -> ErrorBody:
     if len(message) > MAX_MESSAGE_CHARS:
         message = message[: MAX_MESSAGE_CHARS - 3] + "..."
     return {"error": {"message": message, "type": error.type, "param": error.param, "code": error.code}}
-
-
-def error_response(error: ApiError) -> JSONResponse:
-    """Return the error as a response, headers such as `Retry-After` included."""
-    return JSONResponse(error_body(error), status_code=error.status, headers=error.headers)
-
-
-async def on_http_exception(request: Request, error: Exception) -> JSONResponse:
-    """Return the response to what the router itself refuses."""
-    return error_response(as_api_error(error))

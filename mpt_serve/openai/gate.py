@@ -6,19 +6,18 @@ from contextlib import contextmanager
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from mpt_serve.openai.errors import NotReadyError, error_body, retry_headers
+from mpt_serve.openai.error_forms import error_of_path, is_anthropic
+from mpt_serve.openai.errors import NotReadyError, retry_headers
 from mpt_serve.openai.server_metrics import ServerMetrics
 
 __all__ = ["GENERATING_PATHS", "OVERLOADED_HEADER", "Gate", "TextRequests", "send_refusal"]
 
-_GENERATING = ("/completions", "/chat/completions", "/responses", "/embeddings", "/score", "/rerank")
+_GENERATING = ("/completions", "/chat/completions", "/responses", "/messages", "/embeddings", "/score", "/rerank")
 GENERATING_PATHS = frozenset(prefix + path for prefix in ("", "/v1") for path in _GENERATING)
 OVERLOADED_HEADER = b"x-mpt-overloaded"  # its value: seconds after which to try again
 
-_BODY = json.dumps(
-    error_body(NotReadyError("The server is at capacity: its queue of requests is full. Retry later."))
-).encode()
-_HEADERS = ((b"content-type", b"application/json"), (b"content-length", str(len(_BODY)).encode()))
+_REFUSAL = NotReadyError("The server is at capacity: its queue of requests is full. Retry later.")
+_BODIES = {path: json.dumps(error_of_path(_REFUSAL, path)).encode() for path in ("/messages", "/completions")}
 
 
 class Gate:
@@ -39,16 +38,20 @@ class Gate:
             if seconds is not None:
                 self._metrics.requests[scope["path"], 503] += 1
                 self._metrics.refusals["overloaded"] += 1
-                await send_refusal(send, seconds, [(OVERLOADED_HEADER, b"%.2f" % seconds)])
+                await send_refusal(send, scope["path"], seconds, [(OVERLOADED_HEADER, b"%.2f" % seconds)])
                 return
         await self._app(scope, receive, send)
 
 
-async def send_refusal(send: Send, retry_after_s: float, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
-    """Send the 503 of an exhausted capacity, with further headers."""
+async def send_refusal(
+    send: Send, path: str, retry_after_s: float, headers: Iterable[tuple[bytes, bytes]] = ()
+) -> None:
+    """Send the 503 of an exhausted capacity, with further headers. path: of the request."""
+    body = _BODIES["/messages" if is_anthropic(path) else "/completions"]
+    content = ((b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)))
     retry = [(name.encode(), value.encode()) for name, value in retry_headers(retry_after_s).items()]
-    await send({"type": "http.response.start", "status": 503, "headers": [*_HEADERS, *retry, *headers]})
-    await send({"type": "http.response.body", "body": _BODY})
+    await send({"type": "http.response.start", "status": 503, "headers": [*content, *retry, *headers]})
+    await send({"type": "http.response.body", "body": body})
 
 
 class TextRequests:

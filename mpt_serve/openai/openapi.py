@@ -12,6 +12,8 @@ from starlette.responses import JSONResponse
 
 from mpt_serve.openai.health import program_version
 from mpt_serve.openai.protocol import responses
+from mpt_serve.openai.protocol.anthropic_bodies import AnthropicError, MessageBody, MessageEvent, TokenCount
+from mpt_serve.openai.protocol.anthropic_request import CountTokensRequest, MessagesRequest
 from mpt_serve.openai.protocol.chat import ChatCompletionRequest
 from mpt_serve.openai.protocol.completions import CompletionRequest
 from mpt_serve.openai.protocol.embeddings import EmbeddingRequest
@@ -30,7 +32,8 @@ _REF = "#/components/schemas/{model}"
 class Operation:
     """One method of one path.
 
-    request: the type of its body, of which `example` is one. chunk: of a stream's events, beside `[DONE]`.
+    request: the type of its body, of which `example` is one. chunk: of a stream's events, beside `[DONE]`. error: of
+    the bodies of errors.
     """
 
     method: str
@@ -39,13 +42,14 @@ class Operation:
     response: Any = None
     request: Any = None
     chunk: Any = None
+    error: Any = responses.ErrorBody
     example: Any = None
     media_type: str = "application/json"
 
     @property
     def kinds(self) -> dict[str, Any]:
         """Return the types of its bodies."""
-        kinds = {"response": self.response, "request": self.request, "chunk": self.chunk}
+        kinds = {"response": self.response, "request": self.request, "chunk": self.chunk, "error": self.error}
         return {name: kind for name, kind in kinds.items() if kind is not None}
 
     @property
@@ -63,7 +67,7 @@ _VERSIONED = (
         responses.Completion,
         CompletionRequest,
         responses.CompletionChunk,
-        {"prompt": "Once upon a time", "max_tokens": 32},
+        example={"prompt": "Once upon a time", "max_tokens": 32},
     ),
     Operation(
         "post",
@@ -72,7 +76,7 @@ _VERSIONED = (
         responses.ChatCompletion,
         ChatCompletionRequest,
         responses.ChatCompletionChunk,
-        {"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 32},
+        example={"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 32},
     ),
     Operation(
         "post",
@@ -81,7 +85,26 @@ _VERSIONED = (
         ResponseBody,
         ResponseRequest,
         ResponseEvent,
-        {"input": "Hello!", "max_output_tokens": 32},
+        example={"input": "Hello!", "max_output_tokens": 32},
+    ),
+    Operation(
+        "post",
+        "/messages",
+        "The assistant's next message, in Anthropic's API",
+        MessageBody,
+        MessagesRequest,
+        MessageEvent,
+        AnthropicError,
+        {"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 32},
+    ),
+    Operation(
+        "post",
+        "/messages/count_tokens",
+        "The number of tokens of a conversation",
+        TokenCount,
+        CountTokensRequest,
+        error=AnthropicError,
+        example={"messages": [{"role": "user", "content": "Hello!"}]},
     ),
     Operation(
         "post",
@@ -150,17 +173,16 @@ async def openapi(request: Request) -> JSONResponse:
 
 @cache
 def _document() -> Mapping[str, Any]:
-    kinds = [kind for operation in OPERATIONS for kind in operation.kinds.values()] + [responses.ErrorBody]
+    kinds = [kind for operation in OPERATIONS for kind in operation.kinds.values()]
     inputs: list[tuple[int, JsonSchemaMode, TypeAdapter[Any]]] = [
         (number, "validation", TypeAdapter(kind)) for number, kind in enumerate(kinds)
     ]
     found, definitions = TypeAdapter.json_schemas(inputs, ref_template=_REF)
     schemas = (found[number, "validation"] for number in range(len(kinds)))
-    error = found[len(kinds) - 1, "validation"]
     paths: dict[str, dict[str, Any]] = {}
     for operation in OPERATIONS:
         own = {name: next(schemas) for name in operation.kinds}
-        paths.setdefault(operation.path, {})[operation.method] = _operation(operation, own, error)
+        paths.setdefault(operation.path, {})[operation.method] = _operation(operation, own)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -173,7 +195,7 @@ def _document() -> Mapping[str, Any]:
     }
 
 
-def _operation(operation: Operation, schemas: Mapping[str, Any], error: Mapping[str, Any]) -> dict[str, Any]:
+def _operation(operation: Operation, schemas: Mapping[str, Any]) -> dict[str, Any]:
     content = {operation.media_type: {"schema": schemas["response"]}}
     if "chunk" in schemas:
         content["text/event-stream"] = {"schema": schemas["chunk"]}
@@ -182,7 +204,7 @@ def _operation(operation: Operation, schemas: Mapping[str, Any], error: Mapping[
         "summary": operation.summary,
         "responses": {
             "200": {"description": operation.summary, "content": content},
-            "default": {"description": "An error", "content": {"application/json": {"schema": error}}},
+            "default": {"description": "An error", "content": {"application/json": {"schema": schemas["error"]}}},
         },
     }
     if "request" in schemas:

@@ -8,10 +8,14 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
-__all__ = ["DOCS_FILES", "PLAYGROUND_FILES", "pages"]
+from mpt_serve.openai.errors import retry_headers
+
+__all__ = ["DOCS_FILES", "PLAYGROUND_FILES", "pages", "starting_page"]
 
 _MEDIA_TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 # Scripts come from these files alone, none is in the page itself, and none may turn text into HTML.
@@ -60,3 +64,11 @@ def _page(file: Traversable) -> Callable[[Request], Awaitable[Response]]:
         return Response(content, media_type=media_type, headers=headers)
 
     return endpoint
+
+
+def starting_page(scope: Scope) -> Response | None:
+    """Return what a person sees in a browser before the application runs; None for a request that is no browser's."""
+    if scope["method"] != "GET" or "text/html" not in Headers(scope=scope).get("accept", ""):
+        return None
+    headers = {**_HEADERS, **retry_headers(2), "cache-control": "no-store"}
+    return Response(_static("starting.html").read_bytes(), 503, headers, "text/html")

@@ -7,6 +7,8 @@ from typing import Any
 from mpt_serve.configuration.limits import Limits
 from mpt_serve.configuration.reference import default_text
 from mpt_serve.openai.errors import ERROR_KINDS, NotReadyError
+from mpt_serve.openai.protocol.anthropic_blocks import AnthropicMessage, AnthropicTool, ContentBlock
+from mpt_serve.openai.protocol.anthropic_request import MessagesRequest, OutputConfig
 from mpt_serve.openai.protocol.chat import ChatCompletionRequest
 from mpt_serve.openai.protocol.completions import CompletionRequest
 from mpt_serve.openai.protocol.embeddings import EmbeddingRequest
@@ -35,6 +37,8 @@ Written by `python -m mpt_serve.openai.reference > docs/api.md` from the models 
 | `POST /v1/chat/completions` | the assistant's next message; needs a model with a chat template |
 | `POST /v1/embeddings` | the model's hidden states of texts, pooled or of each token |
 | `POST /v1/responses` | the assistant's next message and calls, in OpenAI's newer API, without state |
+| `POST /v1/messages` | the assistant's next message, in Anthropic's API |
+| `POST /v1/messages/count_tokens` | the number of tokens of a conversation: `{"input_tokens"}` |
 | `POST /v1/score` | the likelihood of texts, each after another one |
 | `POST /v1/rerank` | documents in the order of their relevance to a query |
 | `GET /v1/models`, `GET /v1/models/{id}` | the served model, with `max_model_len` and `root` |
@@ -167,6 +171,27 @@ With `"stream": true` each event has its `type` as its name and a `sequence_numb
 `text` and its `format`:
 """
 
+_MESSAGES = """\
+Chat generates these messages: `system` and the blocks of `messages` become its messages, and all that this page says of
+chat's tools and structured outputs holds. A message's `content` has a block `text`, and a block `tool_use` for each
+call. `stop_reason` is `end_turn`, `max_tokens`, `tool_use`, or `stop_sequence` with the string as `stop_sequence`. Of a
+call that `max_tokens` cuts off, `input` has what is complete. `usage` counts cached tokens of the prompt as
+`cache_read_input_tokens`, and all others as `input_tokens`.
+
+With `"stream": true` each event has its `type` as its name: `message_start`, then `content_block_start`,
+`content_block_delta` (`text_delta`, or `input_json_delta` with the next piece of the arguments' JSON) and
+`content_block_stop` for each block, `message_delta` with the reason of the end and the usage, and `message_stop`;
+`ping` while there is nothing to send. An error after the beginning is an event `error`.
+
+Errors are `{"type": "error", "error": {"type", "message", "param", "code"}, "request_id"}`, with Anthropic's types and
+the status, `param` and `code` that they have elsewhere. A key may be sent as `X-Api-Key`, as Anthropic's clients do.
+`anthropic-version` and `anthropic-beta` have no effect.
+
+`/v1/messages/count_tokens` takes the fields from `model` to `output_config`.
+
+`output_config`:
+"""
+
 _SCORES = """\
 A score is the natural logarithm of the probability that a text follows another one, by the model's own log
 probabilities. The two are tokenized as one text; a token across the border belongs to the second. Where nothing comes
@@ -189,10 +214,10 @@ this from a client that is gone, whose request ends at once.
 
 ## Errors
 
-Always `{"error": {"message", "type", "param", "code"}}`; `param` is the field's path or null. A 429 and a 503 are
-temporary and carry `Retry-After` in seconds and `Retry-After-Ms` in milliseconds. When the server is at capacity they
-spread over the time in which the accepted work drains, by its measured rate, so that the refused do not return
-together. A proxy that refuses more than 100 requests a second holds further refusals back for up to 5 s.
+Always `{"error": {"message", "type", "param", "code"}}`, but not for `/v1/messages`; `param` is a field's path or null.
+A 429 and a 503 are temporary and carry `Retry-After` in seconds and `Retry-After-Ms` in milliseconds. When the server
+is at capacity they spread over the time in which the accepted work drains, by its measured rate, so that the refused do
+not return together. A proxy that refuses more than 100 requests a second holds further refusals back for up to 5 s.
 
 A request to generate is refused before its body is read. A body has `body_timeout_s` to arrive, then its connection is
 closed with a 408; bodies that do not arrive keep nobody from a place. `/health`, `/ready`, `/v1/models` and `/version`
@@ -207,8 +232,9 @@ Serve's HTTP proxy answers some requests in plain text: a 404 until an applicati
 in a header `X-Request-Timeout-Seconds`, and a 500 to a header `X-Request-Id`, `X-Session-Id` or
 `Serve-Multiplexed-Model-Id` that is not UTF-8. With the variable
 `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=mpt_serve.deployments.proxy_guard:middlewares` in the environment of every
-node (`mpt-serve run` sets it, and so do the files in `cluster/`) they are errors as above, the 404 a 503 `loading`, and
-these headers are replaced or removed. What is not HTTP gets a 400; in plain text without that variable.
+node (`mpt-serve run` sets it, and so do the files in `cluster/`) they are errors as above, the 404 a 503 `loading`
+(for browsers a page that loads itself again), and these headers are replaced or removed. What is not HTTP gets a 400;
+in plain text without that variable.
 
 With that variable, connections are bounded too: headers must arrive within `body_timeout_s`; of 16,384 connections (or
 half of the files that a process may open) half may be idle and a quarter may be sending headers, and one more closes
@@ -252,6 +278,15 @@ def render_reference() -> str:
         "Each of the items in `input`, and each of the `tools`:\n",
         *_tables(InputItem),
         *_tables(ResponseTool),
+        "## POST /v1/messages\n",
+        *_tables(MessagesRequest, without=GenerationFields),
+        "Also the fields that say how tokens are selected and when text stops, as for `/v1/responses`.\n",
+        _MESSAGES,
+        *_tables(OutputConfig),
+        "Each of the `messages`, each block of its `content`, and each of the `tools`:\n",
+        *_tables(AnthropicMessage),
+        *_tables(ContentBlock),
+        *_tables(AnthropicTool),
         "## POST /v1/embeddings\n",
         _EMBEDDINGS,
         *_tables(EmbeddingRequest, without=ReadingRequest),

@@ -32,6 +32,9 @@ def test_escape_stops_and_what_came_stays(chat: Any, chat_server: ServerProcess)
     chat.get_by_label("The output is").select_option("regex")
     chat.get_by_label("Expression").fill("[a-z ]{4000}")
     chat.get_by_label("Max tokens").fill("1000")
+    network = chat.context.new_cdp_session(chat)
+    slow = {"offline": False, "latency": 0, "downloadThroughput": 20_000, "uploadThroughput": -1}
+    network.send("Network.emulateNetworkConditions", slow)  # or a fast machine might be done before the key
     chat.get_by_label("Message", exact=True).fill("Hello")
     chat.keyboard.press("Control+Enter")
     expect(chat.locator(".turn-assistant .text")).to_contain_text(re.compile("[a-z]"))
@@ -94,6 +97,48 @@ def test_an_edited_response_is_what_the_model_reads_next(chat: Any) -> None:
     assert [message["content"] for message in body["messages"]] == [CAPITAL, "Lyon.", "Thank you!"]
 
 
+def test_another_token_begins_a_branch(chat: Any) -> None:
+    chat.get_by_text("Tokens and probabilities").click()
+    chat.get_by_label("Request the tokens' probabilities").check()
+    send(chat, "Tell me a story about a fox.")
+    chat.get_by_role("button", name="Tokens", exact=True).click()
+    first = chat.locator(".token").first
+    begun = first.text_content()
+    first.focus()
+    chat.keyboard.press("Enter")
+    others = chat.get_by_role("group", name=f"Instead of {begun}").get_by_role("button")
+    expect(others.first).to_be_focused()
+    other = others.first.text_content().split("  ")[0]
+    assert other != begun
+    body = sent_by(chat, CHAT, lambda: chat.keyboard.press("Enter"))
+    assert body["messages"][-1] == {"role": "assistant", "content": other}
+    assert (body["continue_final_message"], body["add_generation_prompt"]) == (True, False)
+    expect(chat.locator(".branches")).to_have_text("‹2 / 2›")
+    chat.locator("#chat-send").wait_for()
+    text = last_text(chat)
+    assert text.startswith(other)
+    assert len(text) > len(other) + 20
+    chat.get_by_role("button", name="Tokens", exact=True).click()
+    assert "".join(chat.locator(".token").all_text_contents()) == text
+
+
+def test_a_response_that_was_cut_off_goes_on(chat: Any) -> None:
+    chat.get_by_label("Max tokens").fill("5")
+    send(chat, "Tell me a story about a fox.")
+    cut = last_text(chat)
+    expect(chat.locator(".turn-assistant .summary")).to_contain_text("ended at the token limit")
+    body = sent_by(chat, CHAT, lambda: chat.get_by_role("button", name="Continue").click())
+    assert body["messages"][-1]["role"] == "assistant"
+    assert body["messages"][-1]["content"].strip() == cut.strip()
+    expect(chat.locator(".branches")).to_have_text("‹2 / 2›")
+    chat.locator("#chat-send").wait_for()
+    assert last_text(chat).startswith(cut.strip())
+    chat.get_by_text("Structured output").click()
+    chat.get_by_label("The output is").select_option("json_object")
+    chat.get_by_role("button", name="Continue").click()
+    expect(chat.locator("#problem-structure")).to_contain_text("cannot go on from a beginning")
+
+
 def test_escape_leaves_an_edit_as_it_was(chat: Any) -> None:
     send(chat, CAPITAL)
     chat.locator(".turn-user").get_by_role("button", name="Edit").click()
@@ -118,6 +163,7 @@ def test_an_example_fills_the_message(chat: Any) -> None:
     chat.get_by_role("button", name="Translate to French: Good morning!").click()
     expect(chat.get_by_label("Message", exact=True)).to_have_value("Translate to French: Good morning!")
     expect(chat.get_by_label("Message", exact=True)).to_be_focused()
+    assert chat.locator("#chat-scroll").evaluate("element => element.scrollTop") == 0
     headings = chat.locator("#chat-start h3").all_inner_texts()
     assert headings == ["Understanding", "Generation", "Translation", "Summary", "Question answering", "Code"]
 
@@ -151,7 +197,9 @@ def test_an_error_is_shown_and_can_be_tried_again(open_page: OpenPage, chat_serv
     send(page, "Hello")
     expect(page.locator(".turn-assistant .problem")).to_contain_text("maximum context length is 1024 tokens")
     page.get_by_label("Max tokens").fill("5")
-    page.get_by_role("button", name="Regenerate").click()
+    body = sent_by(page, CHAT, lambda: send(page, "Hi"))
+    assert [message["content"] for message in body["messages"]] == ["Hello", "Hi"]
+    page.get_by_role("button", name="Regenerate").first.click()
     expect(page.locator(".turn-assistant .summary")).to_contain_text("5 tokens")
     assert not page.locator(".turn-assistant .problem").is_visible()
 

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import httpx
 import pytest
 from conftest import AXE
 from playground_page import KEY, OpenPage, expect, last_text, send, sent_by, wait_for_model
@@ -26,9 +27,15 @@ def test_instruct_continues_texts(chat: Any) -> None:
     assert completion.inner_text().startswith("Once upon a time ")
     chat.get_by_role("button", name="Regenerate").click()
     expect(chat.locator("#completion .branches")).to_have_text("‹2 / 2›")
-    chat.get_by_role("button", name="Continue").click()
-    expect(chat.locator("#completion .branches")).to_have_count(0)
-    assert len(prompt.input_value()) > len("Once upon a time ")
+    chat.locator("#instruct-send").wait_for()
+    second = completion.inner_text()
+    body = sent_by(chat, "v1/completions", lambda: chat.get_by_role("button", name="Continue").click())
+    assert body["prompt"] == second
+    expect(chat.locator("#completion .branches")).to_have_text("‹3 / 3›")
+    chat.locator("#instruct-send").wait_for()
+    assert completion.inner_text().startswith(second)
+    assert len(completion.inner_text()) > len(second)
+    assert prompt.input_value() == "Once upon a time"
     prompt.fill("Name a colour.")
     chat.get_by_label("Format").select_option("dolly")
     body = sent_by(chat, "v1/completions", lambda: chat.get_by_role("button", name="Generate").click())
@@ -69,6 +76,9 @@ def test_two_settings_side_by_side(chat: Any) -> None:
     expect(chat.get_by_role("button", name="Run both")).to_be_visible()
     assert [body["max_tokens"] for body in sent] == [256, 4]
     assert columns.locator(".differences li").all_inner_texts() == ["max tokens 256", "max tokens 4"]
+    chat.locator("#compare-code").click()
+    assert '"max_tokens": 4' in chat.locator("#code-curl").text_content()
+    chat.keyboard.press("Escape")
     first, second = (column.locator(".text").inner_text() for column in columns.all())
     assert first.startswith(second.strip())
     chat.get_by_role("tab", name="Chat").click()
@@ -154,6 +164,7 @@ def test_it_waits_for_a_model_that_loads(open_page: OpenPage, chat_server: Serve
 
 
 def test_a_server_that_needs_a_key_and_takes_no_conversations(open_page: OpenPage, guarded_url: str) -> None:
+    assert httpx.get(guarded_url).headers["location"] == "/mpt/"
     page = open_page(guarded_url, expected=("401 (Unauthorized)", "400 (Bad Request)"))
     dialog = page.get_by_role("dialog", name="This server needs an API key")
     expect(dialog).to_be_visible()
@@ -225,6 +236,8 @@ def test_axe_finds_nothing(open_page: OpenPage, chat_server: ServerProcess, sche
     send(page, "Tell me a story about a fox.")
     page.get_by_role("button", name="Tokens", exact=True).click()
     page.locator(".token").nth(2).focus()
+    assert violations(page) == []
+    page.keyboard.press("Enter")
     assert violations(page) == []
     page.get_by_role("button", name="Regenerate").click()
     page.locator("#chat-send").wait_for()

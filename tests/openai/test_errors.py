@@ -17,18 +17,13 @@ from starlette.exceptions import HTTPException
 from mpt_serve.configuration.limits import Limits
 from mpt_serve.errors import BusyError, EngineClosedError, RequestError
 from mpt_serve.openai.backend import Readiness
-from mpt_serve.openai.errors import ERROR_KINDS, InvalidValueError, NotReadyError, as_api_error, error_response
+from mpt_serve.openai.error_forms import error_response
+from mpt_serve.openai.errors import ERROR_KINDS, InvalidValueError, NotReadyError, as_api_error
 from mpt_serve.text.chat_template import ChatTemplateError
 
 POSTS = [
-    "/v1/completions",
-    "/v1/chat/completions",
-    "/tokenize",
-    "/detokenize",
-    "/v1/score",
-    "/v1/rerank",
-    "/v1/responses",
-    "/v1/embeddings",
+    *("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize", "/v1/score", "/v1/rerank"),
+    *("/v1/responses", "/v1/messages", "/v1/messages/count_tokens", "/v1/embeddings"),
 ]
 GOOD = {
     "/v1/completions": {"prompt": "a"},
@@ -39,6 +34,8 @@ GOOD = {
     "/v1/embeddings": {"input": ["a", "bc"]},
     "/v1/rerank": {"query": "a", "documents": ["b", {"text": "c"}]},
     "/v1/responses": {"input": "a"},
+    "/v1/messages": {"messages": [{"role": "user", "content": "a"}], "max_tokens": 30},
+    "/v1/messages/count_tokens": {"messages": [{"role": "user", "content": "a"}]},
 }
 LEAKS = re.compile(r'0x[0-9a-f]{4}|File "|Traceback|/(?:srv|home|root|usr|work|tmp)/')
 
@@ -52,9 +49,15 @@ def check_error(response: httpx.Response, status: int | None = None, code: str |
     assert response.headers["content-type"] == "application/json"
     assert len(response.content) <= 4096
     assert not LEAKS.search(response.text)
-    assert set(response.json()) == {"error"}
-    error: dict[str, Any] = response.json()["error"]
-    assert list(error) == ["message", "type", "param", "code"]
+    body = response.json()
+    error: dict[str, Any] = body["error"]
+    if "/messages" in response.url.path:
+        assert list(body) == ["type", "error", "request_id"]
+        assert body["type"] == "error"
+        assert list(error) == ["type", "message", "param", "code"]
+    else:
+        assert list(body) == ["error"]
+        assert list(error) == ["message", "type", "param", "code"]
     assert isinstance(error["message"], str)
     assert error["message"]
     assert isinstance(error["type"], str)
@@ -76,7 +79,7 @@ def post_raw(http: httpx.Client, path: str, content: bytes | Iterator[bytes], **
 
 class TestRoutes:
     @pytest.mark.parametrize(
-        "path", ["/", "/v1", "/v1/models/", "//v1/models", "/v1/completions/", "/v1/images", "/%2e%2e/etc/passwd"]
+        "path", ["/v1", "/v1/models/", "//v1/models", "/v1/completions/", "/v1/images", "/%2e%2e/etc/passwd"]
     )
     def test_unknown_paths(self, http: httpx.Client, path: str) -> None:
         url = http.base_url.copy_with(raw_path=path.encode())  # the client itself would normalise the path
@@ -535,8 +538,10 @@ def test_every_kind_of_error_is_listed() -> None:
 
 
 @pytest.mark.parametrize("char", ["a", "é", "🎉", "\x00", '"'])
-def test_error_bodies_stay_small(char: str) -> None:
-    assert len(error_response(InvalidValueError(char * 100_000)).body) <= 4096
+@pytest.mark.parametrize("path", POSTS)
+def test_error_bodies_stay_small(path: str, char: str) -> None:
+    scope = {"path": path, "headers": [], "state": {"request_id": "x" * 128}}
+    assert len(error_response(InvalidValueError(char * 100_000), scope).body) <= 4096
 
 
 JSON = st.recursive(
@@ -553,6 +558,7 @@ NAMES = st.sampled_from(
     [
         *(*INTEGERS, *NUMBERS, *BOOLEANS, *LISTS, *STRINGS, *OBJECTS),
         *("prompt", "messages", "model", "stop", "n", "tokens", "tools", "tool_choice"),
+        *("input", "instructions", "text", "include", "system", "stop_sequences", "output_config"),
         *("add_generation_prompt", "continue_final_message", "response_format", "chat_template", "logprobs"),
         *(*PENALTIES, "guided_json", "guided_choice"),
     ]

@@ -16,7 +16,7 @@ from test_errors import check_error
 from mpt_serve.configuration.limits import Limits
 from mpt_serve.openai.app import create_app
 
-GENERATING = ["/v1/completions", "/v1/chat/completions", "/v1/responses"]
+GENERATING = ["/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages"]
 
 
 def scope(path: str, method: str = "POST", **headers: str) -> Scope:

@@ -15,7 +15,7 @@ from mpt_serve.access.api_key import new_key
 from mpt_serve.configuration.access import AccessSettings
 from mpt_serve.configuration.limits import Limits
 from mpt_serve.openai.app import create_app
-from mpt_serve.openai.pages import PLAYGROUND_FILES
+from mpt_serve.openai.pages import PLAYGROUND_FILES, starting_page
 
 MAX_LINES = 400
 SCRIPTS = {path: file for path, file in PLAYGROUND_FILES.items() if path.endswith(".js")}
@@ -39,7 +39,7 @@ def test_all_files_come_from_this_server(http: httpx.Client) -> None:
     assert page.status_code == 200
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     own = {link for link in linked(page.text) if not link.startswith("data:")}
-    assert own == {"docs", "playground/main.js", *(f"playground/{name}.css" for name in ("base", "layout", "output"))}
+    assert own == {"docs", *(path[1:] for path in PLAYGROUND_FILES if path != "/")}
     for link in own:
         assert http.get(f"/{link}").status_code == 200
     for path, file in PLAYGROUND_FILES.items():
@@ -133,6 +133,16 @@ def test_below_a_prefix_all_links_stay_below_it() -> None:
         for link in linked(page.text):
             if not link.startswith("data:"):
                 assert http.get(f"{server.url}/llm/{link}").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "accept", "is_page"),
+    [("GET", b"text/html,*/*;q=0.8", True), ("GET", b"application/json", False), ("POST", b"text/html", False)],
+)
+def test_browsers_get_a_page_before_the_application_runs(method: str, accept: bytes, is_page: bool) -> None:
+    page = starting_page({"type": "http", "method": method, "headers": [(b"accept", accept)]})
+    assert (page is not None) == is_page
+    assert page is None or (page.status_code, page.headers["retry-after"]) == (503, "2")
 
 
 def test_its_files_are_logged_as_polls_are(caplog: pytest.LogCaptureFixture) -> None:

@@ -11,7 +11,8 @@ from test_completions import stream
 from test_errors import BOOLEANS, GOOD, INTEGERS, NUMBERS, OBJECTS, PENALTIES, STRINGS, check_error, post
 from test_tools import CALL, TOOLS
 
-from mpt_serve.openai.protocol import response_bodies, responses
+from mpt_serve.openai.protocol import anthropic_bodies, response_bodies, responses
+from mpt_serve.openai.protocol.anthropic_request import CountTokensRequest, MessagesRequest
 from mpt_serve.openai.protocol.chat import ChatCompletionRequest
 from mpt_serve.openai.protocol.completions import CompletionRequest
 from mpt_serve.openai.protocol.embeddings import EmbeddingRequest
@@ -30,8 +31,11 @@ REQUESTS: dict[str, type[RequestModel]] = {
     "/v1/score": ScoreRequest,
     "/v1/rerank": RerankRequest,
     "/v1/responses": ResponseRequest,
+    "/v1/messages": MessagesRequest,
+    "/v1/messages/count_tokens": CountTokensRequest,
 }
 MODELS = [*REQUESTS.values(), TokenizeChatRequest]
+BODIES = (responses, response_bodies, anthropic_bodies)
 REPORTS = {"prompt_logprobs": 1, "return_token_ids": True}
 USAGE = {"include_usage": True, "continuous_usage_stats": True}
 
@@ -39,7 +43,7 @@ USAGE = {"include_usage": True, "continuous_usage_stats": True}
 def check_type(kind: Any, body: Any) -> None:
     """Check a body against a type of the protocol, members that the type does not have included."""
     strict = ConfigDict(extra="forbid", strict=True)
-    for nested in (*vars(responses).values(), *vars(response_bodies).values()):
+    for nested in (value for module in BODIES for value in vars(module).values()):
         if isinstance(nested, type) and issubclass(nested, dict):
             with_config(strict)(nested)
     TypeAdapter(kind).validate_python(body)
@@ -116,6 +120,9 @@ class TestResponses:
             ("POST", "/v1/score", responses.Scores),
             ("POST", "/v1/rerank", responses.Rerank),
             ("POST", "/v1/responses", response_bodies.ResponseBody),
+            ("POST", "/v1/messages", anthropic_bodies.MessageBody),
+            ("POST", "/v1/messages/count_tokens", anthropic_bodies.TokenCount),
+            ("GET", "/v1/messages", anthropic_bodies.AnthropicError),
             ("GET", "/nowhere", responses.ErrorBody),
         ],
     )

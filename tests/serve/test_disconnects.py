@@ -144,6 +144,7 @@ class Server:
         self.left_at: dict[str, int] = {}
         self.generator = Generator.__new__(Generator)  # its constructor asks Ray for its name
         self.generator._engine = engine
+        self.generator._tracing = None
         self.generator._links = delta_links(engine.cancel)
         engine.on_delivered = self.generator._links.flush
         self.replica: Any = Replica(self.generator)

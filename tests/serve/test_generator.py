@@ -75,6 +75,7 @@ class FakeEngine:
 def generator_over(engine: FakeEngine, stall_timeout_s: float = 10) -> Generator:
     generator = Generator.__new__(Generator)  # its constructor loads a model
     generator._engine = engine  # type: ignore[assignment]
+    generator._tracing = None
     generator._grammars = engine  # type: ignore[assignment]
     generator._stall_watch = StallWatch(stall_timeout_s)
     generator._numbers_watch = NumbersWatch()

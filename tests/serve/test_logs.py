@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import json
 import logging
 import re
 from collections.abc import Iterator
@@ -10,7 +11,9 @@ import httpx
 import pytest
 from ray.exceptions import RayTaskError
 from server import ServerProcess
+from typer.testing import CliRunner
 
+from mpt_serve.commands.app import app
 from mpt_serve.deployments.logs import ClientTextFilter, traceback_without_messages
 from mpt_serve.errors import RequestError
 
@@ -122,3 +125,16 @@ def test_a_server_logs_no_text_of_its_clients_and_one_line_for_each_request(own_
     assert len(in_files) == 1, in_files
     assert "POST /v1/completions 200" in in_files[0]
     assert not [line for line in text.splitlines() if " INFO " in line and "GET /health" in line]
+
+
+@pytest.mark.slow
+def test_the_command_finds_the_running_server(own_server: ServerProcess) -> None:
+    folder = own_server.log_files()[0]
+    root = next(parent.parent for parent in folder.parents if parent.name == "ray")
+    for level in ("info", "critical"):
+        result = CliRunner(env={"RAY_TMPDIR": str(root)}).invoke(
+            app, ["logs", "-d", "Ingress", "--json", "--level", level]
+        )
+        assert (result.exit_code, result.stderr) == (0, "")
+        messages = [json.loads(line)["message"] for line in result.stdout.splitlines()]
+        assert ("Ready: the Generator replies." in messages) == (level == "info")

@@ -1,4 +1,4 @@
-"""The official OpenAI client against a running server; MPT_SERVE_TEST_URL names another server."""
+"""The official clients against a running server, OpenAI's and Anthropic's; MPT_SERVE_TEST_URL names another server."""
 
 import asyncio
 import json
@@ -6,7 +6,9 @@ import os
 import random
 import signal
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
+import anthropic
 import httpx
 import numpy as np
 import openai
@@ -100,6 +102,28 @@ def test_a_response_has_the_text_of_chat(client: openai.OpenAI, model: str) -> N
     assert chat.usage is not None
     assert whole.usage.input_tokens == chat.usage.prompt_tokens
     assert whole.usage.output_tokens == chat.usage.completion_tokens
+
+
+def test_a_message_has_the_text_of_chat(client: openai.OpenAI, server_url: str, model: str) -> None:
+    hello = [{"role": "user", "content": "Say hello."}]
+    request = {"model": model, "temperature": 0, "max_tokens": 24}
+    messages = [{"role": "system", "content": "Be brief."}, *hello]
+    chat = client.chat.completions.create(**request, messages=messages)  # type: ignore[call-overload]
+    fields: Any = {"model": model, "max_tokens": 24, "system": "Be brief.", "messages": hello}
+    with anthropic.Anthropic(base_url=server_url, api_key="none", max_retries=0, timeout=120) as own:
+        fields["extra_body"] = {"temperature": 0}  # this client has no such argument any more
+        whole = own.messages.create(**fields)
+        with own.messages.stream(**fields) as stream:
+            pieces = list(stream.text_stream)
+            streamed = stream.get_final_message()
+        count = own.messages.count_tokens(model=model, system="Be brief.", messages=hello).input_tokens
+        with pytest.raises(anthropic.BadRequestError, match="'max_tokens'"):
+            own.messages.create(**{**fields, "max_tokens": 0})
+    text = chat.choices[0].message.content
+    assert whole.content[0].text == streamed.content[0].text == "".join(pieces) == text
+    assert streamed.stop_reason == whole.stop_reason
+    assert len(pieces) > 1
+    assert count == chat.usage.prompt_tokens == whole.usage.input_tokens + whole.usage.cache_read_input_tokens
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def proxy(status: int, kind: bytes = TEXT, fail_after: int | None = None) -> ASG
     return app
 
 
-def respond(app: ASGIApp, kind: str = "http") -> list[Message]:
+def respond(app: ASGIApp, kind: str = "http", accept: bytes = b"*/*") -> list[Message]:
     sent: list[Message] = []
 
     async def send(message: Message) -> None:
@@ -38,7 +38,8 @@ def respond(app: ASGIApp, kind: str = "http") -> list[Message]:
     async def receive() -> Message:
         raise AssertionError("no body is read")
 
-    asyncio.run(ProxyErrors(app)({"type": kind, "method": "GET", "path": "/x", "headers": []}, receive, send))
+    scope = {"type": kind, "method": "GET", "path": "/x", "headers": [(b"accept", accept)]}
+    asyncio.run(ProxyErrors(app)(scope, receive, send))
     return sent
 
 
@@ -65,6 +66,16 @@ def test_plain_text_becomes_an_error_of_the_api(status: int, expected: int, code
     assert (found, body["code"]) == (expected, code)
     assert headers[b"x-request-id"] == b"mine"
     assert (b"retry-after" in headers) == (expected == 503)
+
+
+def test_a_browser_gets_a_page_while_there_is_no_application() -> None:
+    start, body = respond(proxy(404), accept=b"text/html,application/xhtml+xml,*/*;q=0.8")
+    headers = dict(start["headers"])
+    assert (start["status"], headers[b"content-type"]) == (503, b"text/html; charset=utf-8")
+    assert headers[b"x-request-id"] == b"mine"
+    assert headers[b"content-security-policy"].startswith(b"default-src 'none'")
+    assert b'http-equiv="refresh"' in body["body"]
+    assert error(respond(proxy(503), accept=b"text/html"))[0] == 503
 
 
 @pytest.mark.parametrize(("status", "kind"), [(400, b"application/json"), (200, TEXT)])

@@ -152,7 +152,7 @@ def test_refused_requests_bodies_are_not_read() -> None:
     assert asyncio.run(status(guard, [(b"content-length", b"100")])) == 503
 
 
-@pytest.mark.parametrize("path", ["/root/v1/completions", "/a/b/chat/completions"])
+@pytest.mark.parametrize("path", ["/root/v1/completions", "/a/b/chat/completions", "/a/v1/messages"])
 def test_requests_to_generate_are_known_behind_any_prefix(path: str) -> None:
     guard = ProxyGuard(Application(), ProxyLimits(max_running=1), admission=(full := ProxyAdmission(1)))
     assert full.begin()

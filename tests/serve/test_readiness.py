@@ -193,6 +193,26 @@ def test_replicas_of_another_model_serve_no_request(cluster: Cluster) -> None:
     assert cluster.watch.model_was_replaced
 
 
+def test_no_request_waits_for_replicas_of_another_model(cluster: Cluster) -> None:
+    async def scenario() -> None:
+        await cluster.watch.check()
+        cluster.updates.replicas["Generator"] = []
+        await cluster.watch.check()
+        waiting = asyncio.create_task(cluster.watch.wait_ready())
+        await asyncio.sleep(0)
+        cluster.updates.replicas["Generator"] = [RunningReplica(64, Version("other", "other"))]
+        await cluster.watch.check()
+        for refused in (await waiting, await cluster.watch.wait_ready()):
+            assert (refused.ready, refused.retry_after_s) == (False, 1)
+            assert refused.reason == "Another model is being deployed."
+        cluster.updates.replicas["Generator"] = [RunningReplica(64, OWN)]
+        await cluster.watch.check()
+        assert (await cluster.watch.wait_ready()).ready
+
+    assert cluster.check(DeploymentState(1, CPU, "")) == (True, "")
+    asyncio.run(scenario())
+
+
 def test_requests_wait_for_the_next_replica_once_the_server_was_ready(cluster: Cluster) -> None:
     async def scenario() -> list[bool]:
         early = await cluster.watch.wait_ready()  # nothing to wait for: the server may never start

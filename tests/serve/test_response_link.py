@@ -79,8 +79,10 @@ class Server:
 
         await self.ingress(scope, receive, carry)
 
-    async def request(self, client: Client, headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
-        scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": list(headers)}
+    async def request(
+        self, client: Client, headers: tuple[tuple[bytes, bytes], ...] = (), path: str = "/v1/completions"
+    ) -> None:
+        scope = {"type": "http", "method": "POST", "path": path, "headers": list(headers)}
         await self.proxy(scope, client.receive, client.send)
 
     async def close(self) -> None:
@@ -313,6 +315,20 @@ def test_an_ingress_that_dies_leaves_an_error_event(monkeypatch: pytest.MonkeyPa
         await server.request(client := Client())
         assert client.body.startswith(b"data: x\n\n")
         assert_broken_off(client)
+
+    run(dies, monkeypatch, scenario)
+
+
+def test_the_error_event_has_the_form_of_the_api(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def dies(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(EVENTS)
+        await send(part(b"event: ping\ndata: {}\n\n"))
+
+    async def scenario(server: Server) -> None:
+        await server.request(client := Client(), path="/v1/messages")
+        *_, error, last = client.body.split(b"\n\n")
+        assert last == b""
+        assert json.loads(error.removeprefix(b"event: error\ndata: "))["error"]["type"] == "api_error"
 
     run(dies, monkeypatch, scenario)
 

@@ -59,6 +59,7 @@ class FakeGenerator:
         self.calls: list[tuple[list[int], SamplingParams, str, tuple[int, ...]]] = []
         self.responses: list[FakeResponse] = []
         self.specs: list[object] = []
+        self.carriers: list[object] = []
         self.generate = SimpleNamespace(remote=self._generate)
         self.broadcasts: list[tuple[object, ...]] = []
         self.answers: list[object] | Exception = [None]
@@ -87,7 +88,9 @@ class FakeGenerator:
         generated: tuple[int, ...],
         spec: object,
         address: object,
+        carrier: object = None,
     ) -> FakeResponse:
+        self.carriers.append(carrier)
         self.specs.append(spec)
         self.calls.append((list(ids), params, request_id, generated))
         self.responses.append(FakeResponse(self._scripts.pop(0)(ids, params, generated)))

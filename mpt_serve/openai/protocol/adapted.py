@@ -8,13 +8,21 @@ from typing import Any
 from mpt_serve.openai.protocol.chat import ChatCompletionRequest
 from mpt_serve.openai.protocol.field_names import FieldNames
 from mpt_serve.openai.protocol.generation import GenerationFields
+from mpt_serve.openai.protocol.request_model import Refused, RequestModel
+from mpt_serve.openai.protocol.structured_outputs import StructuredOutputFields
 
-__all__ = ["AdaptedRequest", "Turn"]
+__all__ = ["AdaptedRequest", "Turn", "refused_grammars"]
 
 Turn = tuple[str, dict[str, Any]]  # the path of what a message of chat was made of, and the message
 
 
-class AdaptedRequest(GenerationFields):
+def refused_grammars(field: str) -> tuple[Refused, ...]:
+    """Return chat's fields of structured outputs as fields that are refused. field: what to use instead."""
+    names = (*StructuredOutputFields.wire_names(), *(own.name for own in StructuredOutputFields.refused))
+    return tuple(Refused(name, f"use `{field}`") for name in names)
+
+
+class AdaptedRequest(RequestModel):
     """A request that stands for one of chat."""
 
     @classmethod
@@ -40,9 +48,8 @@ class AdaptedRequest(GenerationFields):
 
     @cached_property
     def chat(self) -> ChatCompletionRequest:
-        """The request of chat. Raises InvalidValueError."""
+        """The request of chat. Raises InvalidValueError, in the words of chat unless `names` are applied."""
         shared = set(GenerationFields.wire_names())
         same = self.model_dump(mode="json", include=shared, exclude_unset=True)
         messages = [message for _, message in self.turns]
-        with self.names.in_errors():
-            return ChatCompletionRequest.parse({**same, "messages": messages, **self.chat_fields})
+        return ChatCompletionRequest.parse({**same, "messages": messages, **self.chat_fields})

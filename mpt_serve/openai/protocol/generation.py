@@ -11,7 +11,7 @@ from mpt_serve.openai.protocol.request_model import Refused, RequestModel
 from mpt_serve.openai.protocol.schema_words import Accepts
 from mpt_serve.openai.protocol.validation_errors import invalid
 
-__all__ = ["GenerationFields"]
+__all__ = ["GenerationFields", "StopStrings"]
 
 _BIAS_WORDS = f"an object of at most {MAX_BIASED_IDS} members: ids as strings, with a number from -100 to 100 each"
 

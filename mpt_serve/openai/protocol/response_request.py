@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, PlainValidator, model_validator
 
-from mpt_serve.openai.protocol.adapted import AdaptedRequest, Turn
+from mpt_serve.openai.protocol.adapted import AdaptedRequest, Turn, refused_grammars
 from mpt_serve.openai.protocol.compatibility import IGNORED, UnusedFields
 from mpt_serve.openai.protocol.field_names import FieldNames
 from mpt_serve.openai.protocol.field_types import (
@@ -29,7 +29,7 @@ from mpt_serve.openai.protocol.response_items import (
     ResponseTools,
 )
 from mpt_serve.openai.protocol.schema_words import Accepts, json_type
-from mpt_serve.openai.protocol.structured_outputs import MAX_GRAMMAR_CHARS, JsonSchema, StructuredOutputFields
+from mpt_serve.openai.protocol.structured_outputs import MAX_GRAMMAR_CHARS, JsonSchema
 from mpt_serve.openai.protocol.tool_grammar import MAX_CALLS
 from mpt_serve.openai.protocol.validation_errors import invalid
 
@@ -40,7 +40,6 @@ _FORMAT_WORDS = (
     '`{"type": "text"}`, `{"type": "json_object"}` or `{"type": "json_schema", "name": "...", "schema": {...}}`'
 )
 _METADATA_WORDS = "an object of at most 16 members: names of at most 64 characters, with strings of at most 512"
-_OTHER_GRAMMARS = (*StructuredOutputFields.wire_names(), *(field.name for field in StructuredOutputFields.refused))
 
 
 def _metadata(value: Any) -> dict[str, str]:
@@ -118,7 +117,7 @@ Include = Annotated[
 ]
 
 
-class ResponseRequest(UnusedFields, AdaptedRequest):
+class ResponseRequest(UnusedFields, AdaptedRequest, GenerationFields):
     """The body of POST /v1/responses."""
 
     model: ModelId = None
@@ -174,7 +173,7 @@ class ResponseRequest(UnusedFields, AdaptedRequest):
         Refused("logprobs", "use `include` and `top_logprobs`", (False,)),
         Refused("n", "a response is one", (1,)),
         Refused("best_of", "a response is one", (1,)),
-        *(Refused(name, "use `text.format`") for name in _OTHER_GRAMMARS),
+        *refused_grammars("text.format"),
         *GenerationFields.refused,
     )
 

@@ -4,7 +4,7 @@ import { Conversation } from "./conversation.js";
 import { announce, byId, element, growing, oncePerFrame } from "./dom.js";
 import { chooseExample, exampleList } from "./examples.js";
 import { Generation } from "./generation.js";
-import { chatRequest } from "./requests.js";
+import { chatRequest, continuedRequest } from "./requests.js";
 import { server } from "./server.js";
 import { showCode } from "./code.js";
 import { TurnView } from "./turn-view.js";
@@ -81,7 +81,7 @@ export class Chat {
     const usage = path.findLast((turn) => turn.generation?.usage)?.generation.usage;
     const limit = server.maxLength ? ` of ${server.maxLength.toLocaleString("en")}` : "";
     byId("context").textContent = usage ? `${usage.total_tokens.toLocaleString("en")}${limit} tokens of context used, ${usage.prompt_tokens_details?.cached_tokens ?? 0} from the prefix cache` : "";
-    if (this._follow) this._scroll.scrollTop = this._scroll.scrollHeight;
+    if (this._follow && path.length) this._scroll.scrollTop = this._scroll.scrollHeight;
   }
 
   _viewOf(turn) {
@@ -89,6 +89,7 @@ export class Chat {
       this._views.set(turn, new TurnView(turn, {
         edit: (edited, text) => this._edit(edited, text),
         regenerate: (old) => this._regenerate(old),
+        goOn: (old, text, tokens) => this._goOn(old, text, tokens),
         select: (shown, place) => this._select(shown, place),
         sendResults: (called, texts) => this._sendResults(called, texts),
       }));
@@ -98,17 +99,21 @@ export class Chat {
 
   /** Return the request for a conversation: the shown one, or the turns before one, and further ones; null if none. */
   _request(more, before = this._conversation.path) {
+    return this._built(() => chatRequest(server.model, this._system.value, [...before, ...more], this._settings));
+  }
+
+  _built(build) {
     try {
-      return chatRequest(server.model, this._system.value, [...before, ...more], this._settings);
+      return build();
     } catch (error) {
       this._report(error);
       return null;
     }
   }
 
-  async _generate(parent, request) {
-    const generation = new Generation(request);
-    const turn = this._conversation.add(parent, "assistant", "", { generation });
+  async _generate(parent, request, begun) {
+    const generation = new Generation(request, begun);
+    const turn = this._conversation.add(parent, "assistant", generation.text, { generation });
     this._generation = generation;
     this._follow = true;
     announce("The model writes");
@@ -140,6 +145,14 @@ export class Chat {
     if (this.running) return;
     const request = this._request([], this._conversation.before(turn));
     if (request) this._generate(turn.parent, request);
+  }
+
+  /** Add an alternative that goes on from a beginning of the response, or from all of it. */
+  _goOn(turn, text, tokens) {
+    if (this.running) return;
+    const before = this._conversation.before(turn);
+    const request = this._built(() => continuedRequest(server.model, this._system.value, before, text, this._settings));
+    if (request) this._generate(turn.parent, request, { text, tokens });
   }
 
   _select(turn, place) {

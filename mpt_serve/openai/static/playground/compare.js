@@ -8,9 +8,12 @@ import { Output } from "./output.js";
 import { chatRequest, completionRequest } from "./requests.js";
 import { server } from "./server.js";
 
-/** The compare tab. sides: [{name, settings}] of its two columns. report: shows an error of the settings. */
+/**
+ * The compare tab. sides: [{name, settings}] of its two columns. report: shows an error of the settings.
+ * shownSide: returns the number of the settings that the panel shows, whose request "Code" shows.
+ */
 export class Compare {
-  constructor(sides, report) {
+  constructor(sides, report, shownSide) {
     this._report = report;
     this._prompt = byId("compare-prompt");
     this._fit = growing(this._prompt);
@@ -25,7 +28,7 @@ export class Compare {
     byId("compare-examples").addEventListener("click", () => chooseExample(this._asChat ? "chat" : "text", (text) => this._fill(text)));
     byId("compare-code").addEventListener("click", () => {
       const requests = this._requests();
-      if (requests) showCode(requests[0]);
+      if (requests) showCode(requests[shownSide()]);
     });
     this.render();
   }

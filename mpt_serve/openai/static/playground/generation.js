@@ -10,10 +10,11 @@ import { streamed } from "./requests.js";
  * finish: `stop`, `length`, `tool_calls`, `stopped` by the user, `error`, or null while it runs; error: the message.
  */
 export class Generation {
-  constructor({ path, body }) {
-    this.text = "";
+  /** begun: the text and tokens that the output goes on from, which the request contains. */
+  constructor({ path, body }, begun = { text: "", tokens: [] }) {
+    this.text = begun.text;
     this.calls = [];
-    this.tokens = [];
+    this.tokens = [...begun.tokens];
     this.finish = null;
     this.error = null;
     this.usage = null;

@@ -1,7 +1,7 @@
 // The instruct tab: a text that the model continues, with the outputs of one prompt as alternatives.
 
 import { showCode } from "./code.js";
-import { announce, button, byId, element, growing, oncePerFrame } from "./dom.js";
+import { announce, byId, element, growing, oncePerFrame } from "./dom.js";
 import { chooseExample } from "./examples.js";
 import { Generation } from "./generation.js";
 import { Output, branches } from "./output.js";
@@ -73,19 +73,20 @@ export class Instruct {
     return this._outputs[this._shown];
   }
 
-  _request() {
+  /** Return the request for the prompt, and a text after it; null if the settings are wrong. */
+  _request(begun = "") {
     try {
-      return completionRequest(server.model, formatted(this._prompt.value, byId("format").value), this._settings);
+      return completionRequest(server.model, formatted(this._prompt.value, byId("format").value) + begun, this._settings);
     } catch (error) {
       this._report(error);
       return null;
     }
   }
 
-  async _generate(prompt, request) {
-    const generation = new Generation(request);
-    const goOn = button("Continue", () => this._continue(), { class: "quiet small" });
-    const output = new Output({ plain: true, prefix: byId("format").value === "plain" ? tail(prompt) : "", actions: [goOn] });
+  async _generate(prompt, request, begun) {
+    const generation = new Generation(request, begun);
+    const prefix = byId("format").value === "plain" ? tail(prompt) : "";
+    const output = new Output({ plain: true, prefix, onContinue: (text, tokens) => this._goOn(text, tokens) });
     this._outputs.push({ generation, output, prompt });
     this._shown = this._outputs.length - 1;
     announce("The model writes");
@@ -95,11 +96,13 @@ export class Instruct {
     announce(generation.error ?? `The completion is there: ${generation.summary}`);
   }
 
-  /** Append the output to the prompt, and generate from there. */
-  _continue() {
-    this._fill(this._prompt.value + this._current.generation.text);
-    byId("format").value = "plain";
-    this.submit();
+  /** Add an alternative that goes on from a beginning of the output, or from all of it. */
+  _goOn(text, tokens) {
+    if (this.running) return;
+    const { prompt } = this._current;
+    this._prompt.value = prompt;
+    const request = this._request(text);
+    if (request) this._generate(prompt, request, { text, tokens });
   }
 
   _select(place) {

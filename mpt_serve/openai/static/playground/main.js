@@ -23,7 +23,7 @@ const panel = new Panel(() => modes.compare.render());
 const modes = {
   chat: new Chat(SIDES[0].settings, report),
   instruct: new Instruct(SIDES[0].settings, report),
-  compare: new Compare(SIDES, report),
+  compare: new Compare(SIDES, report, () => side),
 };
 let mode = "chat";
 let side = 0; // the settings that the panel shows

@@ -8,9 +8,9 @@ import { tokenView } from "./tokens.js";
 export class Output {
   /**
    * prefix: text that stands before the output, in plain outputs. plain: show text as it is, not as Markdown.
-   * actions: further buttons.
+   * actions: further buttons. onContinue: gets a text and its tokens, from which the user wants another output to go on.
    */
-  constructor({ plain = false, prefix = "", actions = [] } = {}) {
+  constructor({ plain = false, prefix = "", actions = [], onContinue = null } = {}) {
     this._plain = plain;
     this._prefix = prefix;
     this._tokensShown = false;
@@ -21,7 +21,9 @@ export class Output {
     this._summary = element("span", { class: "summary" });
     this._copy = button("Copy", () => copyFrom(this._copy, this._text), { class: "quiet small" });
     this._tokens = button("Tokens", () => this._toggleTokens(), { class: "quiet small", "aria-pressed": "false", hidden: true });
-    this._actions = element("span", { class: "output-actions" }, this._copy, this._tokens, ...actions);
+    this._onContinue = onContinue;
+    this._goOn = button("Continue", () => onContinue(this._text, this._generation.tokens), { class: "quiet small", hidden: true });
+    this._actions = element("span", { class: "output-actions" }, this._copy, this._tokens, this._goOn, ...actions);
     this.element = element("div", { class: "output" }, this._body, this._problem, element("div", { class: "output-foot" }, this._summary, this._actions));
   }
 
@@ -34,13 +36,14 @@ export class Output {
     const shown = this._tokensShown && !this._tokens.hidden ? "tokens" : `text ${text} ${running}`;
     if (shown !== this._shown) {
       this._shown = shown;
-      this._body.replaceChildren(shown === "tokens" ? tokenView(generation.tokens) : this._textView(text, running));
+      this._body.replaceChildren(shown === "tokens" ? this._tokenView(generation.tokens) : this._textView(text, running));
     }
     this._problem.hidden = !generation?.error;
     this._problem.textContent = generation?.error ?? "";
     this._summary.textContent = generation?.summary ?? "";
     this._actions.hidden = running;
     this._copy.hidden = text === "";
+    this._goOn.hidden = !this._onContinue || text === "" || !["length", "stopped"].includes(generation?.finish) || generation.calls.length > 0;
     this.element.setAttribute("aria-busy", String(running));
   }
 
@@ -50,6 +53,11 @@ export class Output {
     else made.append(markdown(text));
     if (running) made.append(element("span", { class: "cursor", "aria-hidden": "true" }));
     return made;
+  }
+
+  _tokenView(tokens) {
+    if (!this._onContinue) return tokenView(tokens);
+    return tokenView(tokens, (chosen) => this._onContinue(chosen.map(({ text }) => text).join(""), chosen));
   }
 
   _toggleTokens() {

@@ -78,7 +78,7 @@ export class Panel {
 
   _structure() {
     const { values } = this._settings;
-    const select = element("select", { id: "setting-structure" }, ...STRUCTURES.map(({ kind, label }) => element("option", { value: kind, text: label })));
+    const select = element("select", { id: "setting-structure", "aria-describedby": "problem-structure" }, ...STRUCTURES.map(({ kind, label }) => element("option", { value: kind, text: label })));
     select.value = values.structure;
     const areas = STRUCTURES.filter(({ text }) => text).map(({ kind, text }) => this._area(kind, text, 6));
     const update = () => areas.forEach((area) => (area.hidden = area.dataset.kind !== select.value));
@@ -87,7 +87,7 @@ export class Panel {
       update();
     });
     update();
-    const field = element("div", { class: "field" }, element("label", { for: "setting-structure", text: "The output is" }), select);
+    const field = element("div", { class: "field" }, element("label", { for: "setting-structure", text: "The output is" }), select, problemOf("structure"));
     return group("Structured output", values.structure !== "none", field, ...areas);
   }
 

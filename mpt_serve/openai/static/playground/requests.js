@@ -1,5 +1,7 @@
 // The bodies of requests, as they are sent and as code shows them.
 
+import { SettingError } from "./settings.js";
+
 const DOLLY = (text) =>
   "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n" +
   `### Instruction:\n${text}\n\n### Response:\n`;
@@ -13,9 +15,19 @@ export function formatted(text, format) {
 
 /** Return a chat request. turns: of the conversation, as `Conversation.path` returns them. */
 export function chatRequest(model, system, turns, settings) {
-  const messages = turns.map(message);
+  // A response without anything, because it was stopped or failed before its first token, is no message.
+  const messages = turns.filter(({ role, text, calls }) => role !== "assistant" || text !== "" || calls?.length).map(message);
   if (system.trim() !== "") messages.unshift({ role: "system", content: system });
   return { path: "v1/chat/completions", body: { model, messages, ...settings.chatFields() } };
+}
+
+/** Return a chat request whose response goes on from a beginning of it. Throws SettingError. */
+export function continuedRequest(model, system, turns, beginning, settings) {
+  if (settings.values.structure !== "none") {
+    throw new SettingError("structure", "A structured output cannot go on from a beginning. Choose \u201cnone\u201d.");
+  }
+  const { path, body } = chatRequest(model, system, [...turns, { role: "assistant", text: beginning }], settings);
+  return { path, body: { ...body, continue_final_message: true, add_generation_prompt: false } };
 }
 
 /** Return a completion request. */

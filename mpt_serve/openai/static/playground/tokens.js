@@ -1,22 +1,28 @@
-// An output token by token: each is shaded by its probability, and shows what else might have stood there.
+// An output token by token: each is shaded by its probability, shows what else might have stood there, and can be
+// replaced by that.
 
-import { element } from "./dom.js";
+import { button, element } from "./dom.js";
 
 const LEVELS = [0.9, 0.5, 0.2, 0.05]; // lower bounds of the shades; the last has what is below
 const LEGEND = ["above 90 %", "50 to 90 %", "20 to 50 %", "5 to 20 %", "below 5 %"];
 
+const NAMED = /^(bytes|token_id):/; // tokens that are no text
 const BLANKS = { "": "no text", " ": "space", "\n": "line break", "\t": "tab" };
 
 let views = 0;
 
-/** Return an element that shows tokens as `Generation` has them. One tab stop; arrow keys move between tokens. */
-export function tokenView(tokens) {
+/**
+ * Return an element that shows tokens as `Generation` has them. One tab stop; arrow keys move between tokens.
+ * onReplace: gets the tokens up to one that the user has replaced, with the other one as the last; null: none can be.
+ */
+export function tokenView(tokens, onReplace = null) {
   const id = `alternatives-${++views}`;
   const details = element("div", { class: "alternatives", id, role: "tooltip", hidden: true });
   const marks = tokens.map((token, number) => mark(token, number === 0));
   const flow = element("div", { class: "tokens", role: "group", "aria-label": "Tokens and their probabilities; arrow keys move" });
   marks.forEach((made, number) => flow.append(made, ...(tokens[number].text.includes("\n") ? [element("br")] : [])));
-  const view = element("div", { class: "token-view" }, flow, details, legend());
+  const others = element("div", { class: "replacements", role: "group", hidden: true });
+  const view = element("div", { class: "token-view" }, flow, others, details, legend());
 
   function show(made) {
     const number = marks.indexOf(made);
@@ -34,6 +40,22 @@ export function tokenView(tokens) {
     details.hidden = true;
   }
 
+  /** Offer the alternatives of a token as buttons. */
+  function offer(number) {
+    const before = tokens.slice(0, number);
+    if (number < 0 || before.some(({ text }) => NAMED.test(text))) return;
+    marks.forEach((made, place) => made.classList.toggle("picked", place === number));
+    const { text: old, others: all } = tokens[number];
+    const usable = all.filter(([text]) => text !== old && text !== "" && !NAMED.test(text));
+    const buttons = usable.map(([text, logprob]) =>
+      button(`${visible(text)}  ${percent(logprob)}`, () => onReplace([...before, { text, logprob, others: all }]), { class: "small" }));
+    others.setAttribute("aria-label", `Instead of ${visible(old)}`);
+    others.replaceChildren(element("span", { text: buttons.length ? `Go on from here with, instead of ${visible(old)}` : "No alternatives are known here." }), ...buttons);
+    others.hidden = false;
+    hide();
+    buttons[0]?.focus();
+  }
+
   function focus(number) {
     const made = marks[Math.min(Math.max(number, 0), marks.length - 1)];
     for (const other of marks) other.tabIndex = other === made ? 0 : -1;
@@ -42,7 +64,10 @@ export function tokenView(tokens) {
 
   flow.addEventListener("pointerover", (event) => show(event.target));
   flow.addEventListener("focusin", (event) => show(event.target));
-  flow.addEventListener("click", (event) => show(event.target)); // a tap
+  flow.addEventListener("click", (event) => {
+    show(event.target); // a tap
+    if (onReplace) offer(marks.indexOf(event.target));
+  });
   view.addEventListener("pointerleave", () => {
     if (!flow.contains(document.activeElement)) hide();
   });

@@ -5,7 +5,7 @@ import { Output, branches } from "./output.js";
 
 const NAMES = { user: "You", assistant: "Model", tool: "Result" };
 
-/** Shows one turn. actions: `edit(turn, text)`, `regenerate(turn)`, `select(turn, place)`, `sendResults(turn, texts)`. */
+/** Shows one turn. actions: `edit(turn, text)`, `regenerate(turn)`, `goOn(turn, text, tokens)`, `select(turn, place)`, `sendResults(turn, texts)`. */
 export class TurnView {
   constructor(turn, actions) {
     this.turn = turn;
@@ -43,7 +43,7 @@ export class TurnView {
   _buildOutput() {
     const edit = button("Edit", () => this._edit(), { class: "quiet small" });
     const again = button("Regenerate", () => this._actions.regenerate(this.turn), { class: "quiet small" });
-    this._output = new Output({ actions: [edit, again] });
+    this._output = new Output({ actions: [edit, again], onContinue: (text, tokens) => this._actions.goOn(this.turn, text, tokens) });
     this._callList = element("div", { class: "calls" });
     this._content.replaceChildren(this._output.element, this._callList);
   }
