@@ -32,6 +32,9 @@ def test_escape_stops_and_what_came_stays(chat: Any, chat_server: ServerProcess)
     chat.get_by_label("The output is").select_option("regex")
     chat.get_by_label("Expression").fill("[a-z ]{4000}")
     chat.get_by_label("Max tokens").fill("1000")
+    network = chat.context.new_cdp_session(chat)
+    slow = {"offline": False, "latency": 0, "downloadThroughput": 20_000, "uploadThroughput": -1}
+    network.send("Network.emulateNetworkConditions", slow)  # or a fast machine might be done before the key
     chat.get_by_label("Message", exact=True).fill("Hello")
     chat.keyboard.press("Control+Enter")
     expect(chat.locator(".turn-assistant .text")).to_contain_text(re.compile("[a-z]"))

@@ -2,7 +2,7 @@
 
 import { byId, button, element } from "./dom.js";
 
-export const EXAMPLES = [
+const EXAMPLES = [
   {
     use: "Understanding",
     prompts: [

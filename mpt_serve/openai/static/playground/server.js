@@ -81,7 +81,13 @@ function showState(problem, begun) {
 /** Wait; at once over when the user comes back to the page. */
 function pause(milliseconds) {
   return new Promise((resolve) => {
-    setTimeout(resolve, milliseconds);
-    document.addEventListener("visibilitychange", resolve, { once: true });
+    const listening = new AbortController();
+    const over = () => {
+      clearTimeout(timer);
+      listening.abort();
+      resolve();
+    };
+    const timer = setTimeout(over, milliseconds);
+    document.addEventListener("visibilitychange", over, { signal: listening.signal });
   });
 }

@@ -18,7 +18,7 @@ export const STRUCTURES = [
   },
 ];
 
-export const SAMPLE_TOOLS = `[
+const SAMPLE_TOOLS = `[
   {
     "type": "function",
     "function": {
