@@ -25,7 +25,7 @@ LENGTHS = 20, 300
 
 
 def phase(engine: Any, streams: int, tokens: int, clients: int, rng: random.Random) -> tuple[list[float], int, float]:
-    """Run streams of so many tokens, and return their gaps in seconds, the ids embedded meanwhile, and the seconds."""
+    """Run streams of n tokens, and return their gaps in seconds, the ids embedded meanwhile, and the seconds."""
     from mpt_serve.engine import SamplingParams
 
     gaps: list[float] = []
