@@ -64,8 +64,10 @@ ALLOWED: Mapping[str, set[str]] = {
     "mpt_serve.preflight": {"mpt_serve.access", "mpt_serve.resources", *_LIBRARY},
     "mpt_serve.convert": {"mpt_serve.configuration", "mpt_serve.text", *_ALL_OF_MODEL},
     "mpt_serve.app": {"mpt_serve.driver", "mpt_serve.rollout", "mpt_serve.preflight", *_SERVING},
-    "mpt_serve.serve_run": {"mpt_serve.graceful_run"},
+    "mpt_serve.serve_run": {"mpt_serve.graceful_run", "mpt_serve.start_display"},
     "mpt_serve.load_test": {"mpt_serve.errors"},
+    "mpt_serve.serve_logs": set(),
+    "mpt_serve.start_display": {"mpt_serve.configuration", "mpt_serve.serve_logs"},
     "mpt_serve.commands": {  # the root has __version__
         "mpt_serve",
         "mpt_serve.access",
@@ -75,13 +77,15 @@ ALLOWED: Mapping[str, set[str]] = {
         "mpt_serve.errors",
         "mpt_serve.load_test",
         "mpt_serve.preflight",
+        "mpt_serve.serve_logs",
         "mpt_serve.resources",
         "mpt_serve.serve_run",
         "mpt_serve.text",
     },
+    "mpt_serve.easydel": {"mpt_serve.configuration", "mpt_serve.errors", *_ALL_OF_MODEL},
     "mpt_serve.cli": {"mpt_serve.commands"},
     "mpt_serve.__main__": {"mpt_serve.commands"},
-    "mpt_serve": {"mpt_serve.llm", "mpt_serve.engine"},
+    "mpt_serve": {"mpt_serve.easydel", *_ALL_OF_MODEL},
 }
 
 _ARRAYS = {"jax", "jaxlib", "numpy", "ml_dtypes"}
@@ -111,7 +115,9 @@ LIBRARIES: Mapping[str, set[str]] = {
     "mpt_serve.rollout": {"ray"},
     "mpt_serve.serve_run": {"ray"},
     "mpt_serve.app": {"ray"},
+    "mpt_serve.start_display": {"ray", "rich"},
     "mpt_serve.commands": {"typer", "rich", "httpx"},
+    "mpt_serve.easydel": {"httpx", "jax", "pydantic", "starlette", "uvicorn", "yaml"},
 }
 
 MAX_MODULE_LINES = 400
