@@ -79,9 +79,10 @@ ALLOWED: Mapping[str, set[str]] = {
         "mpt_serve.serve_run",
         "mpt_serve.text",
     },
+    "mpt_serve.easydel": {"mpt_serve.configuration", "mpt_serve.errors", *_ALL_OF_MODEL},
     "mpt_serve.cli": {"mpt_serve.commands"},
     "mpt_serve.__main__": {"mpt_serve.commands"},
-    "mpt_serve": {"mpt_serve.llm", "mpt_serve.engine"},
+    "mpt_serve": {"mpt_serve.easydel", *_ALL_OF_MODEL},
 }
 
 _ARRAYS = {"jax", "jaxlib", "numpy", "ml_dtypes"}
@@ -112,6 +113,7 @@ LIBRARIES: Mapping[str, set[str]] = {
     "mpt_serve.serve_run": {"ray"},
     "mpt_serve.app": {"ray"},
     "mpt_serve.commands": {"typer", "rich", "httpx"},
+    "mpt_serve.easydel": {"httpx", "jax", "pydantic", "starlette", "uvicorn", "yaml"},
 }
 
 MAX_MODULE_LINES = 400

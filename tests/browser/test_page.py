@@ -42,6 +42,13 @@ def test_instruct_continues_texts(chat: Any) -> None:
     assert body["prompt"].endswith("### Instruction:\nName a colour.\n\n### Response:\n")
 
 
+@pytest.mark.parametrize(("fragment", "name"), [("#instruct", "Instruct"), ("#compare", "Compare"), ("#x", "Chat")])
+def test_a_link_names_a_tab(chat: Any, fragment: str, name: str) -> None:
+    chat.evaluate("fragment => { location.hash = fragment; }", fragment)
+    chat.reload()
+    expect(chat.get_by_role("tab", name=name)).to_have_attribute("aria-selected", "true")
+
+
 def test_instruct_shows_tokens_too(chat: Any) -> None:
     chat.get_by_text("Tokens and probabilities").click()
     chat.get_by_label("Request the tokens' probabilities").check()

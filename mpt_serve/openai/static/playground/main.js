@@ -126,4 +126,6 @@ startAccess(() => loadModel().catch((error) => announce(error.message)));
 onServerChange(onServer);
 document.addEventListener("keydown", onKey);
 byId("prompt").addEventListener("input", () => modes.instruct.render());
+const named = location.hash.slice(1);
+if (Object.hasOwn(modes, named)) selectTab(byId(`tab-${named}`)); // links such as /#instruct
 watchServer();
