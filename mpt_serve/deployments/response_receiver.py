@@ -104,6 +104,7 @@ class LinkedResponse:
         self._linked = False  # whether the body comes on a link
         self._waiting = bytearray()  # while the client reads slowly, or the headers are on their way through Serve
         self._ends = False  # whether nothing follows what waits
+        self._complete = False  # whether the client has the whole body
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._busy: asyncio.Future[None] | None = None  # sends what the client was too slow for
 
@@ -118,9 +119,15 @@ class LinkedResponse:
         return len(self._waiting)
 
     async def receive(self) -> Message:
-        """Receive for Serve; a disconnect goes to the Ingress at once."""
+        """Receive for Serve; a disconnect goes to the Ingress at once.
+
+        The web server reports one after each complete response, too. Serve, which sees the end of a response later than
+        the client does, would take that for a client that left early; when it sees the end, it ends this call.
+        """
         message = await self._receive()
         if message["type"] == "http.disconnect":
+            if self._complete:
+                await asyncio.get_running_loop().create_future()
             self.drop()
         return message
 
@@ -176,7 +183,7 @@ class LinkedResponse:
         if rest is not None:
             self._busy = asyncio.ensure_future(self._wait_for_client(rest, ends=ends))
         elif ends:
-            self._end()
+            self._end_complete()
 
     async def _send_body(self, body: bytes, *, more: bool) -> None:
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
@@ -185,10 +192,10 @@ class LinkedResponse:
         try:
             await rest
         except OSError:
-            ends = True
+            self._end()
         self._busy = None
         if ends:
-            self._end()
+            self._end_complete()
         else:
             self._pass_on()
 
@@ -197,6 +204,10 @@ class LinkedResponse:
         self._all_waiting.bytes -= len(body)
         self._waiting.clear()
         return body
+
+    def _end_complete(self) -> None:
+        self._complete = not self._ended.done()
+        self._end()
 
     def _end(self) -> None:
         if not self._ended.done():

@@ -85,14 +85,17 @@ class Server:
         scope = {"type": "http", "method": "POST", "path": path, "headers": list(headers)}
         await self.proxy(scope, client.receive, client.send)
 
-    async def close(self) -> None:
+    def check_empty(self) -> None:
         assert self.proxy._responses is not None
         assert not self.proxy._responses._responses
         assert self.proxy._responses.waiting.bytes == 0
         assert self.proxy._admission.running == 0
+        assert not any(link._clients for link in self.ingress._links._open)
+
+    async def disconnect(self) -> None:
         for link in self.ingress._links._open:
-            assert not link._clients
             link.close()
+        assert self.proxy._responses is not None
         self.proxy._responses.close()
         await asyncio.sleep(0)
 
@@ -101,8 +104,11 @@ def run(app: ASGIApp, monkeypatch: pytest.MonkeyPatch, scenario: Callable[[Serve
     async def whole() -> None:
         async with asyncio.timeout(60):
             server = Server(app, monkeypatch)
-            await scenario(server)
-            await server.close()
+            try:
+                await scenario(server)
+                server.check_empty()
+            finally:  # else the loop waits for the connections
+                await server.disconnect()
 
     uvloop.run(whole())
 
@@ -276,6 +282,37 @@ def test_the_ingress_learns_of_a_disconnect_over_the_link(monkeypatch: pytest.Mo
         await asyncio.gather(server.request(client), read_disconnect())
 
     run(endless, monkeypatch, scenario)
+
+
+def test_the_end_of_a_response_is_no_disconnect(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The web server says that the client is gone as soon as the response is complete, before Serve knows of that."""
+
+    async def scenario(server: Server) -> None:
+        client = Client()
+        passed_on = server.proxy._app
+        received: list[str] = []
+
+        async def forward(scope: Scope, receive: Receive, send: Send) -> None:
+            async def listen() -> None:
+                while True:
+                    received.append((await receive())["type"])
+
+            listening = asyncio.create_task(listen())
+            await passed_on(scope, client.receive, send)
+            await asyncio.sleep(0.01)
+            listening.cancel()
+
+        server.proxy._app = forward
+
+        async def leave() -> None:
+            await until(lambda: client.complete)
+            client.left.set()
+
+        await asyncio.gather(server.request(client), leave())
+        assert client.body == ALL_EVENTS
+        assert received == ["http.request"]
+
+    run(events, monkeypatch, scenario)
 
 
 def test_a_lost_link_ends_the_response_with_an_error_event(monkeypatch: pytest.MonkeyPatch) -> None:
