@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from server import ROOT, environment, free_port
 
@@ -60,7 +61,7 @@ def processes_below(folder: Path) -> list[int]:
 def test_the_steps_of_easydels_page(
     ray_folder: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    load, serve, use, openai, pipeline = examples()
+    load, embed, serve, use, openai, pipeline = examples()
     load = load.replace('"/models/mpt-7b-chat"', repr(EMBEDDED))
     options = f'"pre_compile": False,\n        "port": {port_pair()},'  # beside those of the page
     serve = serve.replace('"pre_compile": True,', options)
@@ -69,7 +70,10 @@ def test_the_steps_of_easydels_page(
 
     exec(compile(load, "docs/easydel.md", "exec"), names)
     assert names["rules"]
-    assert names["logits"].shape == (1, 3, names["config"].vocab_size)
+    of_ids = names["logits"]
+    assert of_ids.shape == (1, 3, names["config"].vocab_size)
+    exec(compile(embed, "docs/easydel.md", "exec"), names)
+    np.testing.assert_allclose(names["logits"], of_ids, atol=1e-4)
 
     with caplog.at_level(logging.WARNING):
         exec(compile(serve, "docs/easydel.md", "exec"), names)
