@@ -13,6 +13,7 @@ from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, Deplo
 from ray.serve.scripts import run as serve_run
 
 from mpt_serve.graceful_run import Interrupted, drain_and_shut_down, interrupts
+from mpt_serve.start_display import shown_start
 
 __all__ = ["failure_of", "run_file"]
 
@@ -40,7 +41,8 @@ def run_file(file: str, options: Sequence[str]) -> int:
             serve_run.invoke(context)
             if own_loop:
                 return 0
-            failure = _first_failure()
+            with shown_start(file):
+                failure = _first_failure()
             print(f"mpt-serve: {failure}", file=sys.stderr)
         except SystemExit as stopped:  # Serve has printed why, and may exit with 0
             return int(stopped.code or not own_loop)

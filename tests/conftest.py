@@ -21,24 +21,29 @@ hypothesis.settings.load_profile("shared")
 # one while the other has nothing left.
 LONGEST_FIRST = (
     "model/test_golden.py",
-    "engine/test_soak.py",
     "engine/test_sampler.py",
-    "serve/test_openai_client.py",
-    "serve/test_complete_engine.py",
-    "serve/test_cluster_growth.py",
-    "kernels/test_cpu_attention.py",
     "serve/test_serve_run.py",
-    "model/test_long_context.py",
-    "model/test_pallas_attention.py",
+    "serve/test_ends_and_freezes.py",
+    "kernels/test_cpu_attention.py",
+    "serve/test_proxy_limits_of_a_server.py",
+    "serve/test_openai_client.py",
+    "serve/test_cluster_growth.py",
+    "serve/test_complete_engine.py",
+    "serve/test_redeploy.py",
+    "engine/test_soak.py",
+    "serve/test_api_keys.py",
+    "serve/test_broken_model.py",
+    "structured_outputs/test_generated_output.py",
     "engine/test_engine.py",
-    "checkpoint/test_weight_sharding.py",
-    "serve/test_moved_requests.py",
     "training/test_embedded_quality.py",
     "llm/test_llm.py",
+    "model/test_pallas_attention.py",
+    "checkpoint/test_weight_sharding.py",
 )
 
 # Files of tests that speak to one server, which one process starts and another cannot reach.
 SHARED_SERVERS = {
+    "tests/serve/test_client_commands.py": "tests/serve/test_openai_client.py",
     "tests/serve/test_hostile_clients.py": "tests/serve/test_openai_client.py",
     "tests/serve/test_tool_calls.py": "tests/serve/test_complete_engine.py",
 }

@@ -64,8 +64,10 @@ ALLOWED: Mapping[str, set[str]] = {
     "mpt_serve.preflight": {"mpt_serve.access", "mpt_serve.resources", *_LIBRARY},
     "mpt_serve.convert": {"mpt_serve.configuration", "mpt_serve.text", *_ALL_OF_MODEL},
     "mpt_serve.app": {"mpt_serve.driver", "mpt_serve.rollout", "mpt_serve.preflight", *_SERVING},
-    "mpt_serve.serve_run": {"mpt_serve.graceful_run"},
+    "mpt_serve.serve_run": {"mpt_serve.graceful_run", "mpt_serve.start_display"},
     "mpt_serve.load_test": {"mpt_serve.errors"},
+    "mpt_serve.serve_logs": set(),
+    "mpt_serve.start_display": {"mpt_serve.configuration", "mpt_serve.serve_logs"},
     "mpt_serve.commands": {  # the root has __version__
         "mpt_serve",
         "mpt_serve.access",
@@ -75,6 +77,7 @@ ALLOWED: Mapping[str, set[str]] = {
         "mpt_serve.errors",
         "mpt_serve.load_test",
         "mpt_serve.preflight",
+        "mpt_serve.serve_logs",
         "mpt_serve.resources",
         "mpt_serve.serve_run",
         "mpt_serve.text",
@@ -112,6 +115,7 @@ LIBRARIES: Mapping[str, set[str]] = {
     "mpt_serve.rollout": {"ray"},
     "mpt_serve.serve_run": {"ray"},
     "mpt_serve.app": {"ray"},
+    "mpt_serve.start_display": {"ray", "rich"},
     "mpt_serve.commands": {"typer", "rich", "httpx"},
     "mpt_serve.easydel": {"httpx", "jax", "pydantic", "starlette", "uvicorn", "yaml"},
 }

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from model.checkpoint.atomic_write import atomic_write
 from model.checkpoint.folder import find_tensors
-from model.checkpoint.load import progress_bar
+from model.checkpoint.load_progress import LoadProgress
 from model.checkpoint.match import Source, match_tensors
 from model.checkpoint.safetensors_file import DTYPES
 from model.checkpoint.stored_tensor import CheckpointError, read_tensor
@@ -75,7 +75,7 @@ def write_safetensors(
     tensors = [(source, checkpoint.dtype_of(source, dtype)) for source in checkpoint.sources]
     shards = _shards(tensors)
     weight_map: dict[str, str] = {}
-    with progress_bar(sum(_nbytes(*tensor) for tensor in tensors), progress) as bar:
+    with LoadProgress(sum(_nbytes(*tensor) for tensor in tensors), progress) as bar:
         for number, shard in enumerate(shards, 1):
             name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
             written = _write_shard(checkpoint, folder / name, shard)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from model.checkpoint.atomic_write import atomic_write
 from model.checkpoint.convert import Checkpoint
 from model.checkpoint.gguf_file import gguf_name
-from model.checkpoint.load import progress_bar
+from model.checkpoint.load_progress import LoadProgress
 from model.checkpoint.match import Source
 from model.config.mpt_config import MptConfig
 from model.config.strict_reader import ConfigError
@@ -48,7 +48,7 @@ def write_gguf(
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        with progress_bar(sum(source.nbytes for source in checkpoint.sources), progress) as bar:
+        with LoadProgress(sum(source.nbytes for source in checkpoint.sources), progress) as bar:
             for source, tensor_type in zip(checkpoint.sources, types, strict=True):
                 writer.write_tensor_data(_numbers(checkpoint, source, tensor_type))
                 bar.update(source.nbytes)

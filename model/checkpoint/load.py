@@ -7,7 +7,6 @@ and devices; the peak is the weights themselves and one tensor.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,9 @@ import numpy as np
 from jax.sharding import Sharding
 from jax.typing import DTypeLike
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from model.checkpoint.folder import find_tensors
+from model.checkpoint.load_progress import LoadProgress
 from model.checkpoint.match import Source, match_tensors
 from model.checkpoint.pack import pack_matrix
 from model.checkpoint.stored_tensor import CheckpointError, aligned_empty, read_tensor
@@ -57,7 +56,7 @@ def load_weights(
     # order of the file.
     sources.sort(key=lambda source: (-source.nbytes, source.parts[0].path.name, source.parts[0].offset))
     leaves = {}
-    with progress_bar(sum(source.nbytes for source in sources), progress) as bar:
+    with LoadProgress(sum(source.nbytes for source in sources), progress) as bar:
         for source in sources:
             leaf = _in_format(_read(source, target, config, shards, format), source, config, format)
             leaves[source.spec.path] = place(leaf, placements.get(source.spec.path, shardings))
@@ -108,11 +107,3 @@ def place(host: NDArray[Any] | PackedMatrix, sharding: Sharding | None) -> jax.A
     else:  # every process provides only its own devices' slices
         array = jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
     return jax.block_until_ready(array)  # so that copies on the host do not accumulate
-
-
-def progress_bar(total: int, progress: bool | None) -> tqdm[Any]:
-    """Return a progress bar of `total` bytes; `progress` as of `load_weights`."""
-    disable = None if progress is None else not progress  # tqdm's None: only on a terminal
-    return tqdm(
-        total=total, unit="B", unit_scale=True, desc="Loading weights", file=sys.stderr, disable=disable, leave=False
-    )

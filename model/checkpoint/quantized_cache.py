@@ -28,7 +28,8 @@ from safetensors import SafetensorError, safe_open
 from model.checkpoint.atomic_write import atomic_write
 from model.checkpoint.digest import MEMO_SUFFIX, content_digest, fingerprint
 from model.checkpoint.folder import find_tensors
-from model.checkpoint.load import load_weights, place, progress_bar
+from model.checkpoint.load import load_weights, place
+from model.checkpoint.load_progress import LoadProgress
 from model.checkpoint.safetensors_file import DTYPES, read_safetensors
 from model.checkpoint.stored_tensor import CheckpointError, StoredTensor, aligned_empty, read_tensor
 from model.config.adapter import FILE as ADAPTER_CONFIG
@@ -143,7 +144,7 @@ def _read(
     parameters = list(_parameters(config, format))
     _check(path, tensors, {name: kind for p in parameters for name, kind in p.arrays.items()})
     leaves: dict[str, Any] = {}
-    with progress_bar(sum(tensor.nbytes for tensor in tensors.values()), progress) as bar:
+    with LoadProgress(sum(tensor.nbytes for tensor in tensors.values()), progress) as bar:
         for parameter in parameters:
             arrays = [_read_array(tensors[name]) for name in parameter.arrays]
             leaf: Any = arrays[0]

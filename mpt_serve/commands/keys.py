@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from mpt_serve.access.api_key import ApiKey, KeyLineError, append_line, new_key, record_of
 from mpt_serve.access.key_file import read_keys, remove_keys
 from mpt_serve.commands.failure import CommandError
+from mpt_serve.commands.options import AsJson
 
 __all__ = ["keys"]
 
@@ -57,18 +58,20 @@ def create(
     requests_per_minute: Requests = None,
     tokens_per_minute: Tokens = None,
     file: Annotated[Path | None, typer.Option(help="append the line to this file, and print the key alone")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Make an API key, and the line that states it in access.key_file."""
     with _failures():
         key, made = new_key(name, _scopes(scope), requests_per_minute, tokens_per_minute)
-    if file is None:
-        print(f"key:  {key}\nline: {made.line()}")
-        return
-    try:
-        append_line(file, made)
-    except OSError as error:
-        raise CommandError(f"the line was not written: {error}") from error
-    print(key)
+    if file is not None:
+        try:
+            append_line(file, made)
+        except OSError as error:
+            raise CommandError(f"the line was not written: {error}") from error
+    if as_json:
+        print(json.dumps({"key": key, **_row(made), "line": made.line()}))
+    else:
+        print(f"key:  {key}\nline: {made.line()}" if file is None else key)
 
 
 @keys.command(name="hash")
@@ -82,9 +85,7 @@ def hash_key(
 
 
 @keys.command(name="list")
-def list_keys(
-    file: KeyFile, as_json: Annotated[bool, typer.Option("--json", help="print a JSON list instead")] = False
-) -> None:
+def list_keys(file: KeyFile, as_json: AsJson = False) -> None:
     """List the keys of a key file: ids, names, scopes and limits. The keys themselves are kept nowhere."""
     with _failures():
         rows = [_row(key) for key in read_keys(file)]

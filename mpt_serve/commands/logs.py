@@ -1,10 +1,9 @@
 """`mpt-serve logs`: what the replicas of a server on this machine have logged."""
 
 import json
-import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -12,10 +11,11 @@ from typing import Annotated
 import typer
 
 from mpt_serve.commands.failure import CommandError
-from mpt_serve.commands.log_records import LogFilter, LogRecord, parse_records
-from mpt_serve.commands.ray_sessions import latest_session, running_sessions
+from mpt_serve.serve_logs.log_files import LogFiles
+from mpt_serve.serve_logs.log_records import LogFilter, LogRecord
+from mpt_serve.serve_logs.ray_sessions import latest_session, running_sessions
 
-__all__ = ["Level", "LogFiles", "logs"]
+__all__ = ["Level", "logs"]
 
 _POLL_S = 0.25
 _COLORS = {"warning": 33, "error": 31, "critical": 31, "debug": 2}
@@ -54,7 +54,10 @@ def logs(
     Without a running server they are those of the last one. In a cluster each node has those of its replicas.
     """
     folder = _session() if session is None else session
-    files = LogFiles(folder / "logs" / "serve")
+    try:
+        files = LogFiles(folder / "logs" / "serve")
+    except FileNotFoundError as error:
+        raise CommandError(f"{error}; --session must be a Ray session that runs Serve", status=2) from error
     wanted = LogFilter(None if level is None else level.value, deployment, request)
     found = [record for record in files.read() if wanted.takes(record)]
     show = _printer(as_json)
@@ -78,36 +81,6 @@ def _session() -> Path:
         raise CommandError("no server of this user runs on this machine, and none has left logs; name a --session")
     print(f"mpt-serve logs: no server runs; these are the logs of the last one, in {last}", file=sys.stderr)
     return last
-
-
-class LogFiles:
-    """The log files in a folder, read from where the last reading ended. Raises CommandError if there is no folder."""
-
-    def __init__(self, folder: Path) -> None:
-        if not folder.is_dir():
-            raise CommandError(
-                f"there is no folder '{folder}'; --session must be a Ray session that runs Serve", status=2
-            )
-        self._folder = folder
-        self._ends: dict[int, int] = {}  # by inode, as files are renamed when they are full
-
-    def read(self) -> list[LogRecord]:
-        """Return the records that were written since the last call, in the order of time."""
-        records = [record for file in sorted(self._folder.glob("*.log*")) for record in parse_records(self._new(file))]
-        return sorted(records, key=lambda record: record.time)
-
-    def _new(self, path: Path) -> Iterator[str]:
-        """Yield the complete lines that are new in a file."""
-        try:
-            with path.open("rb") as file:
-                inode = os.fstat(file.fileno()).st_ino
-                file.seek(self._ends.get(inode, 0))
-                data = file.read()
-        except OSError:  # it was renamed meanwhile
-            return
-        complete, newline, _ = data.rpartition(b"\n")
-        self._ends[inode] = self._ends.get(inode, 0) + len(complete) + len(newline)
-        yield from complete.decode("utf-8", "replace").split("\n") if complete else ()
 
 
 def _printer(as_json: bool) -> Callable[[LogRecord], None]:

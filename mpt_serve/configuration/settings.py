@@ -80,6 +80,10 @@ class Settings(SettingsGroup):
         description="Serve the page at `/` that lets people try the model in a browser (`docs/playground.md`). It needs"
         " no key itself; what it sends does.",
     )
+    do_memory_log: bool = Field(
+        default=False,
+        description="Log every ten seconds how much memory each Generator takes: on its machine, and on its devices.",
+    )
     max_model_len: ModelLen = None
     engine: EngineSettings = Field(
         default_factory=EngineSettings, description="Scheduling and memory of a Generator replica."

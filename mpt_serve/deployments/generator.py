@@ -16,7 +16,7 @@ from mpt_serve.deployments.engine_watch import NumbersWatch, StallWatch
 from mpt_serve.deployments.heartbeat import start_heartbeat
 from mpt_serve.deployments.link_wire import LinkAddress
 from mpt_serve.deployments.logs import log_through_serve
-from mpt_serve.deployments.memory import device_bytes, resident_bytes
+from mpt_serve.deployments.memory import device_bytes, memory_text, resident_bytes
 from mpt_serve.deployments.replicas import own_names
 from mpt_serve.deployments.tracing import Carrier, tracing_from_environment, watched_generation
 from mpt_serve.deployments.version import Version
@@ -54,7 +54,7 @@ class Generator:
         compiles = not settings.engine.pre_compile
         self._stall_watch = StallWatch(max(stall_timeout_s, _COMPILATION_S) if compiles else stall_timeout_s)
         self._numbers_watch = NumbersWatch()
-        self._status_log = StatusLog(self._engine.stats)
+        self._status_log = StatusLog(self._engine.stats, memory=memory_text if settings.do_memory_log else None)
         self._mailbox: DeltaMailbox | None = None
         self._tracing = tracing_from_environment()
 

@@ -144,7 +144,7 @@ class Ingress:
         return {
             "ingress": self._name,
             **self._backend.metrics.snapshot(),
-            "waiting": self._backend.queue.num_waiting,
+            "waiting": self._backend.num_waiting,
             "resident_bytes": resident_bytes(),
         }
 

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-__all__ = ["device_bytes", "resident_bytes"]
+__all__ = ["device_bytes", "memory_text", "resident_bytes"]
 
 
 def resident_bytes() -> int:
@@ -19,3 +19,10 @@ def device_bytes() -> int:
     import jax
 
     return sum((device.memory_stats() or {}).get("bytes_in_use", 0) for device in jax.local_devices())
+
+
+def memory_text() -> str:
+    """Return both as a text in MiB; the devices' only where there are any."""
+    on_devices = device_bytes()
+    text = f"{resident_bytes() / 2**20:.0f} MiB resident"
+    return f"{text}, {on_devices / 2**20:.0f} MiB on devices" if on_devices else text

@@ -1,7 +1,7 @@
 """The backend of the HTTP endpoints, over handles to the other deployments."""
 
 from collections.abc import Callable, Mapping, Sequence, Set
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from time import perf_counter
 from typing import Any
@@ -31,6 +31,7 @@ from mpt_serve.text.tokenizer import TextTokenizer
 
 __all__ = ["ServeBackend"]
 
+_POOLED_PART = 4  # one of this many requests with the Generators may be for hidden states
 _ENCODE_RETRIES = 2  # the first may still reach the replica that is ended since it froze
 
 
@@ -59,13 +60,12 @@ class ServeBackend:
         self.tokenizer = text
         self.metrics = ServerMetrics()
         self.queue = DispatchQueue(capacity=1)  # until the watch has seen the replicas
+        self.pooled_queue = DispatchQueue(capacity=1)  # of requests for hidden states, before that one
         self._tokenizer_replicas = tokenizer
         self._generator_replicas = ReplicaClient(generator)
         receiver = self._generator_replicas.receiver
         self.signs = SignsOfLife(receiver)
-        self.watch = ReplicaWatch(
-            generator, updates, self.signs, version, waiting, self._update_model, self.queue.resize
-        )
+        self.watch = ReplicaWatch(generator, updates, self.signs, version, waiting, self._update_model, self.resize)
         self._replicas = WatchedReplicas("Generator", generator, updates, receiver, self.signs)
         self.watchdog = Watchdog(self._replicas, reply_timeout_s)
         tokenizers = WatchedReplicas("Tokenizer", tokenizer, updates, receiver, self.signs)
@@ -131,6 +131,7 @@ class ServeBackend:
         async def run_segment(own: GenerationRequest, generated: tuple[int, ...], take: OnDelta) -> None:
             waits_since = perf_counter()
             async with (
+                self._pooled_slot(own),
                 self.queue.slot(
                     own.params.priority, bool(generated), own.client, own.params.n, len(own.ids) + len(generated)
                 ) as slot,
@@ -150,6 +151,26 @@ class ServeBackend:
 
         async with self.drain.request():
             await FailoverStream(run_segment, request, on_delta, stopped_choices, self.metrics).run()
+
+    def resize(self, capacity: int) -> None:
+        """Set the number of requests that may be with the Generators at the same time.
+
+        Those for hidden states get a quarter: beside streams they take their time, and would fill all of it.
+        """
+        self.queue.resize(capacity)
+        self.pooled_queue.resize(max(1, capacity // _POOLED_PART))
+
+    @property
+    def num_waiting(self) -> int:
+        """Return how many requests wait to be dispatched."""
+        return self.queue.num_waiting + self.pooled_queue.num_waiting
+
+    def _pooled_slot(self, request: GenerationRequest) -> AbstractAsyncContextManager[object]:
+        if request.params.pooling is None:
+            return nullcontext()
+        return self.pooled_queue.slot(
+            request.params.priority, begun=False, client=request.client, prompt_tokens=len(request.ids)
+        )
 
     async def readiness(self) -> Readiness:
         """Return whether a request would be served now."""

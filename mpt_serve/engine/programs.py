@@ -4,8 +4,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, TypeVar
@@ -37,6 +37,7 @@ COPIES = 8  # cache blocks that one call copies
 SCORED = 32  # prompt tokens that one call scores: bounds their logits to [32, V]
 
 Purpose = Literal["forward", "step", "sample", "score", "copy", "set_slot"]
+_LOG_PERIOD_S = 2.0
 _Record = TypeVar("_Record", KvCache, SamplerState)
 
 ProgramKey = StepKey | int | None  # a step's, a number of samples (sample) or tokens (score), or none
@@ -99,6 +100,7 @@ class Programs:
         names += [("score", tokens) for tokens in {key.num_tokens for key in self._shapes}]
         with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="compile") as executor:
             pending = {name: executor.submit(self._lower(*name, state).compile) for name in names}
+            _log_progress(list(pending.values()))
             self._compiled = {name: future.result() for name, future in pending.items()}
         logger.info("compiled %d programs in %.1f s", len(self._compiled), time.monotonic() - started)
 
@@ -232,3 +234,12 @@ def use_compilation_cache(folder: str) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     compilation_cache.reset_cache()  # else a folder used before stays in use
+
+
+def _log_progress(pending: Sequence[Future[jax.stages.Compiled]]) -> None:
+    """Log every few seconds how many programs are compiled, until all are or one has failed."""
+    while True:
+        done, left = wait(pending, _LOG_PERIOD_S, return_when="FIRST_EXCEPTION")
+        if not left or any(future.exception() for future in done):
+            return
+        logger.info("programs: %d of %d compiled", len(done), len(pending))

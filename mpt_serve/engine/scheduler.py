@@ -180,7 +180,8 @@ class Scheduler:
         """
         alone: list[Row] = []
         verifying: list[Row] = []
-        arriving = min(len(self.waiting), len(self._free_slots))  # samples reserved for them
+        sampling = sum(request.pooled is None for request in self.waiting[:_MAX_PASSED])
+        arriving = min(sampling, len(self._free_slots))  # samples reserved for them
         spare = min(self._max_samples, self.max_num_batched_tokens) - len(self.running) - arriving
         index = 0
         # In order; preemption takes from the end of `running`, so no request chosen here is preempted afterwards.

@@ -18,10 +18,17 @@ class StatusLog:
     """Logs the engine's state every `interval_s` seconds in a separate thread, while requests run or wait.
 
     stats: returns a snapshot; any thread may call it.
+    memory: returns what is to be logged of the process's memory each time, also without requests; None: nothing is.
     """
 
-    def __init__(self, stats: Callable[[], EngineStats], interval_s: float = INTERVAL_S) -> None:
+    def __init__(
+        self,
+        stats: Callable[[], EngineStats],
+        interval_s: float = INTERVAL_S,
+        memory: Callable[[], str] | None = None,
+    ) -> None:
         self._stats = stats
+        self._memory = memory
         self._interval_s = interval_s
         self._closed = threading.Event()
         threading.Thread(target=self._run, name="status log", daemon=True).start()
@@ -37,6 +44,8 @@ class StatusLog:
             line = status_line(before, now, now_at - read_at)
             if line is not None:
                 logger.info("%s", line)
+            if self._memory is not None:
+                logger.info("memory: %s", self._memory())
             before, read_at = now, now_at
 
 

@@ -23,10 +23,15 @@ class Target:
 
 
 class _Connection(asyncio.Protocol):
-    """One connection, with at most one request at a time."""
+    """One connection, with at most one request at a time.
+
+    was_used: for a request that has ended. responds: something has arrived for the last one.
+    """
 
     def __init__(self) -> None:
         self.is_open = True
+        self.was_used = False
+        self.responds = False
         self._response = HttpResponse()
         self._record: Record | None = None
         self._body = b""
@@ -38,13 +43,14 @@ class _Connection(asyncio.Protocol):
 
     async def exchange(self, request: bytes, record: Record) -> None:
         """Send a request and read its response into the record. Raises HttpResponseError and OSError."""
-        self._response, self._record, self._body = HttpResponse(), record, b""
+        self._response, self._record, self._body, self.responds = HttpResponse(), record, b"", False
         self._ended = asyncio.get_running_loop().create_future()
         self._transport.write(request)
         try:
             await self._ended
         finally:
             self._record = self._ended = None
+            self.was_used = True
             if not (self._response.complete and self._response.keeps_open):
                 self.close()
         status = self._response.status
@@ -52,6 +58,7 @@ class _Connection(asyncio.Protocol):
             record.error = f"HTTP {status} ({_kind(self._body)})"
 
     def data_received(self, data: bytes) -> None:
+        self.responds = True
         record, response = self._record, self._response
         if record is None or self._ended is None or self._ended.done():
             self.close()  # nobody asked for this
@@ -102,8 +109,17 @@ class Connections:
         error: str | None = None
         try:
             async with asyncio.timeout(self.timeout_s):
-                connection = await self._connect()
-                await connection.exchange(request, record)
+                while True:
+                    connection = await self._connect()
+                    is_fresh = not connection.was_used
+                    try:
+                        await connection.exchange(request, record)
+                    except ConnectionError:
+                        # Servers close idle connections when they like, also while a request is on its way to them.
+                        if is_fresh or connection.responds:
+                            raise
+                    else:
+                        break
             error = ""
         except TimeoutError:
             error = "timeout"

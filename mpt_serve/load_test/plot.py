@@ -1,5 +1,6 @@
 """A picture of a load test as SVG: distributions of latencies, and the throughput over time."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -71,10 +72,17 @@ def _rate(records: Sequence[Record]) -> list[tuple[float, float]]:
     return [((place + 0.5) * length, number / length) for place, number in enumerate(tokens)]
 
 
+def _axis_end(largest: float) -> float:
+    """Return the smallest end of an axis from 0 that includes a value and whose ticks are round numbers."""
+    step = max(largest, 1e-9) / _TICKS
+    magnitude = 10.0 ** math.floor(math.log10(step))
+    return _TICKS * magnitude * next(factor for factor in (1, 2, 2.5, 5, 10) if factor * magnitude >= step * (1 - 1e-9))
+
+
 def _draw(panel: _Panel) -> list[str]:
     left, right, top, bottom = _MARGIN, _WIDTH - 16, 24, _HEIGHT - 44
-    x_max = max((x for x, _ in panel.points), default=1.0) or 1.0
-    y_max = max((y for _, y in panel.points), default=1.0) or 1.0
+    x_max = _axis_end(max((x for x, _ in panel.points), default=1.0))
+    y_max = _axis_end(max((y for _, y in panel.points), default=1.0))
 
     def place(x: float, y: float) -> tuple[float, float]:
         return left + (right - left) * x / x_max, bottom - (bottom - top) * y / y_max

@@ -149,7 +149,7 @@ one unless it has `check_embedding_ctx_length=False`.
 
 Inputs are computed beside the tokens of running streams. With `last`, keys and values of a prefix that the prefix cache
 has are not computed again; `mean` and `none` need the hidden states of all tokens, and compute them. Of one request's
-inputs 32 wait or run at the same time.
+inputs 32 wait or run at the same time, and all together have a quarter of the places in the Generators.
 """
 
 _RESPONSES = """\

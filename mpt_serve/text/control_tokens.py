@@ -17,7 +17,8 @@ from mpt_serve.text.text_encoder import TextEncoder
 
 __all__ = ["ControlTokens", "Marks", "MarksError"]
 
-_PRIVATE_USE = range(0xF0000, 0xFFFFE)  # a plane whose characters have no meaning, no case, and are no whitespace
+_FENCE = "\U000ffffd"  # around secret names
+_PRIVATE_USE = range(0xF0000, ord(_FENCE))  # a plane whose characters have no meaning, no case, and are no whitespace
 
 
 class MarksError(ValueError):
@@ -101,7 +102,7 @@ class ControlTokens:
 
 def _secret_name() -> str:
     """Return a name that nobody can guess, and so no text can hold."""
-    return f"\U000ffffd{secrets.token_hex(16)}\U000ffffd"
+    return f"{_FENCE}{secrets.token_hex(16)}{_FENCE}"
 
 
 def _pattern(tokenizer: Tokenizer, token_id: int, text: str) -> str:

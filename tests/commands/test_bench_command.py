@@ -154,6 +154,29 @@ def test_servers_that_break_off_and_what_is_no_http() -> None:
     assert summarize(load.records).finished == 1
 
 
+def test_a_request_is_sent_again_where_the_server_had_closed_an_idle_connection() -> None:
+    body = b"data: [DONE]\n"
+    response = b"HTTP/1.1 200 OK\r\nContent-Length: 13\r\n\r\n" + body
+    requests: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            for responses in ([response, None], [response, response]):
+                connection, _ = listener.accept()
+                with connection:
+                    for own in responses:
+                        requests.append(connection.recv(65536))
+                        if own is not None:
+                            connection.sendall(own)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        load = asyncio.run(load_of(listener.getsockname()[1], 3))
+        thread.join()
+    assert [record.error for record in load.records] == ["", "", ""]
+    assert requests == [b"x"] * 4
+
+
 def test_no_server_and_no_response(server: Server) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]

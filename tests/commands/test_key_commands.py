@@ -49,6 +49,14 @@ def test_revoke_removes_keys_by_id_and_by_name(file: Path) -> None:
     assert list(parse_key_lines(file.read_text(), "")) == [operator]
 
 
+def test_a_new_key_as_json(tmp_path: Path) -> None:
+    made = json.loads(keys("bob", "--json", "--file", tmp_path / "keys").output)
+    assert (tmp_path / "keys").read_text() == made["line"] + "\n"
+    (stated,) = parse_key_lines(made["line"], "")
+    assert stated.matches(made["key"])
+    assert (made["id"], made["name"], made["scopes"]) == (stated.id, "bob", ["api"])
+
+
 def test_what_cannot_be_revoked_or_read(file: Path, tmp_path: Path) -> None:
     before = file.read_text()
     result = keys("revoke", file, "alice", "bob")

@@ -11,8 +11,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from mpt_serve.commands.app import app
-from mpt_serve.commands.log_records import LEVELS, parse_records
-from mpt_serve.commands.logs import Level, LogFiles
+from mpt_serve.commands.logs import Level
+from mpt_serve.serve_logs.log_files import LogFiles
+from mpt_serve.serve_logs.log_records import LEVELS, parse_records
 
 ROOT = Path(__file__).parents[2]
 INGRESS = """\
@@ -93,6 +94,7 @@ def test_filters(session: Path, options: list[str], numbers: list[int]) -> None:
 
 def test_fields_of_records(session: Path) -> None:
     (record,) = parse_records(INGRESS.splitlines()[:1])
+    assert record.application == "my_app"
     assert (record.deployment, record.replica, record.request_id, record.level) == ("Ingress", "aaaa", "req-1", "info")
     failed = json.loads(logs(session, "--json", "-l", "error").output)
     assert failed["message"] == "it failed\nTraceback (most recent call last):\n  ValueError"

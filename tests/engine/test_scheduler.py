@@ -487,7 +487,8 @@ def test_drafts_leave_samples_for_requests_that_arrive() -> None:
     scheduler.accept(scheduler.schedule().rows, [10])
     for name in ("b", "c"):
         scheduler.add(make_request(name, [1, 2], 2))
-    step = scheduler.schedule({request: [11] * 9})
+    scheduler.add(make_pooled("d", [1] * 20, "mean"))  # samples nothing
+    step = scheduler.schedule({request: [11] * 9}, lambda tokens: pooled_limit(0))
     assert [(row.request.request_id, row.samples) for row in step.rows] == [("0", 4), ("b", 1), ("c", 1)]
 
 

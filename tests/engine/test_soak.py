@@ -148,8 +148,8 @@ def check(given: tuple, expected: tuple) -> None:  # type: ignore[type-arg]
         assert own.logprob == pytest.approx(other.logprob, abs=1e-4)
 
 
-def test_some_hundred_requests(weights: Weights, config: MptConfig, grammars: GrammarCompiler) -> None:
-    soak(weights, config, grammars, requests=400, kinds=80)
+def test_a_hundred_requests_and_more(weights: Weights, config: MptConfig, grammars: GrammarCompiler) -> None:
+    soak(weights, config, grammars, requests=150, kinds=40)
 
 
 @pytest.mark.slow

@@ -62,3 +62,20 @@ def test_lines_come_while_there_is_work(caplog: pytest.LogCaptureFixture) -> Non
         assert idle_again.wait(60)
         log.close()
     assert [record.getMessage().split("; ")[1] for record in caplog.records] == ["1 running, 0 waiting"] * 2
+
+
+def test_memory_is_logged_without_work_too(caplog: pytest.LogCaptureFixture) -> None:
+    twice = threading.Event()
+    calls: list[None] = []
+
+    def memory() -> str:
+        calls.append(None)
+        if len(calls) == 2:
+            twice.set()
+        return "5 MiB resident"
+
+    with caplog.at_level(logging.INFO, logger="mpt_serve.engine.status_log"):
+        log = StatusLog(lambda: IDLE, interval_s=0.001, memory=memory)
+        assert twice.wait(60)
+        log.close()
+    assert {record.getMessage() for record in caplog.records} == {"memory: 5 MiB resident"}

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from mpt_serve.load_test import record as record_module
-from mpt_serve.load_test.plot import render_plot
+from mpt_serve.load_test.plot import _axis_end, render_plot
 from mpt_serve.load_test.prompts import Lengths, WordCounts, words
 from mpt_serve.load_test.record import Record
 from mpt_serve.load_test.request_source import RequestSource
@@ -135,6 +135,11 @@ def test_the_picture_has_a_line_for_each_diagram(clock: Clock) -> None:
         assert len(lines) == 4
         assert bool(lines[0].get("points")) == bool(shown)
     assert root.findall("{http://www.w3.org/2000/svg}text")[0].text == "<a> & b"
+
+
+@pytest.mark.parametrize(("largest", "end"), [(271, 400), (100, 100), (0.9, 1), (2653, 4000), (4.2, 8), (0, 1e-9)])
+def test_axes_end_at_round_numbers(largest: float, end: float) -> None:
+    assert _axis_end(largest) == pytest.approx(end)
 
 
 def test_lengths() -> None:

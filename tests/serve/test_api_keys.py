@@ -31,7 +31,8 @@ class Guarded:
 
     def status(self, path: str, key: str | None = None) -> int:
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-        return self.http.get(path, headers=headers).status_code
+        # With the whole URL: of `//stats` alone httpx makes the path `/`.
+        return self.http.get(f"{self.url}{path}", headers=headers).status_code
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> 
     args = {"model": str(tiny_checkpoint), "engine": {"max_num_seqs": 4}, "access": access}
     with ServerProcess.of(serve_config(args, free_port()), folder, command="mpt-serve") as server:
         server.wait_ready()
+        wait_for(lambda: f"s at {server.url} (" in server.output())
         own = Guarded(server.url, folder)
         yield own
         own.http.close()

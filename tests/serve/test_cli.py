@@ -1,5 +1,6 @@
 """The `mpt-serve` command, and what it costs to import the edge."""
 
+import json
 import os
 import subprocess
 import sys
@@ -24,6 +25,8 @@ ROOT = Path(__file__).parents[2]
 def test_check_says_valid(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["check", str(ROOT / "serve_config.yaml")]) == 0
     assert capsys.readouterr().out == f"{ROOT / 'serve_config.yaml'}: valid\n"
+    assert cli.main(["check", "--json", str(ROOT / "serve_config.yaml")]) == 0
+    assert json.loads(capsys.readouterr().out)["valid"]
 
 
 @pytest.mark.parametrize("command", ["check", "run"])

@@ -160,7 +160,7 @@ class Server:
         info = ModelInfo(id="m", created=0, max_model_len=max_model_len, vocab_len=text.vocab_len)
         limits = Admission(CLIENTS, 100_000), ReplicaUpdates(()), Version("s", "m"), Waiting(1.0, CLIENTS)
         backend = ServeBackend(info, text, tokenizer, self.replica, *limits)
-        backend.queue.resize(CLIENTS)
+        backend.resize(CLIENTS)
         backend.watch.readiness = Readiness(ready=True)
         backend.listen(LOOPBACK)
         return backend

@@ -138,7 +138,7 @@ def backend(generator: FakeGenerator, max_requests: int = 8, capacity: int = 8, 
     handles: Any = (None, tokenizer, generator)
     admission, waiting = Admission(max_requests, 1000), Waiting(1.0, max_requests)
     served = ServeBackend(info, *handles, admission, ReplicaUpdates(()), Version("s", "m"), waiting)
-    served.queue.resize(capacity)
+    served.resize(capacity)
     return served
 
 
@@ -167,6 +167,32 @@ def test_a_client_is_charged_for_its_prompt_and_what_is_generated() -> None:
     share = served.queue._shares._shares["alice"]
     assert (share.counter, share.held, share.waiting) == (3 + 2 * 4, 0, 0)
     assert sum(served.metrics.histograms["queue_time"].counts) == 1
+
+
+def test_requests_for_hidden_states_leave_others_most_of_the_capacity() -> None:
+    ends = asyncio.Event()
+
+    async def waiting(ids: Sequence[int], params: SamplingParams, generated: Sequence[int]) -> AsyncIterator[Delta]:
+        await ends.wait()
+        yield Delta((), "length", None, 1, hidden_states=b"1234")
+
+    async def scenario() -> None:
+        generator = FakeGenerator(waiting, waiting, continuing(), waiting, waiting)
+        served = backend(generator, capacity=8)
+        params = SamplingParams(max_tokens=0, pooling="mean")
+        embeddings = [asyncio.create_task(collect(served, params)) for _ in range(4)]
+        while len(generator.calls) < 2:
+            await asyncio.sleep(0)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert (len(generator.calls), served.num_waiting) == (2, 2)
+        assert tokens(await collect(served, SamplingParams(max_tokens=2))) == [103, 104]
+        ends.set()
+        for deltas in await asyncio.gather(*embeddings):
+            assert [delta.hidden_states for delta in deltas] == [b"1234"]
+        assert served.num_waiting == 0
+
+    asyncio.run(scenario())
 
 
 async def cancelled_after(served: ServeBackend, params: SamplingParams, count: int) -> None:

@@ -1,6 +1,7 @@
 """Contents are text: no message becomes a control token, and all other ids are those of the rendered text."""
 
 import json
+import secrets
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -153,6 +154,16 @@ def test_the_text_stays_what_the_template_rendered(contents: list[str]) -> None:
     messages = conversation(contents)
     text = tokenizer._tokenizer.normalizer.normalize_str(encoder.template.render(messages))
     assert tokenizer.decode(encoder.encode(messages)) == text
+
+
+def test_no_substitute_stands_in_the_name_of_a_control_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of 30,000 conversations lost its control tokens where a random substitute could."""
+    encoder = encoder_of("chatml", "neox")
+    expected = control_ids(encoder, encoder.encode(conversation(["x"])))
+    for end in (0, -1):
+        draws = iter(range(1000))
+        monkeypatch.setattr(secrets, "choice", lambda range_, end=end, draws=draws: range_[end ^ next(draws)])
+        assert control_ids(encoder, encoder.encode(conversation(["<|im_end|>"]))) == expected
 
 
 def test_contents_can_be_parsed_as_before() -> None:

@@ -21,11 +21,13 @@ _LINE = re.compile(
 class LogRecord:
     """One record. text: its lines as they are in the file, without the last line break.
 
-    deployment: also `controller` and `proxy`, which are no deployments. request_id: empty where it belongs to none.
+    deployment: also `controller` and `proxy`, which are no deployments and belong to no application.
+    request_id: empty where it belongs to none.
     """
 
     time: str
     level: str
+    application: str
     deployment: str
     replica: str
     request_id: str
@@ -34,7 +36,7 @@ class LogRecord:
 
     def as_json(self) -> dict[str, str]:
         """Return the fields of the record."""
-        names = ("time", "level", "deployment", "replica", "request_id", "message")
+        names = ("time", "level", "application", "deployment", "replica", "request_id", "message")
         return {name: getattr(self, name) for name in names}
 
 
@@ -75,9 +77,12 @@ def parse_records(lines: Iterable[str]) -> Iterator[LogRecord]:
 def _parse(line: str) -> LogRecord | None:
     match = _LINE.fullmatch(line)
     if match is not None:
-        component = match["component"].rpartition("_")[2]  # of a replica: the application's and the deployment's name
+        # Of a replica, a component is the application's and the deployment's name.
+        application, _, deployment = match["component"].rpartition("_")
         level, request = match["level"].lower(), match["request"] or ""
-        return LogRecord(match["time"], level, component, match["replica"], request, match["message"], line)
+        return LogRecord(
+            match["time"], level, application, deployment, match["replica"], request, match["message"], line
+        )
     if not line.startswith("{"):
         return None
     try:
@@ -90,4 +95,5 @@ def _parse(line: str) -> LogRecord | None:
     replica = str(fields.get("replica") or fields.get("component_id") or "")
     if level not in LEVELS:
         return None
-    return LogRecord(time, level, deployment, replica, str(fields.get("request_id") or ""), message, line)
+    application = str(fields.get("application") or "")
+    return LogRecord(time, level, application, deployment, replica, str(fields.get("request_id") or ""), message, line)
