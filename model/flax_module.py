@@ -9,7 +9,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from model.config.mpt_config import MptConfig
-from model.layers.forward import forward
+from model.layers.forward import forward, forward_embeddings
 from model.ops.pytree import dataclass
 from model.params.weights import Weights, init_weights
 
@@ -28,10 +28,11 @@ class MptModule(nn.Module):  # type: ignore[misc]  # flax has no type informatio
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact  # type: ignore[untyped-decorator]
-    def __call__(self, input_ids: Array) -> CausalLMOutput:
-        """Return the logits of input_ids [B, T] int32."""
+    def __call__(self, inputs: Array) -> CausalLMOutput:
+        """Return the logits of token ids [B, T] int32, or of embeddings [B, T, d]."""
         weights = self.param("weights", lambda key: init_weights(self.config, key, self.param_dtype))
-        return CausalLMOutput(forward(weights, self.config, input_ids))
+        run = forward if inputs.ndim == 2 else forward_embeddings
+        return CausalLMOutput(run(weights, self.config, inputs))
 
 
 class FlaxMptForCausalLM:
@@ -73,25 +74,44 @@ class FlaxMptForCausalLM:
         weights: Weights = variables["params"]["weights"]
         return weights
 
-    def __call__(self, input_ids: Any, params: Weights | None = None) -> CausalLMOutput:
-        """Return the logits [B, T, V] float32 of input_ids [B, T], integers.
+    def __call__(
+        self, input_ids: Any = None, params: Weights | None = None, inputs_embeds: Any = None
+    ) -> CausalLMOutput:
+        """Return the logits [B, T, V] float32 of input_ids [B, T], integers, or of inputs_embeds [B, T, d].
 
-        Raises ValueError for ids that are not integers of two dimensions, and without parameters.
+        inputs_embeds: in place of the rows of `params.wte` that ids would select, such as those of an image.
+        Raises ValueError unless exactly one is given and has its shape, and without parameters.
         """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("pass input_ids or inputs_embeds, and not both")
+        inputs = self._ids(input_ids) if inputs_embeds is None else self._embeddings(inputs_embeds)
+        params = self.params if params is None else params
+        if params is None:
+            raise ValueError("no parameters: pass params=..., or construct the model with _do_init=True")
+        with jax.default_matmul_precision(self._precision):
+            output: CausalLMOutput = self._apply(params, inputs)
+        return output
+
+    def _ids(self, input_ids: Any) -> Array:
         ids = jnp.asarray(input_ids)
         if ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
             raise ValueError(
                 f"input_ids is {ids.dtype} of shape {ids.shape}; it must be integers of shape [batch, length]"
             )
-        params = self.params if params is None else params
-        if params is None:
-            raise ValueError("no parameters: pass params=..., or construct the model with _do_init=True")
-        with jax.default_matmul_precision(self._precision):
-            output: CausalLMOutput = self._apply(params, ids.astype(jnp.int32))
-        return output
+        return ids.astype(jnp.int32)
 
-    def _forward(self, params: Weights, input_ids: Array) -> CausalLMOutput:
+    def _embeddings(self, inputs_embeds: Any) -> Array:
+        embeds = jnp.asarray(inputs_embeds)
+        width = self.config.d_model
+        if embeds.ndim != 3 or embeds.shape[2] != width or not jnp.issubdtype(embeds.dtype, jnp.floating):
+            raise ValueError(
+                f"inputs_embeds is {embeds.dtype} of shape {embeds.shape}; it must be floating-point numbers of shape"
+                f" [batch, length, {width}]"
+            )
+        return embeds
+
+    def _forward(self, params: Weights, inputs: Array) -> CausalLMOutput:
         if self.dtype is not None:
             params = jax.tree.map(lambda leaf: leaf.astype(self.dtype), params)
-        output: CausalLMOutput = self.module.apply({"params": {"weights": params}}, input_ids)
+        output: CausalLMOutput = self.module.apply({"params": {"weights": params}}, inputs)
         return output

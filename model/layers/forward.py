@@ -28,7 +28,15 @@ def forward(weights: Weights, config: MptConfig, input_ids: Array) -> Array:
 
     Raises ValueError where learned positions end before T.
     """
-    return logits(weights, config, _residual_stream(weights, config, input_ids))
+    return logits(weights, config, _residual_stream(weights, config, take(weights.wte, input_ids)))
+
+
+def forward_embeddings(weights: Weights, config: MptConfig, inputs_embeds: Array) -> Array:
+    """Return the logits of embeddings in place of tokens, as `forward`: [B, T, d] -> [B, T, V] float32.
+
+    They replace rows of the embedding table (llm-foundry's `inputs_embeds`); learned positions are added to them.
+    """
+    return logits(weights, config, _residual_stream(weights, config, inputs_embeds.astype(jnp.float32)))
 
 
 def last_hidden_states(weights: Weights, config: MptConfig, input_ids: Array) -> Array:
@@ -36,13 +44,13 @@ def last_hidden_states(weights: Weights, config: MptConfig, input_ids: Array) ->
 
     Raises as `forward`.
     """
-    x = _residual_stream(weights, config, input_ids)
+    x = _residual_stream(weights, config, take(weights.wte, input_ids))
     return apply_norm(x, weights.norm_f, weights.wte if weights.lm_head is None else weights.lm_head)
 
 
-def _residual_stream(weights: Weights, config: MptConfig, input_ids: Array) -> Array:
-    """Return the output of the last block: [B, T] int32 -> [B, T, d] float32, before the last norm."""
-    T = input_ids.shape[1]
+def _residual_stream(weights: Weights, config: MptConfig, x: Array) -> Array:
+    """Return the output of the last block: embeddings [B, T, d] float32 -> the same, before the last norm."""
+    T = x.shape[1]
     if config.learned_positions and config.max_seq_len < T:
         raise ValueError(f"{T} tokens are longer than the {config.max_seq_len} learned positions (max_seq_len)")
     positions = jnp.arange(T, dtype=jnp.int32)
@@ -51,7 +59,7 @@ def _residual_stream(weights: Weights, config: MptConfig, input_ids: Array) -> A
     def attend(qkv: Qkv) -> Array:
         return dense_attention(qkv.q, qkv.k, qkv.v, positions, config, qkv.slopes)
 
-    x = embed(weights, config, input_ids, positions)
+    x = _add_positions(x, weights, config, positions)
     for b in weights.blocks:
         x = block(x, b, config, positions, frequencies, attend)
     return x
@@ -59,7 +67,10 @@ def _residual_stream(weights: Weights, config: MptConfig, input_ids: Array) -> A
 
 def embed(weights: Weights, config: MptConfig, tokens: Array, positions: Array) -> Array:
     """Embed tokens, and positions where the model has learned ones: tokens [..., T] -> [..., T, d] float32."""
-    x = take(weights.wte, tokens)
+    return _add_positions(take(weights.wte, tokens), weights, config, positions)
+
+
+def _add_positions(x: Array, weights: Weights, config: MptConfig, positions: Array) -> Array:
     if config.learned_positions and weights.wpe is not None:
         x = x + weights.wpe[positions].astype(jnp.float32)
     return x

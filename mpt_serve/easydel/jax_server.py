@@ -116,10 +116,15 @@ class JAXServer:
         if self._folder is None or not self._folder.exists():
             raise JAXServerError("there is no model: load one with load_from_params; end() has removed an earlier one")
         rest = RestThread(rest_app(_WeakResponder(self)), self.config.host, self.config.port)
-        self._process = ServerProcess(self._folder / CONFIGURATION, self.api_url, self.config.platform, self._verbose)
+        try:
+            process = ServerProcess(self._folder / CONFIGURATION, self.api_url, self.config.platform, self._verbose)
+        except BaseException:
+            rest.stop()
+            raise
+        self._process = process
         if self._end is not None:
             self._end.detach()  # the folder now goes after the processes
-        self._end = weakref.finalize(self, _end, rest, self._process, self._folder)
+        self._end = weakref.finalize(self, _end, rest, process, self._folder)
 
     def wait_ready(self, timeout_s: float | None = None) -> None:
         """Wait until the server takes requests. Raises JAXServerError if it ends first, with its last output."""

@@ -110,7 +110,7 @@ class RestThread:
             self._socket = socket.create_server((host, port))
         except OSError as error:
             raise JAXServerError(f"host {host!r} and port {port} cannot be listened on: {error.strerror}") from None
-        self._server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+        self._server = uvicorn.Server(uvicorn.Config(app, log_level="warning", log_config=None, lifespan="off"))
         self._thread = threading.Thread(target=self._run, name="mpt-serve-rest", daemon=True)
         self._thread.start()
 

@@ -1,16 +1,19 @@
 """What `JAXServer` starts its server from: the weights bit by bit, the settings, and the prompts of a subclass."""
 
+import gc
 import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
+from server import free_port
 
 import mpt_serve
 from model import FlaxMptForCausalLM, MptConfig, mpt_from_pretrained
@@ -169,6 +172,26 @@ def test_a_learned_table_of_positions_bounds_the_length(load: Load) -> None:
     own = {"params": model.params, "model": model, "config_model": config}
     with pytest.raises(JAXServerError, match="max_length is 2048, but the model's positions end at 1024"):
         load(**own, config={"max_length": 2048})
+
+
+def test_a_server_that_is_forgotten_leaves_no_folder(load: Load) -> None:
+    folder = folder_of(load())
+    assert folder.exists()
+    load.servers.clear()
+    gc.collect()
+    assert not folder.exists()
+
+
+def test_a_server_that_cannot_start_says_why(load: Load) -> None:
+    ports = {"port": free_port(), "serve_port": free_port()}
+    server = load(config={"max_length": 512, "platform": "cpu", **ports}, verbose=False)
+    (folder_of(server) / "model" / "model.safetensors").write_bytes(b"")
+    server.fire()
+    with pytest.raises(JAXServerError, match=r"ended with status 2:\n(.*\n)*.*model\.safetensors"):
+        server.wait_ready()
+    status = httpx.get(f"{server.rest_url}/status", timeout=30)
+    assert (status.status_code, "ended with status 2" in status.text) == (503, True)
+    server.end()
 
 
 def test_nothing_runs_before_fire(load: Load) -> None:

@@ -53,6 +53,24 @@ def test_misuse_is_named() -> None:
         model(jnp.zeros((1, 4), jnp.int32))
     with pytest.raises(ValueError, match=r"input_ids is float32 of shape \(4,\)"):
         model(jnp.zeros(4), params=None)
+    with pytest.raises(ValueError, match=r"inputs_embeds is float32 of shape \(1, 4, 3\); .* \[batch, length, \d+\]"):
+        model(inputs_embeds=jnp.zeros((1, 4, 3)))
+    with pytest.raises(ValueError, match="input_ids or inputs_embeds, and not both"):
+        model()
+
+
+@pytest.mark.parametrize("case", ["mpt-7b-storywriter", "mosaic-gpt-positions-biases"])
+def test_embeddings_in_place_of_tokens(case: str) -> None:
+    """The rows of the table give what the ids give; one other row changes what comes after it, and nothing before."""
+    params, config = mpt_from_pretrained(STORYWRITER.parent / case, dtype=jnp.float32)
+    model = FlaxMptForCausalLM(config)
+    ids = np.load(STORYWRITER.parent / case / "golden.npz")["ids"][None, :8]
+    rows = params.wte[ids]
+    logits = model(ids, params=params).logits
+    np.testing.assert_allclose(model(inputs_embeds=rows, params=params).logits, logits, atol=1e-5)
+    other = model(inputs_embeds=rows.at[0, 5].multiply(-1.0), params=params).logits
+    np.testing.assert_allclose(other[0, :5], logits[0, :5], atol=1e-5)
+    assert np.abs(np.asarray(other - logits))[0, 5:].max(axis=-1).min() > 1e-3
 
 
 def test_learned_positions_end() -> None:
