@@ -241,3 +241,9 @@ def test_the_wheel_holds_the_product_and_no_training_code(tmp_path: Path) -> Non
         file.relative_to(ROOT) for file in (ROOT / static).rglob("*") if file.is_file()
     }
     assert not [name for name in names if "training" in name.parts or name.suffix in (".cc", ".h")]
+
+
+def test_no_two_files_of_tests_have_one_name() -> None:
+    """Pytest imports them by their names alone, and refuses the second."""
+    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
+    assert len(names) == len(set(names)), sorted({name for name in names if names.count(name) > 1})
