@@ -44,7 +44,6 @@ LONGEST_FIRST = (
 # Files of tests that speak to one server, which one process starts and another cannot reach.
 SHARED_SERVERS = {
     "tests/serve/test_client_commands.py": "tests/serve/test_openai_client.py",
-    "tests/serve/test_client_commands.py": "tests/serve/test_openai_client.py",
     "tests/serve/test_hostile_clients.py": "tests/serve/test_openai_client.py",
     "tests/serve/test_tool_calls.py": "tests/serve/test_complete_engine.py",
 }
