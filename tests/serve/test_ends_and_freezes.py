@@ -183,15 +183,15 @@ def test_requests_of_an_ingress_that_dies_end_with_an_error(server: ServerProces
     scale_to_one(server, tiny_checkpoint)
 
     async def scenario() -> tuple[Any, httpx.Response]:
-        begun = asyncio.Event()
-        task = asyncio.create_task(streams(server.url, 4, begun))
         async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
-            whole = asyncio.create_task(http.post("/v1/completions", json={"prompt": "x", **LONG, "stream": False}))
-            await begun.wait()
-            while await asyncio.to_thread(running_choices, server) < 5:
-                await asyncio.sleep(0.01)
-            os.kill(server.replica_pid("Ingress"), signal.SIGKILL)
-            return await task, await whole
+            while True:  # until all run at the same time: some may have finished before the others begin
+                task = asyncio.create_task(streams(server.url, 4, asyncio.Event()))
+                whole = asyncio.create_task(http.post("/v1/completions", json={"prompt": "x", **LONG, "stream": False}))
+                while not task.done() and not whole.done():
+                    if await asyncio.to_thread(running_choices, server) == 5:
+                        os.kill(server.replica_pid("Ingress"), signal.SIGKILL)
+                        return await task, await whole
+                await asyncio.gather(task, whole)
 
     broken_off, whole = asyncio.run(scenario())
     for _, others in broken_off:
