@@ -1,6 +1,7 @@
 """Ray in tests, and servers that several files of tests share."""
 
 import json
+import logging
 import warnings
 from collections.abc import Iterator
 
@@ -22,6 +23,16 @@ _TOOLS_TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}]{{ m.content }}"
     "{% for c in m.tool_calls %}<tool_call>{{ c.function | tojson }}{% endfor %}{% endfor %}[assistant]"
 )
+
+
+@pytest.fixture
+def kept_loggers() -> Iterator[None]:
+    """A replica arranges its process's loggers; put them back."""
+    loggers = [logging.getLogger(name) for name in ("mpt_serve", "model")]
+    before = [(logger.handlers, logger.level, logger.propagate) for logger in loggers]
+    yield
+    for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
+        logger.handlers, logger.level, logger.propagate = handlers, level, propagate
 
 
 @pytest.fixture(scope="session")

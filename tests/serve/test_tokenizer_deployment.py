@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -19,15 +18,7 @@ from mpt_serve.deployments.tokenizer import Tokenizer
 from mpt_serve.text.chat_template import MissingChatTemplateError
 from mpt_serve.text.tokenizer import TextTokenizer
 
-
-@pytest.fixture(autouse=True)
-def plain_loggers() -> Iterator[None]:
-    """A replica arranges its process's loggers; put them back."""
-    loggers = [logging.getLogger(name) for name in ("mpt_serve", "model")]
-    before = [(logger.handlers, logger.level, logger.propagate) for logger in loggers]
-    yield
-    for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
-        logger.handlers, logger.level, logger.propagate = handlers, level, propagate
+pytestmark = pytest.mark.usefixtures("kept_loggers")
 
 
 def test_text_and_conversations_become_ids(tiny_checkpoint: Path) -> None:

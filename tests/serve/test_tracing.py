@@ -1,8 +1,6 @@
 """Traces of requests through the deployments, with the SDK's exporter into memory."""
 
 import asyncio
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -51,16 +49,6 @@ class Recorder:
 @pytest.fixture
 def recorder() -> Recorder:
     return Recorder()
-
-
-@pytest.fixture
-def _kept_loggers() -> Iterator[None]:
-    """A replica arranges its process's loggers; put them back."""
-    loggers = [logging.getLogger(name) for name in ("mpt_serve", "model")]
-    before = [(logger.handlers, logger.level, logger.propagate) for logger in loggers]
-    yield
-    for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
-        logger.handlers, logger.level, logger.propagate = handlers, level, propagate
 
 
 def parent_of(span: ReadableSpan) -> str:
@@ -192,7 +180,7 @@ def test_a_cancelled_part_is_no_error_and_a_refused_one_is(recorder: Recorder) -
     assert refused.attributes["error.type"] == "RequestError"
 
 
-@pytest.mark.usefixtures("_kept_loggers")
+@pytest.mark.usefixtures("kept_loggers")
 def test_a_tokenizers_part(recorder: Recorder, tiny_checkpoint: Path) -> None:
     tokenizer = Tokenizer(Settings(model=str(tiny_checkpoint), chat_template="dolly"))
     assert tokenizer._tracing is None  # nothing is configured
