@@ -28,7 +28,7 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
 
 
 def _links(markdown: str, folder: PurePosixPath) -> str:
-    """Return the source of a file in a folder with links to pages of the site, and those to other files as plain text."""
+    """Return a folder's text with links to pages of the site, and those to other files as plain text."""
 
     def replaced(link: re.Match[str]) -> str:
         parts: list[str] = []

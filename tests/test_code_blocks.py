@@ -122,7 +122,7 @@ def test_programs_of_the_repository_have_their_options(arguments: list[str]) -> 
     if arguments[:2] == ["-m", "build"]:
         return
     source = ROOT / f"{arguments[1].replace('.', '/')}.py" if arguments[0] == "-m" else ROOT / arguments[0]
-    text = source.read_text(encoding="utf-8")
+    text = "".join(file.read_text(encoding="utf-8") for file in source.parent.glob("*.py"))  # options may be shared
     for option in (argument for argument in arguments[1:] if argument.startswith("--")):
         assert f'"{option}"' in text, f"{source.name} has no {option}"
 

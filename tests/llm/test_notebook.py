@@ -1,4 +1,4 @@
-"""Python of the documentation: the cells of docs/notebook.ipynb with their outputs, and the library's calls in README.md."""
+"""Python in the documentation: docs/notebook.ipynb with its outputs, and the calls of README.md."""
 
 import json
 import re
@@ -27,9 +27,10 @@ def test_the_calls_of_the_readme_work(capsys: pytest.CaptureFixture[str]) -> Non
     """With the model of the package, of which programs are compiled when they are needed."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     library, flax = re.findall(r"^```python\n((?:from mpt_serve|import jax).*?)^```$", text, re.MULTILINE | re.DOTALL)
-    library = library.replace("max_num_seqs=16", "max_num_seqs=2, pre_compile=False")
+    library = library.replace("max_num_seqs=16", "pre_compile=False")
     exec(compile(library.replace("/models/mpt-7b", "embedded"), "README.md", "exec"), {})
     assert len(capsys.readouterr().out) > 20
     names = {"input_ids": [[1, 2, 3]]}
-    exec(compile(flax.replace("/models/mpt-7b", "embedded"), "README.md", "exec"), names)
+    embedded = str(ROOT / "mpt_serve" / "embedded")
+    exec(compile(flax.replace("/models/mpt-7b", embedded), "README.md", "exec"), names)
     assert getattr(names["logits"], "shape", None) == (1, 3, 4096)
