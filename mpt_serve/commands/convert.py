@@ -9,7 +9,8 @@ __all__ = ["convert"]
 
 def convert(
     source: Annotated[
-        str, typer.Argument(help="a checkpoint folder, an adapter's folder, a GGUF file or a Hugging Face id")
+        str,
+        typer.Argument(help="a checkpoint folder, an adapter's folder, a GGUF or Composer file or a Hugging Face id"),
     ],
     target: Annotated[str, typer.Argument(help="the folder to write, or the GGUF file")],
     to: Annotated[
