@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 from torch_writer import FakeTensor, pickled_with_python, write_zip
 
+from model.checkpoint.folder import find_weights
 from model.checkpoint.stored_tensor import CheckpointError
 from model.config.mpt_config import MptConfig
 from model.pretrained import resolve_checkpoint
@@ -51,8 +52,20 @@ def test_a_composer_checkpoint_holds_its_config_and_tokenizer(
     ours, theirs = (TextTokenizer.from_folder(folder).encode("Hi  naïve") for folder in (done.path, tiny_checkpoint))
     assert ours == theirs
     assert not (done.path / "spiece.model").exists()
+    assert file.is_file()
     with pytest.raises(CheckpointError, match=r"Where Composer has saved the config in it: mpt-serve convert .*FOLDER"):
         resolve_checkpoint(source)
+
+
+def test_a_composer_checkpoint_stays_beside_what_is_made_of_it(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    file = tmp_path / "latest-rank0.pt"
+    composer_file(file, tiny_checkpoint)
+    with pytest.raises(ConfigurationError, match="--overwrite"):
+        convert(str(file), str(tmp_path), None, None)
+    for _ in range(2):
+        convert(str(file), str(tmp_path), None, "bfloat16", overwrite=True)
+        assert file.is_file()
+    assert find_weights(tmp_path) == tmp_path / "model.safetensors"
 
 
 @pytest.mark.parametrize(
