@@ -20,10 +20,12 @@ from model.kernels.cpu.attention import paged_attention as cpu_attention
 from model.kernels.cpu.huge_pages import use_huge_pages
 from model.kernels.cpu.library import kernel_library, kernels_available
 from model.kernels.cpu.sampling import choose_ids, log_probabilities
-from model.layers.paged_forward import CacheAttention, write_then, xla_attention
+from model.kernels.cpu.step import computes_whole_step, whole_step
+from model.layers.paged_forward import CacheAttention, WholeStep, write_then, xla_attention
 from model.params.kv_cache import KvCache, LayerCache
 from model.params.step_batch import StepBatch
 from model.params.weight_format import WeightFormat
+from model.params.weights import Weights
 from model.sampling.batch import SamplingKernels
 
 
@@ -32,6 +34,8 @@ class SelectedKernels:
     """What was selected for the devices, the model and its cache, and what follows from it for their user."""
 
     attention: CacheAttention
+    whole_step: WholeStep | None
+    """Computes all layers of a step in place of `attention` and the kernels of linear layers, where there is one."""
     sampling: SamplingKernels | None
     """None where XLA compiles the definitions."""
     ragged_decode: bool
@@ -49,17 +53,19 @@ class SelectedKernels:
 
 
 def select_kernels(
-    devices: Set[jax.Device], config: MptConfig, cache_dtype: DTypeLike, kernels: str = "auto"
+    weights: Weights, config: MptConfig, cache_dtype: DTypeLike, kernels: str = "auto"
 ) -> SelectedKernels:
-    """Return the fastest kernels that these devices have for the model and a cache of `cache_dtype`."""
+    """Return the fastest kernels that the devices of the weights have for them and a cache of `cache_dtype`."""
+    devices = weights.norm_f.weight.devices()
     dtype = jnp.dtype(cache_dtype)
     library = kernel_library() if _has_cpu_kernels(devices, kernels) else None
     if library is None:
         attention = xla_attention if kernels == "xla" else _accelerator_attention(devices, config, dtype)
-        return SelectedKernels(attention, None, ragged_decode=False, row_tile=None, huge_pages=False)
+        return SelectedKernels(attention, None, None, ragged_decode=False, row_tile=None, huge_pages=False)
     native = dtype in CACHE_DTYPES
     return SelectedKernels(
         attention=cpu_attention if native else xla_attention,
+        whole_step=whole_step if native and computes_whole_step(weights, config) else None,
         sampling=sampling_kernels(devices, kernels),
         ragged_decode=native,
         row_tile=library.row_tile,
