@@ -28,6 +28,9 @@ from model.params.weight_format import WeightFormat
 from model.params.weights import Weights
 from model.sampling.batch import SamplingKernels
 
+_WHOLE_STEP_TOKENS = 64
+"""Larger steps take so long that the time between kernels is next to nothing."""
+
 
 @dataclass(frozen=True)
 class SelectedKernels:
@@ -35,7 +38,8 @@ class SelectedKernels:
 
     attention: CacheAttention
     whole_step: WholeStep | None
-    """Computes all layers of a step in place of `attention` and the kernels of linear layers, where there is one."""
+    """Computes all layers of a small step in place of `attention` and the kernels of linear layers; None: there is no
+    such kernel."""
     sampling: SamplingKernels | None
     """None where XLA compiles the definitions."""
     ragged_decode: bool
@@ -45,6 +49,10 @@ class SelectedKernels:
     where no number of rows is special."""
     huge_pages: bool
     """Whether the cache is read in scattered blocks of host memory, which huge pages make faster."""
+
+    def whole_step_of(self, tokens: int) -> WholeStep | None:
+        """Return the kernel for all layers of a step of that many tokens; None where several kernels compute it."""
+        return self.whole_step if tokens <= _WHOLE_STEP_TOKENS else None
 
     def prepare_cache(self, cache: KvCache) -> None:
         """Place a new cache in memory as the kernels read it best."""

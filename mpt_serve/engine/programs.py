@@ -183,7 +183,7 @@ class Programs:
     ) -> tuple[Array, Array, KvCache]:
         weights = jax.tree.unflatten(self._treedef, leaves)
         batch, sampled = unpack_forward(packed, last_tokens, shape)
-        kernels = self._kernels.attention, self._kernels.whole_step
+        kernels = self._kernels.attention, self._kernels.whole_step_of(shape.key.num_tokens)
         return forward_and_logits(weights, self._config, cache, batch, sampled, *kernels)
 
     def _sample(self, logits: Array, slots: SamplerState, packed: Array, masks: Array) -> tuple[Array, SamplerState]:
