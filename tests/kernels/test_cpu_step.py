@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fast_compile import FAST_COMPILE
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
@@ -26,7 +25,7 @@ from model.params.weights import Weights, init_weights
 
 BLOCK, BLOCKS, WIDTH = 8, 40, 20  # tokens of a block, blocks of the pool, blocks of a sequence
 
-compiled = partial(jax.jit, static_argnums=1, donate_argnums=2, compiler_options=FAST_COMPILE)
+compiled = partial(jax.jit, static_argnums=1, donate_argnums=2)
 by_kernels = compiled(partial(forward_and_logits, attention=paged_attention))
 at_once = compiled(partial(forward_and_logits, attention=paged_attention, whole_step=whole_step))
 
