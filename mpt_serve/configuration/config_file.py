@@ -8,7 +8,10 @@ import yaml
 
 from mpt_serve.configuration.problems import ConfigurationError, Path, Problem, value_text
 
-__all__ = ["ConfigFile"]
+__all__ = ["STARTING_POINT", "ConfigFile"]
+
+# The repository's serve_config.yaml, as the package carries it.
+STARTING_POINT = FilePath(__file__).with_name("serve_config.yaml")
 
 
 class ConfigFile:
@@ -25,6 +28,9 @@ class ConfigFile:
             self._root = yaml.compose(text, Loader=yaml.SafeLoader)
             self.data: Any = yaml.safe_load(text)
             repeated = _repeated_keys(self._root, ())
+        except FileNotFoundError as error:
+            fix = f"`mpt-serve docs configuration > {path}` writes one that serves the embedded model"
+            raise ConfigurationError([Problem((), f"there is no such file; {fix}")], str(path)) from error
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigurationError([Problem((), f"cannot be read: {error}")], str(path)) from error
         except yaml.YAMLError as error:

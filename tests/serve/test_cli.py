@@ -39,6 +39,19 @@ def test_a_file_with_mistakes_fails_before_anything_starts(
     assert "unknown setting 'modle'; did you mean 'model'?" in capsys.readouterr().err
 
 
+def test_a_missing_configuration_says_how_to_get_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command in ("check", "run"):
+        assert cli.main([command]) == 2
+        message = capsys.readouterr().err
+        assert "serve_config.yaml: 1 error\n  there is no such file; `mpt-serve docs configuration > serve" in message
+    assert cli.main(["docs", "configuration"]) == 0
+    (tmp_path / "serve_config.yaml").write_text(capsys.readouterr().out)
+    assert cli.main(["check"]) == 0
+
+
 def test_run_hands_the_file_and_the_options_to_serve(
     tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

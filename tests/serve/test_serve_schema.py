@@ -201,7 +201,7 @@ def test_a_model_folder_must_be_here_only_where_it_is_to_run_here(tmp_path: Path
 
 
 def test_a_missing_file_is_reported(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="cannot be read"):
+    with pytest.raises(ConfigurationError, match="there is no such file; `mpt-serve docs configuration"):
         check_file(str(tmp_path / "none.yaml"))
 
 
