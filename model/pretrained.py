@@ -16,7 +16,7 @@ from model.checkpoint.folder import WEIGHT_FILES, find_weights
 from model.checkpoint.load import load_weights
 from model.checkpoint.quantized_cache import load_through_cache
 from model.checkpoint.stored_tensor import CheckpointError
-from model.config.adapter import FILE as ADAPTER_CONFIG
+from model.config.config_files import has_config
 from model.config.mpt_config import MptConfig
 from model.gguf.header import find_gguf, is_gguf
 from model.params.sharding import weight_shardings
@@ -42,8 +42,8 @@ _SAFETENSORS = ("model.safetensors", "model-*.safetensors", "model.safetensors.i
 _PICKLES = ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json")
 
 LAYOUT = (
-    f"a folder with config.json, tokenizer.json and one of {', '.join(WEIGHT_FILES)} (an index with its shards), or a"
-    " GGUF file"
+    f"a folder with config.json, tokenizer.json and one of {', '.join(WEIGHT_FILES)} (an index with its shards), a GGUF"
+    " file, or another format of docs/formats.md"
 )
 
 
@@ -112,7 +112,7 @@ def _check_folder(folder: Path) -> Path:
     if inside is not None and not (folder / "config.json").is_file():
         return inside
     weights = find_weights(folder) is not None
-    if weights and ((folder / "config.json").is_file() or (folder / ADAPTER_CONFIG).is_file()):
+    if weights and has_config(folder):
         return folder
     missing = "weights" if (folder / "config.json").is_file() else "config.json"
     found = sorted(entry.name for entry in folder.iterdir())

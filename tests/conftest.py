@@ -8,7 +8,9 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from compilation import compile_fast
 from server import ServerProcess, free_port, serve_config
+from shared_servers import end_servers, group_of, shared
 from tiny_checkpoint import write_tiny_checkpoint
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
@@ -41,18 +43,15 @@ LONGEST_FIRST = (
     "checkpoint/test_weight_sharding.py",
 )
 
-# Files of tests that speak to one server, which one process starts and another cannot reach.
-SHARED_SERVERS = {
-    "tests/serve/test_client_commands.py": "tests/serve/test_openai_client.py",
-    "tests/serve/test_hostile_clients.py": "tests/serve/test_openai_client.py",
-    "tests/serve/test_tool_calls.py": "tests/serve/test_complete_engine.py",
-}
-
 MANY_MAPS = 20_000  # of 65,530; the one file of tests that takes most takes 28,000
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the exhaustive grids too, which take many minutes")
+
+
+def pytest_configure() -> None:
+    compile_fast()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -63,16 +62,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if item.get_closest_marker("exhaustive"):
                 item.add_marker(skip)
     ranks = {name: rank for rank, name in enumerate(LONGEST_FIRST)}
-    tests = Path(__file__).parent
-    items.sort(key=lambda item: ranks.get(item.path.relative_to(tests).as_posix(), len(ranks)))  # stable
+    items.sort(key=lambda item: ranks.get(group_of(item.nodeid).removeprefix("tests/"), len(ranks)))  # stable
 
 
 class SharedServerScheduling(LoadFileScheduling):
     """Gives each file to one process, and those that share a server to the same."""
 
     def _split_scope(self, nodeid: str) -> str:
-        file = str(super()._split_scope(nodeid))
-        return SHARED_SERVERS.get(file, file)
+        return group_of(nodeid)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """End the servers that files share after the last test of these files."""
+    yield
+    if nextitem is None or group_of(nextitem.nodeid) != group_of(item.nodeid):
+        end_servers()
 
 
 @pytest.hookimpl(optionalhook=True)  # without xdist there is no such hook
@@ -107,7 +112,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def own_server(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Iterator[ServerProcess]:
-    """A server started for this session."""
+    """A server that several files share."""
     args = {
         "model": str(tiny_checkpoint),
         "served_model_name": "tiny",
@@ -115,8 +120,8 @@ def own_server(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) 
         "max_model_len": 512,
         "engine": {"max_num_seqs": 16, "max_num_batched_tokens": 64, "num_blocks": 256, "pre_compile": False},
     }
-    with ServerProcess.of(serve_config(args, free_port()), tmp_path_factory.mktemp("server")) as server:
-        yield server.wait_ready()
+    with shared(ServerProcess.of(serve_config(args, free_port()), tmp_path_factory.mktemp("server"))) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 import yaml
+from compilation import as_users_do
 
 from mpt_serve.one_loop import PROXY_GUARD, new_link_key
 
@@ -40,7 +41,7 @@ def environment(folder: Path, *, guarded: bool = True) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "PYTHONPATH": str(ROOT),
     }
-    return {"JAX_PLATFORMS": "cpu", **os.environ, **own, **(PROXY_GUARD | new_link_key() if guarded else {})}
+    return {"JAX_PLATFORMS": "cpu", **as_users_do(), **own, **(PROXY_GUARD | new_link_key() if guarded else {})}
 
 
 def serve_config(

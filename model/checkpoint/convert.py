@@ -1,5 +1,6 @@
 """Writes a checkpoint in another format, tensor by tensor: safetensors in llm-foundry's or transformers' form, GGUF."""
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.checkpoint.atomic_write import atomic_write
-from model.checkpoint.folder import find_tensors
+from model.checkpoint.digest import fingerprint
+from model.checkpoint.folder import checkpoint_files, find_tensors
 from model.checkpoint.load_progress import LoadProgress
 from model.checkpoint.match import Source, match_tensors
 from model.checkpoint.safetensors_file import DTYPES
-from model.checkpoint.stored_tensor import CheckpointError, read_tensor
+from model.checkpoint.stored_tensor import CheckpointError, StoredTensor, aligned_empty, read_tensor
 from model.checkpoint.weight_names import separate_qkv_names
 from model.config.dialects import family_config, transformers_config
 from model.config.mpt_config import MptConfig
@@ -41,6 +43,11 @@ class Checkpoint:
         config = MptConfig.from_dict(data)
         return cls(path, data, config, tuple(match_tensors(path, find_tensors(path), config)))
 
+    def identity(self, *how: str | None) -> str:
+        """Return hex digits of the files and the config that the numbers come from, and of `how` they are written."""
+        parts = [fingerprint(checkpoint_files(self.path)), json.dumps(dict(self.data), sort_keys=True), *how]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
     def dtype_of(self, source: Source, wanted: str | None) -> np.dtype[Any]:
         """Return the dtype that a parameter is written in: `wanted`, or its own."""
         own = source.parts[0].dtype
@@ -48,7 +55,7 @@ class Checkpoint:
 
     def read(self, source: Source, dtype: np.dtype[Any]) -> NDArray[Any]:
         """Return a parameter's numbers in a dtype."""
-        array = np.empty(source.spec.shape, dtype)
+        array = aligned_empty(source.spec.shape, dtype)
         row = 0
         for part in source.parts:
             read_tensor(part, array[row : row + part.shape[0]])
@@ -75,7 +82,7 @@ def write_safetensors(
     tensors = [(source, checkpoint.dtype_of(source, dtype)) for source in checkpoint.sources]
     shards = _shards(tensors)
     weight_map: dict[str, str] = {}
-    with LoadProgress(sum(_nbytes(*tensor) for tensor in tensors), progress) as bar:
+    with LoadProgress(sum(_nbytes(*tensor) for tensor in tensors), progress, "Writing weights") as bar:
         for number, shard in enumerate(shards, 1):
             name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
             written = _write_shard(checkpoint, folder / name, shard)
@@ -89,20 +96,44 @@ def write_safetensors(
         )
     others = {key: value for key, value in data.items() if key not in ("dtype", "quantization_config")}
     _write_json(folder / "config.json", {**others, "torch_dtype": tensors[0][1].name})
-    verify(checkpoint, folder, dtype)
-
-
-def verify(checkpoint: Checkpoint, folder: Path, dtype: str | None) -> None:
-    """Compare what was written with its source, number by number. Raises CheckpointError where they differ."""
     copy = Checkpoint.open(folder)
-    same_model = replace(copy.config, torch_dtype=checkpoint.config.torch_dtype) == checkpoint.config
-    for source, written in zip(checkpoint.sources, copy.sources if same_model else (), strict=False):
-        target = checkpoint.dtype_of(source, dtype)
-        left, right = checkpoint.read(source, target), copy.read(written, target)
-        if written.parts[0].dtype != target or left.tobytes() != right.tobytes():
-            raise CheckpointError(f"{folder}: {source.spec.name!r} is not what it was converted from; convert again")
-    if not same_model:
+    if replace(copy.config, torch_dtype=checkpoint.config.torch_dtype) != checkpoint.config:
         raise CheckpointError(f"{folder}: its config describes another model than {checkpoint.path}; convert again")
+    check_same_numbers(checkpoint, copy, progress)
+
+
+def check_same_numbers(source: Checkpoint, copy: Checkpoint, progress: bool | None = None) -> None:
+    """Compare a copy with its source, number by number, each rounded to the copy's dtype; quantised ones are left out.
+
+    Raises CheckpointError where they differ.
+    """
+    with LoadProgress(sum(written.nbytes for written in copy.sources), progress, "Comparing weights") as bar:
+        for original, written in zip(source.sources, copy.sources, strict=True):
+            part = written.parts[0]
+            if part.blocks is None and not np.array_equal(
+                source.read(original, part.dtype).view(np.uint8), copy.read(written, part.dtype).view(np.uint8)
+            ):
+                name = original.spec.name
+                raise CheckpointError(f"{copy.path}: {name!r} is not what it was converted from; convert again")
+            bar.update(written.nbytes)
+
+
+def keeps_every_number(source: Checkpoint, copy: Checkpoint) -> bool:
+    """Return whether the types in a copy hold every number that those of the source hold."""
+    return all(
+        written.parts[0].blocks is None and _holds(written.parts[0].dtype, _exact_dtype(part))
+        for original, written in zip(source.sources, copy.sources, strict=True)
+        for part in original.parts
+    )
+
+
+def _exact_dtype(part: StoredTensor) -> np.dtype[Any]:
+    """Return the dtype that a tensor's numbers have before they are rounded to its own."""
+    return part.dtype if part.delta is None and part.computed is None else np.dtype(np.float32)
+
+
+def _holds(wide: np.dtype[Any], narrow: np.dtype[Any]) -> bool:
+    return wide == narrow or wide.itemsize > narrow.itemsize
 
 
 def _nbytes(source: Source, dtype: np.dtype[Any]) -> int:

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.checkpoint.stored_tensor import CheckpointError, Computed, StoredTensor, read_whole
+from model.checkpoint.stored_tensor import CheckpointError, Computed, StoredInt4, StoredTensor, read_whole
 
 _FILES = (("config.json", "quantization_config"), ("quantize_config.json", None), ("quant_config.json", None))
 _AWQ_ORDER = np.array([0, 4, 1, 5, 2, 6, 3, 7])  # where each output's integer is
+_ZERO = 8  # the zero point of symmetric quantisation to 4 bits
 _PARTS = ("qweight", "qzeros", "scales", "g_idx")
 
 
@@ -105,26 +106,57 @@ def _matrix(stem: str, parts: Mapping[str, StoredTensor], method: _Method) -> St
     def compute() -> NDArray[np.float32]:
         return _numbers({name: read_whole(tensor) for name, tensor in parts.items()}, method, K, N)
 
+    def int4() -> StoredInt4 | str:
+        return _int4({name: read_whole(tensor) for name, tensor in parts.items()}, method, K, N)
+
     name = f"{weight.name.removesuffix('.qweight')}.weight"
     return StoredTensor(
-        weight.path, name, 0, parts["scales"].dtype, (N, K), computed=Computed(tuple(parts.values()), compute)
+        weight.path,
+        name,
+        0,
+        parts["scales"].dtype,
+        (N, K),
+        computed=Computed(tuple(parts.values()), compute, int4=int4),
     )
 
 
 def _numbers(arrays: Mapping[str, NDArray[Any]], method: _Method, K: int, N: int) -> NDArray[np.float32]:
     """Return the matrix [N, K]."""
     scales = arrays["scales"].astype(np.float32)
-    zeros = _unpack(arrays["qzeros"], method).reshape(len(scales), N).astype(np.float32) + method.offset
-    codes = arrays["qweight"]
-    if method.name == "gptq":
-        unpacked = _unpack(codes.T, method).reshape(N, K)
-    else:
-        unpacked = _unpack(codes, method).reshape(K, N).T
+    zeros = _zeros(arrays, method, N).astype(np.float32)
     group = arrays.get("g_idx", np.arange(K) // (K // len(scales)))
-    numbers: NDArray[np.float32] = unpacked.astype(np.float32)
+    numbers: NDArray[np.float32] = _codes(arrays, method, K, N).astype(np.float32)
     numbers -= zeros.T[:, group]
     numbers *= scales.T[:, group]
     return numbers
+
+
+def _int4(arrays: Mapping[str, NDArray[Any]], method: _Method, K: int, N: int) -> StoredInt4 | str:
+    """Return the integers and scales of the matrix, or why int4 weights cannot have them."""
+    scales = arrays["scales"]
+    run = K // len(scales)
+    if method.bits != 4:
+        return f"they have {method.bits} bits"
+    if scales.dtype != np.float16:
+        return f"their scales are {scales.dtype}, not float16"
+    if "g_idx" in arrays and (K % len(scales) or not np.array_equal(arrays["g_idx"], np.arange(K) // run)):
+        return "their groups are no runs of inputs (act-order)"
+    if not np.all(_zeros(arrays, method, N) == _ZERO):
+        return f"their zero points are not all {_ZERO} (asymmetric)"
+    return StoredInt4((_codes(arrays, method, K, N) - _ZERO).astype(np.int8), np.ascontiguousarray(scales.T), run)
+
+
+def _zeros(arrays: Mapping[str, NDArray[Any]], method: _Method, N: int) -> NDArray[np.int32]:
+    """Return the zero points [groups, N]."""
+    return _unpack(arrays["qzeros"], method).reshape(-1, N) + method.offset
+
+
+def _codes(arrays: Mapping[str, NDArray[Any]], method: _Method, K: int, N: int) -> NDArray[np.int32]:
+    """Return the integers [N, K]."""
+    codes = arrays["qweight"]
+    if method.name == "gptq":
+        return _unpack(codes.T, method).reshape(N, K)
+    return _unpack(codes, method).reshape(K, N).T
 
 
 def _unpack(words: NDArray[np.int32], method: _Method) -> NDArray[np.int32]:
@@ -148,4 +180,9 @@ def _divided(matrix: StoredTensor, scales: StoredTensor) -> StoredTensor:
         return divided
 
     parts = (*(matrix.computed.parts if matrix.computed else (matrix,)), scales)
-    return replace(matrix, computed=Computed(parts, compute), strides=None, blocks=None)
+
+    def int4() -> StoredInt4 | str:
+        return "their inputs are divided by the activation's scales (AWQ)"
+
+    kept = int4 if matrix.computed else None
+    return replace(matrix, computed=Computed(parts, compute, int4=kept), strides=None, blocks=None)

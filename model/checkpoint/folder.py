@@ -7,13 +7,20 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from model.checkpoint.dequantize import dequantized
+from model.checkpoint.flax_file import read_flax
+from model.checkpoint.flax_tree import flax_tensors, is_flax
+from model.checkpoint.ft_folder import read_fastertransformer
 from model.checkpoint.gguf_file import read_gguf
 from model.checkpoint.lora import ADAPTER_FILES, merge_adapter
+from model.checkpoint.orbax_folder import find_orbax, read_orbax
 from model.checkpoint.safetensors_file import read_safetensors
 from model.checkpoint.stored_tensor import CheckpointError, StoredTensor
-from model.checkpoint.torch_file import read_torch, read_training_checkpoint
+from model.checkpoint.torch_file import CONSOLIDATE, read_torch, read_training_checkpoint
 from model.checkpoint.weight_names import canonical_name
+from model.config.adapter import FILE as ADAPTER_CONFIG
 from model.config.adapter import read_adapter_config
+from model.config.ft_config import FILE as FT_CONFIG
+from model.config.ft_config import is_fastertransformer
 from model.config.lfs_pointer import lfs_pointer_problem
 from model.config.strict_reader import ConfigError
 from model.gguf.header import find_gguf, is_gguf
@@ -24,6 +31,11 @@ WEIGHT_FILES = (  # in order of preference
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+FLAX_FILES = (  # of EasyDeL, and of transformers' Flax models
+    "easydel-model.parameters",
+    "easydel-model.parameters.safetensors.index.json",
+    "flax_model.msgpack",
+)
 _OF_TRAINER = ("optimizer", "scheduler", "rng_state")  # what transformers' Trainer saves beside the weights
 _LISTED = 10  # names that a message lists
 
@@ -33,8 +45,8 @@ def find_weights(folder: Path) -> Path | None:
 
     An adapter's are its own.
 
-    `folder` may be a GGUF file itself. Beside the files of `WEIGHT_FILES` it is the only GGUF file in the folder, or
-    the only checkpoint of training (.pt).
+    `folder` may be a GGUF file itself. Beside the files of `WEIGHT_FILES` and `FLAX_FILES` it is FasterTransformer's
+    config.ini, the folder of the only Orbax tree, the only GGUF file, or the only checkpoint of training (.pt).
     """
     if is_gguf(folder):
         return folder
@@ -44,6 +56,12 @@ def find_weights(folder: Path) -> Path | None:
     adapter = next((folder / name for name in ADAPTER_FILES if (folder / name).is_file()), None)
     if adapter is not None:
         return adapter
+    flax = next((folder / name for name in FLAX_FILES if (folder / name).is_file()), None)
+    if flax is not None or is_fastertransformer(folder):
+        return flax or folder / FT_CONFIG
+    orbax = find_orbax(folder)
+    if orbax is not None:
+        return orbax
     training = [file for file in folder.glob("*.pt") if not file.name.startswith(_OF_TRAINER) and file.is_file()]
     return find_gguf(folder) or (training[0] if len(training) == 1 else None)
 
@@ -63,17 +81,42 @@ def find_tensors(folder: str | Path) -> dict[str, StoredTensor]:
     chosen = find_weights(folder)
     if chosen is None:
         found = sorted(entry.name for entry in folder.iterdir())[:_LISTED] if folder.is_dir() else "no such folder"
+        advice = f"; {CONSOLIDATE}" if folder.is_dir() and any(folder.glob("*.distcp")) else ""
         raise CheckpointError(
             f"{folder}: no weights: one of {', '.join(WEIGHT_FILES)} is needed, or one GGUF or .pt file; found: {found}"
+            f"{advice}"
         )
     read = _reader(chosen)
     tensors = _read_shards(chosen, read) if chosen.name.endswith(".index.json") else read(chosen)
+    if is_flax(tensors):
+        tensors = flax_tensors({tuple(name.split(".")): tensor for name, tensor in tensors.items()})
     return dequantized(folder, _by_canonical_name(tensors))
 
 
+def checkpoint_files(folder: Path) -> list[Path]:
+    """Return the files that a checkpoint's numbers come from. Raises CheckpointError as `find_tensors`."""
+    tensors = list(find_tensors(folder).values())
+    tensors += [part for tensor in tensors if tensor.computed is not None for part in tensor.computed.parts]
+    tensors += [tensor.delta.left for tensor in tensors if tensor.delta is not None]
+    files = {file for tensor in tensors if tensor.computed is not None for file in tensor.computed.files}
+    # These say how numbers are made of others: an adapter's scale, and how integers are packed.
+    described = {folder / name for name in (ADAPTER_CONFIG, "config.json") if (folder / name).is_file()}
+    changed = any(tensor.delta is not None or tensor.computed is not None for tensor in tensors)
+    return sorted({tensor.path for tensor in tensors} | files | (described if changed else set()))
+
+
 def _reader(file: Path) -> Callable[[Path], dict[str, StoredTensor]]:
-    by_suffix = {".gguf": read_gguf, ".pt": read_training_checkpoint}
+    by_suffix = {
+        ".gguf": read_gguf,
+        ".pt": read_training_checkpoint,
+        ".parameters": read_flax,
+        ".msgpack": read_flax,
+        ".ini": read_fastertransformer,
+    }
     reader = by_suffix.get(file.suffix, read_safetensors if ".safetensors" in file.name else read_torch)
+
+    if file.is_dir():
+        return read_orbax
 
     def read(path: Path) -> dict[str, StoredTensor]:
         _require_no_lfs_pointer(path)

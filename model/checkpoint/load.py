@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from numpy.typing import NDArray
 
 from model.checkpoint.folder import find_tensors
+from model.checkpoint.keep_int4 import Int4Keeper
 from model.checkpoint.load_progress import LoadProgress
 from model.checkpoint.match import Source, match_tensors
 from model.checkpoint.pack import pack_matrix
@@ -56,12 +57,16 @@ def load_weights(
     # order of the file.
     sources.sort(key=lambda source: (-source.nbytes, source.parts[0].path.name, source.parts[0].offset))
     leaves = {}
+    keeper = Int4Keeper(config, format)
     with LoadProgress(sum(source.nbytes for source in sources), progress) as bar:
         for source in sources:
-            leaf = _in_format(_read(source, target, config, shards, format), source, config, format)
+            leaf: NDArray[Any] | PackedMatrix | None = keeper.matrix(source)
+            if leaf is None:
+                leaf = _in_format(_read(source, target, config, shards, format), source, config, format)
             leaves[source.spec.path] = place(leaf, placements.get(source.spec.path, shardings))
             del leaf
             bar.update(source.nbytes)
+    keeper.log()
     return assemble_weights(config, leaves, shards)
 
 

@@ -16,15 +16,18 @@ _MIB = 2**20
 
 
 class LoadProgress:
-    """Counts bytes up to `total`; a context manager. progress: whether to show a bar on stderr; None: on a terminal."""
+    """Counts bytes up to `total`; a context manager.
 
-    def __init__(self, total: int, progress: bool | None) -> None:
+    progress: whether to show a bar on stderr; None: on a terminal. title: what is done, in front of the bar.
+    """
+
+    def __init__(self, total: int, progress: bool | None, title: str = "Loading weights") -> None:
         disable = None if progress is None else not progress  # tqdm's None: only on a terminal
         self._bar = tqdm(
             total=total,
             unit="B",
             unit_scale=True,
-            desc="Loading weights",
+            desc=title,
             file=sys.stderr,
             disable=disable,
             leave=False,

@@ -27,12 +27,11 @@ from safetensors import SafetensorError, safe_open
 
 from model.checkpoint.atomic_write import atomic_write
 from model.checkpoint.digest import MEMO_SUFFIX, content_digest, fingerprint
-from model.checkpoint.folder import find_tensors
+from model.checkpoint.folder import checkpoint_files
 from model.checkpoint.load import load_weights, place
 from model.checkpoint.load_progress import LoadProgress
 from model.checkpoint.safetensors_file import DTYPES, read_safetensors
 from model.checkpoint.stored_tensor import CheckpointError, StoredTensor, aligned_empty, read_tensor
-from model.config.adapter import FILE as ADAPTER_CONFIG
 from model.config.mpt_config import MptConfig
 from model.params.packed_matrix import PackedMatrix, packed_arrays
 from model.params.weight_format import WeightFormat
@@ -40,7 +39,7 @@ from model.params.weights import Weights, WeightSpec, assemble_weights, leaf_pat
 
 logger = logging.getLogger(__name__)
 
-LAYOUT = 1  # version of an entry, of `PackedMatrix` and of the quantisation: raised when one of them changes
+LAYOUT = 2  # version of an entry, of `PackedMatrix` and of the quantisation: raised when one of them changes
 _ABANDONED_S = 3600.0  # after which an entry counts as unused, and a half-written file as left by a dead process
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -60,7 +59,7 @@ def load_through_cache(
     Raises CheckpointError as `load_weights` does.
     """
     cache_dir, folder = Path(cache_dir).expanduser(), Path(folder)
-    files = _files(folder)
+    files = checkpoint_files(folder)
     mark = fingerprint(files)
     about = {
         "checkpoint": str(folder.resolve()),
@@ -75,7 +74,7 @@ def load_through_cache(
         except (CheckpointError, OSError) as error:
             logger.warning("The quantised-weights cache has a damaged entry, which will be replaced: %s", error)
     weights = load_weights(folder, config, dtype, sharding, progress, format)
-    if fingerprint(_files(folder)) != mark:
+    if fingerprint(checkpoint_files(folder)) != mark:
         logger.warning("%s changed while it was read: its quantised weights are not cached", folder)
         return weights
     try:
@@ -86,17 +85,6 @@ def load_through_cache(
             "Quantised weights cannot be cached in %s, every start will quantise again: %s", cache_dir, error
         )
     return weights
-
-
-def _files(folder: Path) -> list[Path]:
-    """Return the files that a checkpoint's numbers come from."""
-    tensors = list(find_tensors(folder).values())
-    tensors += [part for tensor in tensors if tensor.computed is not None for part in tensor.computed.parts]
-    tensors += [tensor.delta.left for tensor in tensors if tensor.delta is not None]
-    # These say how numbers are made of others: an adapter's scale, and how integers are packed.
-    described = {folder / name for name in (ADAPTER_CONFIG, "config.json") if (folder / name).is_file()}
-    changed = any(tensor.delta is not None or tensor.computed is not None for tensor in tensors)
-    return sorted({tensor.path for tensor in tensors} | (described if changed else set()))
 
 
 def _key(about: Mapping[str, str], config: MptConfig, dtype: DTypeLike | None, format: WeightFormat) -> str:

@@ -37,11 +37,22 @@ class Blocks:
 
 
 @dataclass(frozen=True)
+class StoredInt4:
+    """A matrix [N, K] as codes [N, K] from -8 to 7 times scales [N, G] float16, each of `group` inputs."""
+
+    codes: NDArray[np.int8]
+    scales: NDArray[np.float16]
+    group: int
+
+
+@dataclass(frozen=True)
 class Computed:
-    """Numbers that are computed, as float32 and in the tensor's shape, from other stored tensors."""
+    """Numbers that are computed, as float32 and in the tensor's shape, from other stored tensors, or from files."""
 
     parts: tuple[StoredTensor, ...]
     numbers: Callable[[], NDArray[np.float32]]
+    files: tuple[Path, ...] = ()
+    int4: Callable[[], StoredInt4 | str] | None = None  # the integers that they come from, or why those cannot stay
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from model.checkpoint.stored_tensor import CheckpointError, StoredTensor
-from model.checkpoint.torch_pickle import Storage, TensorView, read_pickle
+from model.checkpoint.torch_pickle import Opaque, Storage, TensorView, read_pickle
 
+CONSOLIDATE = (
+    "a checkpoint that is sharded over ranks must be consolidated first: save it again with fsdp_config"
+    " state_dict_type 'full', or use torch.distributed.checkpoint.format_utils.dcp_to_torch_save"
+)
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _LOCAL_HEADER_BYTES = 30
@@ -152,10 +156,18 @@ def _model_state(path: Path, checkpoint: Any) -> Any:
             state = state[key]
     if not isinstance(state, dict) or not any(isinstance(value, TensorView) for value in state.values()):
         raise CheckpointError(
-            f"{path}: holds no weights of a model, which Composer saves in ['state']['model']; a checkpoint that is"
-            " sharded over ranks must be consolidated first"
+            f"{path}: holds no weights of a model, which Composer saves in ['state']['model']; {CONSOLIDATE}"
         )
+    sharded = next((name for name, value in state.items() if _is_sharded(name, value)), None)
+    if sharded is not None:
+        raise CheckpointError(f"{path}: {sharded[:200]!r} is a part of a parameter; {CONSOLIDATE}")
     return {name: value for name, value in state.items() if not name.endswith("_extra_state")}
+
+
+def _is_sharded(name: str, value: Any) -> bool:
+    """Return whether a value belongs to one rank of several: FSDP's flattened parameters, ShardedTensor, DTensor."""
+    kind = value.name if isinstance(value, Opaque) else ""
+    return "_flat_param" in name or any(word in kind for word in ("ShardedTensor", "sharded_tensor", "DTensor"))
 
 
 def _views(path: Path, state: Any) -> dict[str, TensorView]:

@@ -21,6 +21,7 @@ from model.checkpoint.stored_tensor import CheckpointError
 
 MAX_PICKLE_BYTES = 2**20  # about 5,000 tensors; the largest MPT has fewer than 1,000
 MAX_TRAINING_PICKLE_BYTES = 2**28  # of a checkpoint of training, which may hold the tokenizer's files too
+MAX_INSTRUCTIONS = 2**22  # each may make an object of 64 bytes; 7B on 64 devices with its tokenizer has a quarter
 _MAX_STRING = 64 * 2**10
 _NAME_LINE = re.compile(rb"[\w.]+\n")
 
@@ -87,7 +88,10 @@ def read_pickle(file: BinaryIO, where: str, training: bool = False) -> Any:
     machine = _TrainingMachine(where) if training else _Machine(where)
     limits = (MAX_TRAINING_PICKLE_BYTES, MAX_TRAINING_PICKLE_BYTES) if training else (MAX_PICKLE_BYTES, _MAX_STRING)
     try:
-        for opcode, argument, _ in pickletools.genops(cast(BinaryIO, _Bounded(file, where, *limits))):
+        program = pickletools.genops(cast(BinaryIO, _Bounded(file, where, *limits)))
+        for count, (opcode, argument, _) in enumerate(program):
+            if count == MAX_INSTRUCTIONS:
+                raise CheckpointError(f"{where}: the pickle has more than {MAX_INSTRUCTIONS} instructions")
             machine.step(opcode.name, argument)
     except CheckpointError:
         raise
@@ -255,6 +259,13 @@ class _Machine:
         )
 
 
+_OPAQUE = {
+    *("EMPTY_SET", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "BINUNICODE8", "LONG4"),
+    *("BINSTRING", "SHORT_BINSTRING"),
+}
+_TENSORS = {f"torch._utils._rebuild_{kind}" for kind in ("tensor", "tensor_v2", "parameter")}
+
+
 class _TrainingMachine(_Machine):
     """The machine for checkpoints of training: objects of other kinds exist, and have no content."""
 
@@ -263,12 +274,16 @@ class _TrainingMachine(_Machine):
         if name in ("NEWOBJ", "NEWOBJ_EX"):
             kind = self._pop_many(2 if name == "NEWOBJ" else 3)[0]
             stack.append(Opaque(_name_of(kind)))
-        elif name in ("EMPTY_SET", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "BINUNICODE8", "LONG4"):
+        elif name in _OPAQUE:
             stack.append(Opaque(name))
-        elif name in ("FROZENSET", "ADDITEMS"):
+        elif name in ("FROZENSET", "ADDITEMS", "POP_MARK"):
             self._pop_to_mark()
             if name == "FROZENSET":
                 stack.append(Opaque(name))
+        elif name == "POP":
+            stack.pop()
+        elif name == "DUP":
+            stack.append(stack[-1])
         else:
             super()._step_object(name, argument)
 
@@ -284,7 +299,7 @@ class _TrainingMachine(_Machine):
     def _call(self, function: Any, arguments: Any) -> Any:
         name = _name_of(function)
         known = name == "collections.OrderedDict" and arguments == ()
-        if known or (name.startswith("torch._utils._rebuild_") and _holds_tensor(arguments)):
+        if known or (name in _TENSORS and _holds_tensor(arguments)):
             return super()._call(function, arguments)
         return Opaque(name)
 

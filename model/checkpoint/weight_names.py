@@ -6,7 +6,8 @@
 | ffn.up_proj, ffn.down_proj | mlp.mlp_up, mlp.mlp_down |
 
 Checkpoints saved through Composer begin every name with `model.`, and with `module.` where several devices trained;
-those of a bare MPTModel lack `transformer.`.
+those of a bare MPTModel lack `transformer.`. FSDP, activation checkpointing and torch.compile wrap modules, and add
+names of their own wherever they do.
 """
 
 import re
@@ -18,6 +19,7 @@ _RENAMED = {
     ".mlp.mlp_up.": ".ffn.up_proj.",
     ".mlp.mlp_down.": ".ffn.down_proj.",
 }
+_WRAPPERS = re.compile(r"(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.")
 _BARE_MODEL = re.compile(r"(wte|wpe|blocks|norm_f|ln_f)\.")
 
 # Constants that some releases saved beside the parameters, and that the forward pass computes.
@@ -34,7 +36,7 @@ _QUANTISED = re.compile(
 
 def canonical_name(name: str) -> str:
     """Return llm-foundry's name of a parameter of any release; unknown names are returned unchanged."""
-    name = name.removeprefix("module.").removeprefix("model.").removeprefix("module.")
+    name = _WRAPPERS.sub("", name).removeprefix("module.").removeprefix("model.").removeprefix("module.")
     if _BARE_MODEL.match(name):
         name = f"transformer.{name}"
     for old, new in _RENAMED.items():

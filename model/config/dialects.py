@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from model.config.adapter import read_adapter_config
+from model.config.easydel import from_easydel
+from model.config.ft_config import is_fastertransformer, read_ft_config
 from model.config.mpt_config import MptConfig, from_mosaic_gpt, gguf_config_of
 from model.config.strict_reader import ConfigError
 from model.gguf.header import is_gguf
@@ -18,7 +20,10 @@ def family_config(path: Path) -> dict[str, Any]:
         return {"architectures": ["MPTForCausalLM"], **gguf_config_of(path)}
     adapter = read_adapter_config(path)
     file = (path if adapter is None else adapter.base) / "config.json"
+    if not file.is_file() and is_fastertransformer(path):
+        return {"architectures": ["MPTForCausalLM"], **read_ft_config(path).data}
     data: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    data = dict(from_easydel(data))
     if data.get("model_type") == "mosaic_gpt":
         data = {"model_type": "mpt", **from_mosaic_gpt(data)}
     others = {key: value for key, value in data.items() if key != "auto_map"}  # code that is not converted

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from model.config.adapter import read_adapter_config
+from model.config.easydel import from_easydel
+from model.config.ft_config import is_fastertransformer, read_ft_config
 from model.config.known_keys import MODEL_KEYS
 from model.config.lfs_pointer import lfs_pointer_problem
 from model.config.partition_rules import PartitionRules, get_partition_rules
@@ -23,6 +25,7 @@ from model.config.sections import (
     read_foreign_names,
     refuse_other_architectures,
     refuse_quantized,
+    refuse_unpublished,
 )
 from model.config.strict_reader import ConfigError, ConfigReader
 from model.gguf.config import gguf_config
@@ -107,7 +110,7 @@ class MptConfig:
 
     @classmethod
     def from_file(cls, path: str | Path) -> "MptConfig":
-        """Read `path`: a config.json, the folder that holds it, an adapter's folder, or a GGUF file.
+        """Read `path`: a config.json, the folder that holds it, that of an adapter or FasterTransformer, a GGUF file.
 
         Raises ConfigError.
         """
@@ -116,6 +119,8 @@ class MptConfig:
             return cls.from_dict(gguf_config_of(path))
         adapter = read_adapter_config(path)
         path = path if adapter is None else adapter.base
+        if not (path / "config.json").is_file() and is_fastertransformer(path):
+            return cls.from_dict(read_ft_config(path).data)
         path = path / "config.json" if path.is_dir() else path
         try:
             pointer = lfs_pointer_problem(path)
@@ -138,7 +143,7 @@ class MptConfig:
             data = from_mosaic_gpt(data)
         elif model_type != "mpt":
             raise ConfigError(f"config key 'model_type' is {model_type!r}; this package runs 'mpt' and 'mosaic_gpt'")
-        return _read_model(ConfigReader(data))
+        return _read_model(ConfigReader(from_easydel(data)))
 
     def get_partition_rules(self, fsdp: bool = True) -> PartitionRules:
         """Return rules (regular expression on a parameter's path, PartitionSpec) for axes `fsdp` and `tensor`."""
@@ -185,8 +190,7 @@ def _read_model(r: ConfigReader) -> MptConfig:
     # transformers leaves out what equals its own defaults, which are not llm-foundry's.
     bias = not r.boolean("no_bias", by_transformers)
     learned = r.boolean("learned_pos_emb", True)
-    r.refuse("head_dim", (d_model // n_heads,), "heads of another width than d_model / n_heads are not supported")
-    r.refuse("block_overrides", ({},), "blocks that differ from each other are not supported")
+    refuse_unpublished(r, d_model // n_heads)
     refuse_other_architectures(r)
     attention = read_attention(r.section("attn_config"), n_heads, d_model, max_seq_len, by_transformers)
     config = MptConfig(

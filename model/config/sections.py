@@ -13,6 +13,10 @@ _LAYER_NORMS = frozenset({"layernorm", "low_precision_layernorm"})  # they diffe
 _RMS_NORMS = frozenset({"rmsnorm", "low_precision_rmsnorm", "triton_rmsnorm"})
 
 
+_UNPUBLISHED = "No published MPT has it"
+_RUN_ELSEWHERE = "run this one with llm-foundry, or train it without the key"
+
+
 class AttentionFields(TypedDict):
     """The fields of `MptConfig` that `attn_config` decides."""
 
@@ -44,10 +48,15 @@ def read_attention(
 ) -> AttentionFields:
     """Read `attn_config`. Raises ConfigError."""
     kv_n_heads = _kv_n_heads(r, n_heads)
-    r.refuse("prefix_lm", (False,), "prefix language models are not supported")
+    r.refuse(
+        "prefix_lm",
+        (False,),
+        "prefix language models, which attend to all of a prompt in both directions, are not supported",
+        f"{_UNPUBLISHED}, and llm-foundry removed the key in 0.7; run this one with llm-foundry 0.6",
+    )
     r.refuse("kv_dim", (d_model,), "keys from another width (cross attention) are not supported")
-    r.refuse("reuse_kv_layer_idx", (), "keys and values reused from another layer are not supported")
-    r.refuse("nope", (False,), "layers without positions are not supported")
+    r.refuse("reuse_kv_layer_idx", (), "keys and values reused from another layer are not supported", _UNPUBLISHED)
+    r.refuse("nope", (False,), "layers without positions are not supported", _UNPUBLISHED)
     refuse_other_architectures(r)
     ln, gn = r.boolean("qk_ln", False), r.boolean("qk_gn", False)
     if ln and gn:
@@ -103,6 +112,8 @@ def _read_rope(r: ConfigReader, max_seq_len: int) -> RopeConfig | None:
     if not enabled:
         return None
     if kind == "dail":
+        if dail.take("type") == "xpos":
+            dail.refuse("type", (), "xPos is not supported", f"{_UNPUBLISHED}; {_RUN_ELSEWHERE}")
         dail.choice("type", "original", ("original",))
         dail.ignore({"pos_idx_in_fp32", "xpos_scale_base"})  # positions are always exact here; the base belongs to xpos
         dail.finish()
@@ -159,6 +170,22 @@ def is_rms_norm(r: ConfigReader) -> bool:
     if value is None or (isinstance(value, str) and value.lower() in _LAYER_NORMS):
         return False
     raise r.error("norm_type", value, f"this package runs {', '.join(sorted(_LAYER_NORMS | _RMS_NORMS))}")
+
+
+def refuse_unpublished(r: ConfigReader, head_dim: int) -> None:
+    """Refuse what llm-foundry can configure, and no published MPT has. head_dim: d_model / n_heads."""
+    r.refuse(
+        "head_dim",
+        (head_dim,),
+        f"heads of another width than d_model / n_heads ({head_dim}) are not supported",
+        f"{_UNPUBLISHED}, and llm-foundry has had the key only since 0.22; {_RUN_ELSEWHERE}",
+    )
+    r.refuse(
+        "block_overrides",
+        ({},),
+        "blocks that differ from each other are not supported",
+        f"{_UNPUBLISHED}; {_RUN_ELSEWHERE}",
+    )
 
 
 def refuse_other_architectures(r: ConfigReader) -> None:

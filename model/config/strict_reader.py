@@ -139,11 +139,12 @@ class ConfigReader:
             raise self.error(key, value, "it must be an object")
         return ConfigReader(value, self.name(key))
 
-    def refuse(self, key: str, inert: Collection[Any], why: str) -> None:
+    def refuse(self, key: str, inert: Collection[Any], why: str, advice: str = "") -> None:
         """Refuse a key whose feature is not supported, unless its value is null or one of the `inert` ones."""
         value = self.take(key)
         if value is not None and value not in inert:
-            raise self.error(key, value, f"{why}, and ignoring it would change the model's output")
+            more = f". {advice}" if advice else ""
+            raise self.error(key, value, f"{why}, and ignoring it would change the model's output{more}")
 
     def ignore(self, keys: Collection[str]) -> None:
         """Mark keys that do not change inference as known."""

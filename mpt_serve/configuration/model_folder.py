@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from model.config.adapter import FILE as ADAPTER_CONFIG
+from model.config.config_files import has_config
 from model.gguf.header import find_gguf, is_gguf
 from mpt_serve.configuration.problems import ConfigurationError, Problem
 
@@ -34,8 +34,7 @@ def folder_problem(model: str) -> str | None:
     if is_gguf(path):
         return None
     if path.is_dir():
-        has_config = any((path / name).is_file() for name in ("config.json", ADAPTER_CONFIG))
-        return None if has_config else f"the folder '{path}' has no config.json, so it is not a checkpoint"
+        return None if has_config(path) else f"the folder '{path}' has no config.json, so it is not a checkpoint"
     if model.startswith(("/", ".", "~")) or model.count("/") != 1:
         return (
             f"there is no folder '{path}' on this node; use a checkpoint folder or GGUF file that exists on every node"

@@ -11,7 +11,7 @@ import pytest
 from tiny_model import TINY
 
 from model.checkpoint import convert
-from model.checkpoint.convert import Checkpoint, verify, write_safetensors
+from model.checkpoint.convert import Checkpoint, check_same_numbers, keeps_every_number, write_safetensors
 from model.checkpoint.convert_gguf import GGUF_TYPES, write_gguf
 from model.checkpoint.safetensors_file import read_safetensors
 from model.checkpoint.stored_tensor import CheckpointError
@@ -121,19 +121,77 @@ def test_large_checkpoints_have_shards_that_stay_when_it_is_repeated(
     assert numbers(tmp_path / "out") == numbers(source.path)
 
 
-def test_copies_that_differ_are_found(save: Callable[..., Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["llm-foundry", "gguf"])
+def test_copies_that_differ_are_found(
+    save: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
     source = Checkpoint.open(save(MODEL))
-    write_safetensors(source, tmp_path / "out", "llm-foundry")
-    file = tmp_path / "out" / "model.safetensors"
+    write = {
+        "llm-foundry": lambda: write_safetensors(source, tmp_path / "out", form),
+        "gguf": lambda: write_gguf(source, tmp_path / "out.gguf", "f32"),
+    }[form]
+    write()
+    file = tmp_path / {"llm-foundry": "out/model.safetensors", "gguf": "out.gguf"}[form]
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
     with pytest.raises(CheckpointError, match=r"'transformer\.\S+' is not what it was converted from"):
-        verify(source, tmp_path / "out", None)
-    config = tmp_path / "out" / "config.json"
-    config.write_text(config.read_text().replace('"no_bias": true', '"no_bias": true, "logit_scale": 3'))
+        write()  # finds a file of the right size
+    with pytest.raises(CheckpointError, match="is not what it was converted from"):
+        check_same_numbers(source, Checkpoint.open(file if form == "gguf" else file.parent))
+
+
+def test_configs_that_describe_another_model_are_found(
+    save: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = convert._write_json
+    monkeypatch.setattr(convert, "_write_json", lambda path, data: real(path, {**data, "logit_scale": 3}))
     with pytest.raises(CheckpointError, match="describes another model"):
-        verify(source, tmp_path / "out", None)
+        write_safetensors(Checkpoint.open(save(MODEL)), tmp_path / "out", "llm-foundry")
+
+
+@pytest.mark.parametrize("cut", [0, 1, 100, 5_000, 100_000, None])
+def test_a_gguf_file_is_continued_wherever_it_was_interrupted(
+    save: Callable[..., Path], tmp_path: Path, cut: int | None
+) -> None:
+    source, file = Checkpoint.open(save(MODEL)), tmp_path / "m.gguf"
+    write_gguf(source, file, "q8_0")
+    complete = file.read_bytes()
+    file.write_bytes(complete[:cut] if cut is not None else complete + b"more")
+    write_gguf(source, file, "q8_0")
+    assert file.read_bytes() == complete
+    write_gguf(source, file, "q4_0")
+    assert len(file.read_bytes()) < len(complete)
+
+
+def test_which_types_hold_every_number(save: Callable[..., Path], tmp_path: Path) -> None:
+    for dtype, holding in {"float32": {"f32"}, "bfloat16": {"f32", "bf16"}, "float16": {"f32", "f16"}}.items():
+        source = Checkpoint.open(save(MODEL, dtype=dtype, overwrite=True))
+        for kind in GGUF_TYPES:
+            file = tmp_path / f"{dtype}-{kind}.gguf"
+            write_gguf(source, file, kind)
+            assert keeps_every_number(source, Checkpoint.open(file)) == (kind in holding)
+
+
+def test_what_a_conversion_depends_on_is_its_identity(save: Callable[..., Path]) -> None:
+    source = Checkpoint.open(save(MODEL))
+    identity = source.identity("gguf", "q8_0")
+    assert Checkpoint.open(source.path).identity("gguf", "q8_0") == identity
+    assert source.identity("gguf", "q4_0") != identity
+    file = source.path / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    assert Checkpoint.open(source.path).identity("gguf", "q8_0") != identity
+
+
+def test_k_quants_are_what_gguf_py_cannot_write() -> None:
+    """When this fails, gguf-py writes more types: add them to GGUF_TYPES, and to docs/formats.md."""
+    blocks = np.zeros((1, 256), np.float32)
+    for kind in gguf.GGMLQuantizationType:
+        if kind.name[0] == "Q" and kind.name.endswith("_K"):
+            with pytest.raises(NotImplementedError):
+                gguf.quants.quantize(blocks, kind)
 
 
 def test_the_older_dialect_becomes_the_newer_one(save: Callable[..., Path], tmp_path: Path) -> None:

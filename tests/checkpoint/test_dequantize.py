@@ -1,9 +1,11 @@
 """GPTQ and AWQ checkpoints, packed here integer by integer: their matrices are the numbers that were packed."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -13,6 +15,7 @@ from model.checkpoint.folder import find_tensors
 from model.checkpoint.load import load_weights
 from model.checkpoint.stored_tensor import CheckpointError, read_whole
 from model.config.mpt_config import MptConfig
+from model.params.packed_matrix import PackedMatrix, unpack
 from model.params.weight_format import WeightFormat
 from model.params.weights import leaf_paths
 from model.pretrained import mpt_from_pretrained
@@ -98,6 +101,68 @@ def test_awq(tmp_path: Path, file: str) -> None:
     )
     assert np.array_equal(leaves["blocks/0/ffn/up_proj/weight"], up[3])
     assert np.array_equal(leaves["blocks/0/ffn/down_proj/weight"], down[3] / divisors.astype(np.float32))
+    load_weights(tmp_path, MptConfig.from_file(tmp_path), format=WeightFormat("int4", group=16))
+
+
+def int4_of(folder: Path, path: str = "blocks/0/ffn/up_proj/weight", **options: Any) -> np.ndarray:
+    weights, _ = mpt_from_pretrained(folder, format=WeightFormat("int4", **options))
+    leaves = leaf_paths(weights, is_leaf=lambda node: isinstance(node, PackedMatrix))
+    return np.asarray(unpack(leaves[path]))
+
+
+@pytest.mark.parametrize("method", ["gptq", "gptq_v2", "awq"])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_symmetric_integers_stay(tmp_path: Path, method: str, groups: int, caplog: pytest.LogCaptureFixture) -> None:
+    codes, _, scales, _ = quantised((256, 64), 4, groups)
+    zeros = np.full((groups, 256), 8)
+    matrix = (scales.astype(np.float32)[np.arange(64) // (64 // groups)] * (codes - 8)).T
+    tensors = {f"{UP}.scales": scales}
+    if method == "awq":
+        for part, values in {"qweight": codes, "qzeros": zeros}.items():
+            ordered = values.reshape(len(values), -1, 8)[..., AWQ_ORDER].reshape(values.shape)
+            tensors[f"{UP}.{part}"] = pack(ordered, 4)
+        found = {"quant_method": "awq", "bits": 4, "version": "gemm"}
+    else:
+        tensors[f"{UP}.qweight"] = pack(codes.T, 4).T
+        tensors[f"{UP}.qzeros"] = pack(zeros - (1 if method == "gptq" else 0), 4)
+        tensors[f"{UP}.g_idx"] = (np.arange(64) // (64 // groups)).astype(np.int32)
+        found = {"quant_method": "gptq", "bits": 4, "checkpoint_format": method}
+    folder = write(tmp_path, tensors, found)
+    with caplog.at_level("INFO"):
+        assert np.array_equal(int4_of(folder, group=16), matrix)
+    assert "1 matrices of the checkpoint's 4-bit integers are kept as int4" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "reason"),
+    [
+        ({}, {"group": 32}, "their groups of 16 inputs are no multiple of int4's 32"),
+        ({f"{UP}.qzeros": np.zeros((4, 32), np.int32)}, {}, r"their zero points are not all 8 \(asymmetric\)"),
+        ({f"{UP}.scales": np.ones((4, 256), np.float32)}, {}, "their scales are float32, not float16"),
+        ({f"{UP}.g_idx": np.arange(64, dtype=np.int32) % 4}, {}, r"their groups are no runs of inputs \(act-order\)"),
+        ({}, {"quantization": "none"}, "quantization is 'none'"),
+        ({}, {"quantization": "int8"}, "quantization is 'int8'"),
+    ],
+)
+def test_why_integers_do_not_stay_is_logged(
+    tmp_path: Path, change: dict[str, Any], options: dict[str, Any], reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    symmetric = {**GOOD, f"{UP}.qzeros": np.full((4, 32), 0x77777777, np.int32)}
+    folder = write(tmp_path, {**symmetric, **change}, GPTQ)
+    with caplog.at_level("INFO"):
+        mpt_from_pretrained(folder, format=WeightFormat(**{"quantization": "int4", "group": 16, **options}))
+    assert re.search(f"1 matrices of the checkpoint's integers are dequantised: {reason}", caplog.text)
+    assert "are kept" not in caplog.text
+
+
+def test_integers_that_stay_are_cached(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = write(tmp_path, {**GOOD, f"{UP}.qzeros": np.full((4, 32), 0x77777777, np.int32)}, GPTQ)
+    options: dict[str, Any] = {"format": WeightFormat("int4", group=16), "cache_dir": tmp_path / "cache"}
+    first, _ = mpt_from_pretrained(folder, **options)
+    with caplog.at_level("INFO"):
+        again, _ = mpt_from_pretrained(folder, **options)
+    assert "damaged" not in caplog.text
+    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True))
 
 
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 16}

@@ -1,6 +1,7 @@
 """Loading needs the memory of the weights and little more: measured in a separate process."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from tiny_model import TINY
-from torch_writer import View, write_zip
+from torch_writer import FakeTensor, View, pickled_with_python, write_sparse_zip, write_zip
 
 from model.config.mpt_config import MptConfig
 from model.params.weights import weight_specs
@@ -56,6 +57,21 @@ def write_bin(folder: Path) -> None:
     write_zip(folder / "pytorch_model.bin", state, storages)
 
 
+def write_composer(folder: Path) -> None:
+    """Write a checkpoint of training in float32, whose optimizer has twice the weights' bytes."""
+    shapes = {f"model.{spec.name}": spec.shape for spec in weight_specs(MptConfig.from_dict(BIG))}
+    model = {name: FakeTensor(name, shape) for name, shape in shapes.items()}
+    moments = {
+        name: {kind: FakeTensor(f"{name}.{kind}", shape) for kind in ("exp_avg", "exp_avg_sq")}
+        for name, shape in shapes.items()
+    }
+    state = {"state": {"optimizers": {"DecoupledAdamW": {"state": moments}}, "model": model}, "rng": list(range(5000))}
+    keys = list(shapes.items())
+    keys += [(f"{name}.{kind}", shape) for name, shape in shapes.items() for kind in moments[name]]
+    sizes = {key: 4 * math.prod(shape) for key, shape in keys}
+    write_sparse_zip(folder / "ep0-ba1-rank0.pt", pickled_with_python(state), sizes)
+
+
 def peak_and_weights(folder: Path, dtype: str, quantization: str) -> tuple[int, int]:
     """Return the bytes of memory that loading takes at its peak, and that the weights take."""
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parents[2])}
@@ -76,6 +92,15 @@ def test_peak_memory(tmp_path: Path, kind: str) -> None:
         peak, loaded = peak_and_weights(tmp_path, dtype, "none")
         assert loaded > size * 170_000_000
         assert 0.9 < peak / loaded < 1.1, f"{dtype or 'as stored'}: peak {peak}, weights {loaded}"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads its peak memory from Linux's /proc")
+def test_peak_memory_of_a_checkpoint_of_training(tmp_path: Path) -> None:
+    write_composer(tmp_path)
+    peak, loaded = peak_and_weights(tmp_path, "bfloat16", "none")
+    assert (tmp_path / "ep0-ba1-rank0.pt").stat().st_size > 6 * loaded
+    assert peak < 1.1 * loaded, f"peak {peak}, weights in bfloat16 {loaded}"
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 """Partition rules, and a model over eight virtual devices that computes what one device does."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from fast_compile import FAST_COMPILE_FLAGS
+from compilation import with_devices
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec
@@ -62,15 +61,11 @@ PER_HEAD_NORM_AND_ROPE = WIDE | {"attn_config": {"alibi": False, "rope": True, "
 )
 def test_eight_devices_compute_what_one_does(tmp_path: Path, config: dict[str, Any], fsdp: int, tensor: int) -> None:
     save_checkpoint(random_weights(config), config, tmp_path)
-    flags = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count=8 {FAST_COMPILE_FLAGS}",
-    }
     root = str(Path(__file__).parents[2])
     script = str(Path(__file__).with_name("sharded_run.py"))
     run = subprocess.run(
         [sys.executable, script, str(tmp_path), str(fsdp), str(tensor)],
-        env=flags | {"PYTHONPATH": root},
+        env=with_devices(8) | {"PYTHONPATH": root},
         capture_output=True,
         text=True,
         timeout=240,

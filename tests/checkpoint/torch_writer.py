@@ -1,11 +1,16 @@
 """Writes PyTorch .bin files byte by byte, honest and hostile ones, so that the tests need no torch."""
 
 import io
+import pickle
 import struct
+import sys
+import types
 import zipfile
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import ml_dtypes
 import numpy as np
@@ -135,3 +140,68 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray], legacy: bool = False
         write_legacy(path, state, {keys[n]: (a.size, a.tobytes()) for n, a in arrays.items()})
     else:
         write_zip(path, state, {keys[n]: a.tobytes() for n, a in arrays.items()})
+
+
+@dataclass(frozen=True)
+class FakeTensor:
+    """What Python's own pickler writes as torch's tensors are written, between any other objects."""
+
+    key: str
+    shape: tuple[int, ...]
+
+    def __reduce_ex__(self, protocol: int) -> Any:
+        strides = tuple(int(np.prod(self.shape[i + 1 :])) for i in range(len(self.shape)))
+        return _rebuild_tensor_v2, (_FakeStorage(self.key, self.shape), 0, self.shape, strides, False, OrderedDict())
+
+
+@dataclass(frozen=True)
+class _FakeStorage:
+    key: str
+    shape: tuple[int, ...]
+
+
+def _rebuild_tensor_v2(*_: Any) -> None:
+    raise AssertionError("called")
+
+
+class FloatStorage:
+    """The tag of float32 storages."""
+
+
+class _TorchPickler(pickle.Pickler):
+    def persistent_id(self, value: Any) -> Any:
+        if isinstance(value, _FakeStorage):
+            return ("storage", FloatStorage, value.key, "cpu", int(np.prod(value.shape)))
+        return None
+
+
+def pickled_with_python(value: Any, protocol: int = 2) -> bytes:
+    """Return a pickle of any objects, with each `FakeTensor` (float32) as torch.save writes tensors."""
+    torch, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
+    for module, thing in ((torch, FloatStorage), (utils, _rebuild_tensor_v2)):
+        setattr(module, thing.__name__, thing)
+        thing.__module__ = module.__name__
+    out = io.BytesIO()
+    with mock.patch.dict(sys.modules, {"torch": torch, "torch._utils": utils}):
+        _TorchPickler(out, protocol).dump(value)
+    return out.getvalue()
+
+
+def write_sparse_zip(path: Path, data_pkl: bytes, sizes: dict[str, int]) -> None:
+    """Write the zip format with storages of zeros that take no disk; `sizes` in bytes by key, below 4 GiB together."""
+    entries: list[tuple[bytes, int, int]] = []
+    with path.open("wb") as file:
+        for name, size in {"data.pkl": len(data_pkl), **{f"data/{key}": size for key, size in sizes.items()}}.items():
+            raw = f"archive/{name}".encode()
+            entries.append((raw, size, file.tell()))
+            file.write(b"PK\3\4" + struct.pack("<5H3I2H", 20, 0, 0, 0, 0, 0, size, size, len(raw), 0) + raw)
+            if name == "data.pkl":
+                file.write(data_pkl)
+            else:
+                file.seek(size, 1)
+        start = file.tell()
+        for raw, size, offset in entries:
+            fields = struct.pack("<6H3I5H2I", 20, 20, 0, 0, 0, 0, 0, size, size, len(raw), 0, 0, 0, 0, 0, offset)
+            file.write(b"PK\1\2" + fields + raw)
+        count, length = len(entries), file.tell() - start
+        file.write(b"PK\5\6" + struct.pack("<4H2IH", 0, 0, count, count, length, start, 0))

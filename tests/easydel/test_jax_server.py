@@ -38,6 +38,7 @@ def port_pair() -> int:
 def ray_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The folder of the Ray that `JAXServer` starts, whose environment is that of this process."""
     folder = Path(tempfile.mkdtemp(prefix="mpt-", dir="/tmp"))
+    monkeypatch.delenv("XLA_FLAGS")  # see tests/compilation.py
     for name, value in environment(folder, guarded=False).items():
         monkeypatch.setenv(name, value)
     yield folder

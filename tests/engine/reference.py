@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from fast_compile import FAST_COMPILE
 
 from model.config.mpt_config import MptConfig
 from model.layers.forward import forward
@@ -14,7 +13,7 @@ from model.params.weights import Weights
 from model.sampling.sampler import _uniform
 from mpt_serve.engine import SamplingParams
 
-_forward = jax.jit(forward, static_argnums=1, compiler_options=FAST_COMPILE)
+_forward = jax.jit(forward, static_argnums=1)
 
 
 def distribution(

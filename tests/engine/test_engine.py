@@ -1,7 +1,6 @@
 """The engine on a tiny MPT: the ids of every request are its own, whatever else the engine is doing."""
 
 import logging
-import os
 import subprocess
 import sys
 import threading
@@ -14,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from compilation import with_devices
 from engine_helpers import Listener, assert_all_free, generate, wait_idle, wait_until
-from fast_compile import FAST_COMPILE_FLAGS
 from reference import check_generated
 from small_engine import SETTINGS, VOCAB_LIMIT
 
@@ -425,15 +424,10 @@ def test_a_checkpoint_is_served_from_its_folder(
 
 @pytest.mark.slow
 def test_a_mesh_of_devices_gives_the_ids_of_one_device() -> None:
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count=2 {FAST_COMPILE_FLAGS}",
-        "JAX_PLATFORMS": "cpu",
-    }
     root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("mesh_run.py"))],
-        env={**environment, "PYTHONPATH": str(root)},
+        env={**with_devices(2), "PYTHONPATH": str(root)},
         capture_output=True,
         text=True,
         check=False,

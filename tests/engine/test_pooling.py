@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from engine_helpers import Listener, assert_all_free, wait_idle
-from fast_compile import FAST_COMPILE
 from small_engine import SETTINGS
 from test_broken_numbers import MakeEngine, broken_embedding, broken_norm
 from test_engine import lazy_engine, limited, prompt_of
@@ -31,7 +30,7 @@ RAW = SamplingParams(max_tokens=0, pooling="none")
 MEAN, LAST = replace(RAW, pooling="mean"), replace(RAW, pooling="last")
 SAMPLED = SamplingParams(max_tokens=20, seed=3, ignore_eos=True)
 
-_hidden = jax.jit(last_hidden_states, static_argnums=1, compiler_options=FAST_COMPILE)
+_hidden = jax.jit(last_hidden_states, static_argnums=1)
 
 
 def states_of(weights: Weights, config: MptConfig, ids: list[int]) -> np.ndarray:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fast_compile import FAST_COMPILE
+from compilation import OPTIMISED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import changed_logits, distribution
@@ -23,9 +23,9 @@ from model.sampling.sampler import NO_NUMBER, _uniform, sample, set_slot_state
 
 MAX_LOGPROBS = 20
 
-sample_often = jax.jit(sample, static_argnums=(4, 5, 6))  # for shapes that many tests share
-sample_jit = jax.jit(sample, static_argnums=(4, 5, 6), compiler_options=FAST_COMPILE)
-prompt_logprobs_jit = jax.jit(prompt_logprobs, static_argnums=(2, 3, 4), compiler_options=FAST_COMPILE)
+sample_often = jax.jit(sample, static_argnums=(4, 5, 6), compiler_options=OPTIMISED)  # for shapes that many tests share
+sample_jit = jax.jit(sample, static_argnums=(4, 5, 6))
+prompt_logprobs_jit = jax.jit(prompt_logprobs, static_argnums=(2, 3, 4))
 native = SamplingKernels(choose_ids, log_probabilities)
 kernel: SamplingKernels | None = None
 

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fast_compile import FAST_COMPILE
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
@@ -22,7 +21,7 @@ from model.params.step_batch import StepBatch
 
 
 def compiled(attention):
-    return jax.jit(attention, static_argnums=3, donate_argnums=1, compiler_options=FAST_COMPILE)
+    return jax.jit(attention, static_argnums=3, donate_argnums=1)
 
 
 reference = compiled(xla_attention)

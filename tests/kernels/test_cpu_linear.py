@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from fast_compile import FAST_COMPILE
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
@@ -41,7 +40,7 @@ def few(test):
 
 
 def fast(function, *static):
-    return jax.jit(function, static_argnames=static, compiler_options=FAST_COMPILE)
+    return jax.jit(function, static_argnames=static)
 
 
 linear = fast(cpu.linear, "activation")

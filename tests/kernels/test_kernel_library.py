@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from fast_compile import FAST_COMPILE_FLAGS
 
 import model.kernels.cpu
 from model.kernels.cpu import library as module
@@ -35,7 +34,7 @@ print(library and library.instruction_set, *logits[0, -1, :4].tolist())
 
 
 def run(kernels: str) -> tuple[str, list[float]]:
-    environment = {**os.environ, VARIABLE: kernels, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FAST_COMPILE_FLAGS}
+    environment = {**os.environ, VARIABLE: kernels, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", PROGRAM]
     name, *logits = subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout.split()
     return name, [float(x) for x in logits]

@@ -6,7 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from fast_compile import FAST_COMPILE
+from compilation import OPTIMISED
 from jax.typing import DTypeLike
 
 from model.config.mpt_config import MptConfig
@@ -89,5 +89,5 @@ def _run(config, attention, weights, cache, batch):  # type: ignore[no-untyped-d
 
 
 _jit = partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
-_step = _jit(_run, compiler_options=FAST_COMPILE)
-_optimised_step = _jit(_run)
+_step = _jit(_run)
+_optimised_step = _jit(_run, compiler_options=OPTIMISED)

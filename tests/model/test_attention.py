@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from fast_compile import FAST_COMPILE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import jit, random
@@ -15,7 +14,7 @@ from model.layers.forward import forward
 from model.ops.alibi import alibi_slopes
 from model.params.weights import init_weights
 
-full_forward = jit(forward, static_argnums=1, compiler_options=FAST_COMPILE)
+full_forward = jit(forward, static_argnums=1)
 SHAPE = {"model_type": "mpt", "d_model": 32, "n_heads": 4, "n_layers": 1, "vocab_size": 64, "max_seq_len": 64}
 
 

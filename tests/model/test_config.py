@@ -129,7 +129,24 @@ def test_auto_map_is_data(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"attn": {"prefix_lm": True}}, "'attn_config.prefix_lm' is True; prefix language models are not supported"),
+        (
+            {"attn": {"prefix_lm": True}},
+            "'attn_config.prefix_lm' is True; prefix language models, which attend to all of a prompt in both"
+            " directions, are not supported, and ignoring it would change the model's output. No published MPT has"
+            " it, and llm-foundry removed the key in 0.7; run this one with llm-foundry 0.6",
+        ),
+        (
+            {"block_overrides": {"order": [{"name": "default"}]}},
+            "'block_overrides' is {'order': [{'name': 'default'}]}; blocks that differ from each other are not"
+            " supported, and ignoring it would change the model's output. No published MPT has it; run this"
+            " one with llm-foundry, or train it without the key",
+        ),
+        (
+            {"head_dim": 24},
+            "'head_dim' is 24; heads of another width than d_model / n_heads (16) are not supported, and ignoring it"
+            " would change the model's output. No published MPT has it, and llm-foundry has had the key only since"
+            " 0.22; run this one with llm-foundry, or train it without the key",
+        ),
         ({"attn": {"clip_qkw": 6}}, "'attn_config.clip_qkw' is 6; unknown key; did you mean 'attn_config.clip_qkv'?"),
         ({"attn": {"clip_qkv": "6"}}, "'attn_config.clip_qkv' is '6'; it must be a finite number"),
         ({"attn": {"clip_qkv": -1}}, "'attn_config.clip_qkv' is -1.0; it must be a number above 0"),
@@ -142,7 +159,12 @@ def test_auto_map_is_data(tmp_path: Path) -> None:
         ({"attn": {"reuse_kv_layer_idx": -1}}, "'attn_config.reuse_kv_layer_idx' is -1"),
         (
             {"attn": {"rope": True, "rope_dail_config": {"type": "xpos"}}},
-            "'attn_config.rope_dail_config.type' is 'xpos'",
+            "'attn_config.rope_dail_config.type' is 'xpos'; xPos is not supported, and ignoring it would change the"
+            " model's output. No published MPT has it; run this one with llm-foundry, or train it without the key",
+        ),
+        (
+            {"attn": {"rope": True, "rope_dail_config": {"type": "ypos"}}},
+            "'attn_config.rope_dail_config.type' is 'ypos'; this package runs original",
         ),
         (
             {"attn": {"rope": True, "rope_impl": "hf", "rope_hf_config": {"type": "yarn"}}},

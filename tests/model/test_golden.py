@@ -9,7 +9,6 @@ import jax
 import numpy as np
 import pytest
 from _pytest.mark import ParameterSet
-from fast_compile import FAST_COMPILE
 from paged_run import PagedRun
 
 from model.checkpoint.load import load_weights
@@ -58,7 +57,7 @@ def close(found: np.ndarray, golden: np.ndarray) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_full_forward(name: str) -> None:
     config, weights, golden = case(name)
-    logits = jax.jit(forward, static_argnums=1, compiler_options=FAST_COMPILE)(weights, config, golden["ids"][None])
+    logits = jax.jit(forward, static_argnums=1)(weights, config, golden["ids"][None])
     close(np.asarray(logits[0]), golden["logits"])
 
 

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from fast_compile import FAST_COMPILE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +17,7 @@ from model.params.packed_matrix import PANEL, PackedMatrix, packed_arrays, take_
 
 FLOATS = [np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16)]
 FORMATS = ["float32", "bfloat16", "int8", "int4"]
-unpacked = jax.jit(unpack, compiler_options=FAST_COMPILE)
+unpacked = jax.jit(unpack)
 
 # Around the sizes of a panel, a word and a group; few, since XLA compiles `unpack` for each.
 SHAPES = st.tuples(st.sampled_from([1, 31, 33, 64]), st.sampled_from([1, 3, 8, 41]))

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fast_compile import FAST_COMPILE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import Array, export
@@ -43,7 +42,7 @@ def make_config(heads: int = 4, kv_heads: int = 4, head_dim: int = 16, **keys: A
 
 @cache
 def compiled(attention: str, config: MptConfig) -> Any:
-    return jax.jit(partial(ATTENTION[attention], config=config), compiler_options=FAST_COMPILE)
+    return jax.jit(partial(ATTENTION[attention], config=config))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fast_compile import FAST_COMPILE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,8 +16,8 @@ from model.params.packed_matrix import PANEL, PackedMatrix, unpack
 from model.params.weight_format import WeightFormat
 from model.params.weights import Weights, assemble_weights, leaf_paths, weight_specs
 
-full_forward = jax.jit(forward, static_argnums=1, compiler_options=FAST_COMPILE)
-unpacked = jax.jit(unpack, compiler_options=FAST_COMPILE)
+full_forward = jax.jit(forward, static_argnums=1)
+unpacked = jax.jit(unpack)
 
 # Around the sizes of a panel, a word and a group; few, since XLA compiles `unpack` for each.
 SHAPES = st.tuples(st.sampled_from([1, 33, 64]), st.sampled_from([3, 64, 130]))

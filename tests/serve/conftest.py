@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from server import ServerProcess, free_port, serve_config
+from shared_servers import shared
 from tiny_checkpoint import END, write_tiny_checkpoint
 
 # Ray's own modules warn while they are imported; everything after that counts as an error here, as elsewhere.
@@ -47,5 +48,5 @@ def ending_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerPr
         "max_model_len": 2048,
         "engine": {"max_num_seqs": 16, "max_num_batched_tokens": 64, "num_blocks": 512, "pre_compile": False},
     }
-    with ServerProcess.of(serve_config(args, free_port()), tmp_path_factory.mktemp("server")) as server:
-        yield server.wait_ready()
+    with shared(ServerProcess.of(serve_config(args, free_port()), tmp_path_factory.mktemp("server"))) as server:
+        yield server

@@ -32,6 +32,7 @@ class Deployed:
         self._dashboard_port = free_port()
         self._temp = Path(tempfile.mkdtemp(prefix="mpt-", dir="/tmp"))
         self._patch = pytest.MonkeyPatch()
+        self._patch.delenv("XLA_FLAGS")  # see tests/compilation.py
         for name, value in environment(self._temp).items():
             self._patch.setenv(name, value)
         self._patch.setenv("RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "0.5")
