@@ -54,9 +54,11 @@ class ResponseReceiver(LinkReceiver):
                 parts[number] = parts[number][0] + body if number in parts else body, ends
         for number, (body, ends) in parts.items():
             response = self._responses.get(number)
-            if response is not None:  # else its client has left, and the Ingress will soon know
+            if response is not None and not response.ended:
                 response.connection = connection
                 response.take(body, ends=ends)
+            elif not ends:
+                connection.send(number)  # its client has left
         while self.waiting.bytes > MAX_WAITING_BYTES:
             most = max(self._responses.values(), key=lambda response: response.waiting_bytes)
             if most.waiting_bytes == 0:  # what waits belongs to responses that have been closed
@@ -114,6 +116,11 @@ class LinkedResponse:
         return self._linked and not self._ended.done()
 
     @property
+    def ended(self) -> bool:
+        """Return whether nothing more is sent to the client."""
+        return self._ended.done()
+
+    @property
     def waiting_bytes(self) -> int:
         """Return how much waits until the client reads."""
         return len(self._waiting)
@@ -146,7 +153,7 @@ class LinkedResponse:
 
     def take(self, body: bytes, *, ends: bool) -> None:
         """Take a part of the body."""
-        if self._ended.done():
+        if self.ended:
             return
         self._waiting += body
         self._all_waiting.bytes += len(body)
