@@ -80,9 +80,9 @@ def main() -> None:
         weights, config = mpt_from_pretrained(folder, dtype="float32", format=format)
         ids = text_ids(folder, options.text, config, min(options.tokens, config.max_seq_len))
         run = partial(text_logits, weights, config, jnp.asarray(ids))
-        expected = run("float32", select_kernels(devices, config, "float32", options.kernels).attention)
+        expected = run("float32", select_kernels(weights, config, "float32", options.kernels).attention)
         for dtype in options.dtypes:
-            found = run(dtype, select_kernels(devices, config, dtype, options.kernels).attention)
+            found = run(dtype, select_kernels(weights, config, dtype, options.kernels).attention)
             mean, largest, same, error = (float(x) for x in divergence(expected, found))
             figures = {"kl_mean": mean, "kl_max": largest, "same_choice": same, "logit_error": error}
             rounded = {name: float(f"{figure:.3g}") for name, figure in figures.items()}

@@ -20,11 +20,16 @@ from model.kernels.cpu.attention import paged_attention as cpu_attention
 from model.kernels.cpu.huge_pages import use_huge_pages
 from model.kernels.cpu.library import kernel_library, kernels_available
 from model.kernels.cpu.sampling import choose_ids, log_probabilities
-from model.layers.paged_forward import CacheAttention, write_then, xla_attention
+from model.kernels.cpu.step import computes_whole_step, whole_step
+from model.layers.paged_forward import CacheAttention, WholeStep, write_then, xla_attention
 from model.params.kv_cache import KvCache, LayerCache
 from model.params.step_batch import StepBatch
 from model.params.weight_format import WeightFormat
+from model.params.weights import Weights
 from model.sampling.batch import SamplingKernels
+
+_WHOLE_STEP_TOKENS = 64
+"""Larger steps take so long that the time between kernels is next to nothing."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,9 @@ class SelectedKernels:
     """What was selected for the devices, the model and its cache, and what follows from it for their user."""
 
     attention: CacheAttention
+    whole_step: WholeStep | None
+    """Computes all layers of a small step in place of `attention` and the kernels of linear layers; None: there is no
+    such kernel."""
     sampling: SamplingKernels | None
     """None where XLA compiles the definitions."""
     ragged_decode: bool
@@ -42,6 +50,10 @@ class SelectedKernels:
     huge_pages: bool
     """Whether the cache is read in scattered blocks of host memory, which huge pages make faster."""
 
+    def whole_step_of(self, tokens: int) -> WholeStep | None:
+        """Return the kernel for all layers of a step of that many tokens; None where several kernels compute it."""
+        return self.whole_step if tokens <= _WHOLE_STEP_TOKENS else None
+
     def prepare_cache(self, cache: KvCache) -> None:
         """Place a new cache in memory as the kernels read it best."""
         if self.huge_pages:
@@ -49,17 +61,19 @@ class SelectedKernels:
 
 
 def select_kernels(
-    devices: Set[jax.Device], config: MptConfig, cache_dtype: DTypeLike, kernels: str = "auto"
+    weights: Weights, config: MptConfig, cache_dtype: DTypeLike, kernels: str = "auto"
 ) -> SelectedKernels:
-    """Return the fastest kernels that these devices have for the model and a cache of `cache_dtype`."""
+    """Return the fastest kernels that the devices of the weights have for them and a cache of `cache_dtype`."""
+    devices = weights.norm_f.weight.devices()
     dtype = jnp.dtype(cache_dtype)
     library = kernel_library() if _has_cpu_kernels(devices, kernels) else None
     if library is None:
         attention = xla_attention if kernels == "xla" else _accelerator_attention(devices, config, dtype)
-        return SelectedKernels(attention, None, ragged_decode=False, row_tile=None, huge_pages=False)
+        return SelectedKernels(attention, None, None, ragged_decode=False, row_tile=None, huge_pages=False)
     native = dtype in CACHE_DTYPES
     return SelectedKernels(
         attention=cpu_attention if native else xla_attention,
+        whole_step=whole_step if native and computes_whole_step(weights, config) else None,
         sampling=sampling_kernels(devices, kernels),
         ragged_decode=native,
         row_tile=library.row_tile,

@@ -101,7 +101,7 @@ def resolve_checkpoint(path_or_id: str | Path, revision: str | None = None) -> P
     if folder.is_dir():
         return _check_folder(folder)
     if folder.exists():
-        raise CheckpointError(f"'{path_or_id}' is a file; {LAYOUT} is needed")
+        raise CheckpointError(f"'{path_or_id}' is a file; {LAYOUT} is needed{_composer_advice(folder)}")
     if isinstance(path_or_id, Path) or _HUB_ID.fullmatch(path_or_id) is None:
         raise CheckpointError(f"there is no folder '{path_or_id}'; {LAYOUT} is needed, or a hub id as 'owner/name'")
     return _check_folder(_download(path_or_id, revision))
@@ -115,9 +115,17 @@ def _check_folder(folder: Path) -> Path:
     if weights and has_config(folder):
         return folder
     missing = "weights" if (folder / "config.json").is_file() else "config.json"
+    advice = "" if missing == "weights" else _composer_advice(find_weights(folder))
     found = sorted(entry.name for entry in folder.iterdir())
     listed = ", ".join(found[:10]) + (", ..." if len(found) > 10 else "") or "nothing"
-    raise CheckpointError(f"'{folder}' holds no {missing}: {LAYOUT} is needed; found: {listed}")
+    raise CheckpointError(f"'{folder}' holds no {missing}: {LAYOUT} is needed; found: {listed}{advice}")
+
+
+def _composer_advice(file: Path | None) -> str:
+    """Return how to use a checkpoint of Composer, which may hold its config; nothing for other files."""
+    if file is None or file.suffix != ".pt":
+        return ""
+    return f". Where Composer has saved the config in it: mpt-serve convert {file} FOLDER"
 
 
 def _download(hub_id: str, revision: str | None) -> Path:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from model.checkpoint.stored_tensor import CheckpointError, Computed, StoredTensor, read_whole
 from model.config.ft_config import read_ft_config
+from model.config.lfs_pointer import lfs_pointer_problem
 from model.config.strict_reader import ConfigError
 
 _BLOCK = {
@@ -87,6 +88,9 @@ def _raw(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> StoredTens
         raise CheckpointError(f"{path.parent}: {path.name} is missing; convert the original checkpoint again")
     size = path.stat().st_size
     if size != expected:
+        pointer = lfs_pointer_problem(path)
+        if pointer is not None:
+            raise CheckpointError(pointer)
         raise CheckpointError(
             f"{path}: has {size} bytes; a {dtype} tensor {list(shape)} has {expected}. It is truncated, or config.ini"
             " is of another model"

@@ -11,6 +11,7 @@ __all__ = ["LoadProgress"]
 
 logger = logging.getLogger(__name__)
 
+_LOADING = "Loading weights"
 _PERIOD_S = 2.0
 _MIB = 2**20
 
@@ -18,10 +19,11 @@ _MIB = 2**20
 class LoadProgress:
     """Counts bytes up to `total`; a context manager.
 
-    progress: whether to show a bar on stderr; None: on a terminal. title: what is done, in front of the bar.
+    progress: whether to show a bar on stderr; None: on a terminal.
+    title: what is done, in front of the bar and in the log.
     """
 
-    def __init__(self, total: int, progress: bool | None, title: str = "Loading weights") -> None:
+    def __init__(self, total: int, progress: bool | None, title: str = _LOADING) -> None:
         disable = None if progress is None else not progress  # tqdm's None: only on a terminal
         self._bar = tqdm(
             total=total,
@@ -32,6 +34,7 @@ class LoadProgress:
             disable=disable,
             leave=False,
         )
+        self._message = "weights: %d of %d MiB read" if title == _LOADING else f"{title}: %d of %d MiB"
         self._total = total
         self._done = 0
         self._logged_at = time.monotonic()
@@ -42,7 +45,7 @@ class LoadProgress:
         self._done += size
         now = time.monotonic()
         if now - self._logged_at >= _PERIOD_S:
-            logger.info("weights: %d of %d MiB read", self._done // _MIB, -(-self._total // _MIB))
+            logger.info(self._message, self._done // _MIB, -(-self._total // _MIB))
             self._logged_at = now
 
     def __enter__(self) -> Self:

@@ -46,8 +46,19 @@ def read_orbax(folder: Path) -> dict[str, StoredTensor]:
     for keys, leaf in leaves:
         path = tuple(str(getattr(key, "key", key)) for key in keys)
         if isinstance(leaf, ocp.metadata.ArrayMetadata) and leaf.dtype is not None:
+            check_chunks(folder, path, leaf.shape, leaf.storage.chunk_shape if leaf.storage else None)
             tensors[".".join(path)] = _stored(folder, files, path, leaf.shape, np.dtype(leaf.dtype))
     return tensors
+
+
+def check_chunks(folder: Path, path: tuple[str, ...], shape: tuple[int, ...], chunk: tuple[int, ...] | None) -> None:
+    """Raise CheckpointError where an array's chunks are larger than it is: reading one would take any memory."""
+    if chunk is not None and (
+        len(chunk) != len(shape) or any(c > max(n, 1) for c, n in zip(chunk, shape, strict=True))
+    ):
+        raise CheckpointError(
+            f"{folder}: {'.'.join(path)[:200]!r} is {list(shape)} in chunks of {list(chunk)}; it is damaged"
+        )
 
 
 def write_tree(folder: Path, arrays: Mapping[str, NDArray[Any]]) -> None:

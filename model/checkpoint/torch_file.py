@@ -59,7 +59,23 @@ def read_torch(path: Path, training: bool = False) -> dict[str, StoredTensor]:
     return {name: _stored_tensor(path, name, view, extents) for name, view in views.items()}
 
 
+def read_training_state(path: Path) -> Any:
+    """Return everything in a checkpoint of training as plain data, with views for tensors and `Opaque` for objects.
+
+    Nothing is called. Raises CheckpointError as `read_torch`, and for the format before PyTorch 1.6.
+    """
+    with path.open("rb") as file:
+        return _zip_state(path, file, training=True)[0]
+
+
 def _read_zip(path: Path, file: BinaryIO, training: bool) -> tuple[dict[str, TensorView], Mapping[str, _Extent]]:
+    state, extents = _zip_state(path, file, training)
+    views = _views(path, _model_state(path, state) if training else state)
+    return views, {name.removeprefix("data/"): extent for name, extent in extents.items() if name.startswith("data/")}
+
+
+def _zip_state(path: Path, file: BinaryIO, training: bool) -> tuple[Any, Mapping[str, _Extent]]:
+    """Return what the pickle describes, and where each entry is."""
     try:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
@@ -82,10 +98,9 @@ def _read_zip(path: Path, file: BinaryIO, training: bool) -> tuple[dict[str, Ten
             raise CheckpointError(f"{path}: stored with byte order {order!r}; only little-endian files are read")
     file.seek(extents["data.pkl"].offset)
     state = read_pickle(file, str(path), training)
-    views = _views(path, _model_state(path, state) if training else state)
     if file.tell() > extents["data.pkl"].offset + extents["data.pkl"].nbytes:
         raise CheckpointError(f"{path}: the pickle runs beyond data.pkl")
-    return views, {name.removeprefix("data/"): extent for name, extent in extents.items() if name.startswith("data/")}
+    return state, extents
 
 
 def _zip_extent(path: Path, file: BinaryIO, entry: zipfile.ZipInfo) -> _Extent:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from model.config.lfs_pointer import lfs_pointer_problem
 from model.config.strict_reader import ConfigError
 
 FILE = "config.ini"
@@ -32,6 +33,9 @@ def read_ft_config(folder: Path) -> FasterTransformerConfig:
     they have their defaults. Where the model has no biases it writes zeros, so all are read.
     """
     file = folder / FILE
+    pointer = lfs_pointer_problem(file)
+    if pointer is not None:
+        raise ConfigError(pointer)
     parser = configparser.ConfigParser(interpolation=None)
     try:
         text = file.read_bytes()[:_MAX_BYTES].decode("utf-8")

@@ -45,7 +45,7 @@ def last_hidden_states(weights: Weights, config: MptConfig, input_ids: Array) ->
     Raises as `forward`.
     """
     x = _residual_stream(weights, config, take(weights.wte, input_ids))
-    return apply_norm(x, weights.norm_f, weights.wte if weights.lm_head is None else weights.lm_head)
+    return apply_norm(x, weights.norm_f, weights.head)
 
 
 def _residual_stream(weights: Weights, config: MptConfig, x: Array) -> Array:
@@ -119,9 +119,13 @@ def ffn(x: Array, norm: Norm, w: Ffn, config: MptConfig) -> Array:
 
 
 def logits(weights: Weights, config: MptConfig, x: Array) -> Array:
-    """Apply the last norm and the output head: x [..., d] -> [..., V] float32; scaled first, soft-capped last."""
-    head = weights.wte if weights.lm_head is None else weights.lm_head
-    y = project(x, Linear(head), weights.norm_f) * config.logit_scale
+    """Apply the last norm and the output head: x [..., d] -> [..., V] float32."""
+    return scaled_logits(project(x, Linear(weights.head), weights.norm_f), config)
+
+
+def scaled_logits(y: Array, config: MptConfig) -> Array:
+    """Return the logits of the head's product [..., V]: scaled first, soft-capped last."""
+    y = y * config.logit_scale
     cap = config.final_logit_softcap
     return y if cap is None else cap * jnp.tanh(y / cap)
 

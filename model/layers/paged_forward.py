@@ -8,7 +8,7 @@ from jax import Array
 
 from model.config.mpt_config import MptConfig
 from model.layers.attention import paged_attention
-from model.layers.forward import block, embed, logits
+from model.layers.forward import block, embed, logits, scaled_logits
 from model.ops.rope import rope_frequencies
 from model.params.kv_cache import KvCache, LayerCache, write_kv
 from model.params.qkv import Qkv
@@ -17,6 +17,10 @@ from model.params.weights import Block, Weights
 
 CacheAttention = Callable[[Qkv, LayerCache, StepBatch, MptConfig], tuple[Array, LayerCache]]
 """(Qkv of T tokens, cache, batch, config) -> ([T, H, hd] float32, the cache with their keys and values in it)"""
+
+WholeStep = Callable[[Array, Weights, MptConfig, KvCache, StepBatch, Array], tuple[Array, Array, KvCache]]
+"""(embeddings [T, d], weights, config, cache, batch, sampled [S]) -> hidden states and cache as `forward_step`, between
+them the product of the head [S, V] for the tokens `sampled`: all layers as one kernel"""
 
 
 @cache  # the same function each time: it is a static argument of compiled programs
@@ -47,6 +51,27 @@ def forward_step(
         x, layer = _cached_block(x, b, layer, batch, config, attention)
         layers.append(layer)
     return x, KvCache(tuple(layers))
+
+
+def forward_and_logits(
+    weights: Weights,
+    config: MptConfig,
+    cache: KvCache,
+    batch: StepBatch,
+    sampled: Array,
+    attention: CacheAttention = xla_attention,
+    whole_step: WholeStep | None = None,
+) -> tuple[Array, Array, KvCache]:
+    """Return hidden states and cache as `forward_step`, between them the logits [S, V] of the tokens `sampled` [S].
+
+    whole_step: computes all layers in place of `attention` and the kernels of linear layers.
+    """
+    if whole_step is None:
+        hidden_states, cache = forward_step(weights, config, cache, batch, attention)
+        return hidden_states, lm_logits(weights, config, hidden_states[sampled]), cache
+    x = embed(weights, config, batch.tokens, batch.positions)
+    hidden_states, product, cache = whole_step(x, weights, config, cache, batch, sampled)
+    return hidden_states, scaled_logits(product, config), cache
 
 
 def lm_logits(weights: Weights, config: MptConfig, hidden_states: Array) -> Array:

@@ -73,6 +73,11 @@ class Weights:
     wpe: Array | None = None
     lm_head: Matrix | None = None
 
+    @property
+    def head(self) -> Matrix:
+        """The matrix of the output head."""
+        return self.wte if self.lm_head is None else self.lm_head
+
 
 class WeightSpec(NamedTuple):
     """One parameter: its path in `Weights`, its name in a checkpoint, its shape, and its value at initialisation."""

@@ -1,5 +1,9 @@
 """`mpt-serve convert`: a checkpoint in another format."""
 
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 import typer
@@ -9,7 +13,8 @@ __all__ = ["convert"]
 
 def convert(
     source: Annotated[
-        str, typer.Argument(help="a checkpoint folder, an adapter's folder, a GGUF file or a Hugging Face id")
+        str,
+        typer.Argument(help="a checkpoint folder, an adapter's folder, a GGUF or Composer file or a Hugging Face id"),
     ],
     target: Annotated[str, typer.Argument(help="the folder to write, or the GGUF file")],
     to: Annotated[
@@ -41,7 +46,22 @@ def convert(
     """
     from mpt_serve.conversion.convert import convert as convert_checkpoint
 
-    done = convert_checkpoint(source, target, to, kind, not no_tokenizer, overwrite, max_divergence)
+    with contextlib.nullcontext() if sys.stderr.isatty() else _progress_lines():
+        done = convert_checkpoint(source, target, to, kind, not no_tokenizer, overwrite, max_divergence)
     found = done.comparison
     same = "equal in every bit" if found.same else f"mean KL {found.divergence:.2g} nats"
     print(f"wrote {done.path}; logits: {same}, the same most likely token at {found.same_token:.1%} of the positions")
+
+
+@contextlib.contextmanager
+def _progress_lines() -> Iterator[None]:
+    """Write to stderr what is logged of the progress, as there is no terminal for bars."""
+    logger, handler = logging.getLogger("model.checkpoint.load_progress"), logging.StreamHandler(sys.stderr)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)

@@ -1,5 +1,6 @@
 """Converts a checkpoint with its tokenizer: what `mpt-serve convert` does."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from model.config.strict_reader import ConfigError
 from model.pretrained import resolve_checkpoint
 from mpt_serve.configuration.problems import ConfigurationError, Problem
 from mpt_serve.conversion.compare_logits import Comparison, compare_logits
+from mpt_serve.conversion.composer_source import composer_folder
 from mpt_serve.conversion.text_files import vocabulary_adder, write_text_files
 from mpt_serve.text.tokenizer import TextTokenizer, TokenizerError
 
@@ -23,17 +25,18 @@ __all__ = ["FORMS", "MAX_DIVERGENCE", "TYPES", "Conversion", "convert"]
 
 FORMS = ("llm-foundry", "transformers", "orbax", "gguf")
 TYPES = ("bfloat16", "float16", "float32", *GGUF_TYPES)
-MAX_DIVERGENCE = {  # mean KL in nats, about ten times the embedded model's, which has the least to spare
+MAX_DIVERGENCE = {  # mean KL in nats, seven times the embedded model's or more, which has the least to spare
     "float32": 1e-6, "float16": 1e-3, "bfloat16": 5e-3, "f32": 1e-6, "f16": 1e-3, "bf16": 5e-3,
     "q8_0": 0.01, "q5_1": 0.25, "q5_0": 0.25, "q4_1": 1.0, "q4_0": 1.0,
 }  # fmt: skip
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "orbax")  # what is written to folders
 _UNWRITABLE = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq", "tq", "mxfp4", "nvfp4")
 _PROMPT = (
     "The city lies on both banks of a river that is too wide for a bridge. A ferry crosses it every twenty minutes,"
     " and in winter, when there is ice, not at all.\n\ndef area(width: float, height: float) -> float:\n    return"
     " width * height\n\nQuestion: What is the capital of France?\nAnswer:"
 )
-_ROWS, _LENGTH = 4, 48  # of the prompts that source and result are compared with
+_ROWS, _LENGTH = 3, 32  # of the prompts that source and result are compared with
 
 
 @dataclass(frozen=True)
@@ -64,31 +67,44 @@ def convert(
 
     Raises ConfigurationError where the source cannot be read, the form cannot represent it, or the result differs.
     """
-    path = Path(target).expanduser()
+    path = Path(target).expanduser().resolve()
     form = form or ("gguf" if path.suffix == ".gguf" else "llm-foundry")
     _check_kind(form, kind)
     try:
-        folder = resolve_checkpoint(source)
-        _check_target(folder, path, overwrite)
-        checkpoint = Checkpoint.open(folder)
-        text = TextTokenizer.find(folder) if tokenizer else None
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial_output(path, checkpoint.identity(form, kind)) as partial:
-            written = partial
-            if form == "gguf":
-                written = partial / path.name
-                adder = None if text is None else vocabulary_adder(text, folder, checkpoint.config.vocab_size)
-                write_gguf(checkpoint, written, kind or "f16", adder)
-            elif form == "orbax":
-                write_orbax(checkpoint, partial, kind)
-            else:
-                write_safetensors(checkpoint, partial, form, kind)
-            if form != "gguf" and text is not None:
-                write_text_files(folder, partial, text)
-            comparison = _compare(checkpoint, Checkpoint.open(written), text, kind, max_divergence)
-        return Conversion(path, comparison)
+        with composer_folder(source) as found:
+            return _convert(resolve_checkpoint(found), path, form, kind, tokenizer, overwrite, max_divergence)
     except (CheckpointError, ConfigError, TokenizerError, OSError) as error:
         raise ConfigurationError([Problem((), str(error))]) from error
+
+
+def _convert(
+    folder: Path,
+    path: Path,
+    form: str,
+    kind: str | None,
+    tokenizer: bool,
+    overwrite: bool,
+    max_divergence: float | None,
+) -> Conversion:
+    _check_target(folder, path, form, overwrite)
+    checkpoint = Checkpoint.open(folder)
+    text = TextTokenizer.find(folder) if tokenizer else None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with partial_output(path, checkpoint.identity(form, kind)) as partial:
+        written = partial
+        if form == "gguf":
+            written = partial / path.name
+            adder = None if text is None else vocabulary_adder(text, folder, checkpoint.config.vocab_size)
+            write_gguf(checkpoint, written, kind or "f16", adder)
+        elif form == "orbax":
+            write_orbax(checkpoint, partial, kind)
+        else:
+            write_safetensors(checkpoint, partial, form, kind)
+        if form != "gguf" and text is not None:
+            write_text_files(folder, partial, text)
+        comparison = _compare(checkpoint, Checkpoint.open(written), text, kind, max_divergence)
+        _remove_replaced(path, {entry.name for entry in partial.iterdir()})
+    return Conversion(path, comparison)
 
 
 def _check_kind(form: str, kind: str | None) -> None:
@@ -102,12 +118,26 @@ def _check_kind(form: str, kind: str | None) -> None:
     raise ConfigurationError([Problem(("--type",), message)])
 
 
-def _check_target(source: Path, target: Path, overwrite: bool) -> None:
+def _check_target(source: Path, target: Path, form: str, overwrite: bool) -> None:
     if target.exists() and target.resolve() in (source.resolve(), source.resolve().parent):
         raise CheckpointError(f"{target} is where the source is; choose another place")
     holds = target.is_file() or find_weights(target) is not None or (target / "config.json").exists()
     if holds and not overwrite:
         raise CheckpointError(f"{target} already holds a checkpoint; choose another place, or use --overwrite")
+    old = find_weights(target)
+    if form == "orbax" and old is not None and old.name not in _WEIGHTS and old.suffix not in (".gguf", ".pt"):
+        raise CheckpointError(
+            f"{target} holds {old.name}, which is read instead of an Orbax tree; choose another place"
+        )
+
+
+def _remove_replaced(target: Path, written: set[str]) -> None:
+    """Remove from a folder what an earlier conversion has written to it, and this one does not replace by its name."""
+    for name in _WEIGHTS:
+        if name not in written and (target / name).is_dir():
+            shutil.rmtree(target / name)
+        elif name not in written:
+            (target / name).unlink(missing_ok=True)
 
 
 def _compare(

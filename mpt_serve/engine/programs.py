@@ -18,7 +18,7 @@ from jax.sharding import Sharding
 
 from model.config.mpt_config import MptConfig
 from model.kernel_selection import SelectedKernels
-from model.layers.paged_forward import forward_step, lm_logits
+from model.layers.paged_forward import forward_and_logits, lm_logits
 from model.params.kv_cache import KvCache, copy_blocks
 from model.params.weights import Weights
 from model.sampling.batch import SamplerState
@@ -183,8 +183,8 @@ class Programs:
     ) -> tuple[Array, Array, KvCache]:
         weights = jax.tree.unflatten(self._treedef, leaves)
         batch, sampled = unpack_forward(packed, last_tokens, shape)
-        hidden_states, cache = forward_step(weights, self._config, cache, batch, self._kernels.attention)
-        return hidden_states, lm_logits(weights, self._config, hidden_states[sampled]), cache
+        kernels = self._kernels.attention, self._kernels.whole_step_of(shape.key.num_tokens)
+        return forward_and_logits(weights, self._config, cache, batch, sampled, *kernels)
 
     def _sample(self, logits: Array, slots: SamplerState, packed: Array, masks: Array) -> tuple[Array, SamplerState]:
         limits = self._vocab_limit, MAX_LOGPROBS

@@ -61,7 +61,7 @@ class Runner:
         self._fused = next(iter(devices)).platform == "cpu"
         self._max_num_seqs = max_num_seqs
         self._num_blocks = cache_plan.num_blocks
-        selected = select_kernels(devices, config, cache_dtype, kernels)
+        selected = select_kernels(weights, config, cache_dtype, kernels)
         self._keys = step_shapes(
             max_num_seqs, max_num_batched_tokens, max_samples, selected.ragged_decode, selected.row_tile
         )

@@ -4,15 +4,24 @@ import json
 from pathlib import Path
 
 import pytest
+from ft_writer import write_fastertransformer
 
 from model.checkpoint.folder import find_tensors
 from model.checkpoint.stored_tensor import CheckpointError
 from model.config.lfs_pointer import lfs_pointer_problem
+from model.config.mpt_config import MptConfig
+from model.config.strict_reader import ConfigError
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 13298573824\n"
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "model.safetensors.index.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "easydel-model.parameters"),
+        *("flax_model.msgpack", "ep0-ba1-rank0.pt"),
+    ],
+)
 def test_weights_are_named(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text(POINTER)
     with pytest.raises(CheckpointError, match=rf"{name} is a Git LFS pointer.*13,298,573,824 bytes.*git lfs pull"):
@@ -26,6 +35,17 @@ def test_shards_are_named(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text(POINTER)
     with pytest.raises(CheckpointError, match=f"{name} is a Git LFS pointer"):
         find_tensors(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.ini", "model.wte.bin", "model.layers.0.mlp.dense_h_to_4h.weight.0.bin"])
+def test_files_of_fastertransformer_are_named(tmp_path: Path, name: str) -> None:
+    write_fastertransformer(tmp_path)
+    (tmp_path / name).write_text(POINTER)
+    with pytest.raises(CheckpointError, match=rf"{name} is a Git LFS pointer"):
+        find_tensors(tmp_path)
+    if name == "config.ini":
+        with pytest.raises(ConfigError, match=r"config\.ini is a Git LFS pointer"):
+            MptConfig.from_file(tmp_path)
 
 
 def test_other_files_are_none(tmp_path: Path) -> None:

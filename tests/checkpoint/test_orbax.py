@@ -17,7 +17,7 @@ from model.checkpoint.convert import Checkpoint
 from model.checkpoint.convert_orbax import write_orbax
 from model.checkpoint.folder import checkpoint_files, find_tensors
 from model.checkpoint.load import load_weights
-from model.checkpoint.orbax_folder import write_tree
+from model.checkpoint.orbax_folder import check_chunks, write_tree
 from model.checkpoint.stored_tensor import CheckpointError, read_whole
 from model.config.mpt_config import MptConfig
 from model.params.weights import leaf_paths
@@ -59,6 +59,18 @@ def test_damaged_trees_are_named(tmp_path: Path, damaged: str) -> None:
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(CheckpointError, match=rf"{tmp_path}: orbax-checkpoint cannot read it"):
         read_all(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("chunk", "fits"), [(None, True), ((3, 4), True), ((1, 4), True), ((3, 2**40), False), ((3,), False)]
+)
+def test_chunks_are_no_larger_than_their_array(tmp_path: Path, chunk: tuple[int, ...] | None, fits: bool) -> None:
+    """A compressed chunk of zeros takes few bytes of a file, and as many of memory as its shape says."""
+    if fits:
+        check_chunks(tmp_path, ("a", "b"), (3, 4), chunk)
+    else:
+        with pytest.raises(CheckpointError, match=r"'a\.b' is \[3, 4\] in chunks of \[.*it is damaged"):
+            check_chunks(tmp_path, ("a", "b"), (3, 4), chunk)
 
 
 def test_two_trees_are_no_choice(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from compilation import OPTIMISED
 from jax.typing import DTypeLike
 
 from model.config.mpt_config import MptConfig
-from model.layers.paged_forward import CacheAttention, forward_step, lm_logits, xla_attention
+from model.layers.paged_forward import CacheAttention, WholeStep, forward_and_logits, xla_attention
 from model.params.kv_cache import init_kv_cache
 from model.params.step_batch import StepBatch, row_ends
 from model.params.weights import Weights
@@ -34,12 +34,13 @@ class PagedRun:
         length: int,
         tokens: int,
         attention: CacheAttention = xla_attention,
+        whole_step: WholeStep | None = None,
         block: int = BLOCK,
         dtype: DTypeLike = jnp.float32,
         optimised: bool = False,
     ) -> None:
         self._step = _optimised_step if optimised else _step
-        self._weights, self._rows, self._tokens, self._attention = weights, rows, tokens, attention
+        self._weights, self._rows, self._tokens, self._kernels = weights, rows, tokens, (attention, whole_step)
         self._block = block
         width = -(-length // block)
         blocks = rows * width + 3
@@ -57,12 +58,12 @@ class PagedRun:
         """Run chunks (row, position of its first token, ids) in one step -> logits [V] of each row's last token."""
         ordered = sorted(chunks, key=lambda chunk: len(chunk[2]) > 1)  # decode rows first
         batch = self._batch(ordered)
-        logits, self._cache = self._step(self._config, self._attention, self._weights, self._cache, batch)
+        logits, self._cache = self._step(self._config, self._kernels, self._weights, self._cache, batch)
         return {sequence: np.asarray(logits[r]) for r, (sequence, _, _) in enumerate(ordered)}
 
     def temporary_bytes(self) -> int:
         """Return the memory that a step takes beside its arguments and results."""
-        arguments = self._config, self._attention, self._weights, self._cache, self._batch([])
+        arguments = self._config, self._kernels, self._weights, self._cache, self._batch([])
         program = self._step.lower(*arguments).compile()
         return int(program.memory_analysis().temp_size_in_bytes)
 
@@ -83,9 +84,9 @@ class PagedRun:
         return StepBatch(*token, tables, *row, np.int32(decodes))  # type: ignore[arg-type]
 
 
-def _run(config, attention, weights, cache, batch):  # type: ignore[no-untyped-def]
-    hidden, cache = forward_step(weights, config, cache, batch, attention)
-    return lm_logits(weights, config, hidden[row_ends(batch)]), cache
+def _run(config, kernels, weights, cache, batch):  # type: ignore[no-untyped-def]
+    _, logits, cache = forward_and_logits(weights, config, cache, batch, row_ends(batch), *kernels)
+    return logits, cache
 
 
 _jit = partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)

@@ -15,10 +15,9 @@ from model.checkpoint.load import load_weights
 from model.checkpoint.pack import pack_weights
 from model.config.mpt_config import MptConfig
 from model.config.strict_reader import ConfigError
-from model.kernels.cpu.attention import paged_attention as cpu_attention
+from model.kernel_selection import select_kernels
 from model.kernels.cpu.library import kernels_available
 from model.layers.forward import forward
-from model.layers.paged_forward import xla_attention
 from model.params.weight_format import WeightFormat
 from model.params.weights import Weights
 
@@ -76,7 +75,7 @@ def with_kernels() -> Iterator[ParameterSet]:
     """Yield each case with the CPU kernels, which are shipped, and those of `representatives` with XLA as well."""
     chosen = representatives()
     for name in CACHED:
-        yield pytest.param(name, "cpu")
+        yield pytest.param(name, "auto")
         yield pytest.param(name, "xla", marks=() if name in chosen else pytest.mark.exhaustive)
 
 
@@ -84,14 +83,14 @@ def with_kernels() -> Iterator[ParameterSet]:
 def test_paged_cache(name: str, kernels: str) -> None:
     """One program per case: prefill then decode, every chunk size, beside unrelated rows, and greedy ids."""
     config, weights, golden = case(name)
-    attention = xla_attention
-    if kernels == "cpu":
+    if kernels == "auto":
         if not kernels_available():
             pytest.skip("kernels were not built")
-        weights, attention = pack_weights(weights, config, WeightFormat(packed=True)), cpu_attention
+        weights = pack_weights(weights, config, WeightFormat(packed=True))
+    selected = select_kernels(weights, config, np.float32, kernels)
     ids, logits, prompt, greedy = golden["ids"], golden["logits"], golden["prompt"], golden["greedy"]
     T = max(len(ids), len(prompt) + len(greedy))
-    run = PagedRun(weights, config, rows=3, length=T, tokens=T + 30, attention=attention)
+    run = PagedRun(weights, config, 3, T, T + 30, selected.attention, selected.whole_step)
 
     close(run.step([(0, 0, ids)])[0], logits[-1])
     for chunk in range(1, len(ids)):

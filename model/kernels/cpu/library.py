@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 FILE_NAME = "libmpt_kernels.so"
 VARIABLE = "MPT_SERVE_CPU_KERNELS"  # an instruction set, or 'none'
-TARGETS = ("mpt_linear", "mpt_norm", "mpt_attention", "mpt_sample", "mpt_log_probabilities")
+TARGETS = ("mpt_linear", "mpt_norm", "mpt_attention", "mpt_step", "mpt_sample", "mpt_log_probabilities")
 
 
 class KeyCounts(NamedTuple):

@@ -41,11 +41,11 @@ def linear(
     (int8) or group (int4), to integers from -127 to 127. A row's result does not depend on the other rows.
     """
     lead, (N, K) = x.shape[:-1], weight.shape
-    fused = _FUSED.get(activation) if activation is not None else "none"
+    fused = fused_activation(activation) if activation is not None else "none"
     other = times if times is not None else plus
     combination = "none" if other is None or fused is None else "add" if times is None else "multiply"
     norm_arguments, norm_attributes = _norm_arguments(norm)
-    arguments = [*norm_arguments, weight.row_scale, weight.group_scale, _vector(bias)]
+    arguments = [*norm_arguments, weight.row_scale, weight.group_scale, vector(bias)]
     if combination != "none" and other is not None:
         arguments.append(other.reshape(-1, N))
     arguments = [x.reshape(-1, K), weight.data, *(a for a in arguments if a is not None)]
@@ -58,7 +58,7 @@ def linear(
         **norm_attributes,
         format=np.int32(_FORMATS.index(weight.format)),
         bias=bias is not None,
-        activation=np.int32(_ACTIVATIONS.index(fused or "none")),
+        activation=activation_number(fused or "none"),
         combine=np.int32(_COMBINATIONS.index(combination)),
         group=np.int64(weight.group),
     ).reshape(*lead, N)
@@ -77,14 +77,28 @@ def norm(x: Array, norm: Norm) -> Array:
     return call(x, *arguments, **attributes)
 
 
-def _norm_arguments(norm: Norm | None) -> tuple[list[Array | None], dict[str, object]]:
-    if norm is None:
-        return [], {"norm": np.int32(0), "norm_bias": False, "eps": np.float32(0)}
-    kind = np.int32(2 if norm.rms else 1)
-    attributes = {"norm": kind, "norm_bias": norm.bias is not None, "eps": np.float32(norm.eps)}
-    return [_vector(norm.weight), _vector(norm.bias)], attributes
+def fused_activation(activation: Activation) -> str | None:
+    """Return the kernels' name of an activation; None where they do not have it."""
+    return _FUSED.get(activation)
 
 
-def _vector(x: Array | None) -> Array | None:
+def activation_number(name: str) -> np.int32:
+    """Return the number by which the kernels know an activation."""
+    return np.int32(_ACTIVATIONS.index(name))
+
+
+def norm_kind(norm: Norm | None) -> np.int32:
+    """Return the number by which the kernels know a kind of norm; 0 for none."""
+    return np.int32(0 if norm is None else 2 if norm.rms else 1)
+
+
+def vector(x: Array | None) -> Array | None:
     """Return a vector in a dtype that the kernels read: float32 or bfloat16."""
     return x if x is None or x.dtype in (jnp.float32, jnp.bfloat16) else x.astype(jnp.float32)
+
+
+def _norm_arguments(norm: Norm | None) -> tuple[list[Array | None], dict[str, object]]:
+    if norm is None:
+        return [], {"norm": norm_kind(None), "norm_bias": False, "eps": np.float32(0)}
+    attributes = {"norm": norm_kind(norm), "norm_bias": norm.bias is not None, "eps": np.float32(norm.eps)}
+    return [vector(norm.weight), vector(norm.bias)], attributes

@@ -3,6 +3,7 @@
 #include "logprobs.h"
 #include "paged_attention.h"
 #include "sampling.h"
+#include "step.h"
 
 #define MPT_STRING(x) MPT_STRING_(x)
 #define MPT_STRING_(x) #x
@@ -35,13 +36,14 @@ void norm(const NormArgs& a, Pool& pool) {
     for (int64_t m = chunk * kRowsPerChunk; m < end; ++m) normalise(a.x + m * a.K, a.y + m * a.K, a.K, a.norm);
   };
   const int threads = a.M * a.K < 100'000 ? 1 : pool.threads();
-  run_phases(pool, threads, phase((a.M + kRowsPerChunk - 1) / kRowsPerChunk, rows));
+  run_phase(pool, threads, phase((a.M + kRowsPerChunk - 1) / kRowsPerChunk, rows));
 }
 
 }  // namespace
 
 extern const KernelTable table;
-const KernelTable table = {MPT_STRING(MPT_ISA), supported, linear, norm, paged_attention, sample, log_probabilities};
+const KernelTable table = {MPT_STRING(MPT_ISA), supported, linear, norm,           paged_attention,
+                           step,                sample,    log_probabilities};
 
 }  // namespace MPT_ISA
 }  // namespace mpt

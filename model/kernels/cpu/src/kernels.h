@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <vector>
 
 #include "parallel.h"
 
@@ -44,7 +45,8 @@ constexpr int64_t kInt8InputGroup = 256;  // inputs of a row that share a scale 
 // ones. Quantised weights have a scale per feature; int4 also one per `group` inputs, relative to it: float16 [N/32,
 // K/group, 32].
 struct LinearArgs {
-  const float* x;  // [M, K]
+  const float* x;                 // [M, K]
+  const int32_t* rows = nullptr;  // [M] of x, where not its first M
   int64_t M, K, N;
   Norm norm;
   WeightFormat format;
@@ -53,6 +55,7 @@ struct LinearArgs {
   const uint16_t* group_scale = nullptr;  // int4
   int64_t group = 0;                      // int4: inputs that share a scale, a multiple of 4
   Vector bias;                            // [N] or nothing
+  float clip = 0;                         // the largest magnitude of a result; 0 for any
   Activation activation = Activation::kNone;
   Combine combine = Combine::kNone;
   const float* other = nullptr;  // [M, N]; may be y itself
@@ -98,6 +101,27 @@ struct AttentionArgs {
   KeyCounts* counts = nullptr;
 };
 
+// One block of a model, and its part of the cache. Linear layers are given by their weights alone.
+struct BlockArgs {
+  Norm norm_1, norm_2;
+  Norm q_norm, k_norm;   // of kind kNone where the model has none
+  bool norms_each_head;  // whether those have a head's width, or that of all heads
+  LinearArgs wqkv, out_proj, up_proj, down_proj;
+  LinearArgs gate_proj;  // without weights where the model has none
+  void *k_pool, *v_pool;
+  float *key_norms, *key_scales, *value_scales;
+};
+
+// A ragged step of a whole model behind its embedding: all blocks, and the last norm and the head for some tokens.
+struct StepArgs {
+  std::vector<BlockArgs> blocks;
+  AttentionArgs attention;  // without what depends on the block
+  Activation activation;
+  float clip_qkv;  // 0 for none
+  float* hidden;   // [T, d]: embeddings, which become hidden states
+  LinearArgs head;
+};
+
 // Chooses one id per row of logits.
 struct SampleArgs {
   const float* logits;    // [S, V]
@@ -139,6 +163,7 @@ struct KernelTable {
   void (*linear)(const LinearArgs&, Pool&);
   void (*norm)(const NormArgs&, Pool&);
   void (*attention)(const AttentionArgs&, Pool&);
+  void (*step)(const StepArgs&, Pool&);
   void (*sample)(const SampleArgs&, Pool&);
   void (*log_probabilities)(const LogprobsArgs&, Pool&);
 };

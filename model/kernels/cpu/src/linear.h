@@ -6,8 +6,10 @@
 #pragma once
 
 #include <algorithm>
+#include <vector>
 
 #include "rows.h"
+#include "work.h"
 #include "vector_math.h"
 #include "weight_formats.h"
 
@@ -16,93 +18,142 @@ namespace MPT_ISA {
 
 // Panels in runs, long ones first: a thread reads contiguous memory as long as it can, which suits prefetching, and
 // short runs at the end let the threads finish together.
-struct Runs {
+class Runs {
+ public:
   Runs(int64_t panels, int threads) {
-    while (first[count] < panels) {
-      const int64_t left = panels - first[count];
-      const int64_t length = std::max<int64_t>({left / (2 * threads), (left + kMost - count - 1) / (kMost - count), 1});
-      first[count + 1] = first[count] + length;
-      ++count;
+    while (first_.back() < panels) {
+      const int64_t left = panels - first_.back(), spare = std::max<int64_t>(kMost - count(), 1);
+      first_.push_back(first_.back() + std::max<int64_t>({left / (2 * threads), (left + spare - 1) / spare, 1}));
     }
   }
-  static constexpr int kMost = 512;
-  int64_t first[kMost + 1] = {};
-  int count = 0;
+  int64_t count() const { return static_cast<int64_t>(first_.size()) - 1; }
+  int64_t first(int64_t run) const { return first_[run]; }
+
+ private:
+  static constexpr int64_t kMost = 512;
+  std::vector<int64_t> first_{0};
 };
 
+// Prepared inputs, row panel after row panel: in one [steps, rows] words of four bytes; where they are quantised, the sums
+// and scales of their groups [groups, rows].
+struct Inputs {
+  Scratch words, sums, scales;
+};
+
+// Calls f with the arguments for some of the rows, until all have had their turn: prepared inputs take memory.
+template <class F>
+void for_row_parts(const LinearArgs& args, F f) {
+  constexpr int64_t kRowsAtOnce = 1024;
+  for (int64_t row = 0; row < args.M; row += kRowsAtOnce) {
+    LinearArgs part = args;
+    part.M = std::min(kRowsAtOnce, args.M - row);
+    part.y += row * args.N;
+    if (part.other) part.other += row * args.N;
+    if (args.rows) part.rows += row;
+    if (!args.rows) part.x += row * args.K;
+    f(part);
+  }
+}
+
 template <class Format>
-class Linear {
+class Linear : public Work {
   static constexpr int kRows = kRegisters == 32 ? kRowTile : kRowTile / 2;  // rows of inputs of a pass
   static constexpr int kPasses = kPanel / (kPair * VL);                     // over a panel, a pair of vectors each
-  static constexpr int64_t kRowsAtOnce = 1024;          // rows whose prepared inputs are in memory at a time
   static constexpr int64_t kAhead = 4096;               // bytes of weights to prefetch ahead of use
   static constexpr int64_t kAloneBytes = 128 * 1024;    // weights and products below which a second thread
   static constexpr int64_t kAloneProducts = 1'500'000;  // costs more than it saves
+  static constexpr int64_t kOwnNumbers = 8 * 1024;      // inputs up to which each thread prepares them for itself
 
  public:
   static void run(const LinearArgs& args, Pool& pool) {
-    for (int64_t row = 0; row < args.M; row += kRowsAtOnce) {
-      LinearArgs part = args;
-      part.M = std::min(kRowsAtOnce, args.M - row);
-      part.x += row * args.K;
-      part.y += row * args.N;
-      if (part.other) part.other += row * args.N;
-      Linear(part).run_rows(pool);
-    }
+    thread_local Inputs inputs;
+    const int64_t bytes = args.N * args.K / Format::kInputs * Format::kPanelBytes / kPanel;
+    const int threads = bytes < kAloneBytes && args.M * args.N * args.K < kAloneProducts ? 1 : pool.threads();
+    for_row_parts(args, [&](const LinearArgs& part) {
+      Linear linear(part, threads, inputs);
+      Phases phases;
+      linear.add_to(phases);
+      run_phases(pool, threads, phases.data(), phases.size());
+    });
   }
 
- private:
-  explicit Linear(const LinearArgs& a)
+  // `inputs` is memory for the prepared inputs, until the phases are done.
+  Linear(const LinearArgs& a, int threads, Inputs& inputs)
       : a_(a),
         row_panels_(a.M, kRows),
         steps_((a.K + Format::kInputs - 1) / Format::kInputs),
         group_(Format::kGrouped     ? a.group
                : Format::kQuantised ? kInt8InputGroup
                                     : a.K),
-        groups_((a.K + group_ - 1) / group_) {}
-
-  void run_rows(Pool& pool) {
-    thread_local Scratch inputs, sums, scales;
-    inputs_ = inputs.get<uint32_t>(a_.M * steps_);
-    if (Format::kQuantised) {
-      input_sums_ = sums.get<int32_t>(a_.M * groups_);
-      input_scales_ = scales.get<float>(a_.M * groups_);
-    }
-    const int64_t panels = (a_.N + kPanel - 1) / kPanel, bytes = panels * steps_ * Format::kPanelBytes;
-    const int threads = bytes < kAloneBytes && a_.M * a_.N * a_.K < kAloneProducts ? 1 : pool.threads();
-    // Rows are split too where there are too few panels to keep every thread busy.
-    const int64_t cuts = std::clamp<int64_t>(4 * threads / panels, 1, row_panels_.count);
-    const Runs runs(panels, threads);
-    auto prepare = [&](int64_t row_panel) { prepare_rows(row_panel); };
-    auto multiply = [&](int64_t tile) {
-      const int64_t run = tile / cuts, cut = tile % cuts;
-      for (int64_t panel = runs.first[run]; panel < runs.first[run + 1]; ++panel) {
-        for (int64_t p = row_panels_.count * cut / cuts; p < row_panels_.count * (cut + 1) / cuts; ++p) {
-          multiply_panels(panel, p);
-        }
-      }
-    };
-    run_phases(pool, threads, phase(row_panels_.count, prepare), phase(runs.count * cuts, multiply));
+        groups_((a.K + group_ - 1) / group_),
+        runs_((a.N + kPanel - 1) / kPanel, threads),
+        // Rows are split too where there are too few panels to keep every thread busy.
+        cuts_(std::clamp<int64_t>(4 * threads / ((a.N + kPanel - 1) / kPanel), 1, row_panels_.count)),
+        shared_(a.M * a.K > kOwnNumbers ? &inputs : nullptr) {
+    if (shared_) reserve(*shared_);
   }
 
-  // inputs_: row panel after row panel; in one [steps, rows] of four bytes each. Sums and scales: [groups, rows].
-  void prepare_rows(int64_t row_panel) {
+  void add_to(Phases& phases) override {
+    const auto multiply = [](void* self, int64_t tile) { static_cast<Linear*>(self)->multiply_tile(tile); };
+    if (shared_) {
+      const auto prepare = [](void* self, int64_t row_panel) {
+        Linear* linear = static_cast<Linear*>(self);
+        linear->prepare_rows(row_panel, *linear->shared_);
+      };
+      phases.push_back({row_panels_.count, prepare, this});
+      phases.push_back({runs_.count() * cuts_, multiply, this});
+    } else {
+      const auto prepare = [](void* self) { static_cast<Linear*>(self)->prepare_own(); };
+      phases.push_back({runs_.count() * cuts_, multiply, this, prepare});
+    }
+  }
+
+ private:
+  void reserve(Inputs& inputs) const {
+    inputs.words.get<uint32_t>(a_.M * steps_);
+    if (!Format::kQuantised) return;
+    inputs.sums.get<int32_t>(a_.M * groups_);
+    inputs.scales.get<float>(a_.M * groups_);
+  }
+
+  // A thread's own inputs: for few numbers, preparing them again takes less time than waiting for another thread.
+  static Inputs& own() {
+    thread_local Inputs inputs;
+    return inputs;
+  }
+
+  void prepare_own() const {
+    reserve(own());
+    for (int64_t p = 0; p < row_panels_.count; ++p) prepare_rows(p, own());
+  }
+
+  void multiply_tile(int64_t tile) const {
+    const Inputs& inputs = shared_ ? *shared_ : own();
+    const int64_t run = tile / cuts_, cut = tile % cuts_;
+    for (int64_t panel = runs_.first(run); panel < runs_.first(run + 1); ++panel) {
+      for (int64_t p = row_panels_.count * cut / cuts_; p < row_panels_.count * (cut + 1) / cuts_; ++p) {
+        multiply_panels(panel, p, inputs);
+      }
+    }
+  }
+
+  void prepare_rows(int64_t row_panel, const Inputs& inputs) const {
     thread_local Scratch scratch;
     const int64_t padded = (steps_ * Format::kInputs + VL - 1) / VL * VL;
     float* row = scratch.get<float>(padded);
     std::fill(row + a_.K, row + padded, 0.f);
     const int64_t first = row_panels_.first(row_panel), rows = row_panels_.size(row_panel);
     for (int64_t m = 0; m < rows; ++m) {
-      const float* x = a_.x + (first + m) * a_.K;
+      const float* x = a_.x + (a_.rows ? a_.rows[first + m] : first + m) * a_.K;
       if (a_.norm.kind == Norm::kNone) {
         std::copy(x, x + a_.K, row);
       } else {
         normalise(x, row, a_.K, a_.norm);
       }
-      if constexpr (Format::kQuantised) quantise(row, first * groups_ + m, rows);
+      if constexpr (Format::kQuantised) quantise(row, inputs, first * groups_ + m, rows);
       if constexpr (Format::kInputs == 2) round(row, padded);
       // Four bytes of each step lie at the front of `row` now.
-      uint32_t* to = inputs_ + first * steps_ + m;
+      uint32_t* to = inputs.words.data<uint32_t>() + first * steps_ + m;
       for (int64_t s = 0; s < steps_; ++s) std::memcpy(to + s * rows, reinterpret_cast<char*>(row) + 4 * s, 4);
     }
   }
@@ -114,11 +165,13 @@ class Linear {
   }
 
   // float32 -> int8, in place from the front; sums and scales of the groups go to `at`, `stride` apart
-  void quantise(float* row, int64_t at, int64_t stride) {
+  void quantise(float* row, const Inputs& inputs, int64_t at, int64_t stride) const {
     typedef int8_t vb __attribute__((vector_size(VL)));
     constexpr float kTiny = 1e-30f;      // groups below it become zero: 127 / most would overflow
     const vf shift = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to the nearest integer
     char* to = reinterpret_cast<char*>(row);
+    int32_t* sums = inputs.sums.data<int32_t>() + at;
+    float* scales = inputs.scales.data<float>() + at;
     for (int64_t g = 0; g < groups_; ++g) {
       const int64_t begin = g * group_, count = std::min(group_, steps_ * 4 - begin);
       vf top = {}, none = {};
@@ -137,46 +190,46 @@ class Linear {
       });
       int32_t sum = 0;
       for (int i = 0; i < VL; ++i) sum += total[i];
-      input_sums_[at + g * stride] = sum;
-      input_scales_[at + g * stride] = most / 127.f + missing;
+      sums[g * stride] = sum;
+      scales[g * stride] = most / 127.f + missing;
     }
   }
 
-  void multiply_panels(int64_t panel, int64_t row_panel) const {
+  void multiply_panels(int64_t panel, int64_t row_panel, const Inputs& inputs) const {
     switch (row_panels_.size(row_panel)) {
-      case 1: return multiply<1>(panel, row_panel);
-      case 2: return multiply<2>(panel, row_panel);
-      case 3: return multiply<3>(panel, row_panel);
-      case 4: return multiply<4>(panel, row_panel);
-      case 5: return multiply<5>(panel, row_panel);
-      case 6: return multiply<6>(panel, row_panel);
+      case 1: return multiply<1>(panel, row_panel, inputs);
+      case 2: return multiply<2>(panel, row_panel, inputs);
+      case 3: return multiply<3>(panel, row_panel, inputs);
+      case 4: return multiply<4>(panel, row_panel, inputs);
+      case 5: return multiply<5>(panel, row_panel, inputs);
+      case 6: return multiply<6>(panel, row_panel, inputs);
       default:
-        if constexpr (kRows == 12) return multiply_many(panel, row_panel);
+        if constexpr (kRows == 12) return multiply_many(panel, row_panel, inputs);
     }
   }
 
-  void multiply_many(int64_t panel, int64_t row_panel) const {
+  void multiply_many(int64_t panel, int64_t row_panel, const Inputs& inputs) const {
     switch (row_panels_.size(row_panel)) {
-      case 7: return multiply<7>(panel, row_panel);
-      case 8: return multiply<8>(panel, row_panel);
-      case 9: return multiply<9>(panel, row_panel);
-      case 10: return multiply<10>(panel, row_panel);
-      case 11: return multiply<11>(panel, row_panel);
-      default: return multiply<12>(panel, row_panel);
+      case 7: return multiply<7>(panel, row_panel, inputs);
+      case 8: return multiply<8>(panel, row_panel, inputs);
+      case 9: return multiply<9>(panel, row_panel, inputs);
+      case 10: return multiply<10>(panel, row_panel, inputs);
+      case 11: return multiply<11>(panel, row_panel, inputs);
+      default: return multiply<12>(panel, row_panel, inputs);
     }
   }
 
   // R rows against one panel of 32 features
   template <int R>
-  __attribute__((noinline)) void multiply(int64_t panel, int64_t row_panel) const {
+  __attribute__((noinline)) void multiply(int64_t panel, int64_t row_panel, const Inputs& inputs) const {
     const int64_t first = row_panels_.first(row_panel);
     const uint8_t* w = static_cast<const uint8_t*>(a_.weight) + panel * steps_ * Format::kPanelBytes;
-    const uint32_t* x = inputs_ + first * steps_;
+    const uint32_t* x = inputs.words.data<uint32_t>() + first * steps_;
     alignas(64) float tile[R][kPanel];
     for (int pass = 0; pass < kPasses; ++pass) {
       vf sums[R][kPair];
       if constexpr (Format::kQuantised) {
-        sum_groups<R>(sums, x, w, first, panel, pass);
+        sum_groups<R>(sums, x, w, inputs, first, panel, pass);
       } else {
         for (auto& row : sums) row[0] = row[1] = vf{};
         add_steps<R>(sums, x, w + pass * kPair * 4 * VL, 0, steps_);
@@ -190,14 +243,14 @@ class Linear {
   }
 
   template <int R>
-  MPT_INLINE void sum_groups(vf (&sums)[R][kPair], const uint32_t* x, const uint8_t* w, int64_t first, int64_t panel,
-                             int pass) const {
+  MPT_INLINE void sum_groups(vf (&sums)[R][kPair], const uint32_t* x, const uint8_t* w, const Inputs& inputs,
+                             int64_t first, int64_t panel, int pass) const {
     w += pass * (Format::kGrouped ? 1 : kPair) * 4 * VL;
     const int64_t steps_per_group = group_ / Format::kInputs;
     for (auto& row : sums) row[0] = row[1] = vf{};
     for (int64_t g = 0; g < groups_; ++g) {
-      const int32_t* input_sums = input_sums_ + first * groups_ + g * R;
-      const float* input_scales = input_scales_ + first * groups_ + g * R;
+      const int32_t* input_sums = inputs.sums.data<int32_t>() + first * groups_ + g * R;
+      const float* input_scales = inputs.scales.data<float>() + first * groups_ + g * R;
       vi whole[R][kPair];
       for (int r = 0; r < R; ++r) whole[r][0] = whole[r][1] = splat(input_sums[r] * -Format::kOffset);
       add_steps<R>(whole, x, w, g * steps_per_group, std::min((g + 1) * steps_per_group, steps_));
@@ -244,6 +297,10 @@ class Linear {
         store(sums + i, load<vf>(sums + i) + load_some_as_float(a_.bias.dtype, a_.bias.data, n0 + i, n));
       });
     }
+    if (a_.clip > 0) {
+      const vf most = splat(a_.clip);  // the order of the operands keeps NaN
+      for (int64_t i = 0; i < kPanel; i += VL) store(sums + i, min(most, max(-most, load<vf>(sums + i))));
+    }
     if (a_.activation != Activation::kNone) {
       for (int64_t i = 0; i < kPanel; i += VL) store(sums + i, activate(a_.activation, load<vf>(sums + i)));
     }
@@ -255,12 +312,12 @@ class Linear {
     });
   }
 
-  const LinearArgs& a_;
-  Panels row_panels_;
-  int64_t steps_, group_, groups_;
-  uint32_t* inputs_;
-  int32_t* input_sums_;
-  float* input_scales_;
+  const LinearArgs a_;
+  const Panels row_panels_;
+  const int64_t steps_, group_, groups_;
+  const Runs runs_;
+  const int64_t cuts_;
+  Inputs* const shared_;  // null: each thread prepares its own
 };
 
 }  // namespace MPT_ISA

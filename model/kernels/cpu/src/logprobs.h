@@ -99,7 +99,7 @@ class RowLogprobs {
 inline void log_probabilities(const LogprobsArgs& a, Pool& pool) {
   auto row = [&](int64_t r) { RowLogprobs(a, r).write(); };
   const int threads = a.S * a.V < 50'000 ? 1 : pool.threads();
-  run_phases(pool, threads, phase(a.S, row));
+  run_phase(pool, threads, phase(a.S, row));
 }
 
 }  // namespace MPT_ISA

@@ -6,57 +6,45 @@
 // not; blocks that no query of the tile needs are not read (horizon.h).
 #pragma once
 
-#include <numeric>
-#include <vector>
-
 #include "attention_block.h"
+#include "attention_schedule.h"
 #include "horizon.h"
+#include "work.h"
 
 namespace mpt {
 namespace MPT_ISA {
 
 template <DType D>
-class PagedAttention {
-  // Queries of a tile, over its heads; more where more heads than that share one head of keys.
-  static constexpr int64_t kTileQueries = 64 / kQueries * kQueries;
+class PagedAttention : public Work {
   static constexpr int64_t kTokensPerWrite = 8;
   static constexpr int64_t kAloneProducts = 100'000;  // with fewer, a second thread costs more than it saves
 
  public:
-  explicit PagedAttention(const AttentionArgs& args)
+  static void run(const AttentionArgs& args, Pool& pool) {
+    const AttentionSchedule schedule(args);
+    PagedAttention attention(args, schedule);
+    Phases phases;
+    attention.add_to(phases);
+    run_phases(pool, schedule.products < kAloneProducts ? 1 : pool.threads(), phases.data(), phases.size());
+  }
+
+  PagedAttention(const AttentionArgs& args, const AttentionSchedule& schedule)
       : a(args),
+        schedule(schedule),
         group(a.H / a.Hkv),
         width((a.hd + VL - 1) / VL * VL),
-        rule{a.scale, a.softcap, a.window},
-        tiles(tiles_of(a, group)),
-        alibi_horizon(a.alibi_horizon && a.key_norms && a.slopes && longest(tiles) > kKeys),
-        allowances(alibi_horizon ? allowances_of(a) : std::vector<float>()),
-        heads(alibi_horizon ? heads_of(a, group) : std::vector<int64_t>()) {}
+        rule{a.scale, a.softcap, a.window} {}
 
-  void run(Pool& pool) {
-    auto write = [&](int64_t chunk) {
-      const int64_t end = std::min((chunk + 1) * kTokensPerWrite, a.T);
-      for (int64_t t = chunk * kTokensPerWrite; t < end; ++t) write_token(t);
-    };
-    // All tiles of one head follow each other, long ones first: they read the same keys, and the last ones are short.
-    const int64_t units = static_cast<int64_t>(tiles.size()) * a.Hkv;
-    auto attend = [&](int64_t unit) { attend_tile(tiles[unit % tiles.size()], head(unit / tiles.size())); };
-    int64_t products = 0, keys = 0;
-    for (const Tile& tile : tiles) {
-      products += 2 * tile.products * a.H * a.hd;
-      keys += tile.position + tile.tokens - first_key(tile);
-    }
-    if (a.counts) a.counts->met.fetch_add(keys * a.Hkv, std::memory_order_relaxed);
-    const int threads = products < kAloneProducts ? 1 : pool.threads();
-    run_phases(pool, threads, phase((a.T + kTokensPerWrite - 1) / kTokensPerWrite, write), phase(units, attend));
+  void add_to(Phases& phases) override {
+    const auto write = [](void* self, int64_t chunk) { static_cast<PagedAttention*>(self)->write_tokens(chunk); };
+    const auto attend = [](void* self, int64_t unit) { static_cast<PagedAttention*>(self)->attend_unit(unit); };
+    if (a.counts) a.counts->met.fetch_add(schedule.keys * a.Hkv, std::memory_order_relaxed);
+    phases.push_back({(a.T + kTokensPerWrite - 1) / kTokensPerWrite, write, this});
+    phases.push_back({static_cast<int64_t>(schedule.tiles.size()) * a.Hkv, attend, this});
   }
 
  private:
-  struct Tile {
-    int64_t row, token, tokens;
-    int64_t position;  // of its first token
-    int64_t products;  // of queries and keys, for one head
-  };
+  using Tile = AttentionSchedule::Tile;
 
   // A thread's memory for one tile.
   struct Buffers {
@@ -67,50 +55,15 @@ class PagedAttention {
     float* scales;  // [2, kKeys] of keys and of values
   };
 
-  static std::vector<float> allowances_of(const AttentionArgs& a) {
-    std::vector<float> allowances(a.H);
-    std::transform(a.slopes, a.slopes + a.H, allowances.begin(), horizon_allowance);
-    return allowances;
+  void write_tokens(int64_t chunk) const {
+    const int64_t end = std::min((chunk + 1) * kTokensPerWrite, a.T);
+    for (int64_t t = chunk * kTokensPerWrite; t < end; ++t) write_token(t);
   }
 
-  // Heads of keys, those with the farthest horizon first: they take longest, and the last units should be short.
-  static std::vector<int64_t> heads_of(const AttentionArgs& a, int64_t group) {
-    std::vector<int64_t> heads(a.Hkv);
-    std::iota(heads.begin(), heads.end(), 0);
-    const auto flattest = [&](int64_t h) {
-      return *std::min_element(a.slopes + h * group, a.slopes + (h + 1) * group);
-    };
-    // Not std::stable_sort: parts of it are functions that all instruction sets would share.
-    std::sort(heads.begin(), heads.end(),
-              [&](int64_t x, int64_t y) { return flattest(x) != flattest(y) ? flattest(x) < flattest(y) : x < y; });
-    return heads;
-  }
-
-  int64_t head(int64_t i) const { return heads.empty() ? i : heads[i]; }
-
-  static int64_t longest(const std::vector<Tile>& tiles) {
-    int64_t keys = 0;
-    for (const Tile& tile : tiles) keys = std::max(keys, tile.position + tile.tokens);
-    return keys;
-  }
-
-  static std::vector<Tile> tiles_of(const AttentionArgs& a, int64_t group) {
-    std::vector<Tile> tiles;
-    const int64_t most = std::max<int64_t>(1, kTileQueries / group);
-    for (int64_t r = 0; r < a.R; ++r) {
-      const int64_t start = a.query_start[r], length = a.query_len[r], context = a.context_len[r];
-      const bool inside = start >= 0 && start + length <= a.T && length <= context && context <= a.W * a.block;
-      if (length < 1 || !inside || a.N < 1) continue;  // padding, or memory that must not be read
-      for (int64_t i = 0; i < length; i += most) {
-        const int64_t tokens = std::min(most, length - i), position = context - length + i, keys = position + tokens;
-        const int64_t seen = a.window < 0 ? keys : std::min(keys, a.window + tokens);
-        tiles.push_back({r, start + i, tokens, position, tokens * seen});
-      }
-    }
-    std::sort(tiles.begin(), tiles.end(), [](const Tile& x, const Tile& y) {
-      return x.products != y.products ? x.products > y.products : x.token < y.token;
-    });
-    return tiles;
+  // All tiles of one head follow each other, long ones first: they read the same keys, and the last ones are short.
+  void attend_unit(int64_t unit) const {
+    const int64_t count = static_cast<int64_t>(schedule.tiles.size());
+    attend_tile(schedule.tiles[unit % count], schedule.head(unit / count));
   }
 
   int64_t token_width() const { return (a.H + 2 * a.Hkv) * a.hd; }
@@ -169,15 +122,15 @@ class PagedAttention {
     const bool widen = a.hd % VL != 0 || tile.tokens * group > kQueries;
     const Buffers buffers = make_buffers(tile.tokens * group);
     take_queries(tile, kv_head, buffers.queries);
-    const int64_t end = tile.position + tile.tokens, first = first_key(tile);
+    const int64_t end = tile.position + tile.tokens, first = AttentionSchedule::first_key(a, tile);
     int64_t start = (end - 1) / kKeys * kKeys, left_out = 0;
     KeyBlock blocks[2], *block = blocks, *next = blocks + 1;
     next->start = -1;
     float longest = 0;
     for (; start >= first; start -= kKeys) {
       const float own = longest;  // of the keys from `start` on
-      if (alibi_horizon && start > first) longest = longest_key(tile.row, kv_head, start - kKeys);
-      if (alibi_horizon && !mark_readers(buffers.queries, start, own, rule)) {
+      if (schedule.alibi_horizon && start > first) longest = longest_key(tile.row, kv_head, start - kKeys);
+      if (schedule.alibi_horizon && !mark_readers(buffers.queries, start, own, rule)) {
         left_out += kKeys;
         continue;
       }
@@ -186,7 +139,7 @@ class PagedAttention {
         locate(tile.row, kv_head, start, end, block);
         fetch(*block);
       }
-      if (start > first && (!alibi_horizon || may_need(buffers.queries, start - kKeys, longest, rule))) {
+      if (start > first && (!schedule.alibi_horizon || may_need(buffers.queries, start - kKeys, longest, rule))) {
         locate(tile.row, kv_head, start - kKeys, end, next);
         look_ahead(block, *next);
       }
@@ -200,11 +153,6 @@ class PagedAttention {
     }
     give_outputs(tile, kv_head, buffers.queries);
     if (a.counts && left_out) a.counts->left_out.fetch_add(left_out, std::memory_order_relaxed);
-  }
-
-  // Position of the first key that a tile may see, or of one before it.
-  int64_t first_key(const Tile& tile) const {
-    return a.window < 0 ? 0 : std::max<int64_t>(tile.position - a.window, 0) / kKeys * kKeys;
   }
 
   // Calls f(offset in the pools, first position, end) for each contiguous run of a row's keys.
@@ -319,9 +267,9 @@ class PagedAttention {
       });
       queries.slope[i] = a.slopes ? a.slopes[head] : 0.f;
       queries.position[i] = static_cast<int32_t>(tile.position + token);
-      if (!alibi_horizon) continue;
+      if (!schedule.alibi_horizon) continue;
       queries.reach[i] = length_bound(sum(squares)) * std::abs(a.scale);
-      queries.allowance[i] = allowances[head];
+      queries.allowance[i] = schedule.allowances[head];
     }
   }
 
@@ -333,21 +281,18 @@ class PagedAttention {
     }
   }
 
-  const AttentionArgs& a;
+  const AttentionArgs a;
+  const AttentionSchedule& schedule;
   const int64_t group;  // query heads of one head of keys
   const int64_t width;  // features of a head in whole vectors
   const ScoreRule rule;
-  const std::vector<Tile> tiles;
-  const bool alibi_horizon;             // whether a query may have keys to skip
-  const std::vector<float> allowances;  // [H] of the ALiBi horizon
-  const std::vector<int64_t> heads;     // of keys, in the order of work
 };
 
 inline void paged_attention(const AttentionArgs& a, Pool& pool) {
   switch (a.cache_dtype) {
-    case DType::kFloat32: return PagedAttention<DType::kFloat32>(a).run(pool);
-    case DType::kBfloat16: return PagedAttention<DType::kBfloat16>(a).run(pool);
-    case DType::kInt8: return PagedAttention<DType::kInt8>(a).run(pool);
+    case DType::kFloat32: return PagedAttention<DType::kFloat32>::run(a, pool);
+    case DType::kBfloat16: return PagedAttention<DType::kBfloat16>::run(a, pool);
+    case DType::kInt8: return PagedAttention<DType::kInt8>::run(a, pool);
   }
 }
 

@@ -1,5 +1,6 @@
 #include "parallel.h"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <memory>
@@ -29,32 +30,29 @@ void relax() {
 #endif
 }
 
-struct alignas(64) Progress {
-  std::atomic<int64_t> next{0};
+// A phase and how far it has come.
+struct alignas(64) Stage {
+  Phase phase;
+  alignas(64) std::atomic<int64_t> next{0};
   alignas(64) std::atomic<int64_t> done{0};
-};
 
-struct Job {
-  int num_phases = 0;
-  Phase phases[kMaxPhases];
-  Progress progress[kMaxPhases];
-
-  // Works until no chunk is left to claim; returns once all phases but possibly the last are done.
+  // Works until no chunk is left to claim. Nothing of the phase is touched without a claimed chunk: without one, its
+  // call may have returned.
   void work() {
-    for (int i = 0; i < num_phases; ++i) {
-      if (i > 0) wait(i - 1);
-      const Phase& p = phases[i];
-      for (;;) {
-        const int64_t chunk = progress[i].next.fetch_add(1, std::memory_order_relaxed);
-        if (chunk >= p.count) break;
-        p.run(p.context, chunk);
-        progress[i].done.fetch_add(1, std::memory_order_release);
-      }
-    }
+    int64_t chunk = next.fetch_add(1, std::memory_order_relaxed);
+    if (chunk >= phase.count) return;
+    if (phase.enter) phase.enter(phase.context);
+    do {
+      phase.run(phase.context, chunk);
+      done.fetch_add(1, std::memory_order_release);
+      chunk = next.fetch_add(1, std::memory_order_relaxed);
+    } while (chunk < phase.count);
   }
 
-  void wait(int i) {
-    for (int spins = 0; progress[i].done.load(std::memory_order_acquire) < phases[i].count; ++spins) {
+  bool finished() const { return done.load(std::memory_order_acquire) >= phase.count; }
+
+  void wait() const {
+    for (int spins = 0; !finished(); ++spins) {
       if (spins < kSpins) {
         relax();
       } else {
@@ -62,6 +60,23 @@ struct Job {
       }
     }
   }
+};
+
+struct Job {
+  Job(const Phase* phases, int64_t count) : count(count), stages(new Stage[count]) {
+    for (int64_t i = 0; i < count; ++i) stages[i].phase = phases[i];
+  }
+
+  // Returns once no chunk is left to claim, and all phases but possibly the last are done.
+  void work() {
+    for (int64_t i = 0; i < count; ++i) {
+      if (!stages[i].finished()) stages[i].work();
+      if (i + 1 < count) stages[i].wait();
+    }
+  }
+
+  const int64_t count;
+  const std::unique_ptr<Stage[]> stages;
 };
 
 // Helpers that have just finished and wait briefly for the next call. Waking a sleeping thread takes 50 to 100 us,
@@ -136,13 +151,11 @@ class WaitingHelpers {
 
 void limit_threads(int threads) { thread_limit = threads; }
 
-void run_phases(Pool& pool, int threads, const Phase* phases, int count) {
-  auto job = std::make_shared<Job>();
+void run_phases(Pool& pool, int threads, const Phase* phases, int64_t count) {
+  if (count == 0) return;
+  const auto job = std::make_shared<Job>(phases, count);
   int64_t most = 0;
-  for (; job->num_phases < count; ++job->num_phases) {
-    job->phases[job->num_phases] = phases[job->num_phases];
-    if (phases[job->num_phases].count > most) most = phases[job->num_phases].count;
-  }
+  for (int64_t i = 0; i < count; ++i) most = std::max(most, phases[i].count);
   if (threads > pool.threads()) threads = pool.threads();
   if (const int limit = thread_limit; limit > 0 && threads > limit) threads = limit;
   if (threads > most) threads = static_cast<int>(most);
@@ -153,7 +166,7 @@ void run_phases(Pool& pool, int threads, const Phase* phases, int count) {
                   new std::shared_ptr<Job>(job));
   }
   job->work();
-  job->wait(job->num_phases - 1);
+  job->stages[count - 1].wait();
 }
 
 }  // namespace mpt

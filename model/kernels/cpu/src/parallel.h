@@ -2,7 +2,7 @@
 //
 // Several calls may run at once on few pool threads, so a call that waited for its scheduled tasks to start could wait
 // forever. Here the caller works too, and takes every unclaimed chunk; at the end of a phase it waits only for chunks
-// that other threads are working on at that moment. A task that starts late finds nothing to do.
+// that other threads are working on at that moment. A task that starts late takes part in the phases that are left.
 //
 // This header is part of every instruction set's object: nothing in it may become a separate function there, or the
 // linker could keep one that not every machine can run.
@@ -23,11 +23,13 @@ class Pool {
 // The most threads that one call may use in this process from now on, the caller included; 0 for all of the pool.
 void limit_threads(int threads);
 
-// `count` chunks of work; `run(context, chunk)` computes one.
+// `count` chunks of work; `run(context, chunk)` computes one. `enter(context)`, if there is one, runs on each thread
+// before its first chunk.
 struct Phase {
   int64_t count;
   void (*run)(void* context, int64_t chunk);
   void* context;
+  void (*enter)(void* context) = nullptr;
 };
 
 template <class F>
@@ -35,17 +37,12 @@ Phase phase(int64_t count, F& f) {
   return {count, [](void* context, int64_t chunk) { (*static_cast<F*>(context))(chunk); }, &f};
 }
 
-constexpr int kMaxPhases = 3;
+// Runs phases one after the other, the chunks of each in any order on up to `threads` threads, which stay together from
+// phase to phase. Returns when all is done. What the phases refer to must live until then.
+void run_phases(Pool& pool, int threads, const Phase* phases, int64_t count);
 
-// Runs up to kMaxPhases phases one after the other, the chunks of each in any order on up to `threads` threads. Returns
-// when all is done. What the phases refer to must live until then.
-void run_phases(Pool& pool, int threads, const Phase* phases, int count);
-
-template <class... Phases>
-inline __attribute__((always_inline)) void run_phases(Pool& pool, int threads, Phases... phases) {
-  static_assert(sizeof...(Phases) <= kMaxPhases);
-  const Phase all[] = {phases...};
-  run_phases(pool, threads, all, static_cast<int>(sizeof...(Phases)));
+inline __attribute__((always_inline)) void run_phase(Pool& pool, int threads, Phase phase) {
+  run_phases(pool, threads, &phase, 1);
 }
 
 }  // namespace mpt

@@ -21,6 +21,10 @@ class Scratch {
       data_ = std::aligned_alloc(64, bytes);
       size_ = bytes;
     }
+    return data<T>();
+  }
+  template <class T>
+  T* data() const {
     return static_cast<T*>(data_);
   }
 

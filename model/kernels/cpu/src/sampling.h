@@ -177,7 +177,7 @@ class RowSampler {
 inline void sample(const SampleArgs& a, Pool& pool) {
   auto row = [&](int64_t r) { a.ids[r] = RowSampler(a, r).sample(); };
   const int threads = a.S * a.V < 50'000 ? 1 : pool.threads();
-  run_phases(pool, threads, phase(a.S, row));
+  run_phase(pool, threads, phase(a.S, row));
 }
 
 }  // namespace MPT_ISA
