@@ -66,9 +66,9 @@ class ResponseReceiver(LinkReceiver):
             most.drop()
 
     def lose(self, connection: Connection) -> None:
-        """Break off the responses of a connection that is lost."""
+        """Break off the responses that come on a connection that is lost. What has not begun is left to Serve."""
         for response in self._responses.values():
-            if response.connection is connection:
+            if response.connection is connection and response.begun:
                 response.break_off()
 
 
@@ -105,6 +105,7 @@ class LinkedResponse:
         self._started = False  # whether the client has the status and the headers
         self._linked = False  # whether the body comes on a link
         self._waiting = bytearray()  # while the client reads slowly, or the headers are on their way through Serve
+        self.begun = False  # whether a part of the body has come on a link
         self._ends = False  # whether nothing follows what waits
         self._complete = False  # whether the client has the whole body
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -155,6 +156,7 @@ class LinkedResponse:
         """Take a part of the body."""
         if self.ended:
             return
+        self.begun = self.begun or bool(body) or ends
         self._waiting += body
         self._all_waiting.bytes += len(body)
         self._ends = self._ends or ends

@@ -475,6 +475,36 @@ def test_an_error_before_the_response_is_a_503(monkeypatch: pytest.MonkeyPatch) 
     run(fails, monkeypatch, scenario)
 
 
+def test_an_ingress_that_dies_before_the_response_is_a_503(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its link is lost too, but the response is no stream: nothing of one is sent."""
+
+    async def dies(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"].endswith("/first"):
+            await events(scope, receive, send)
+            return
+        (link,) = server_of[0].ingress._links._open
+        await asyncio.sleep(0)  # the proxy learns where the response would come from
+        link.flush()
+        await asyncio.sleep(0.01)
+        link.close()
+        receiver = server_of[0].proxy._responses
+        assert receiver is not None
+        await until(lambda: not receiver._connections)
+        raise RuntimeError("dead")
+
+    server_of: list[Server] = []
+
+    async def scenario(server: Server) -> None:
+        server_of.append(server)
+        await server.request(Client(), path="/v1/completions/first")  # the link opens
+        await server.request(client := Client())
+        assert client.start is not None
+        assert client.start["status"] == 503
+        assert json.loads(client.body)["error"]["code"] == "loading"
+
+    run(dies, monkeypatch, scenario)
+
+
 def test_clients_cannot_make_an_ingress_connect(monkeypatch: pytest.MonkeyPatch) -> None:
     address = LinkAddress("127.0.0.1", 9, b"s" * 32, 3)
     assert link_from(link_header(address, KEY), KEY) == address
