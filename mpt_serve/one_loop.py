@@ -17,6 +17,8 @@ ONE_LOOP = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0", "RAY_SERVE_RUN_RO
 PROXY_GUARD = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "mpt_serve.deployments.proxy_guard:middlewares",
     "RAY_SERVE_PROXY_USE_GRPC": "1",  # from proxies to Ingresses; a request costs less CPU time than by Ray's objects
+    # Of a response that is no stream: by default 4 MiB, and Serve's proxy fails on a larger one.
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),
 }
 
 

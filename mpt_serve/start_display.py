@@ -101,7 +101,7 @@ class StartDisplay:
         """Read what is new in the logs, and return whether the start is complete."""
         for record in self._files.read():
             if record.deployment == "Generator":
-                self._generators[record.replica].take(record)
+                self._generators[record.replica].take(record.message)
             elif record.deployment == "Ingress" and record.message == _READY:
                 self._ready.add(record.application)
         return self.is_complete

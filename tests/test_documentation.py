@@ -24,10 +24,12 @@ def test_the_site_builds_and_loads_nothing_from_other_hosts(tmp_path: Path) -> N
     env = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    pages = {page.stem for page in (ROOT / "docs").glob("*.md")}
+    pages = {page.stem for page in (ROOT / "docs").glob("*.md")} | {"security", "clusters", "changelog"}
     assert {page.stem for page in tmp_path.glob("*.html")} - {"404"} == pages
     html = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert not re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=\"https?://[^\"]*", html)
+    assert 'href="security.html"' in html  # SECURITY.md is a page
+    assert (tmp_path / "notebook.ipynb").is_file()
 
 
 def anchors(page: Path) -> set[str]:
@@ -52,3 +54,16 @@ def test_every_error_code_says_what_to_do() -> None:
     text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\| `(\w+)` \| (?:client|server) \|", text, re.MULTILINE)
     assert sorted(listed) == sorted(codes)
+
+
+def test_the_plot_is_that_of_the_tables() -> None:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        from plot_ratios import PAGE, render, tables
+    finally:
+        sys.path.pop(0)
+    found = tables(PAGE.read_text(encoding="utf-8"))
+    assert list(found) == ["M, bf16", "M, int8", "M, int4", "L, bf16", "L, int8", "L, int4"]
+    drawn = (ROOT / "docs" / "images" / "performance-ratios.svg").read_text(encoding="utf-8")
+    renew = "run: python benchmarks/plot_ratios.py > docs/images/performance-ratios.svg"
+    assert drawn == render(found), renew

@@ -36,6 +36,7 @@ _SERVING = {
     "mpt_serve.openai",
     "mpt_serve.llm",
     "mpt_serve.one_loop",
+    "mpt_serve.serve_logs",
     *_LIBRARY,
 }
 

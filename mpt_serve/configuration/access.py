@@ -35,8 +35,8 @@ class AccessSettings(SettingsGroup):
     key_file: AbsolutePath = Field(
         default=None,
         description="A file with the lines of API keys that `mpt-serve keys` prints; it must exist on every node that"
-        " runs an Ingress. It is read again within seconds after it has changed. Set: all endpoints except `/health`,"
-        " `/ready` and the page at `/` require a key.",
+        " runs an Ingress, and should exist where Serve's proxies run. It is read again within seconds after it has"
+        " changed. Set: all endpoints except `/health`, `/ready` and the page at `/` require a key.",
     )
     key_variable: str | None = Field(
         default=None,

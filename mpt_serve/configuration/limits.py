@@ -58,7 +58,10 @@ class Limits(SettingsGroup):
     max_choices: Count = Field(
         default=256, description="Choices in one request: prompts times `n`, or times `best_of`."
     )
-    max_inputs: Count = Field(default=1024, description="Inputs in one /v1/embeddings request.")
+    max_inputs: Count = Field(
+        default=1024,
+        description="Inputs in one /v1/embeddings request, or texts to score in one of /v1/score or /v1/rerank.",
+    )
     max_embedding_numbers: Count = Field(
         default=1_048_576,
         description="Numbers in one /v1/embeddings response: inputs, or tokens with `pooling` `none`, times the model's"

@@ -10,28 +10,36 @@ from mpt_serve.configuration.limits import Limits
 from mpt_serve.configuration.serve_schema import own_applications
 from mpt_serve.configuration.setting_types import Count, SettingsGroup
 
-__all__ = ["PROXY_LIMITS_VARIABLE", "ProxyLimits"]
+__all__ = ["PROXY_LIMITS_VARIABLE", "KeySource", "ProxyLimits"]
 
 PROXY_LIMITS_VARIABLE = "MPT_SERVE_PROXY_LIMITS"
+
+
+class KeySource(SettingsGroup):
+    """Where one application has its API keys; see `AccessSettings`."""
+
+    file: str | None = None
+    variable: str | None = None
 
 
 class ProxyLimits(SettingsGroup):
     """The limits of one proxy, for all applications behind it.
 
     bodies: bounds of the bodies that arrive. max_running: requests to generate that are passed on as long as no Ingress
-    has refused any; None for no bound.
+    has refused any; None for no bound. keys: of all applications; empty if one of them requires none.
     """
 
     bodies: Limits = Field(default_factory=lambda: Limits(max_body_bytes=ByteSize(64 * 1024**2)))
     max_running: Count | None = None
+    keys: tuple[KeySource, ...] = ()
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "ProxyLimits":
         """Return what suits all applications of mpt_serve in a Serve configuration without mistakes."""
-        own = [(application, settings.limits) for _, application, settings in own_applications(config)]
+        own = [(application, settings) for _, application, settings in own_applications(config)]
         if not own:
             return cls()
-        limits = [each for _, each in own]
+        limits = [settings.limits for _, settings in own]
         bodies = Limits(
             max_body_bytes=max(each.max_body_bytes for each in limits),
             body_timeout_s=max(each.body_timeout_s for each in limits),
@@ -40,8 +48,12 @@ class ProxyLimits(SettingsGroup):
             max_headers=max(each.max_headers for each in limits),
             max_header_bytes=max(each.max_header_bytes for each in limits),
         )
-        running = [each.max_waiting_requests * _ingress_replicas(application) for application, each in own]
-        return cls(bodies=bodies, max_running=sum(running))
+        running = [each.limits.max_waiting_requests * _ingress_replicas(application) for application, each in own]
+        access = [settings.access for _, settings in own]
+        keys = [KeySource(file=each.key_file, variable=each.key_variable) for each in access if each.requires_keys]
+        if len(keys) < len(config["applications"]):
+            keys = []
+        return cls(bodies=bodies, max_running=sum(running), keys=tuple(keys))
 
     @classmethod
     def from_environment(cls) -> "ProxyLimits":

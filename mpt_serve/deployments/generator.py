@@ -18,6 +18,7 @@ from mpt_serve.deployments.link_wire import LinkAddress
 from mpt_serve.deployments.logs import log_through_serve
 from mpt_serve.deployments.memory import device_bytes, memory_text, resident_bytes
 from mpt_serve.deployments.replicas import own_names
+from mpt_serve.deployments.start_report import reported_start
 from mpt_serve.deployments.tracing import Carrier, tracing_from_environment, watched_generation
 from mpt_serve.deployments.version import Version
 from mpt_serve.deployments.watchdog import ReplicaReport
@@ -46,7 +47,8 @@ class Generator:
         log_through_serve()
         self._replica, self._actor = own_names()
         self._version = Version.of(settings)
-        self._engine, self._grammars = _load(settings)
+        with reported_start(self._replica):
+            self._engine, self._grammars = _load(settings)
         self._links = delta_links(self._engine.cancel)
         self._engine.on_delivered = self._links.flush
         start_heartbeat(self._links.beat)

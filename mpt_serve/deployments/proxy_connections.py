@@ -15,13 +15,15 @@ import uvicorn.protocols.http.auto
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from mpt_serve.configuration.limits import Limits
+from mpt_serve.deployments.half_closed import COMMENT, CONTINUE, HalfClosed
 from mpt_serve.openai.errors import ApiError, HeadersTooLargeError, InvalidValueError, NotReadyError, error_body
 
-__all__ = ["ABORT", "BoundedProtocol", "Connections", "bound_connections"]
+__all__ = ["ABORT", "EVENTS", "BoundedProtocol", "Connections", "bound_connections"]
 
 logger = logging.getLogger("ray.serve")
 
 ABORT = "mpt_serve.abort"  # in a request's scope: a function that closes its connection at once
+EVENTS = "mpt_serve.events"  # a function that says: its response is a stream of events
 
 _MOST = 16_384
 _SWEEP_S = 1.0
@@ -111,6 +113,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_head = False
         self._head_bytes = 0
         self._refused = False
+        self._sends_events = False
+        self._half_closed: HalfClosed | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request."""
@@ -122,6 +126,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End the request that runs, if there is one."""
         self.connections_of_proxy.remove(self)
+        self._watch_no_longer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -141,6 +146,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._in_head, self._head_bytes = True, 0
         self.scope[ABORT] = self.transport.abort  # type: ignore[literal-required]
+        self.scope[EVENTS] = self._send_events  # type: ignore[literal-required]
 
     def on_headers_complete(self) -> None:
         """Begin the request."""
@@ -151,9 +157,40 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Wait for the next request, unless it is there."""
         last = not self.pipeline
+        self._sends_events = False
         super().on_response_complete()
-        if last and not self.transport.is_closing():
+        if last and self._half_closed is not None:
+            self._watch_no_longer()
+            self.transport.close()
+        elif last and not self.transport.is_closing():
             self.connections_of_proxy.wait(self)
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Note that the client sends nothing more, and return whether it may still wait for a response."""
+        cycle = self.cycle
+        waits = cycle is not None and not cycle.response_complete and not cycle.more_body and not self._in_head
+        if not waits or self.scope["http_version"] != "1.1" or not HalfClosed.can_watch(self.transport):
+            return False
+        if self._half_closed is None:
+            self._half_closed = HalfClosed(self.transport, self._harmless_bytes, self.abort)
+            if self._half_closed.begin():
+                return False
+        return True
+
+    def _send_events(self) -> None:
+        self._sends_events = True
+
+    def _harmless_bytes(self) -> bytes:
+        """Return what means nothing at this place of the response that runs."""
+        if self.pipeline:  # the response that runs is not the cycle's
+            return b""
+        if not self.cycle.response_started:
+            return CONTINUE
+        return COMMENT if self._sends_events and self.cycle.chunked_encoding else b""
+
+    def _watch_no_longer(self) -> None:
+        if self._half_closed is not None:
+            self._half_closed.end()
 
     def handle_websocket_upgrade(self) -> None:
         """Leave the connection to another protocol."""

@@ -20,8 +20,9 @@ from mpt_serve.deployments.logs import hide_client_text
 from mpt_serve.deployments.lost_requests import RespondToAll
 from mpt_serve.deployments.proxy_admission import ProxyAdmission
 from mpt_serve.deployments.proxy_bodies import has_body, with_body_read
-from mpt_serve.deployments.proxy_connections import ABORT, bound_connections
+from mpt_serve.deployments.proxy_connections import ABORT, EVENTS, bound_connections
 from mpt_serve.deployments.proxy_errors import ProxyErrors
+from mpt_serve.deployments.proxy_keys import ProxyKeys
 from mpt_serve.deployments.proxy_send import patient_send
 from mpt_serve.deployments.response_receiver import ResponseReceiver
 from mpt_serve.deployments.response_wire import LINK_HEADER, link_key
@@ -38,6 +39,8 @@ logger = logging.getLogger("ray.serve")
 
 _REQUEST_ID = b"x-request-id"
 _GENERATING = tuple(GENERATING_PATHS)  # ends of paths: the application may be at any prefix
+_HOLD_WITHOUT_KEY_S = 1.0  # so that what refusals cost is bounded by the number of connections
+_RETRY_WITHOUT_KEY_S = 2.0
 # Instructions to Serve: which replica, how long, and whether to look for a disconnected client.
 _INTERNAL = frozenset(
     {
@@ -63,7 +66,8 @@ class ProxyGuard:
 
     Request ids are replaced unless they are harmless in logs, headers for Serve itself are removed, and so is every
     value that is not ASCII. Bodies are complete before Serve knows of their requests. Requests to generate are refused
-    here, at a fraction of the cost, while the application would refuse them too (`ProxyAdmission`).
+    here, at a fraction of the cost, while the application would refuse them too (`ProxyAdmission`). Where all
+    applications require API keys, those without one have a few separate places (`ProxyKeys`).
 
     key: of `link_key`, which Ingresses have too; without it, responses go through Serve.
     host: where Ingresses reach this process; None for this node's address in Ray.
@@ -83,6 +87,7 @@ class ProxyGuard:
         self._host = host
         self._bodies = ArrivingBodies(limits.bodies)
         self._admission = admission or ProxyAdmission(limits.max_running)
+        self._keys = ProxyKeys.of(limits.keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -99,7 +104,26 @@ class ProxyGuard:
         if generates and self._admission.is_full:
             await self._refuse(scope, send)
             return
+        if generates and self._keys is not None and not await self._keys.is_known(scope["headers"]):
+            await self._try_without_key(self._keys, scope, receive, send)
+            return
+        await self._read_and_pass(scope, receive, send, generates)
+
+    async def _try_without_key(self, keys: ProxyKeys, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let an Ingress refuse a request, as long as there are few like it; its key may be valid and very new."""
+        if keys.is_full:
+            await asyncio.sleep(_HOLD_WITHOUT_KEY_S)
+            await send_refusal(send, scope["path"], _RETRY_WITHOUT_KEY_S, [(_REQUEST_ID, _request_id(scope))])
+            return
+        keys.running_without_key += 1
+        try:
+            await self._read_and_pass(scope, receive, send, generates=False)
+        finally:
+            keys.running_without_key -= 1
+
+    async def _read_and_pass(self, scope: Scope, receive: Receive, send: Send, generates: bool) -> None:
         abort: Callable[[], None] = scope.pop(ABORT, _no_connection)
+        begin_events: Callable[[], None] = scope.pop(EVENTS, _no_connection)
         send = patient_send(send, abort)
         async with self._bodies.counted() as size:
             if has_body(scope):
@@ -111,15 +135,15 @@ class ProxyGuard:
                 except ClientDisconnect:
                     return
             if generates:
-                await self._generate(scope, receive, send, size)
+                await self._generate(scope, receive, send, _Passed(size, begin_events))
             else:
-                await self._app(scope, receive, _Passed(size).watched(send))
+                await self._app(scope, receive, _Passed(size, begin_events).watched(send))
 
-    async def _generate(self, scope: Scope, receive: Receive, send: Send, size: BodySize) -> None:
+    async def _generate(self, scope: Scope, receive: Receive, send: Send, passed: "_Passed") -> None:
         if not self._admission.begin():
             await self._refuse(scope, send)
             return
-        passed = _Passed(size, self._admission)
+        passed.admission = self._admission
         try:
             await self._respond(scope, receive, send, passed)
         finally:
@@ -159,12 +183,14 @@ class _Passed:
     """A request that was passed on: what the messages that come through Serve show of it.
 
     size: of its body, which the application has when its response begins.
+    begin_events: called if the response is a stream of events.
     admission: counts the request until its response is complete; None if nothing does.
     """
 
-    def __init__(self, size: BodySize, admission: ProxyAdmission | None = None) -> None:
+    def __init__(self, size: BodySize, begin_events: Callable[[], None]) -> None:
         self._size = size
-        self._admission = admission
+        self._begin_events = begin_events
+        self.admission: ProxyAdmission | None = None
 
     def watched(self, send: Send) -> Send:
         """Return what takes notice of the messages that are sent."""
@@ -172,8 +198,7 @@ class _Passed:
         async def send_watched(message: Message) -> None:
             if message["type"] == "http.response.start":
                 self._size.release()
-                if message["status"] == 503:
-                    self._note_refusal(message)
+                self._note_headers(message)
             elif not message.get("more_body", False):
                 self.end()  # the client may take its time to read it
             await send(message)
@@ -182,15 +207,17 @@ class _Passed:
 
     def end(self) -> None:
         """Count the request no longer. Idempotent."""
-        if self._admission is not None:
-            self._admission.end()
-            self._admission = None
+        if self.admission is not None:
+            self.admission.end()
+            self.admission = None
 
-    def _note_refusal(self, message: Message) -> None:
+    def _note_headers(self, message: Message) -> None:
         for name, value in message["headers"]:
-            if name.lower() == OVERLOADED_HEADER and self._admission is not None:
-                self._admission.end_refused(float(value))
-                self._admission = None
+            if name.lower() == OVERLOADED_HEADER and message["status"] == 503 and self.admission is not None:
+                self.admission.end_refused(float(value))
+                self.admission = None
+            elif name.lower() == b"content-type" and value.startswith(b"text/event-stream"):
+                self._begin_events()
 
 
 async def _fail(scope: Scope, receive: Receive, send: Send, error: ApiError) -> None:
@@ -199,7 +226,7 @@ async def _fail(scope: Scope, receive: Receive, send: Send, error: ApiError) -> 
 
 
 def _no_connection() -> None:
-    """Stand for what closes a connection, where another server than uvicorn or another protocol of it is used."""
+    """Stand for what a connection offers, where another server than uvicorn or another protocol of it is used."""
 
 
 def _harmless(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

@@ -14,6 +14,7 @@ from ray.serve.handle import DeploymentHandle
 from mpt_serve.deployments.placement import replica_demands, unmet_demand
 from mpt_serve.deployments.replica_updates import ReplicaUpdates, RunningReplica
 from mpt_serve.deployments.signs_of_life import SignsOfLife
+from mpt_serve.deployments.start_report import LoadingStage, furthest_stage
 from mpt_serve.deployments.version import Version
 from mpt_serve.openai.backend import Readiness
 
@@ -26,6 +27,7 @@ _READY_PERIOD_S = 0.25
 _STATS_WAIT_S = 5.0
 _REPEAT_LOG_S = 60.0
 
+_LOADING = "The model is loading."
 _REPLACED = Readiness(ready=False, reason="Another model is being deployed.", code="loading", retry_after_s=1)
 _NEEDED = ("Tokenizer", "Generator")  # deployments without which no request is served
 
@@ -70,7 +72,7 @@ class ReplicaWatch:
         self._settled = asyncio.Event()  # it is ready, or never will be again
         self._waiting_requests = 0
         self._reported: tuple[str, float] = ("", 0.0)
-        self.readiness = Readiness(ready=False, reason="The model is loading.", code="loading")
+        self.readiness = Readiness(ready=False, reason=_LOADING)
         self.has_served = False  # or continues what other replicas have served
 
     async def run(self) -> None:
@@ -126,9 +128,11 @@ class ReplicaWatch:
                 return
             self._settled.clear()
             states = await asyncio.to_thread(deployment_states)
-            reason = await asyncio.to_thread(_why_not_running, missing[-1], states.get(missing[-1]))
+            state = states.get(missing[-1])
+            reason = await asyncio.to_thread(_why_not_running, missing[-1], state)
             self._report(reason)
-            self.readiness = Readiness(ready=False, reason=reason or "The model is loading.", code="loading")
+            stage = None if reason or state is None else await asyncio.to_thread(furthest_stage, state.starting)
+            self.readiness = Readiness(ready=False, reason=reason or _LOADING) if stage is None else _at(stage)
         elif silent:  # stopped or lost, and not replaced yet
             self._set_ready(False)
             self.readiness = Readiness(ready=False, reason=f"No {silent[-1]} replies.", code="loading")
@@ -148,7 +152,7 @@ class ReplicaWatch:
         return [replica for replica in self._usable(deployment) if not self._signs.is_silent(replica.name)]
 
     def _set_ready(self, ready: bool) -> None:
-        self.readiness = replace(self.readiness, ready=ready, reason="" if ready else "The model is loading.")
+        self.readiness = replace(self.readiness, ready=ready, reason="" if ready else _LOADING, stage="", progress=None)
         if ready:
             self.has_served = True
             self._settled.set()
@@ -167,13 +171,14 @@ class ReplicaWatch:
 class DeploymentState:
     """One deployment at one moment.
 
-    running: replicas that take requests. config: its options in Serve's own form. message: the problem that Serve
-        reports, empty for none.
+    running: replicas that take requests. starting: names of those that do not yet. config: its options in Serve's own
+        form. message: the problem that Serve reports, empty for none.
     """
 
     running: int
     config: Mapping[str, Any]
     message: str
+    starting: tuple[str, ...] = ()
 
 
 def deployment_states() -> dict[str, DeploymentState]:
@@ -191,7 +196,14 @@ def deployment_states() -> dict[str, DeploymentState]:
 
 def _state(deployment: Mapping[str, Any]) -> DeploymentState:
     running = sum(replica["state"] == "RUNNING" for replica in deployment["replicas"])
-    return DeploymentState(running, deployment["deployment_config"], deployment["message"] or "")
+    starting = tuple(replica["replica_id"] for replica in deployment["replicas"] if replica["state"] == "STARTING")
+    return DeploymentState(running, deployment["deployment_config"], deployment["message"] or "", starting)
+
+
+def _at(stage: LoadingStage) -> Readiness:
+    """Return the readiness of a server whose Generator has come so far with its start."""
+    reason = f"The model is loading: {stage.name}, {stage.part:.0%}."
+    return Readiness(ready=False, reason=reason, stage=stage.name, progress=round(stage.part, 3))
 
 
 def cluster_nodes() -> list[dict[str, Any]]:

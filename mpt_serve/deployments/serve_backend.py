@@ -6,7 +6,7 @@ from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
@@ -102,7 +102,7 @@ class ServeBackend:
                 with suppress(RayActorError, ReplicaLostError):
                     return await self._watched(call)
             return await self._watched(call)
-        except (RayTaskError, RayActorError, RayServeException, ReplicaLostError) as error:
+        except (RayError, RayServeException, ReplicaLostError) as error:
             raise translated(error) from error
 
     async def _watched(self, call: Callable[[], DeploymentResponse]) -> Sequence[int]:

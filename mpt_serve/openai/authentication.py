@@ -9,7 +9,7 @@ from mpt_serve.access.access_control import AccessControl
 from mpt_serve.access.client import Client
 from mpt_serve.openai.errors import InvalidApiKeyError, MissingScopeError
 
-__all__ = ["ADMIN_PATHS", "PUBLIC_PATHS", "Authentication", "client_of"]
+__all__ = ["ADMIN_PATHS", "PUBLIC_PATHS", "Authentication", "client_of", "presented_key"]
 
 # By the path as the router compares it: decoded, and only in this spelling. Whatever is not listed needs a key.
 PUBLIC_PATHS = frozenset({"/health", "/ready"})
@@ -48,7 +48,7 @@ class Authentication:
 
     async def _authenticate(self, scope: Scope, needed: str) -> None:
         """Raise InvalidApiKeyError, MissingScopeError, LimitExceededError or BusyError, or set the request's client."""
-        presented = _presented(Headers(scope=scope))
+        presented = presented_key(Headers(scope=scope))
         key = None if presented is None else await self._access.keys.verify(presented)
         if key is None:  # whatever is wrong with it
             raise InvalidApiKeyError(presented is not None)
@@ -60,7 +60,7 @@ class Authentication:
         scope["state"].update(client=client, key_id=key.id)
 
 
-def _presented(headers: Headers) -> str | None:
+def presented_key(headers: Headers) -> str | None:
     """Return the key in a request's headers; None without one, an empty text if there are several."""
     keys = headers.getlist("x-api-key")
     for value in headers.getlist("authorization"):

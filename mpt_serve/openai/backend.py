@@ -33,12 +33,17 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Readiness:
-    """Whether a request would be served now. `code` is `loading`, `overloaded` or `shutting_down` if it would not."""
+    """Whether a request would be served now. `code` is `loading`, `overloaded` or `shutting_down` if it would not.
+
+    stage, progress: of a model that loads: what it does, and how much of that is done, from 0 to 1; None: not known.
+    """
 
     ready: bool
     reason: str = ""
     code: str = "loading"
     retry_after_s: int = 5
+    stage: str = ""
+    progress: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from mpt_serve.engine.sampling_params import Pooling
 from mpt_serve.openai.endpoint import Prepared
 from mpt_serve.openai.errors import InvalidValueError
 from mpt_serve.openai.output_choice import ChoicePart
-from mpt_serve.openai.prompts import check_prompts, tokenize_prompts
+from mpt_serve.openai.prompts import READ_AT_ONCE, check_prompts, tokenize_prompts
 from mpt_serve.openai.protocol.completions import CompletionRequest
 from mpt_serve.openai.protocol.embeddings import EmbeddingRequest
 from mpt_serve.openai.protocol.responses import Embedding, Embeddings
@@ -23,8 +23,6 @@ from mpt_serve.openai.server_context import ServerContext
 from mpt_serve.openai.usage import Usage
 
 __all__ = ["EmbeddingsBuilder", "prepare_embeddings"]
-
-_AT_ONCE = 32  # inputs of one request that wait or run; other requests have their turns between them
 
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
@@ -105,7 +103,7 @@ async def prepare_embeddings(context: ServerContext, body: Mapping[str, Any]) ->
         EmbeddingRequest.unknown_fields(body),
         pooling=pooling,
         normalize=request.normalizes(pooling),
-        at_once=_AT_ONCE,
+        at_once=READ_AT_ONCE,
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from starlette.exceptions import HTTPException
 
 from mpt_serve.errors import BusyError, EngineClosedError, LimitExceededError, MptServeError, RequestError
-from mpt_serve.openai.protocol.responses import ErrorBody
+from mpt_serve.openai.protocol.responses import ErrorBody, LoadingBody
 
 logger = logging.getLogger(__name__)
 
@@ -171,7 +171,7 @@ class RateLimitError(TemporaryError):
 
 
 class NotReadyError(TemporaryError):
-    """The server as a whole cannot take the request now."""
+    """The server as a whole cannot take the request now. loading: how far a model is that loads, for the body."""
 
     status, type = 503, "server_error"
     CODES: ClassVar[tuple[str, ...]] = ("loading", "overloaded", "shutting_down")
@@ -179,6 +179,7 @@ class NotReadyError(TemporaryError):
     def __init__(self, message: str, *, code: str = "overloaded", retry_after_s: float = 5) -> None:
         super().__init__(message, retry_after_s=retry_after_s)
         self.code = code
+        self.loading: LoadingBody | None = None
 
 
 class ShuttingDownError(NotReadyError):
@@ -270,4 +271,9 @@ def error_body(error: ApiError) -> ErrorBody:
     message = error.message
     if len(message) > MAX_MESSAGE_CHARS:
         message = message[: MAX_MESSAGE_CHARS - 3] + "..."
-    return {"error": {"message": message, "type": error.type, "param": error.param, "code": error.code}}
+    body: ErrorBody = {
+        "error": {"message": message, "type": error.type, "param": error.param, "code": error.code},
+    }
+    if isinstance(error, NotReadyError) and error.loading is not None:
+        body["loading"] = error.loading
+    return body

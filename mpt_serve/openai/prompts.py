@@ -1,13 +1,16 @@
 """Prompts of text or of ids: checked before they are tokenized, and tokenized."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from mpt_serve.openai.errors import InvalidValueError
 from mpt_serve.openai.protocol.completions import Prompt
 from mpt_serve.openai.server_context import ServerContext
 
-__all__ = ["check_prompts", "tokenize_prompts"]
+__all__ = ["READ_AT_ONCE", "check_prompts", "encode_texts", "tokenize_prompts"]
+
+# Prompts of one request, if nothing is generated for them, that wait or run; other requests have their turns between.
+READ_AT_ONCE = 32
 
 
 def check_prompts(context: ServerContext, prompts: Sequence[Prompt], param: str, at_most: int, *, cut: bool) -> None:
@@ -32,10 +35,19 @@ async def tokenize_prompts(
     context: ServerContext, prompts: Sequence[Prompt], add_special_tokens: bool, parse_special_tokens: bool
 ) -> Sequence[Sequence[int]]:
     """Return the ids of each prompt."""
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    encoded = iter(await encode_texts(context, texts, add_special_tokens, parse_special_tokens))
+    return [next(encoded) if isinstance(prompt, str) else prompt for prompt in prompts]
 
-    async def ids(prompt: Prompt) -> Sequence[int]:
-        if not isinstance(prompt, str):
-            return prompt
-        return await context.backend.encode(prompt, add_special_tokens, parse_special_tokens)
 
-    return await asyncio.gather(*map(ids, prompts))
+async def encode_texts(
+    context: ServerContext, texts: Iterable[str], add_special_tokens: bool = True, parse_special_tokens: bool = True
+) -> list[Sequence[int]]:
+    """Return the ids of each text. No more than `READ_AT_ONCE` of them are with the Tokenizers at the same time."""
+    places = asyncio.Semaphore(READ_AT_ONCE)
+
+    async def ids(text: str) -> Sequence[int]:
+        async with places:
+            return await context.backend.encode(text, add_special_tokens, parse_special_tokens)
+
+    return await asyncio.gather(*map(ids, texts))

@@ -196,7 +196,8 @@ _SCORES = """\
 A score is the natural logarithm of the probability that a text follows another one, by the model's own log
 probabilities. The two are tokenized as one text; a token across the border belongs to the second. Where nothing comes
 before, the token that ends texts stands there. Keys and values of equal beginnings are computed once, as far as the
-prefix cache has them. `data` has for each pair `{"index", "object", "score", "num_tokens", "is_greedy"}`.
+prefix cache has them; of one request's pairs 32 wait or run at the same time. `data` has for each pair
+`{"index", "object", "score", "num_tokens", "is_greedy"}`.
 
 A document's `relevance_score` is the geometric mean of the probabilities of the query's tokens after the document and a
 line end, which needs no training for it: `results` has `{"index", "relevance_score", "document"}`, best first.
@@ -209,8 +210,9 @@ _ERRORS = """\
 
 A response to HTTP/1.0 has a length and no chunks; a stream is gathered for it and sent when it is complete. A request
 of HTTP/1.1 without a Host header is a 400. `OPTIONS *` lists the methods. A byte order mark before a body is skipped.
-A client that closes its side of the connection before it has its response has left, for Serve's proxy: nothing tells
-this from a client that is gone, whose request ends at once.
+A client of HTTP/1.1 may end its side of the connection after a request and still gets the response: what distinguishes
+it from one that is gone is that it takes what it gets meanwhile, a `100 Continue`, or a comment in a stream. That is so
+behind `mpt-serve run` on Linux, without TLS in Serve's proxy; else, and with HTTP/1.0, such a request ends at once.
 
 ## Errors
 

@@ -1,8 +1,7 @@
 """POST /v1/score and /v1/rerank: the likelihood of texts after others, by the model's own log probabilities."""
 
-import asyncio
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import takewhile
 from typing import Any, Generic, TypeVar
@@ -11,6 +10,7 @@ from mpt_serve.engine.request import TokenLogprobs
 from mpt_serve.openai.endpoint import Prepared
 from mpt_serve.openai.errors import InvalidValueError
 from mpt_serve.openai.output_choice import ChoicePart
+from mpt_serve.openai.prompts import READ_AT_ONCE, encode_texts
 from mpt_serve.openai.protocol.completions import CompletionRequest
 from mpt_serve.openai.protocol.reading import ReadingRequest
 from mpt_serve.openai.protocol.responses import Ranked, Rerank, Score, Scores
@@ -100,8 +100,7 @@ async def prepare_score(context: ServerContext, body: Mapping[str, Any]) -> Prep
     request = ScoreRequest.parse(body)
     prompts, scored_from = await _tokenized(context, request, request.pairs, "text_2")
     builder = partial(ScoresBuilder, scored_from=scored_from, request=request)
-    options = _options(context, request)
-    return Prepared(prompts, "text_2", options, 0, builder, ScoreRequest.unknown_fields(body), scored_from=scored_from)
+    return _prepared(context, request, "text_2", prompts, scored_from, builder, ScoreRequest.unknown_fields(body))
 
 
 async def prepare_rerank(context: ServerContext, body: Mapping[str, Any]) -> Prepared:
@@ -109,16 +108,22 @@ async def prepare_rerank(context: ServerContext, body: Mapping[str, Any]) -> Pre
     request = RerankRequest.parse(body)
     prompts, scored_from = await _tokenized(context, request, request.pairs, "documents")
     builder = partial(RerankBuilder, scored_from=scored_from, request=request)
-    options = _options(context, request)
-    return Prepared(
-        prompts, "documents", options, 0, builder, RerankRequest.unknown_fields(body), scored_from=scored_from
-    )
+    return _prepared(context, request, "documents", prompts, scored_from, builder, RerankRequest.unknown_fields(body))
 
 
-def _options(context: ServerContext, request: ReadingRequest) -> SamplingOptions:
-    """Return the options of a completion that generates nothing, and reports the prompt's log probabilities."""
+def _prepared(
+    context: ServerContext,
+    request: ReadingRequest,
+    param: str,
+    prompts: Sequence[Sequence[int]],
+    scored_from: Sequence[int],
+    builder: Callable[[ResponseBasis], WholeBuilder],
+    unknown: Sequence[str],
+) -> Prepared:
+    """Return a completion of the pairs that generates nothing, and reports the prompts' log probabilities."""
     only_read = {"max_tokens": 0, "prompt_logprobs": 0, "priority": request.priority, "cache_salt": request.cache_salt}
-    return SamplingOptions.of(CompletionRequest.parse({"prompt": [0], **only_read}), context.backend.model)
+    options = SamplingOptions.of(CompletionRequest.parse({"prompt": [0], **only_read}), context.backend.model)
+    return Prepared(prompts, param, options, 0, builder, unknown, scored_from=scored_from, at_once=READ_AT_ONCE)
 
 
 async def _tokenized(
@@ -131,15 +136,16 @@ async def _tokenized(
     id that ends texts takes that place.
     """
     context.require_model(request.model)
-    if len(pairs) > context.limits.max_choices:
-        message = f"'{param}' must hold at most {context.limits.max_choices} texts; got {len(pairs)}."
+    if len(pairs) > context.limits.max_inputs:
+        message = f"'{param}' must hold at most {context.limits.max_inputs} texts; got {len(pairs)}."
         raise InvalidValueError(message, param=param)
     await context.require_ready()
     context.require_bounded((before + text for before, text in pairs), param)
+    known: dict[str, Sequence[int]]
     begin = context.backend.tokenizer.eos_token_ids[:1]
-    befores = list(dict.fromkeys(before for before, _ in pairs))
-    known = dict(zip(befores, await asyncio.gather(*(_ids(context, before) for before in befores)), strict=True))
-    wholes = await asyncio.gather(*(_ids(context, before + text) for before, text in pairs))
+    befores = list(dict.fromkeys(before for before, _ in pairs if before))
+    known = {"": (), **dict(zip(befores, await encode_texts(context, befores), strict=True))}
+    wholes = await encode_texts(context, (before + text for before, text in pairs))
     prompts: list[list[int]] = []
     scored_from: list[int] = []
     for (before, _), whole in zip(pairs, wholes, strict=True):
@@ -152,7 +158,3 @@ async def _tokenized(
         message = "No token begins a text of this model, so the first has no probability: send some text before it."
         raise InvalidValueError(message, param=param)
     return prompts, scored_from
-
-
-async def _ids(context: ServerContext, text: str) -> Sequence[int]:
-    return await context.backend.encode(text, True, True) if text else ()

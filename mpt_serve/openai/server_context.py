@@ -56,7 +56,10 @@ class ServerContext:
         readiness = await (self.backend.wait_ready() if wait else self.backend.readiness())
         if not readiness.ready:
             message = readiness.reason or "The server cannot take requests now."
-            raise NotReadyError(message, code=readiness.code, retry_after_s=readiness.retry_after_s)
+            error = NotReadyError(message, code=readiness.code, retry_after_s=readiness.retry_after_s)
+            if readiness.progress is not None:
+                error.loading = {"stage": readiness.stage, "progress": readiness.progress}
+            raise error
 
     def require_bounded(self, texts: Iterable[str], param: str) -> None:
         """Raise InvalidValueError for more text than one request may have tokenized, whatever is cut off later."""

@@ -6,8 +6,6 @@ The lines are the only channel: people read them where there is no terminal, and
 import re
 from dataclasses import dataclass
 
-from mpt_serve.serve_logs.log_records import LogRecord
-
 __all__ = ["StartProgress"]
 
 _LOADED = re.compile(r"weights: (\d+) of (\d+) MiB read")
@@ -30,9 +28,8 @@ class StartProgress:
     cache_size: int = 0
     context: int = 0
 
-    def take(self, record: LogRecord) -> None:
-        """Take note of a record; most say nothing of the start."""
-        message = record.message
+    def take(self, message: str) -> None:
+        """Take note of a logged message; most say nothing of the start."""
         if match := _LOADED.fullmatch(message):
             self.loaded, self.weights = int(match[1]), int(match[2])
         elif match := _WEIGHTS.fullmatch(message):

@@ -72,6 +72,9 @@ class FakeBackend:
     full: bool = False  # the capacity is exhausted
     reserved: int = 0  # requests that are counted now
     running: set[str] = field(default_factory=set)
+    most_running: int = 0  # at the same time, so far
+    encoding: int = 0
+    most_encoding: int = 0
     cancelled: list[str] = field(default_factory=list)
     stopped_choices: Set[int] = frozenset()
 
@@ -79,6 +82,10 @@ class FakeBackend:
         self.tokenizer = byte_tokenizer()
 
     async def encode(self, text: str, add_special_tokens: bool, parse_special_tokens: bool) -> list[int]:
+        self.encoding += 1
+        self.most_encoding = max(self.most_encoding, self.encoding)
+        await asyncio.sleep(0)
+        self.encoding -= 1
         return self.tokenizer.encode(text, add_special_tokens, parse_special_tokens)
 
     async def encode_chat(
@@ -129,6 +136,7 @@ class FakeBackend:
         self.grammars.append(request.grammar)
         self.clients.append(request.client)
         self.running.add(request.request_id)
+        self.most_running = max(self.most_running, len(self.running))
         unfinished = set(range(request.params.n))
         try:
             for number, delta in enumerate(self._deltas(request.ids, request.params)):

@@ -492,6 +492,14 @@ class TestPrompt:
 
 
 class TestReadiness:
+    def test_how_far_a_model_is_that_loads(self, http: httpx.Client, backend: FakeBackend) -> None:
+        backend.state = Readiness(ready=False, reason="It loads.", stage="loading weights", progress=0.42)
+        body = http.get("/ready").json()
+        assert body["loading"] == {"stage": "loading weights", "progress": 0.42}
+        assert (body["error"]["message"], body["error"]["code"]) == ("It loads.", "loading")
+        backend.state = Readiness(ready=False)
+        assert http.get("/ready").json().keys() == {"error"}
+
     @pytest.mark.parametrize("path", [*POSTS, "/ready"])
     @pytest.mark.parametrize("code", ["loading", "overloaded", "shutting_down"])
     def test_503_says_when_to_ask_again(self, http: httpx.Client, backend: FakeBackend, path: str, code: str) -> None:

@@ -102,7 +102,7 @@ class TestScore:
             ({"text_1": "a", "text_2": ["b", ""]}, "text_2"),
             ({"text_1": "a", "text_2": ["b", "\ud800"]}, "text_2[1]"),
             ({"text_1": ["a", "b"], "text_2": "c"}, "text_1"),
-            ({"text_1": "a", "text_2": ["b"] * 257}, "text_2"),
+            ({"text_1": "a", "text_2": ["b"] * 1025}, "text_2"),
             ({"text_1": "a" * 300, "text_2": "b"}, "text_2"),
             ({"text_1": "a", "text_2": "b", "model": "other"}, "model"),
             ({"text_1": "a", "text_2": "b", "priority": 5000}, "priority"),
@@ -117,6 +117,28 @@ class TestScore:
     def test_a_pair_that_is_too_long_says_what_fits(self, http: httpx.Client) -> None:
         error = check_error(post(http, "/v1/score", {"text_1": "a" * 300, "text_2": "b"}), 400)
         assert error["message"].endswith("it has 301 tokens. Send at most 256 prompt tokens.")
+
+    def test_pairs_of_one_request(self) -> None:
+        with serving(limits=Limits(max_inputs=2)) as server, httpx.Client(base_url=server.url) as http:
+            score(http, text_1="a", text_2=["b", "c"])
+            error = check_error(post(http, "/v1/score", {"text_1": "a", "text_2": ["b", "c", "d"]}), 400)
+        assert (error["param"], error["message"]) == ("text_2", "'text_2' must hold at most 2 texts; got 3.")
+
+    @pytest.mark.parametrize(
+        ("path", "body"),
+        [
+            ("/v1/score", {"text_1": "a", "text_2": [f"{number}" for number in range(300)]}),
+            ("/v1/rerank", {"query": "a", "documents": [f"{number}" for number in range(300)]}),
+        ],
+    )
+    def test_some_pairs_of_a_request_wait_for_the_others(
+        self, http: httpx.Client, backend: FakeBackend, path: str, body: Any
+    ) -> None:
+        backend.pause_s = 0.001
+        answer = http.post(path, json=body).json()
+        assert len(answer.get("data") or answer["results"]) == len(backend.started) == 300
+        assert (backend.most_encoding, backend.most_running) == (32, 32)
+        assert backend.admitted == [(32, 1)]
 
     def test_scores_are_no_log_probabilities_of_a_response(self) -> None:
         with serving(limits=Limits(max_prompt_logprobs=2)) as server:

@@ -1,6 +1,7 @@
 """A started server that requires keys: through Serve's proxy, with a key file that changes while it runs."""
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,7 +42,12 @@ def guarded(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> 
     for key in (USERS, ADMINS):
         append_line(folder / "keys", key)
     access = {"key_file": str(folder / "keys"), "audit_log_dir": str(folder / "audit")}
-    args = {"model": str(tiny_checkpoint), "engine": {"max_num_seqs": 4}, "access": access}
+    args = {
+        "model": str(tiny_checkpoint),
+        "engine": {"max_num_seqs": 4},
+        "access": access,
+        "limits": {"max_waiting_requests": 4},
+    }
     with ServerProcess.of(serve_config(args, free_port()), folder, command="mpt-serve") as server:
         server.wait_ready()
         wait_for(lambda: f"s at {server.url} (" in server.output())
@@ -91,6 +97,31 @@ def test_a_client_and_what_is_measured_and_recorded(guarded: Guarded) -> None:
     assert check_audit_file(file) == len(text.splitlines())
     record = next(json.loads(line) for line in text.splitlines() if "completions" in line)
     assert (record["client"], record["key"], record["status"]) == ("user", USERS.id, 200)
+
+
+def test_a_flood_without_keys_takes_no_places_of_those_with_one(guarded: Guarded) -> None:
+    """The proxy lets four requests to generate pass at the same time; many more come without a key."""
+    ended, statuses = threading.Event(), set()
+    body = {"prompt": "a", "max_tokens": 1}
+
+    def flood() -> None:
+        with httpx.Client(base_url=guarded.url, timeout=60) as http:
+            while not ended.is_set():
+                statuses.add(http.post("/v1/completions", json=body).status_code)
+
+    threads = [threading.Thread(target=flood) for _ in range(32)]
+    for thread in threads:
+        thread.start()
+    try:
+        wait_for(lambda: 503 in statuses)
+        headers = {"Authorization": f"Bearer {USER}"}
+        seen = [guarded.http.post("/v1/completions", json=body, headers=headers).status_code for _ in range(50)]
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+    assert set(seen) == {200}
+    assert statuses == {401, 503}
 
 
 def test_keys_are_added_limited_and_removed_without_a_restart(guarded: Guarded) -> None:

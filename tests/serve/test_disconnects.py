@@ -23,6 +23,7 @@ from mpt_serve.configuration.limits import Limits
 from mpt_serve.deployments.admission import Admission
 from mpt_serve.deployments.delta_link import delta_links
 from mpt_serve.deployments.generator import Generator
+from mpt_serve.deployments.proxy_connections import BoundedProtocol, Connections
 from mpt_serve.deployments.proxy_guard import ProxyGuard
 from mpt_serve.deployments.readiness import Waiting
 from mpt_serve.deployments.replica_updates import ReplicaUpdates
@@ -112,11 +113,13 @@ class Call:
 class Client(asyncio.Protocol):
     """A client that requests a long output and reads what comes."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, max_tokens: int = 400) -> None:
         self.streams = number % 4 != 0
         self.received = False
+        self.data = b""
+        self.closed = False
         self.transport: Any = None
-        body = {"prompt": f"client {number}", "max_tokens": 400, "ignore_eos": True, "stream": self.streams}
+        body = {"prompt": f"client {number}", "max_tokens": max_tokens, "ignore_eos": True, "stream": self.streams}
         content = json.dumps(body)
         self._request = (
             "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
@@ -129,6 +132,10 @@ class Client(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.received = self.received or b"data: {" in data
+        self.data += data
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed = True
 
 
 class Server:
@@ -198,7 +205,8 @@ class Server:
     async def listening(self) -> AsyncIterator[int]:
         """Serve HTTP on the yielded port."""
         with socket.create_server((LOOPBACK, 0), backlog=CLIENTS) as listener:
-            config = uvicorn.Config(self.proxy, log_level="warning", lifespan="off", ws="none")
+            http = type("Bounded", (BoundedProtocol,), {"connections_of_proxy": Connections(PATIENT, 2 * CLIENTS)})
+            config = uvicorn.Config(self.proxy, log_level="warning", lifespan="off", ws="none", http=http)
             server = uvicorn.Server(config)
             serving = asyncio.create_task(server.serve(sockets=[listener]))
             try:
@@ -255,3 +263,31 @@ def test_200_that_leave_at_once_end_within_two_steps_of_the_engine(
     assert len(server.left_at) == CLIENTS
     late = {name: (left, server.engine.taken[name]) for name, left in server.left_at.items()}
     assert all(taken <= left + 2 for left, taken in late.values()), late
+
+
+def test_clients_that_only_finish_sending_get_their_output(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two read a stream, and one a whole response: they end their side of the connection after the request."""
+    text = TextTokenizer.from_folder(tiny_checkpoint)
+
+    async def scenario(engine: Engine) -> list[bytes]:
+        server = Server(engine, text, monkeypatch)
+        async with server.listening() as port:
+            clients = [Client(number, max_tokens=5) for number in range(3)]
+            for client in clients:
+                await asyncio.get_running_loop().create_connection(lambda client=client: client, LOOPBACK, port)  # type: ignore[misc]
+                client.transport.write_eof()
+            await until(lambda: len(engine.request_ids()) == len(clients))
+            server.engine.begins.set()
+            await until(lambda: all(client.closed for client in clients))
+        return [client.data for client in clients]
+
+    with Engine.from_pretrained(tiny_checkpoint, SETTINGS, vocab_limit=text.vocab_len) as engine:
+        whole, *streams = uvloop.run(scenario(engine))
+        assert engine.stats().finished["length"] == 3
+    assert b"HTTP/1.1 200 OK" in whole
+    assert b'"completion_tokens":5' in whole
+    for stream in streams:
+        assert stream.count(b'"finish_reason":"length"') == 1
+        assert stream.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")

@@ -96,6 +96,15 @@ def test_large_bodies_stop_nobody(
     assert own_server.replica_pid("Tokenizer") == before  # one whose health checks fail would be replaced
 
 
+def test_a_response_above_4_mib_arrives(http: httpx.Client) -> None:
+    """Through Serve, where 4 MiB are the default limit of a message."""
+    body = {"prompt": "\u00e9" * 300_000, "return_token_strs": True}
+    answer = http.post("/tokenize", json=body)
+    assert answer.status_code == 200
+    assert len(answer.content) > 4 * 2**20
+    assert answer.json()["count"] == 600_000
+
+
 def test_more_requests_than_there_is_capacity_for(server_url: str, http: httpx.Client) -> None:
     """400 at once, where 256 may wait or run: those are served in full, the others learn when to come back."""
 

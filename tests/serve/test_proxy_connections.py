@@ -13,7 +13,9 @@ import uvloop
 from starlette.types import Receive, Scope, Send
 
 from mpt_serve.configuration.limits import Limits
-from mpt_serve.deployments.proxy_connections import ABORT, BoundedProtocol, Connections, bound_connections
+from mpt_serve.deployments import half_closed
+from mpt_serve.deployments.half_closed import COMMENT, CONTINUE
+from mpt_serve.deployments.proxy_connections import ABORT, EVENTS, BoundedProtocol, Connections, bound_connections
 from mpt_serve.deployments.proxy_send import patient_send
 
 GET = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -30,6 +32,7 @@ class Proxy:
         self.answers = asyncio.Event()
         self.answers.set()
         self.body = b"ok"
+        self.events: asyncio.Event | None = None  # set: a stream has its second event
         self.clients: list[Client] = []
 
     async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -39,12 +42,23 @@ class Proxy:
             return
         send = patient_send(send, scope[ABORT], patience_s=0.05)
         await self.answers.wait()
+        if self.events is not None:
+            await self._send_events(scope, send, self.events)
+            return
         headers = [(b"content-length", str(len(self.body)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         for start in range(0, len(self.body), 1 << 20):
             part = self.body[start : start + (1 << 20)]
             more = start + len(part) < len(self.body)
             await send({"type": "http.response.body", "body": part, "more_body": more})
+
+    async def _send_events(self, scope: Scope, send: Send, second: asyncio.Event) -> None:
+        headers = [(b"content-type", b"text/event-stream")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        scope[EVENTS]()
+        await send({"type": "http.response.body", "body": b"data: 1\n\n", "more_body": True})
+        await second.wait()
+        await send({"type": "http.response.body", "body": b"data: 2\n\n"})
 
     async def connect(self, request: bytes = b"") -> "Client":
         client = Client(*await asyncio.open_connection("127.0.0.1", self.port))
@@ -72,11 +86,17 @@ class Client:
     def send(self, data: bytes) -> None:
         self.writer.write(data)
 
+    async def head(self) -> bytes:
+        return await asyncio.wait_for(self._reader.readuntil(b"\r\n\r\n"), 30)
+
     async def answer(self) -> tuple[int, bytes]:
         """Return the status and the body of a response with a length."""
-        head = await asyncio.wait_for(self._reader.readuntil(b"\r\n\r\n"), 30)
+        head = await self.head()
         length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length"))
         return int(head.split()[1]), await asyncio.wait_for(self._reader.readexactly(int(length.split()[1])), 30)
+
+    async def read(self, expected: bytes) -> None:
+        assert await asyncio.wait_for(self._reader.readexactly(len(expected)), 30) == expected
 
     async def closed(self) -> bytes:
         """Return what comes until the connection is closed."""
@@ -257,6 +277,86 @@ def test_nonsense_while_a_response_is_awaited_closes_the_connection() -> None:
         await proxy.wait_for(0, 0, 0)
 
     run(scenario)
+
+
+class TestHalfClosed:
+    """Clients that have sent a complete request and end their side of the connection."""
+
+    @pytest.mark.parametrize("request_bytes", [GET, POST + b"{}"])
+    def test_they_get_their_response(self, request_bytes: bytes) -> None:
+        async def scenario(proxy: Proxy) -> None:
+            proxy.answers.clear()
+            client = await proxy.connect(request_bytes)
+            client.writer.write_eof()
+            await client.read(CONTINUE)
+            proxy.answers.set()
+            assert await client.answer() == (200, b"ok")
+            assert await client.closed() == b""
+            await proxy.wait_for(0, 0, 0)
+
+        run(scenario)
+
+    def test_they_get_all_responses(self) -> None:
+        async def scenario(proxy: Proxy) -> None:
+            proxy.answers.clear()
+            client = await proxy.connect(GET + GET)
+            client.writer.write_eof()
+            await proxy.wait_for(1, 0, 0)
+            proxy.answers.set()
+            assert (await client.closed()).replace(CONTINUE, b"").count(b"\r\n\r\nok") == 2
+
+        run(scenario)
+
+    def test_they_get_their_streams_with_a_comment(self) -> None:
+        async def scenario(proxy: Proxy) -> None:
+            proxy.events = asyncio.Event()
+            client = await proxy.connect(GET)
+            await until(lambda: proxy.requests == 1)
+            await client.head()
+            await client.read(b"9\r\ndata: 1\n\n\r\n")
+            client.writer.write_eof()
+            await client.read(COMMENT)
+            proxy.events.set()
+            assert await client.closed() == b"9\r\ndata: 2\n\n\r\n0\r\n\r\n"
+
+        run(scenario)
+
+    def test_what_is_not_complete_ends(self) -> None:
+        async def scenario(proxy: Proxy) -> None:
+            proxy.answers.clear()
+            for part in (GET[:-1], POST, GET + GET[:-1], GET.replace(b"1.1", b"1.0")):
+                client = await proxy.connect(part)
+                client.writer.write_eof()
+                assert await client.closed() == b""
+            await proxy.wait_for(0, 0, 0)
+
+        run(scenario)
+
+    @pytest.mark.parametrize("first", [False, True], ids=["at once", "later"])
+    @pytest.mark.parametrize("events", [False, True])
+    def test_those_that_leave_are_noticed(self, first: bool, events: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Without anything that the application sends."""
+        monkeypatch.setattr(half_closed, "_PROBE_S", 0.01)
+
+        async def scenario(proxy: Proxy) -> None:
+            if events:
+                proxy.events = asyncio.Event()
+            else:
+                proxy.answers.clear()
+            client = await proxy.connect(GET)
+            await until(lambda: proxy.requests == 1)
+            if events:
+                await client.head()
+                await client.read(b"9\r\ndata: 1\n\n\r\n")
+            if first:
+                client.writer.write_eof()
+                await client.read(COMMENT if events else CONTINUE)
+            client.writer.close()
+            await proxy.wait_for(0, 0, 0)
+            if proxy.events is not None:
+                proxy.events.set()
+
+        run(scenario)
 
 
 def test_a_client_that_does_not_read_is_disconnected() -> None:

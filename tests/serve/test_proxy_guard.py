@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,12 +12,15 @@ from ray.serve.config import HTTPOptions
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
+from mpt_serve.access.api_key import append_line, new_key
+from mpt_serve.access.key_store import KeyStore
 from mpt_serve.configuration.limits import Limits
-from mpt_serve.configuration.proxy_limits import ProxyLimits
+from mpt_serve.configuration.proxy_limits import KeySource, ProxyLimits
 from mpt_serve.deployments.proxy_admission import ProxyAdmission
 from mpt_serve.deployments.proxy_connections import BoundedProtocol
 from mpt_serve.deployments.proxy_errors import ProxyErrors
 from mpt_serve.deployments.proxy_guard import ProxyGuard
+from mpt_serve.errors import BusyError
 from mpt_serve.one_loop import PROXY_GUARD
 from mpt_serve.openai.gate import Gate
 from mpt_serve.openai.server_metrics import ServerMetrics
@@ -142,6 +146,62 @@ def test_an_overload_is_refused_here() -> None:
             assert await status(guard, None, path, method) == 200
 
     asyncio.run(scenario())
+
+
+class TestKeys:
+    """Where applications require keys, requests without one have separate places."""
+
+    KEY, RECORD = new_key("user")
+
+    @pytest.fixture
+    def guard(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ProxyGuard:
+        monkeypatch.setattr("mpt_serve.deployments.proxy_guard._HOLD_WITHOUT_KEY_S", 0.0)
+        append_line(tmp_path / "keys", self.RECORD)
+        keys = (KeySource(file=str(tmp_path / "keys")),)
+        self.application = Application()
+        return ProxyGuard(self.application, ProxyLimits(max_running=2, keys=keys))
+
+    @pytest.mark.parametrize("key", [None, "sk-wrong", f"{KEY[:-4]}ffff"], ids=["none", "wrong", "wrong with an id"])
+    def test_a_flood_without_keys_takes_no_places_of_others(self, guard: ProxyGuard, key: str | None) -> None:
+        wrong = [] if key is None else [(b"authorization", f"Bearer {key}".encode())]
+        right = [(b"x-api-key", self.KEY.encode())]
+
+        async def scenario() -> None:
+            assert await status(guard, right) == 200
+            await status(guard, wrong)  # a wrong key is known after its first use
+            self.application.received.clear()
+            hold = self.application.hold = asyncio.Event()
+            flood = [asyncio.create_task(status(guard, wrong)) for _ in range(100)]
+            while not any(task.done() for task in flood):
+                await asyncio.sleep(0)
+            assert len(self.application.received) == 16
+            refused = await messages(guard, wrong, "/v1/completions", "POST")
+            headers = dict(refused[0]["headers"])
+            assert (refused[0]["status"], headers[b"retry-after"], headers[b"x-request-id"][:4]) == (503, b"2", b"req-")
+            mine = [asyncio.create_task(status(guard, right)) for _ in range(2)]
+            while len(self.application.received) < 18:
+                await asyncio.sleep(0)
+            hold.set()
+            assert await asyncio.gather(*mine) == [200, 200]
+            assert sorted(await asyncio.gather(*flood)) == [200] * 16 + [503] * 84
+            assert await status(guard, wrong) == 200  # there are places again
+
+        asyncio.run(scenario())
+
+    def test_keys_that_cannot_be_read_change_nothing(self, tmp_path: Path) -> None:
+        keys = (KeySource(file=str(tmp_path / "nothing")),)
+        guard = ProxyGuard(Application(), ProxyLimits(max_running=2, keys=keys))
+        assert asyncio.run(status(guard)) == 200
+
+    def test_a_check_that_takes_long_is_the_ingress_task(
+        self, guard: ProxyGuard, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def busy(store: KeyStore, key: str) -> None:
+            raise BusyError("too many new API keys are being verified")
+
+        monkeypatch.setattr(KeyStore, "verify", busy)
+        assert asyncio.run(status(guard, [(b"x-api-key", self.KEY.encode())])) == 200
+        assert len(self.application.received) == 1
 
 
 def test_refused_requests_bodies_are_not_read() -> None:

@@ -5,7 +5,7 @@ from server import serve_config
 
 from mpt_serve.configuration.limits import Limits
 from mpt_serve.configuration.problems import ConfigurationError
-from mpt_serve.configuration.proxy_limits import PROXY_LIMITS_VARIABLE, ProxyLimits
+from mpt_serve.configuration.proxy_limits import PROXY_LIMITS_VARIABLE, KeySource, ProxyLimits
 
 
 def test_the_limits_suit_all_applications_of_a_file() -> None:
@@ -35,8 +35,18 @@ def test_every_replica_of_the_ingress_counts(ingress: dict[str, object], replica
     assert ProxyLimits.of(config).max_running == 7 * replicas
 
 
+def test_keys_of_all_applications_are_known_or_none() -> None:
+    """A request without a key may be for the application that requires none."""
+    first = serve_config({"access": {"key_file": "/keys"}}, 8000)
+    second = serve_config({"access": {"key_variable": "KEYS"}}, 8000)
+    both = {**first, "applications": [*first["applications"], *second["applications"]]}
+    assert ProxyLimits.of(both).keys == (KeySource(file="/keys"), KeySource(variable="KEYS"))
+    for other in (serve_config({}, 8000)["applications"][0], {"name": "other", "import_path": "other:app"}):
+        assert ProxyLimits.of({**first, "applications": [*first["applications"], other]}).keys == ()
+
+
 def test_the_environment_carries_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    limits = ProxyLimits.of(serve_config({"limits": {"max_body_bytes": "1MiB"}}, 8000))
+    limits = ProxyLimits.of(serve_config({"limits": {"max_body_bytes": "1MiB"}, "access": {"key_file": "/keys"}}, 8000))
     ((name, value),) = limits.variable().items()
     monkeypatch.setenv(name, value)
     assert ProxyLimits.from_environment() == limits

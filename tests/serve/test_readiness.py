@@ -9,6 +9,7 @@ import pytest
 from mpt_serve.deployments import readiness
 from mpt_serve.deployments.readiness import DeploymentState, ReplicaWatch, Waiting
 from mpt_serve.deployments.replica_updates import ReplicaUpdates, RunningReplica
+from mpt_serve.deployments.start_report import LoadingStage
 from mpt_serve.deployments.version import Version
 
 NODE = {"Alive": True, "NodeManagerAddress": "10.0.0.1", "Resources": {"CPU": 4.0}, "Labels": {}}
@@ -74,6 +75,23 @@ def test_loading_then_ready_then_gone_then_ready_again(cluster: Cluster) -> None
     assert cluster.check(DeploymentState(2, CPU, "")) == (True, "")
     assert cluster.loaded == [{"max_model_len": 64}] * 2  # once for each time it became available
     assert cluster.capacities == [65, 65, 130]
+
+
+def test_how_far_the_furthest_generator_is(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = {"a": LoadingStage(1, 0.5), "b": LoadingStage(1, 0.424)}
+    monkeypatch.setattr(readiness, "furthest_stage", lambda names: max((stages[n] for n in names), default=None))
+    loading = DeploymentState(0, CPU, "", starting=("b",))
+    assert cluster.check(loading) == (False, "The model is loading: loading weights, 42%.")
+    assert (cluster.watch.readiness.stage, cluster.watch.readiness.progress) == ("loading weights", 0.424)
+    cluster.check(DeploymentState(0, CPU, "", starting=("a", "b")))
+    assert cluster.watch.readiness.progress == 0.5
+    assert cluster.check(DeploymentState(0, CPU, "")) == (False, "The model is loading.")
+    assert cluster.watch.readiness.progress is None
+    assert cluster.check(loading)[1] == "The model is loading: loading weights, 42%."
+    assert cluster.check(DeploymentState(0, GPU, "", starting=("a",)))[1].startswith("No node of the cluster")
+    cluster.check(loading)
+    assert cluster.check(DeploymentState(1, CPU, "")) == (True, "")
+    assert cluster.watch.readiness.progress is None
 
 
 def test_silent_generators_do_not_count(cluster: Cluster) -> None:

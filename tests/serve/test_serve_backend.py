@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RaySystemError, RayTaskError
 from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
@@ -532,9 +532,11 @@ def test_a_text_is_encoded_by_another_tokenizer_when_the_first_dies() -> None:
     tokenizer = FakeTokenizer(RayActorError(), [1, 2])
     served = backend(FakeGenerator(), tokenizer=tokenizer)
     assert asyncio.run(served.encode("a b", True)) == [1, 2]
-    tokenizer.outcomes = [RayActorError(), RayActorError(), RayActorError()]
-    with pytest.raises(NotReadyError):
-        asyncio.run(served.encode("a b", True))
+    lost = RaySystemError("the object with the ids is lost")
+    for outcomes in ([RayActorError(), RayActorError(), RayActorError()], [lost]):
+        tokenizer.outcomes = outcomes
+        with pytest.raises(NotReadyError):
+            asyncio.run(served.encode("a b", True))
 
 
 def test_a_text_is_encoded_by_another_tokenizer_when_the_first_freezes(monkeypatch: pytest.MonkeyPatch) -> None:

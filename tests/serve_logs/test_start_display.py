@@ -12,13 +12,8 @@ from model.checkpoint import load_progress
 from mpt_serve.engine import Engine, EngineConfig, programs
 from mpt_serve.engine.programs import Programs
 from mpt_serve.serve_logs.log_files import LogFiles
-from mpt_serve.serve_logs.log_records import LogRecord
 from mpt_serve.serve_logs.start_progress import StartProgress
 from mpt_serve.start_display import StartDisplay, addresses_of
-
-
-def record(message: str) -> LogRecord:
-    return LogRecord("", "info", "mpt", "Generator", "aaaa", "", message, "")
 
 
 def test_the_lines_of_an_engine_are_understood(tiny_checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -27,7 +22,7 @@ def test_the_lines_of_an_engine_are_understood(tiny_checkpoint: Path, caplog: py
         Engine.from_pretrained(tiny_checkpoint, settings).close()
     progress = StartProgress()
     for logged in caplog.records:
-        progress.take(record(logged.getMessage()))
+        progress.take(logged.getMessage())
     assert (progress.cache_tokens, progress.context) == (128, 64)
     assert "KV cache 128 tokens (" in progress.summary()
     assert progress.summary().endswith("context 64 tokens")
@@ -71,7 +66,7 @@ def test_programs_are_counted_while_they_are_compiled(
     programs.logger.removeHandler(reporter)
     progress, seen = StartProgress(), []
     for logged in caplog.records:
-        progress.take(record(logged.getMessage()))
+        progress.take(logged.getMessage())
         seen.append((progress.compiled, progress.programs))
     assert seen == sorted(seen)
     assert (1, 2) in seen
@@ -88,9 +83,9 @@ def test_weights_are_counted_while_they_are_read(
             bar.update(4 * 2**20)
     progress = StartProgress()
     for logged in caplog.records:
-        progress.take(record(logged.getMessage()))
+        progress.take(logged.getMessage())
     assert (progress.loaded, progress.weights) == (8, 10)
-    progress.take(record("weights: 10 MiB"))
+    progress.take("weights: 10 MiB")
     assert (progress.loaded, progress.summary()) == (10, "weights 10 MiB")
 
 

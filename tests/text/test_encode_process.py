@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpt_serve.child_process import ChildEndedError, ChildProcess
+from mpt_serve.child_process import ChildEndedError, ChildProcess, ChildStartError
 from mpt_serve.configuration.model_folder import tokenizer_folder
-from mpt_serve.errors import RequestError
+from mpt_serve.errors import BusyError, RequestError
 from mpt_serve.text import encode_process
 from mpt_serve.text.encode_process import EncodeProcess
 from mpt_serve.text.tokenizer import TextTokenizer
@@ -59,19 +59,21 @@ def test_the_worker_steps_back_behind_other_processes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("returncode", "error", "message"),
+    ("ended", "error", "message"),
     [
-        (-signal.SIGPROF, RequestError, "the text takes too long to tokenize"),
-        (-signal.SIGABRT, RequestError, "the text takes too much memory to tokenize"),
-        (1, RequestError, "the text takes too much memory to tokenize"),
-        (-signal.SIGKILL, ChildEndedError, "its process ended"),
+        (ChildEndedError(-signal.SIGPROF), RequestError, "the text takes too long to tokenize"),
+        (ChildEndedError(-signal.SIGABRT), RequestError, "the text takes too much memory to tokenize"),
+        (ChildEndedError(1), RequestError, "the text takes too much memory to tokenize"),
+        (ChildEndedError(-signal.SIGKILL), BusyError, "was lost; retry later"),
+        (ChildStartError("no memory"), BusyError, "was lost; retry later"),
     ],
+    ids=str,
 )
 def test_an_end_from_outside_is_not_the_texts_fault(
-    monkeypatch: pytest.MonkeyPatch, returncode: int, error: type[Exception], message: str
+    monkeypatch: pytest.MonkeyPatch, ended: Exception, error: type[Exception], message: str
 ) -> None:
     def ask(self: ChildProcess, request: Any) -> dict[str, Any]:
-        raise ChildEndedError(returncode)
+        raise ended
 
     monkeypatch.setattr(ChildProcess, "ask", ask)
     with pytest.raises(error, match=message):

@@ -13,6 +13,7 @@ __all__ = [
     "DetokenizeResponse",
     "ErrorBody",
     "Load",
+    "LoadingBody",
     "ModelBody",
     "ModelList",
     "Rerank",
@@ -323,7 +324,15 @@ class ErrorDetails(TypedDict):
     code: str | None
 
 
+class LoadingBody(TypedDict):
+    """How far the start of a model is: what it does, and how much of that is done, from 0 to 1."""
+
+    stage: str
+    progress: float
+
+
 class ErrorBody(TypedDict):
     """The body of every error, and the event that ends a stream with one."""
 
     error: ErrorDetails
+    loading: NotRequired[LoadingBody]  # of a 503 `loading`, as far as it is known

@@ -60,7 +60,7 @@ async function poll() {
     const body = await response.json().catch(() => null);
     const detail = body?.error?.message ?? `Status ${response.status}.`;
     return body?.error?.code === "loading"
-      ? { title: "The model is loading", detail, loading: true }
+      ? { title: "The model is loading", detail, loading: true, progress: body.loading?.progress }
       : { title: "The server takes no requests now", detail };
   } catch (error) {
     return { title: "No connection", detail: error.message };
@@ -75,7 +75,10 @@ function showState(problem, begun) {
   const waited = problem.loading && !server.model ? ` ${seconds} s so far; you can write your first message meanwhile.` : "";
   const detail = problem.detail === `${problem.title}.` ? "" : problem.detail;
   byId("state-detail").textContent = `${detail}${waited}`.trim();
-  byId("state-progress").hidden = !problem.loading;
+  const bar = byId("state-progress");
+  bar.hidden = !problem.loading;
+  if (problem.progress === undefined) bar.removeAttribute("value");
+  else bar.value = problem.progress;
 }
 
 /** Wait; at once over when the user comes back to the page. */
