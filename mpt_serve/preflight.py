@@ -5,6 +5,7 @@ running application's replicas, so what is found here never replaces one that ru
 """
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,6 +97,7 @@ def check_model(settings: Settings, download: bool = False) -> ModelReport:
     report = ModelReport()
     if not download:
         _check_keys(settings, report)
+        _check_batches(settings, report)
     folder = _folder_of(settings.model, ("model",), report, download)
     if folder is None:
         return report
@@ -113,6 +115,17 @@ def _check_keys(settings: Settings, report: ModelReport) -> None:
         AccessControl.of(settings.access.replace(key_variable=None), settings.limits)
     except ConfigurationError as error:
         report.problems += error.problems
+
+
+def _check_batches(settings: Settings, report: ModelReport) -> None:
+    """Check that there is, or can be, a folder for files and batches."""
+    if settings.batches.folder is None:
+        return
+    folder = Path(settings.batches.folder).expanduser()
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        message = f"cannot be made: '{existing}' is not a folder that this user may write to"
+        report.problems.append(Problem(("batches", "folder"), message))
 
 
 def _folder_of(model: str, path: SettingPath, report: ModelReport, download: bool) -> Path | None:

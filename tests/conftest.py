@@ -119,6 +119,7 @@ def own_server(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) 
         "chat_template": "dolly",
         "max_model_len": 512,
         "engine": {"max_num_seqs": 16, "max_num_batched_tokens": 64, "num_blocks": 256, "pre_compile": False},
+        "batches": {"folder": str(tmp_path_factory.mktemp("batches"))},
     }
     with shared(ServerProcess.of(serve_config(args, free_port()), tmp_path_factory.mktemp("server"))) as server:
         yield server

@@ -32,6 +32,7 @@ _BASE = {"mpt_serve.errors", "mpt_serve.configuration", *_ALL_OF_MODEL}
 _LIBRARY = {"mpt_serve.engine", "mpt_serve.text", "mpt_serve.structured_outputs", *_BASE}
 _SERVING = {
     "mpt_serve.access",
+    "mpt_serve.batches",
     "mpt_serve.deployments",
     "mpt_serve.openai",
     "mpt_serve.llm",
@@ -56,7 +57,7 @@ ALLOWED: Mapping[str, set[str]] = {
     "mpt_serve.engine": _BASE,
     "mpt_serve.llm": _LIBRARY,
     "mpt_serve.access": _BASE,
-    "mpt_serve.openai": {"mpt_serve.access", *_LIBRARY},
+    "mpt_serve.openai": {"mpt_serve.access", "mpt_serve.batches", *_LIBRARY},
     "mpt_serve.deployments": _SERVING,
     "mpt_serve.driver": set(),
     "mpt_serve.graceful_run": set(),
@@ -67,11 +68,13 @@ ALLOWED: Mapping[str, set[str]] = {
     "mpt_serve.app": {"mpt_serve.driver", "mpt_serve.rollout", "mpt_serve.preflight", *_SERVING},
     "mpt_serve.serve_run": {"mpt_serve.graceful_run", "mpt_serve.start_display"},
     "mpt_serve.load_test": {"mpt_serve.errors"},
+    "mpt_serve.batches": {"mpt_serve.errors"},
     "mpt_serve.serve_logs": set(),
     "mpt_serve.start_display": {"mpt_serve.configuration", "mpt_serve.serve_logs"},
     "mpt_serve.commands": {  # the root has __version__
         "mpt_serve",
         "mpt_serve.access",
+        "mpt_serve.batches",
         "mpt_serve.one_loop",
         "mpt_serve.conversion",
         "mpt_serve.configuration",

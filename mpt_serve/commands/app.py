@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from mpt_serve import __version__
 from mpt_serve.commands.audit import audit
+from mpt_serve.commands.batch import batch
 from mpt_serve.commands.bench import bench
 from mpt_serve.commands.chat import chat
 from mpt_serve.commands.check import check
@@ -54,6 +55,7 @@ app.command(cls=RunCommand, context_settings={"ignore_unknown_options": True})(r
 app.command()(check)
 app.command()(chat)
 app.command()(bench)
+app.command()(batch)
 app.command()(models)
 app.command()(tokenize)
 app.command()(logs)

@@ -10,7 +10,7 @@ import httpx
 from mpt_serve.commands.failure import CommandError
 from mpt_serve.commands.server_url import ServerUrl
 
-__all__ = ["ServerClient", "error_message"]
+__all__ = ["ServerClient", "error_message", "refusal"]
 
 _CONNECT_S = 10.0
 _MAX_MESSAGE = 2000
@@ -62,14 +62,14 @@ class ServerClient:
         with self._failures(), self._http.stream("POST", f"{self.url.api}{path}", json=body) as response:
             if response.status_code != httpx.codes.OK:
                 response.read()
-                raise CommandError(_refusal(response))
+                raise CommandError(refusal(response))
             yield _events(response)
 
     def _call(self, method: str, url: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         with self._failures():
             response = self._http.request(method, url, json=body)
         if response.status_code != httpx.codes.OK:
-            raise CommandError(_refusal(response))
+            raise CommandError(refusal(response))
         try:
             content = response.json()
         except ValueError:
@@ -100,7 +100,8 @@ def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:
         yield event
 
 
-def _refusal(response: httpx.Response) -> str:
+def refusal(response: httpx.Response) -> str:
+    """Return a message about a response that is an error."""
     try:
         message = error_message(response.json())
     except ValueError:

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field
 
 from mpt_serve.configuration.setting_types import Count, SettingsGroup
 
-__all__ = ["AccessSettings"]
+__all__ = ["AbsolutePath", "AccessSettings"]
 
 _ORIGIN = re.compile(r"https?://[^/\s?#@]+", re.ASCII)
 

@@ -6,6 +6,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from mpt_serve.configuration.access import AccessSettings
+from mpt_serve.configuration.batches import BatchSettings
 from mpt_serve.configuration.engine_config import EngineConfig, EngineOptions, EngineSettings, ModelLen
 from mpt_serve.configuration.limits import Limits
 from mpt_serve.configuration.setting_types import Count, SettingsGroup
@@ -90,6 +91,7 @@ class Settings(SettingsGroup):
     )
     limits: Limits = Field(default_factory=Limits, description="What requests may ask for.")
     access: AccessSettings = Field(default_factory=AccessSettings, description="Who may send requests, and how many.")
+    batches: BatchSettings = Field(default_factory=BatchSettings, description="Files, and batches of requests in them.")
     mesh: MeshSettings = Field(default_factory=MeshSettings, description="Devices of a Generator replica.")
 
     @model_validator(mode="after")

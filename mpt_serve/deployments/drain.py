@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from mpt_serve.openai.backend import Readiness
 from mpt_serve.openai.errors import ShuttingDownError
 
-__all__ = ["Drain", "follow_replica_end", "graceful_shutdown_timeout_s"]
+__all__ = ["Drain", "follow_replica_end", "graceful_shutdown_timeout_s", "run_until_end"]
 
 logger = logging.getLogger("ray.serve")
 
@@ -39,6 +39,11 @@ class Drain:
         if not self._refuses:
             return None
         return Readiness(False, "The server is shutting down.", "shutting_down", _RETRY_AFTER_S)
+
+    @property
+    def ends(self) -> bool:
+        """Return whether this replica takes no new requests, or ends within some time."""
+        return self._refuses or self._deadline is not None
 
     def refuse(self) -> None:
         """Refuse new requests from now on, with 503 `shutting_down`."""
@@ -95,6 +100,17 @@ async def follow_replica_end(drain: Drain) -> None:
         await asyncio.sleep(_LOOK_PERIOD_S)
     seconds = graceful_shutdown_timeout_s()
     drain.end_within(max(seconds - _MARGIN_S, seconds / 2))
+
+
+async def run_until_end(work: Coroutine[Any, Any, None], drain: Drain) -> None:
+    """Run something until this replica begins to end: other replicas may take it over at once."""
+    task = asyncio.ensure_future(work)
+    try:
+        while not drain.ends and not task.done():
+            await asyncio.wait([task], timeout=_LOOK_PERIOD_S)
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 def graceful_shutdown_timeout_s() -> float:

@@ -21,7 +21,7 @@ from mpt_serve.access.audit_log import AuditLog
 from mpt_serve.configuration.model_folder import tokenizer_folder
 from mpt_serve.configuration.settings import Settings
 from mpt_serve.deployments.admission import Admission
-from mpt_serve.deployments.drain import follow_replica_end, graceful_shutdown_timeout_s
+from mpt_serve.deployments.drain import follow_replica_end, graceful_shutdown_timeout_s, run_until_end
 from mpt_serve.deployments.logs import log_through_serve
 from mpt_serve.deployments.memory import resident_bytes
 from mpt_serve.deployments.metrics import exposition
@@ -37,6 +37,7 @@ from mpt_serve.deployments.tracing import tracing_from_environment
 from mpt_serve.deployments.version import Version
 from mpt_serve.openai.app import create_app
 from mpt_serve.openai.backend import ModelInfo
+from mpt_serve.openai.batching import Batching
 from mpt_serve.text.chat_template import ChatTemplate, MissingChatTemplateError
 from mpt_serve.text.tokenizer import TextTokenizer
 
@@ -78,6 +79,7 @@ class Ingress:
             Waiting(limits.replica_wait_s, limits.max_waiting_requests),
             settings.engine.reply_timeout_s,
         )
+        self._batching = Batching.of(settings.batches, self._backend, limits)
         self._tracing = tracing_from_environment()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -100,6 +102,8 @@ class Ingress:
         background += [watchdog.run() for watchdog in (backend.watchdog, backend.tokenizer_watchdog)]
         if self._access is not None:
             background.append(self._access.keys.watch())
+        if self._batching is not None:
+            background.append(run_until_end(self._batching.runner.run(), backend.drain))
         self._tasks = [asyncio.get_running_loop().create_task(work) for work in background]
         app = create_app(
             self._backend,
@@ -110,6 +114,7 @@ class Ingress:
             self._backend.metrics,
             self._root_path,
             self._playground,
+            self._batching,
         )
         app.router.routes.append(Route("/stats", self._stats, methods=["GET"]))
         app.router.routes.append(Route("/metrics", self._metrics, methods=["GET"]))

@@ -31,6 +31,7 @@ from mpt_serve.text.tokenizer import TextTokenizer
 
 __all__ = ["ServeBackend"]
 
+_BACKGROUND_PART = 2  # one of this many may be in the background, beside all others
 _POOLED_PART = 4  # one of this many requests with the Generators may be for hidden states
 _ENCODE_RETRIES = 2  # the first may still reach the replica that is ended since it froze
 
@@ -61,6 +62,7 @@ class ServeBackend:
         self.metrics = ServerMetrics()
         self.queue = DispatchQueue(capacity=1)  # until the watch has seen the replicas
         self.pooled_queue = DispatchQueue(capacity=1)  # of requests for hidden states, before that one
+        self.background_queue = DispatchQueue(capacity=1)  # of requests that nobody waits for
         self._tokenizer_replicas = tokenizer
         self._generator_replicas = ReplicaClient(generator)
         receiver = self._generator_replicas.receiver
@@ -129,15 +131,17 @@ class ServeBackend:
         """Generate on the replicas, moving to others when one is lost. See `Backend.generate`."""
 
         async def run_segment(own: GenerationRequest, generated: tuple[int, ...], take: OnDelta) -> None:
+            queue = self.background_queue if own.params.background else self.queue
             waits_since = perf_counter()
             async with (
                 self._pooled_slot(own),
-                self.queue.slot(
+                queue.slot(
                     own.params.priority, bool(generated), own.client, own.params.n, len(own.ids) + len(generated)
                 ) as slot,
                 self.watchdog.watch(own.request_id) as watched,
             ):
-                self.metrics.observe("queue_time", perf_counter() - waits_since)
+                if not own.params.background:
+                    self.metrics.observe("queue_time", perf_counter() - waits_since)
                 if self.watch.model_was_replaced:  # its ids may mean other text
                     raise NotReadyError("Another model is being deployed.", code="loading", retry_after_s=1)
 
@@ -155,10 +159,12 @@ class ServeBackend:
     def resize(self, capacity: int) -> None:
         """Set the number of requests that may be with the Generators at the same time.
 
-        Those for hidden states get a quarter: beside streams they take their time, and would fill all of it.
+        Those for hidden states get a quarter: beside streams they take their time, and would fill all of it. Those in
+        the background have their own: the engine prefers all others.
         """
         self.queue.resize(capacity)
         self.pooled_queue.resize(max(1, capacity // _POOLED_PART))
+        self.background_queue.resize(max(1, capacity // _BACKGROUND_PART))
 
     @property
     def num_waiting(self) -> int:
@@ -166,7 +172,7 @@ class ServeBackend:
         return self.queue.num_waiting + self.pooled_queue.num_waiting
 
     def _pooled_slot(self, request: GenerationRequest) -> AbstractAsyncContextManager[object]:
-        if request.params.pooling is None:
+        if request.params.pooling is None or request.params.background:
             return nullcontext()
         return self.pooled_queue.slot(
             request.params.priority, begun=False, client=request.client, prompt_tokens=len(request.ids)

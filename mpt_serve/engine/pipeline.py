@@ -145,9 +145,9 @@ class Pipeline:
         return bool(decoding) and self._drafter.worth_reading(decoding, len(self._scheduler.running))
 
     def _decoding(self) -> list[Request]:
-        """Return the requests that continue with one token."""
+        """Return the requests that continue with one token, and may have drafts: those in the background have none."""
         running = self._scheduler.running
-        return [r for r in running if r.num_tokens == r.num_computed + 1 and not r.exhausted]
+        return [r for r in running if r.num_tokens == r.num_computed + 1 and not r.exhausted and not r.background]
 
     def _drafts(self) -> Drafts:
         if self._drafter is None:
@@ -163,7 +163,7 @@ class Pipeline:
         if self._prefill_limit is None:
             rows = self._scheduler.schedule(self._drafts())
         else:
-            rows = self._scheduler.schedule(self._drafts(), self._prefill_limit.beside)
+            rows = self._scheduler.schedule(self._drafts(), self._prefill_limit.beside, self._prefill_limit.background)
             self._prefill_limit.scheduled(rows)
         if not rows.rows:
             return None

@@ -25,13 +25,17 @@ NO_STATES_MESSAGE = (
 )
 
 
-def queue_order(arrival: int, priority: int) -> tuple[int, int]:
+_BACKGROUND = 2**62  # positions: more than any server has requests
+
+
+def queue_order(arrival: int, priority: int, background: bool = False) -> tuple[int, int]:
     """Return a request's sort key in the queue, the smallest first.
 
-    Finitely many later requests can be sorted before an earlier one: no request starves.
+    Finitely many later requests can be sorted before an earlier one: no request starves, but for those that run in the
+    background, which come after all others.
     arrival: number of requests that came before.
     """
-    return arrival + POSITIONS_PER_PRIORITY * priority, arrival
+    return arrival + POSITIONS_PER_PRIORITY * priority + background * _BACKGROUND, arrival
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +141,12 @@ class Request:
     @property
     def order(self) -> tuple[int, int]:
         """Return the sort key in queues; see `queue_order`."""
-        return queue_order(self.arrival, self.params.priority)
+        return queue_order(self.arrival, self.params.priority, self.params.background)
+
+    @property
+    def background(self) -> bool:
+        """Return whether nobody waits for the request."""
+        return self.params.background
 
     @property
     def num_known(self) -> int:

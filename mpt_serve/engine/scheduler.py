@@ -40,10 +40,14 @@ class Scheduler:
     admitted nevertheless, and waits with its slot; those behind it that want the same wait until it has ended, or until
     there is more, and others may be admitted before them.
 
+    Requests in the background are after all others, and have rows in a step where no other one waits or computes a
+    prompt, and as far as the step's limit for them leaves tokens. They are preempted for slots and blocks that others
+    wait for.
+
     Invariants, checked by `check_integrity`:
     - running and waiting requests are each in order; the first of all is never preempted, and no request is admitted
       before one that waits for slots, blocks or tokens, but for the share of hidden states: every accepted request
-      finishes.
+      finishes, those in the background once no others come.
     - running requests hold one slot each and blocks for all their computed tokens; waiting ones hold neither.
     - every block is free or held by running requests (see `BlockPool`).
     - a preempted request is not admitted again before its token in flight has been accepted.
@@ -117,19 +121,26 @@ class Scheduler:
     # One step
 
     def schedule(
-        self, drafts: Drafts | None = None, limits: Callable[[int], PromptLimits] = lambda tokens: _NO_LIMITS
+        self,
+        drafts: Drafts | None = None,
+        limits: Callable[[int], PromptLimits] = lambda tokens: _NO_LIMITS,
+        background: Callable[[int], int] | None = None,
     ) -> StepRows:
         """Choose the next step's rows and account for them; no rows when there is nothing to compute now.
 
         drafts: draft tokens of requests without a token in flight; some may be left out.
         limits: returns those of prompts beside decode rows with this number of tokens; a few of the prompts' always go
-            in.
+            in. background: returns the tokens of a step with requests in the background, where others have this number;
+            None for no limit.
         """
         preemptions = self.num_preemptions
         rows, verifying = self._decode_rows(drafts or {})
-        step = StepRows([*rows, *verifying], len(rows))
+        used = StepRows([*rows, *verifying], len(rows))
+        share = self._background_share(used, background)
+        beside = self._background_rows(min(share, self._max_samples - used.num_samples))
+        step = StepRows([*rows, *beside, *verifying], len(rows) + len(beside))
         own = limits(step.num_tokens)
-        budget = TokenBudget.beside(step, own, self.max_num_batched_tokens)
+        budget = TokenBudget.beside(step, own, self.max_num_batched_tokens, share - len(beside))
         self._running_prefills(budget, step)
         # Blocks given up in this step are for the requests that lacked them.
         if preemptions == self.num_preemptions:
@@ -176,25 +187,52 @@ class Scheduler:
     def _decode_rows(self, drafts: Drafts) -> tuple[list[Row], list[Row]]:
         """Return rows for running requests with exactly one token to compute: those without drafts, those with.
 
-        Preempts the last request where blocks are missing.
+        Preempts the last request where blocks are missing. Those in the background are left out.
         """
         alone: list[Row] = []
         verifying: list[Row] = []
-        sampling = sum(request.pooled is None for request in self.waiting[:_MAX_PASSED])
+        sampling = sum(request.pooled is None and not request.background for request in self.waiting[:_MAX_PASSED])
         arriving = min(sampling, len(self._free_slots))  # samples reserved for them
-        spare = min(self._max_samples, self.max_num_batched_tokens) - len(self.running) - arriving
+        foreground = sum(not request.background for request in self.running)
+        spare = min(self._max_samples, self.max_num_batched_tokens) - foreground - arriving
         index = 0
         # In order; preemption takes from the end of `running`, so no request chosen here is preempted afterwards.
-        while index < len(self.running):
+        while index < len(self.running) and not self.running[index].background:
             request = self.running[index]
             index += 1
-            exhausted = request.exhausted and request.num_computed >= len(request.prompt_ids)
-            if exhausted or request.num_tokens - request.num_computed != 1 or not self._grow(request):
+            if not self._decodes(request):
                 continue
             own = () if request.in_flight else self._fitting(request, drafts.get(request, ())[: max(0, spare)])
             spare -= len(own)
             (verifying if own else alone).append(self._row(request, 1, own))
         return alone, verifying
+
+    def _decodes(self, request: Request) -> bool:
+        """Return whether a running request has exactly one token to compute, and a block for it."""
+        exhausted = request.exhausted and request.num_computed >= len(request.prompt_ids)
+        return not exhausted and request.num_tokens - request.num_computed == 1 and self._grow(request)
+
+    def _background_share(self, used: StepRows, limit: Callable[[int], int] | None) -> int:
+        """Return how many tokens of a step, of which others use some, are for requests in the background."""
+        reading = (other for other in self.running if other.num_tokens - other.num_computed > 1)
+        if any(not other.background for other in (*self.waiting[:1], *reading)):
+            return 0
+        most = self.max_num_batched_tokens
+        return max(0, (most if limit is None else min(most, limit(used.num_tokens))) - used.num_tokens)
+
+    def _background_rows(self, share: int) -> list[Row]:
+        """Return rows for running requests in the background with exactly one token to compute, not more than some.
+
+        Preempts the last of them where blocks are missing.
+        """
+        rows: list[Row] = []
+        index = sum(not request.background for request in self.running)
+        while index < len(self.running) and len(rows) < share:
+            request = self.running[index]
+            index += 1
+            if self._decodes(request):
+                rows.append(self._row(request, 1))
+        return rows
 
     def _fitting(self, request: Request, drafts: Sequence[int]) -> tuple[int, ...]:
         """Return as many of the drafts as the request may generate and has blocks for."""
@@ -221,10 +259,14 @@ class Scheduler:
         deferred = 0  # number of requests for hidden states that wait for their share
         begun = len(step.rows)
         while budget.tokens > 0 and step.num_samples < self._max_samples:
-            if passed + deferred >= min(len(self.waiting), _MAX_PASSED) or passed >= len(self._free_slots):
+            if passed + deferred >= min(len(self.waiting), _MAX_PASSED):
                 return
             request = self.waiting[passed + deferred]
             if request.in_flight:  # preempted, and its last token has not been read yet
+                return
+            if request.background and budget.background <= 0:
+                return
+            if passed >= len(self._free_slots) and not self._preempt_for(request):
                 return
             if budget.of(request) <= 0 and any(other.pooled is not None for other in self.running):
                 deferred += 1
@@ -240,8 +282,9 @@ class Scheduler:
             else:  # all but the prompt's last token, whose logits are needed
                 computed = len(request.prompt_ids) - 1
                 found = source.blocks[: computed // self.pool.block_size]
-            if not self._has_blocks(request, found, passed):
-                return
+            while not self._has_blocks(request, found, passed):
+                if not self._preempt_for(request):
+                    return
             pending = request.num_tokens - computed
             # The rest of its prompt must leave a token for each slot of the next step.
             if passed and pending - budget.tokens > limit - self.max_num_seqs:
@@ -306,6 +349,16 @@ class Scheduler:
         request.num_computed = 0
         insort(self.waiting, request, key=_order)
         self.num_preemptions += 1
+
+    def _preempt_for(self, waiting: Request) -> bool:
+        """Preempt a request in the background for one that is not; return False where there is none.
+
+        It has no row in this step: while others wait, those in the background have none.
+        """
+        if waiting.background or not self.running or not self.running[-1].background:
+            return False
+        self._preempt(self.running[-1])
+        return True
 
     def _release(self, request: Request) -> None:
         assert request.slot is not None

@@ -25,28 +25,38 @@ class PromptLimits:
 
 @dataclass(slots=True)
 class TokenBudget:
-    """What is left for prompts in one step. pooled: of it for those whose hidden states are wanted."""
+    """What is left for prompts in one step.
+
+    pooled, background: of it for those whose hidden states are wanted, and for those that nobody waits for.
+    """
 
     tokens: int
     pooled: int
+    background: int
 
     @classmethod
-    def beside(cls, step: StepRows, limits: PromptLimits, max_tokens: int) -> Self:
-        """Return what a step of decode rows leaves: with those that generate, no more than the limits."""
+    def beside(cls, step: StepRows, limits: PromptLimits, max_tokens: int, background: int) -> Self:
+        """Return what a step of decode rows leaves: with those that generate, no more than the limits.
+
+        background: tokens left for requests that nobody waits for.
+        """
         used = step.num_tokens
         tokens = pooled = max_tokens - used
         if step.num_samples and limits.tokens is not None:
             tokens = min(tokens, max(_MIN_PROMPT_TOKENS, limits.tokens - used))
         if step.num_samples and limits.pooled is not None:
             pooled = max(0, limits.pooled - used)
-        return cls(tokens, min(tokens, pooled))
+        return cls(tokens, min(tokens, pooled), min(tokens, background))
 
     def of(self, request: Request) -> int:
         """Return how many tokens of a request's prompt the step may compute."""
-        return self.tokens if request.pooled is None else min(self.tokens, self.pooled)
+        tokens = self.tokens if request.pooled is None else min(self.tokens, self.pooled)
+        return min(tokens, self.background) if request.background else tokens
 
     def take(self, row: Row) -> None:
         """Subtract a row."""
         self.tokens -= row.length
         if row.request.pooled is not None:
             self.pooled -= row.length
+        if row.request.background:
+            self.background -= row.length

@@ -16,12 +16,16 @@ from mpt_serve.openai.anthropic import count_tokens, prepare_message
 from mpt_serve.openai.audit import Audit
 from mpt_serve.openai.authentication import Authentication
 from mpt_serve.openai.backend import Backend
+from mpt_serve.openai.batches import BatchEndpoints
+from mpt_serve.openai.batching import Batching
 from mpt_serve.openai.chat import prepare_chat
 from mpt_serve.openai.completions import prepare_completion
 from mpt_serve.openai.embeddings import prepare_embeddings
 from mpt_serve.openai.endpoint import GenerationEndpoint
 from mpt_serve.openai.envelope import Envelope
 from mpt_serve.openai.error_forms import on_http_exception
+from mpt_serve.openai.errors import NotEnabledError
+from mpt_serve.openai.files import FileEndpoints
 from mpt_serve.openai.gate import Gate
 from mpt_serve.openai.health import get_load, get_version, health, ready
 from mpt_serve.openai.http_versions import HttpVersions
@@ -53,6 +57,7 @@ def create_app(
     metrics: ServerMetrics | None = None,
     root_path: str = "",
     playground: bool = True,
+    batching: Batching | None = None,
 ) -> Starlette:
     """Return the application that serves a backend's model.
 
@@ -60,11 +65,12 @@ def create_app(
     audit_log: gets a record of each request. metrics: count what happens.
     root_path: the prefix below which a proxy in front serves it; see `RootPath`.
     playground: serve the page at /, to everyone: it holds nothing but text that is part of the package.
+    batching: files and batches; None refuses them.
     """
     limits = limits or Limits()
     metrics = metrics or ServerMetrics()
     page = PLAYGROUND_FILES if playground else {}
-    routes = [*_routes(ServerContext(backend, limits, metrics)), *_pages(DOCS_FILES), *_pages(page)]
+    routes = [*_routes(ServerContext(backend, limits, metrics), batching), *_pages(DOCS_FILES), *_pages(page)]
     paths = [route.path for route in routes]
     app = Starlette(
         routes=routes,
@@ -95,14 +101,14 @@ def _cors(origins: Sequence[str]) -> list[Middleware]:
         Middleware(
             CORSMiddleware,
             allow_origins=origins,
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
             expose_headers=_EXPOSED_HEADERS,
         )
     ]
 
 
-def _routes(context: ServerContext) -> list[Route]:
+def _routes(context: ServerContext, batching: Batching | None) -> list[Route]:
     versioned = [
         Route("/completions", GenerationEndpoint(context, prepare_completion), methods=["POST"]),
         Route("/chat/completions", GenerationEndpoint(context, prepare_chat), methods=["POST"]),
@@ -114,6 +120,7 @@ def _routes(context: ServerContext) -> list[Route]:
         Route("/rerank", GenerationEndpoint(context, prepare_rerank), methods=["POST"]),
         Route("/models", list_models(context), methods=["GET"]),
         Route("/models/{id:path}", get_model(context), methods=["GET"]),
+        *_batch_routes(context, batching),
     ]
     return [
         *(Route(f"/v1{route.path}", route.endpoint, methods=sorted(route.methods or ())) for route in versioned),
@@ -126,6 +133,26 @@ def _routes(context: ServerContext) -> list[Route]:
         Route("/load", get_load(context), methods=["GET"]),
         Route("/version", get_version, methods=["GET"]),
         Route("/openapi.json", openapi, methods=["GET"]),
+    ]
+
+
+def _batch_routes(context: ServerContext, batching: Batching | None) -> list[Route]:
+    def enabled() -> Batching:
+        if batching is None:
+            raise NotEnabledError("This server keeps no files and batches: its setting 'batches.folder' is not set.")
+        return batching
+
+    files, batches = FileEndpoints(context, enabled), BatchEndpoints(context, enabled)
+    return [
+        Route("/files", files.upload, methods=["POST"]),
+        Route("/files", files.list, methods=["GET"]),
+        Route("/files/{id}", files.get, methods=["GET"]),
+        Route("/files/{id}", files.delete, methods=["DELETE"]),
+        Route("/files/{id}/content", files.content, methods=["GET"]),
+        Route("/batches", batches.create, methods=["POST"]),
+        Route("/batches", batches.list, methods=["GET"]),
+        Route("/batches/{id}", batches.get, methods=["GET"]),
+        Route("/batches/{id}/cancel", batches.cancel, methods=["POST"]),
     ]
 
 

@@ -3,7 +3,8 @@
 import asyncio
 import re
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -12,6 +13,7 @@ from mpt_serve.configuration.limits import Limits
 from mpt_serve.openai.arriving_bodies import ArrivingBodies
 from mpt_serve.openai.body import parse_json_object
 from mpt_serve.openai.errors import UnsupportedMediaTypeError
+from mpt_serve.openai.multipart import FormPart, form_boundary, parse_form
 
 __all__ = ["BodyReader", "Turns"]
 
@@ -45,6 +47,18 @@ class BodyReader:
                 return parse_json_object(body, self._limits)
             return await self._turns.run(lambda: parse_json_object(body, self._limits))
 
+    @asynccontextmanager
+    async def form(self, request: Request) -> AsyncIterator[list[FormPart]]:
+        """Read a form, and yield its parts; the body counts while the context is entered.
+
+        Raises UnsupportedMediaTypeError, InvalidValueError, and what `ArrivingBodies.read` raises.
+        """
+        boundary = form_boundary(request.headers.get("content-type", ""))
+        _check_encoding(request)
+        async with self._bodies.counted() as size:
+            body = await self._bodies.read(request.scope["headers"], request.receive, size)
+            yield parse_form(body, boundary)
+
 
 class Turns:
     """Runs work that keeps the interpreter busy one after the other, with pauses for everything else between them.
@@ -75,5 +89,9 @@ def _check_media_type(request: Request) -> None:
     charset = _CHARSET.search(parameters)
     if charset is not None and charset[1].lower() not in ("utf-8", "utf8"):
         raise UnsupportedMediaTypeError("The body must be JSON in UTF-8: leave out the charset, or send charset=utf-8.")
+    _check_encoding(request)
+
+
+def _check_encoding(request: Request) -> None:
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise UnsupportedMediaTypeError("The body must not be compressed: send no Content-Encoding.")

@@ -26,7 +26,9 @@ __all__ = [
     "MissingHostError",
     "MissingScopeError",
     "ModelNotFoundError",
+    "NotEnabledError",
     "NotReadyError",
+    "ObjectNotFoundError",
     "RateLimitError",
     "RequestTooLargeError",
     "RouteNotFoundError",
@@ -124,6 +126,18 @@ class ModelNotFoundError(ApiError):
     status, type, code = 404, "not_found_error", "model_not_found"
 
 
+class ObjectNotFoundError(ApiError):
+    """The owner of the request's key has no file, or no batch, with this id."""
+
+    status, type, code = 404, "not_found_error", "not_found"
+
+
+class NotEnabledError(ApiError):
+    """The server's settings do not offer this endpoint; the message names the setting."""
+
+    status, type, code = 404, "not_found_error", "not_enabled"
+
+
 class MethodNotAllowedError(ApiError):
     """The path does not accept the method; `Allow` lists those it accepts."""
 
@@ -146,7 +160,7 @@ class RequestTooLargeError(ApiError):
 
 
 class UnsupportedMediaTypeError(ApiError):
-    """The body is not `application/json`, not UTF-8 or compressed."""
+    """The body is not `application/json` (for files, `multipart/form-data`), not UTF-8 or compressed."""
 
     status, type, code = 415, "invalid_request_error", "unsupported_media_type"
 
@@ -213,6 +227,8 @@ ERROR_KINDS: tuple[type[ApiError], ...] = (
     MissingScopeError,
     RouteNotFoundError,
     ModelNotFoundError,
+    ObjectNotFoundError,
+    NotEnabledError,
     MethodNotAllowedError,
     BodyTimeoutError,
     RequestTooLargeError,

@@ -1,6 +1,6 @@
 """GET /openapi.json: the API as an OpenAPI document, made of the models that requests and responses are made of."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -14,6 +14,15 @@ from mpt_serve.openai.health import program_version
 from mpt_serve.openai.protocol import responses
 from mpt_serve.openai.protocol.anthropic_bodies import AnthropicError, MessageBody, MessageEvent, TokenCount
 from mpt_serve.openai.protocol.anthropic_request import CountTokensRequest, MessagesRequest
+from mpt_serve.openai.protocol.batches import (
+    BatchBody,
+    BatchList,
+    BatchRequest,
+    FileBody,
+    FileDeletion,
+    FileList,
+    FileUpload,
+)
 from mpt_serve.openai.protocol.chat import ChatCompletionRequest
 from mpt_serve.openai.protocol.completions import CompletionRequest
 from mpt_serve.openai.protocol.embeddings import EmbeddingRequest
@@ -33,7 +42,7 @@ class Operation:
     """One method of one path.
 
     request: the type of its body, of which `example` is one. chunk: of a stream's events, beside `[DONE]`. error: of
-    the bodies of errors.
+    the bodies of errors. query: names of its parameters there.
     """
 
     method: str
@@ -45,6 +54,8 @@ class Operation:
     error: Any = responses.ErrorBody
     example: Any = None
     media_type: str = "application/json"
+    request_type: str = "application/json"
+    query: Sequence[str] = ()
 
     @property
     def kinds(self) -> dict[str, Any]:
@@ -132,6 +143,30 @@ _VERSIONED = (
     ),
     Operation("get", "/models", "The served model, as a list", responses.ModelList),
     Operation("get", "/models/{id}", "The served model", responses.ModelBody),
+    Operation(
+        "post",
+        "/files",
+        "A file for a batch",
+        FileBody,
+        FileUpload,
+        example={"file": "in.jsonl", "purpose": "batch"},
+        request_type="multipart/form-data",
+    ),
+    Operation("get", "/files", "The client's files", FileList, query=("purpose", "limit", "after", "order")),
+    Operation("get", "/files/{id}", "What is known of a file", FileBody),
+    Operation("delete", "/files/{id}", "A file is deleted", FileDeletion),
+    Operation("get", "/files/{id}/content", "A file's bytes", str, media_type="application/jsonl"),
+    Operation(
+        "post",
+        "/batches",
+        "A batch of the requests in a file",
+        BatchBody,
+        BatchRequest,
+        example={"input_file_id": "file-0123456789abcdef01234567", "endpoint": "/v1/completions"},
+    ),
+    Operation("get", "/batches", "The client's batches", BatchList, query=("limit", "after")),
+    Operation("get", "/batches/{id}", "How far a batch is", BatchBody),
+    Operation("post", "/batches/{id}/cancel", "A batch ends", BatchBody),
 )
 
 OPERATIONS = (
@@ -209,7 +244,12 @@ def _operation(operation: Operation, schemas: Mapping[str, Any]) -> dict[str, An
     }
     if "request" in schemas:
         body = {"schema": schemas["request"], "example": operation.example}
-        described["requestBody"] = {"required": True, "content": {"application/json": body}}
+        described["requestBody"] = {"required": True, "content": {operation.request_type: body}}
+    parameters: list[dict[str, Any]] = [
+        {"name": name, "in": "query", "required": False, "schema": {"type": "string"}} for name in operation.query
+    ]
     if "{id}" in operation.path:
-        described["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}]
+        parameters.append({"name": "id", "in": "path", "required": True, "schema": {"type": "string"}})
+    if parameters:
+        described["parameters"] = parameters
     return described

@@ -9,6 +9,7 @@ from mpt_serve.configuration.reference import default_text
 from mpt_serve.openai.errors import ERROR_KINDS, NotReadyError
 from mpt_serve.openai.protocol.anthropic_blocks import AnthropicMessage, AnthropicTool, ContentBlock
 from mpt_serve.openai.protocol.anthropic_request import MessagesRequest, OutputConfig
+from mpt_serve.openai.protocol.batches import BatchRequest, FileUpload, OutputExpiry
 from mpt_serve.openai.protocol.chat import ChatCompletionRequest
 from mpt_serve.openai.protocol.completions import CompletionRequest
 from mpt_serve.openai.protocol.embeddings import EmbeddingRequest
@@ -41,6 +42,10 @@ Written by `python -m mpt_serve.openai.reference > docs/api.md` from the models 
 | `POST /v1/messages/count_tokens` | the number of tokens of a conversation: `{"input_tokens"}` |
 | `POST /v1/score` | the likelihood of texts, each after another one |
 | `POST /v1/rerank` | documents in the order of their relevance to a query |
+| `POST /v1/files`, `GET /v1/files` | a file for a batch is stored; those that are |
+| `GET`, `DELETE /v1/files/{id}`, `GET /v1/files/{id}/content` | what is known of a file, its end, its bytes |
+| `POST /v1/batches`, `GET /v1/batches` | the requests in a file run when no others do; the batches |
+| `GET /v1/batches/{id}`, `POST /v1/batches/{id}/cancel` | how far a batch is; its end |
 | `GET /v1/models`, `GET /v1/models/{id}` | the served model, with `max_model_len` and `root` |
 | `POST /tokenize` | ids of a `prompt`, or of `messages`: `{"count", "max_model_len", "tokens", "token_strs"}` |
 | `POST /detokenize` | text of `tokens`: `{"prompt"}` |
@@ -205,6 +210,15 @@ line end, which needs no training for it: `results` has `{"index", "relevance_sc
 `/v1/score`:
 """
 
+_BATCHES = """\
+## /v1/files and /v1/batches
+
+They need the setting `batches.folder` ([batches.md](batches.md)). Each key sees the files and batches of its own name.
+`GET /v1/files` takes `purpose`, `order` (`desc`, `asc`), `limit` and `after`, `GET /v1/batches` the latter two.
+
+The form (`multipart/form-data`) of `POST /v1/files`:
+"""
+
 _ERRORS = """\
 ## HTTP
 
@@ -299,6 +313,7 @@ def render_reference() -> str:
         *_tables(RerankRequest, without=ReadingRequest),
         "## Fields of embeddings, scores and rankings\n",
         *_tables(ReadingRequest),
+        *_batches(),
         "## POST /tokenize\n",
         "Either a text:\n",
         *_tables(TokenizeRequest),
@@ -313,6 +328,14 @@ def render_reference() -> str:
         *_limits(),
     ]
     return "\n".join(parts)
+
+
+def _batches() -> Iterator[str]:
+    yield _BATCHES
+    yield from _tables(FileUpload)
+    yield "The body of `POST /v1/batches`, and its `output_expires_after`:\n"
+    yield from _tables(BatchRequest)
+    yield from _tables(OutputExpiry)
 
 
 def _tables(model: type[RequestModel], without: type[RequestModel] = RequestModel) -> Iterator[str]:

@@ -14,7 +14,7 @@ from mpt_serve.commands.reference import commands_reference
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = typer.main.get_command(app)
-COMMANDS = ("run", "check", "chat", "bench", "models", "tokenize", "logs", "convert", "keys", "audit", "docs")
+COMMANDS = ("run", "check", "chat", "batch", "bench", "models", "tokenize", "logs", "convert", "keys", "audit", "docs")
 
 
 def start(*arguments: str, **environment: str) -> str:

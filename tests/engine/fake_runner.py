@@ -91,8 +91,10 @@ def make_request(
     priority: int = 0,
     cache_salt: str = "",
     alternating: bool = False,
+    background: bool = False,
 ) -> Request:
-    params = SamplingParams(max_tokens=max_output, temperature=0, priority=priority, cache_salt=cache_salt)
+    place = {"priority": priority, "cache_salt": cache_salt, "background": background}
+    params = SamplingParams(max_tokens=max_output, temperature=0, **place)  # type: ignore[arg-type]
     return Request(
         name,
         tuple(prompt),
@@ -106,9 +108,17 @@ def make_request(
     )
 
 
-def make_pooled(name: str, prompt: Sequence[int], pooling: Pooling, priority: int = 0, cache_salt: str = "") -> Request:
+def make_pooled(
+    name: str,
+    prompt: Sequence[int],
+    pooling: Pooling,
+    priority: int = 0,
+    cache_salt: str = "",
+    background: bool = False,
+) -> Request:
     """Return a request for hidden states."""
-    params = SamplingParams(max_tokens=0, pooling=pooling, priority=priority, cache_salt=cache_salt)
+    place = {"priority": priority, "cache_salt": cache_salt, "background": background}
+    params = SamplingParams(max_tokens=0, pooling=pooling, **place)  # type: ignore[arg-type]
     pooled = PooledStates(pooling, False, len(prompt))
     return Request(name, tuple(prompt), params, seed=0, max_output=0, pooled=pooled)
 

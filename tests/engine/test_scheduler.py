@@ -20,13 +20,17 @@ MAX_MODEL_LEN = 24
 class FixedLimit(PrefillLimit):
     """A limit that no measurement changes."""
 
-    def __init__(self, tokens: int | None) -> None:
+    def __init__(self, tokens: int | None, background: int = 1) -> None:
         super().__init__([1], 1.0)
         self._tokens = tokens
+        self._background = background
 
     @property
     def tokens(self) -> int | None:
         return self._tokens
+
+    def background(self, num_tokens: int) -> int:
+        return self._background
 
 
 class Histories(RuleBasedStateMachine):
@@ -44,6 +48,7 @@ class Histories(RuleBasedStateMachine):
         spare_blocks=st.integers(0, 12),
         prefix_caching=st.booleans(),
         max_tokens_beside=st.none() | st.integers(1, 24),
+        max_background=st.integers(1, 24),
     )
     def start(
         self,
@@ -54,11 +59,12 @@ class Histories(RuleBasedStateMachine):
         spare_blocks: int,
         prefix_caching: bool,
         max_tokens_beside: int | None,
+        max_background: int,
     ) -> None:
         num_blocks = -(-MAX_MODEL_LEN // block_size) + spare_blocks
         limits = max_num_seqs, max_num_seqs + spare_tokens, max_num_seqs + spare_samples
         self.scheduler = Scheduler(BlockPool(num_blocks, block_size), *limits, prefix_caching)
-        limit = FixedLimit(max_tokens_beside)
+        limit = FixedLimit(max_tokens_beside, max_background)
         self.simulation = Simulation(self.scheduler, MAX_MODEL_LEN, max_num_seqs + spare_samples, limit)
         self.requests: list[Request] = []
 
@@ -72,6 +78,7 @@ class Histories(RuleBasedStateMachine):
         salt=st.sampled_from(["", "", "other"]),
         alternating=st.sampled_from([False, False, True]),
         pooling=st.sampled_from([None, None, None, "mean", "last", "none"]),
+        background=st.booleans(),
     )
     def submit(
         self,
@@ -83,9 +90,10 @@ class Histories(RuleBasedStateMachine):
         salt: str,
         alternating: bool,
         pooling: Pooling | None,
+        background: bool,
     ) -> None:
         if pooling is not None:
-            request = make_pooled(f"{len(self.requests)}", prompt, pooling, priority, salt)
+            request = make_pooled(f"{len(self.requests)}", prompt, pooling, priority, salt, background)
             self.requests.append(request)
             self.scheduler.add(request)
             return
@@ -93,7 +101,8 @@ class Histories(RuleBasedStateMachine):
         siblings: list[Request] = []
         for choice in range(choices):
             name = f"{len(self.requests)}.{choice}"
-            request = make_request(name, prompt, max_output, stop_ids, siblings, choice, priority, salt, alternating)
+            how = (priority, salt, alternating, background)
+            request = make_request(name, prompt, max_output, stop_ids, siblings, choice, *how)
             self.requests.append(request)
             self.scheduler.add(request)
 
@@ -115,6 +124,8 @@ class Histories(RuleBasedStateMachine):
         assert step.num_tokens <= self.scheduler.max_num_batched_tokens
         assert len(step.rows) <= self.scheduler.max_num_seqs
         assert len({id(row.request) for row in step.rows}) == len(step.rows)
+        kept_back = [row for row in step.rows if row.request.background]
+        assert not kept_back or all(other.background for other in self.scheduler.waiting)
         # A step is idle only when the host must first read the one in flight, or when there is nothing to do.
         assert step.rows or self.simulation.busy or not (self.scheduler.running and self.scheduler.waiting)
 
@@ -529,6 +540,65 @@ def test_the_limit_follows_the_durations_of_steps() -> None:
     assert limit.tokens == 16
 
 
+def test_the_background_waits_for_all_others_and_resumes_after_them() -> None:
+    scheduler = scheduler_of(max_num_seqs=3)
+    patient = make_request("patient", [1] * 5, 8, background=True)
+    scheduler.add(patient)
+    assert shares(scheduler) == [("patient", 0, 5)]
+    (first,) = add(scheduler, 20)
+    assert shares(scheduler) == [("0", 0, 16)]  # neither beside a prompt that waits
+    assert shares(scheduler) == [("0", 16, 4)]  # nor beside one that is computed
+    step = scheduler.schedule(background=lambda tokens: 1 + tokens)
+    assert [(row.request, row.length) for row in step.rows] == [(first, 1), (patient, 1)]
+    step = scheduler.schedule(background=lambda tokens: tokens)
+    assert [row.request for row in step.rows] == [first]
+    scheduler.finish(first, "cancelled")
+    assert [row.request for row in scheduler.schedule(background=lambda tokens: tokens + 1).rows] == [patient]
+
+
+def test_prompts_in_the_background_take_what_the_limit_leaves() -> None:
+    scheduler = scheduler_of(max_num_seqs=3)
+    for name in ("a", "b"):
+        scheduler.add(make_request(name, [ord(name)] * 9, 8, background=True))
+    computed = [
+        [(row.request.request_id, row.length) for row in scheduler.schedule(background=lambda tokens: 6).rows]
+        for _ in range(4)
+    ]
+    assert computed == [[("a", 6)], [("a", 3), ("b", 3)], [("a", 1), ("b", 5)], [("a", 1), ("b", 1)]]
+
+
+def test_the_background_gives_up_slots_and_blocks_to_others() -> None:
+    scheduler = scheduler_of(num_blocks=8, block_size=4, max_num_seqs=2)
+    patient = [make_request(name, [1 + ord(name)] * 8, 8, background=True) for name in "ab"]
+    for request in patient:
+        scheduler.add(request)
+    assert [name for name, _, _ in shares(scheduler)] == ["a", "b"]
+    (first,) = add(scheduler, 12, max_output=4)
+    assert shares(scheduler) == [("0", 0, 12)]  # the slot of b
+    assert scheduler.running == [first, patient[0]]
+    (second,) = add(scheduler, 12, max_output=4)
+    assert scheduler.waiting == [second, patient[1]]
+    scheduler.schedule()  # the slot and the blocks of a
+    assert scheduler.running == [first, second]
+    assert scheduler.waiting == patient
+    scheduler.check_integrity()
+    scheduler.finish(first, "cancelled")
+    scheduler.finish(second, "cancelled")
+    patient[0].in_flight = patient[1].in_flight = 0
+    assert [name for name, _, _ in shares(scheduler)] == ["a", "b"]
+
+
+def test_the_background_gives_up_as_many_blocks_as_others_need() -> None:
+    scheduler = scheduler_of(num_blocks=8, block_size=4, max_num_seqs=4)
+    patient = [make_request(name, [1 + ord(name)] * 8, 8, background=True) for name in "ab"]
+    for request in patient:
+        scheduler.add(request)
+    scheduler.schedule()
+    (first,) = add(scheduler, 16, max_output=4)
+    scheduler.schedule()
+    assert (scheduler.running, scheduler.waiting) == ([first, patient[0]], [patient[1]])
+
+
 def pooled_limit(pooled: int | None) -> PromptLimits:
     return PromptLimits(16, pooled)
 
@@ -578,6 +648,22 @@ def test_no_number_of_waiting_requests_makes_a_step_slow() -> None:
     scheduler.add(late)
     scheduler.schedule(limits=lambda tokens: pooled_limit(0))
     assert late in scheduler.waiting
+
+
+class TestTheShareOfTheBackground:
+    def limit(self, **seconds: float) -> PrefillLimit:
+        return TestTheShareOfHiddenStates().limit(**seconds)
+
+    def test_beside_others_it_is_what_costs_hardly_any_time(self) -> None:
+        limit = self.limit(_1=0.01, _8=0.0102, _12=0.0104, _16=0.02)
+        assert (limit.background(1), limit.background(5), limit.background(12)) == (12, 12, 12)
+        assert limit.background(16) == 16
+        assert limit.background(999) == 999
+
+    def test_alone_its_steps_are_short(self) -> None:
+        limit = self.limit(_1=0.01, _8=0.015, _16=0.019, _32=0.03)
+        assert limit.background(0) == 16
+        assert PrefillLimit([64], 0.2).background(0) == 64
 
 
 class TestTheShareOfHiddenStates:

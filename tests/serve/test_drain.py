@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mpt_serve.deployments import drain as drain_module
-from mpt_serve.deployments.drain import Drain, follow_replica_end
+from mpt_serve.deployments.drain import Drain, follow_replica_end, run_until_end
 from mpt_serve.openai.errors import ShuttingDownError
 
 
@@ -96,3 +96,31 @@ def test_serves_own_end_of_a_replica_sets_the_deadline(monkeypatch: pytest.Monke
             await request
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("end", ["refuse", "end_within"])
+def test_work_of_the_replica_ends_when_that_begins_to_end(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    monkeypatch.setattr(drain_module, "_LOOK_PERIOD_S", 0.001)
+
+    async def scenario() -> None:
+        drain, began, ended = Drain(), asyncio.Event(), asyncio.Event()
+
+        async def work() -> None:
+            began.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
+
+        running = asyncio.create_task(run_until_end(work(), drain))
+        await began.wait()
+        assert not drain.ends
+        getattr(drain, end)(*([60] if end == "end_within" else []))
+        await running
+        assert ended.is_set()
+
+    asyncio.run(scenario())
+
+
+def test_work_that_ends_by_itself_is_not_waited_for() -> None:
+    asyncio.run(run_until_end(asyncio.sleep(0), Drain()))

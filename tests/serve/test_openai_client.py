@@ -5,6 +5,7 @@ import json
 import os
 import random
 import signal
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -228,6 +229,65 @@ def test_200_clients_that_disconnect_leave_every_block_free(client: openai.OpenA
     assert after["finished"]["cancelled"] > before["finished"]["cancelled"]
     assert after["finished"]["error"] == before["finished"]["error"]
     assert client.completions.create(model=model, prompt="still here", max_tokens=2).choices[0].finish_reason
+
+
+def batch_line(number: int, max_tokens: int = 8) -> str:
+    body = {"prompt": f"Once {number}", "max_tokens": max_tokens, "seed": number, "ignore_eos": True}
+    return json.dumps({"custom_id": f"{number}", "method": "POST", "url": "/v1/completions", "body": body})
+
+
+def created(client: openai.OpenAI, lines: list[str]) -> openai.types.Batch:
+    file = client.files.create(file=("in.jsonl", "\n".join(lines).encode()), purpose="batch")
+    return client.batches.create(input_file_id=file.id, endpoint="/v1/completions", completion_window="24h")
+
+
+def wait_for(client: openai.OpenAI, batch: openai.types.Batch, *statuses: str) -> openai.types.Batch:
+    while (found := client.batches.retrieve(batch.id)).status not in statuses:
+        time.sleep(0.1)
+    return found
+
+
+@pytest.mark.skipif("MPT_SERVE_TEST_URL" in os.environ, reason="another server may have no folder for batches")
+def test_a_batch_has_the_texts_that_its_requests_have_alone(client: openai.OpenAI, model: str) -> None:
+    lines = [*map(batch_line, range(20)), "no JSON"]
+    batch = wait_for(client, created(client, lines), "completed")
+    assert batch.request_counts is not None
+    assert batch.request_counts.to_dict() == {"total": 21, "completed": 20, "failed": 1}
+    assert batch.output_file_id is not None
+    outputs = [json.loads(line) for line in client.files.content(batch.output_file_id).text.splitlines()]
+    texts = {record["custom_id"]: record["response"]["body"]["choices"][0]["text"] for record in outputs}
+    assert len(outputs) == len(texts) == 20
+    body = json.loads(lines[7])["body"]
+    extra = {"ignore_eos": True}
+    del body["ignore_eos"]
+    assert texts["7"] == client.completions.create(model=model, extra_body=extra, **body).choices[0].text
+    assert batch.id in [listed.id for listed in client.batches.list()]
+    assert batch.output_file_id in [listed.id for listed in client.files.list(purpose="batch_output")]
+    endless = created(client, [batch_line(number, 480) for number in range(200)])
+    client.batches.cancel(endless.id)
+    assert wait_for(client, endless, "cancelled").cancelled_at is not None
+
+
+@pytest.mark.exhaustive
+@pytest.mark.skipif("MPT_SERVE_TEST_URL" in os.environ, reason="the processes of another server are not ours to kill")
+@pytest.mark.parametrize("deployment", ["Ingress", "Generator"])
+def test_a_killed_replica_costs_no_result_of_a_batch(
+    client: openai.OpenAI, model: str, request: pytest.FixtureRequest, deployment: str
+) -> None:
+    server: ServerProcess = request.getfixturevalue("own_server")
+    lines = [batch_line(number, 100) for number in range(150)]
+    batch = created(client, lines)
+    while (counts := client.batches.retrieve(batch.id).request_counts) is None or counts.completed < 20:
+        time.sleep(0.02)
+    assert counts.completed < len(lines)
+    os.kill(server.replica_pid(deployment), signal.SIGKILL)
+    server.wait_ready()
+    patient = client.with_options(max_retries=10)
+    batch = wait_for(patient, batch, "completed")
+    assert batch.output_file_id is not None
+    outputs = [json.loads(line) for line in client.files.content(batch.output_file_id).text.splitlines()]
+    assert sorted(int(record["custom_id"]) for record in outputs) == list(range(len(lines)))
+    assert batch.error_file_id is None
 
 
 @pytest.mark.skipif("MPT_SERVE_TEST_URL" in os.environ, reason="the processes of another server are not ours to kill")

@@ -13,6 +13,7 @@ from server import serve_config
 
 from mpt_serve import app, cli
 from mpt_serve.configuration.access import AccessSettings
+from mpt_serve.configuration.batches import BatchSettings
 from mpt_serve.configuration.problems import ConfigurationError
 from mpt_serve.configuration.settings import Settings
 from mpt_serve.preflight import check_config_file, check_deployment, check_model
@@ -106,6 +107,15 @@ def test_a_model_whose_own_template_is_faulty_completes_text(folder: Path) -> No
     report = check_model(Settings(model=str(folder)))
     assert report.problems == []
     assert any("chat is not available: the chat template failed" in note for note in report.notes)
+
+
+def test_a_folder_of_batches_that_cannot_be_made_is_named(folder: Path, tmp_path: Path) -> None:
+    batches = BatchSettings(folder=str(tmp_path / "new" / "batches"))
+    assert problems(folder, batches=batches) == []
+    (tmp_path / "new").write_text("a file")
+    assert problems(folder, batches=batches) == [
+        f"batches.folder: cannot be made: '{tmp_path / 'new'}' is not a folder that this user may write to"
+    ]
 
 
 def test_a_key_file_that_cannot_be_used_is_named(folder: Path, tmp_path: Path) -> None:

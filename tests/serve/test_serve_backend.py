@@ -169,6 +169,28 @@ def test_a_client_is_charged_for_its_prompt_and_what_is_generated() -> None:
     assert sum(served.metrics.histograms["queue_time"].counts) == 1
 
 
+def test_what_nobody_waits_for_takes_no_capacity_from_others() -> None:
+    async def forever(ids: Sequence[int], params: SamplingParams, generated: Sequence[int]) -> AsyncIterator[Delta]:
+        await asyncio.Event().wait()
+        yield Delta((), "length", None, 1)
+
+    async def scenario() -> None:
+        generator = FakeGenerator(forever, continuing())
+        served = backend(generator, capacity=1)
+        params = SamplingParams(max_tokens=0, pooling="mean", background=True)
+        patient = [asyncio.create_task(collect(served, params)) for _ in range(2)]
+        while not generator.calls:
+            await asyncio.sleep(0)
+        assert tokens(await collect(served, SamplingParams(max_tokens=1))) == [103]
+        assert (len(generator.calls), served.background_queue.num_waiting) == (2, 1)
+        assert sum(served.metrics.histograms["queue_time"].counts) == 1
+        for task in patient:
+            task.cancel()
+        await asyncio.gather(*patient, return_exceptions=True)
+
+    asyncio.run(scenario())
+
+
 def test_requests_for_hidden_states_leave_others_most_of_the_capacity() -> None:
     ends = asyncio.Event()
 

@@ -36,7 +36,7 @@ def test_every_setting_has_a_default_and_a_description() -> None:
         ({"max_modle_len": 1}, "unknown setting 'max_modle_len'; did you mean 'max_model_len'?"),
         ({"engine": {"blok_size": 1}}, "engine: unknown setting 'blok_size'; did you mean 'block_size'?"),
         ({"max_num_seqs": 1}, "unknown setting 'max_num_seqs'; it belongs under 'engine'"),
-        ({"zzz": 1}, "unknown setting 'zzz'; valid here: access, chat_special_tokens, chat_template,"),
+        ({"zzz": 1}, "unknown setting 'zzz'; valid here: access, batches, chat_special_tokens,"),
     ],
 )
 def test_unknown_names_come_with_the_nearest_valid_one(args: dict, message: str) -> None:

@@ -33,7 +33,7 @@ from mpt_serve.openai.protocol.structured_outputs import MAX_GRAMMAR_CHARS, Json
 from mpt_serve.openai.protocol.tool_grammar import MAX_CALLS
 from mpt_serve.openai.protocol.validation_errors import invalid
 
-__all__ = ["ResponseRequest", "TextFormat", "TextOptions"]
+__all__ = ["Metadata", "ResponseRequest", "TextFormat", "TextOptions"]
 
 _STATELESS = "the server stores nothing: send the whole conversation as `input`"
 _FORMAT_WORDS = (
