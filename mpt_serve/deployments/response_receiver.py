@@ -54,9 +54,11 @@ class ResponseReceiver(LinkReceiver):
                 parts[number] = parts[number][0] + body if number in parts else body, ends
         for number, (body, ends) in parts.items():
             response = self._responses.get(number)
-            if response is not None:  # else its client has left, and the Ingress will soon know
+            if response is not None and not response.ended:
                 response.connection = connection
                 response.take(body, ends=ends)
+            elif not ends:
+                connection.send(number)  # its client has left
         while self.waiting.bytes > MAX_WAITING_BYTES:
             most = max(self._responses.values(), key=lambda response: response.waiting_bytes)
             if most.waiting_bytes == 0:  # what waits belongs to responses that have been closed
@@ -64,9 +66,9 @@ class ResponseReceiver(LinkReceiver):
             most.drop()
 
     def lose(self, connection: Connection) -> None:
-        """Break off the responses of a connection that is lost."""
+        """Break off the responses that come on a connection that is lost. What has not begun is left to Serve."""
         for response in self._responses.values():
-            if response.connection is connection:
+            if response.connection is connection and response.begun:
                 response.break_off()
 
 
@@ -103,6 +105,7 @@ class LinkedResponse:
         self._started = False  # whether the client has the status and the headers
         self._linked = False  # whether the body comes on a link
         self._waiting = bytearray()  # while the client reads slowly, or the headers are on their way through Serve
+        self.begun = False  # whether a part of the body has come on a link
         self._ends = False  # whether nothing follows what waits
         self._complete = False  # whether the client has the whole body
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -112,6 +115,11 @@ class LinkedResponse:
     def incomplete(self) -> bool:
         """Return whether the response began here and has not ended."""
         return self._linked and not self._ended.done()
+
+    @property
+    def ended(self) -> bool:
+        """Return whether nothing more is sent to the client."""
+        return self._ended.done()
 
     @property
     def waiting_bytes(self) -> int:
@@ -146,8 +154,9 @@ class LinkedResponse:
 
     def take(self, body: bytes, *, ends: bool) -> None:
         """Take a part of the body."""
-        if self._ended.done():
+        if self.ended:
             return
+        self.begun = self.begun or bool(body) or ends
         self._waiting += body
         self._all_waiting.bytes += len(body)
         self._ends = self._ends or ends
