@@ -142,18 +142,22 @@ class Pipeline:
         if step.rows.speculative or self._drafter is None:
             return step.rows.speculative
         decoding = self._decoding()
-        return bool(decoding) and self._drafter.worth_reading(decoding, len(self._scheduler.running))
+        return bool(decoding) and self._drafter.worth_reading(decoding, self._num_foreground())
 
     def _decoding(self) -> list[Request]:
         """Return the requests that continue with one token, and may have drafts: those in the background have none."""
         running = self._scheduler.running
         return [r for r in running if r.num_tokens == r.num_computed + 1 and not r.exhausted and not r.background]
 
+    def _num_foreground(self) -> int:
+        """Return how many running requests may have rows beside drafts: those in the background have none."""
+        return sum(not request.background for request in self._scheduler.running)
+
     def _drafts(self) -> Drafts:
         if self._drafter is None:
             return {}
         decoding = self._decoding()
-        lengths = self._drafter.plan(decoding, len(self._scheduler.running)) if decoding else []
+        lengths = self._drafter.plan(decoding, self._num_foreground()) if decoding else []
         if not any(lengths):
             return {}
         drafts = self._drafter.draft(decoding, lengths)
