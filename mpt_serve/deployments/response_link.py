@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mpt_serve.deployments.link_sender import Link, Links
 from mpt_serve.deployments.response_wire import LINK_HEADER, LINKED_HEADER, link_from, link_key
+from mpt_serve.openai.endpoint import ON_READ
 
 __all__ = ["LinkedResponses", "ResponseLink"]
 
@@ -94,6 +95,7 @@ class LinkedResponses:
             await self._app(scope, receive, send)
             return
         response = _LinkedResponse(link, address.number, receive, send)
+        scope = {**scope, ON_READ: response.tell_read}
         try:
             await self._app(scope, response.receive, response.send)
         finally:
@@ -111,6 +113,10 @@ class _LinkedResponse:
         self._left = link.open(number)
         self._body_read = False
         self._linked = False
+
+    def tell_read(self) -> None:
+        """Let the proxy know that the request has been read."""
+        self._link.send(self._number, b"", ends=False)
 
     async def receive(self) -> Message:
         """Return the next message of the request's; the disconnect, as soon as either way tells of it."""

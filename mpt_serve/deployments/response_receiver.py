@@ -1,7 +1,7 @@
 """The proxy's end of the links that carry streamed responses; see `response_link`."""
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -55,7 +55,8 @@ class ResponseReceiver(LinkReceiver):
         for number, (body, ends) in parts.items():
             response = self._responses.get(number)
             if response is not None:  # else its client has left, and the Ingress will soon know
-                response.connection = connection
+                if body or ends:  # else it says that an Ingress has read the request
+                    response.connection = connection
                 response.take(body, ends=ends)
         while self.waiting.bytes > MAX_WAITING_BYTES:
             most = max(self._responses.values(), key=lambda response: response.waiting_bytes)
@@ -81,7 +82,8 @@ class LinkedResponse:
     """One request, between the proxy and its client.
 
     number: the proxy's name of it. path: of the request. header: the request header for the Ingress.
-    connection: what the response comes on, once something has come.
+    connection: what the response comes on, once something has come. on_begun: called when an Ingress has read the
+    request.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class LinkedResponse:
         self._path = path
         self.header = header
         self.connection: Connection | None = None
+        self.on_begun: Callable[[], None] | None = None
         self._receive = receive
         self._send = send
         self._all_waiting = all_waiting
@@ -145,7 +148,10 @@ class LinkedResponse:
             await self._ended
 
     def take(self, body: bytes, *, ends: bool) -> None:
-        """Take a part of the body."""
+        """Take a part of the body, empty where it only says that the request has been read."""
+        if self.on_begun is not None:
+            self.on_begun()
+            self.on_begun = None
         if self._ended.done():
             return
         self._waiting += body

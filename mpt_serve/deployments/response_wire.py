@@ -1,8 +1,9 @@
 """What an Ingress and Serve's proxy agree on, for responses that do not go through Serve; see `response_link`.
 
 The proxy adds a request header with the address for the response's body. An Ingress that sends it there says so in a
-response header, and sends an empty body through Serve. An entry of a frame is `[number, body, whether it ends]`; what
-the proxy sends back is the number of a response whose client has disconnected.
+response header, and sends an empty body through Serve. An entry of a frame is `[number, body, whether it ends]`; an
+empty one that does not end says that the Ingress has read the request. What the proxy sends back is the number of a
+response whose client has disconnected.
 """
 
 import hmac

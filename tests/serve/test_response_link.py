@@ -17,6 +17,7 @@ from mpt_serve.deployments.proxy_guard import ProxyGuard
 from mpt_serve.deployments.response_link import LinkedResponses
 from mpt_serve.deployments.response_wire import LINK_HEADER, LINKED_HEADER, link_from, link_header
 from mpt_serve.one_loop import LINK_KEY_VARIABLE
+from mpt_serve.openai.endpoint import ON_READ
 
 KEY = "a-key"
 EVENTS = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]}
@@ -144,6 +145,38 @@ def test_a_stream_goes_past_serve(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not any(message.get("body") for message in server.carried)
 
     run(events, monkeypatch, scenario)
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_the_proxy_learns_when_a_request_has_been_read(monkeypatch: pytest.MonkeyPatch, streams: bool) -> None:
+    """Before there is a response, which is as it is otherwise."""
+    read, answers = asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await read.wait()
+        scope[ON_READ]()
+        await answers.wait()
+        if streams:
+            await events(scope, receive, send)
+        else:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send(part(b"whole", more=False))
+
+    async def scenario(server: Server) -> None:
+        client = Client()
+        request = asyncio.create_task(server.request(client))
+        await until(lambda: bool(server.proxy._responses and server.proxy._responses._responses))
+        [response] = server.proxy._responses._responses.values()  # type: ignore[union-attr]
+        await until(lambda: response.on_begun is not None)
+        read.set()
+        await until(lambda: response.on_begun is None)
+        assert client.start is None
+        assert response.connection is None  # its loss would end a response that has not begun
+        answers.set()
+        await request
+        assert client.body == (ALL_EVENTS if streams else b"whole")
+
+    run(app, monkeypatch, scenario)
 
 
 def test_other_responses_go_through_serve(monkeypatch: pytest.MonkeyPatch) -> None:
