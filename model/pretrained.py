@@ -39,6 +39,7 @@ _TEXT_FILES = (
     "chat_template.json",
 )
 _SAFETENSORS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
+_FLAX = ("easydel-model*", "flax_model.msgpack")
 _PICKLES = ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json")
 
 LAYOUT = (
@@ -92,7 +93,8 @@ def resolve_checkpoint(path_or_id: str | Path, revision: str | None = None) -> P
 
     It is the path itself, a folder's only GGUF file, or where the hub's cache keeps the repository's files.
 
-    Downloads config, tokenizer and safetensors; pickled weights only where there are no safetensors; never code.
+    Downloads config, tokenizer and safetensors; pickled weights only where there are no safetensors, and Flax's only
+    where there are neither; never code.
     Raises CheckpointError saying what the folder must hold.
     """
     folder = Path(path_or_id).expanduser()
@@ -136,8 +138,9 @@ def _download(hub_id: str, revision: str | None) -> Path:
 
     try:
         folder = fetch(*_TEXT_FILES, *_SAFETENSORS)
-        if not any((folder / name).is_file() for name in WEIGHT_FILES):
-            folder = fetch(*_TEXT_FILES, *_PICKLES)
+        for others in (_PICKLES, _FLAX):
+            if find_weights(folder) is None:
+                folder = fetch(*_TEXT_FILES, *others)
         return folder
     except (OSError, ValueError) as error:  # the hub's errors: unreachable, gone, gated, not a valid id
         raise CheckpointError(_no_download(hub_id, error)) from error

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from tiny_checkpoint import VOCAB
 from tokenizers import Tokenizer
 
 from model.checkpoint import convert as checkpoint_convert
@@ -25,19 +26,19 @@ from mpt_serve.conversion.convert import convert
 from mpt_serve.text.chat_template import ChatTemplate, Message
 from mpt_serve.text.tokenizer import TextTokenizer
 
-NEOX = Path(__file__).parent / "text" / "data" / "gpt-neox-20b"
 GOLDEN = Path(__file__).parent / "golden"
 CONFIG: dict[str, Any] = {
-    "model_type": "mpt", "d_model": 32, "n_heads": 4, "n_layers": 1, "vocab_size": 50304, "max_seq_len": 32,
-    "no_bias": True, "attn_config": {"alibi": True}, "eos_token_id": 0,
+    "model_type": "mpt", "d_model": 32, "n_heads": 4, "n_layers": 1, "vocab_size": VOCAB, "max_seq_len": 32,
+    "no_bias": True, "attn_config": {"alibi": True}, "eos_token_id": 256,
 }  # fmt: skip
 TEXT = "Hello  naïve <|endoftext|> 日本\n\n   x"
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> Path:
+def source(tmp_path: Path, tiny_checkpoint: Path) -> Path:
     folder = tmp_path / "source"
-    shutil.copytree(NEOX, folder)
+    folder.mkdir()
+    shutil.copy(tiny_checkpoint / "tokenizer.json", folder)
     (folder / "config.json").write_text(json.dumps(CONFIG))
     (folder / "chat_template.jinja").write_text("{{ messages[0].content }}{{ eos_token }}")
     rng = np.random.default_rng(0)

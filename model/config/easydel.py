@@ -27,7 +27,7 @@ _MARKS: Final = ("use_norm_bias", "use_lm_head", "easy_method", "use_bias")  # k
 def from_easydel(data: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a config.json without the keys that EasyDeL adds; others are returned as they are. Raises ConfigError.
 
-    Its keys beside the sections (`alibi`, `qk_ln`) are read only where a section lacks them, as EasyDeL does.
+    `alibi` and `qk_ln` may stand beside the section of attention or in it, and are refused where the two differ.
     `use_lm_head` had opposite meanings in its releases: a head that is stored and differs from the embedding is refused
     while the weights are read, unless tie_word_embeddings is false.
     """
@@ -49,5 +49,11 @@ def from_easydel(data: Mapping[str, Any]) -> Mapping[str, Any]:
     if isinstance(section, Mapping):
         outer = {key: out.pop(key) for key in ("alibi", "qk_ln") if key in out}
         kept = {key: value for key, value in section.items() if key not in _IGNORED | {"bits"}}
+        for key in outer:
+            if kept.get(key, outer[key]) != outer[key]:
+                raise ConfigError(
+                    f"config key '{key}' is {str(outer[key])[:60]}, and 'attn_config.{key}' is {str(kept[key])[:60]};"
+                    " keep the one that the weights had in training"
+                )
         out["attn_config"] = {"alibi": True, **outer, **kept}
     return out

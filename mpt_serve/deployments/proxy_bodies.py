@@ -7,6 +7,7 @@ connection.
 
 from starlette.types import Message, Receive, Scope
 
+from mpt_serve.deployments.response_wire import BODY_KEY, MAX_BODY_ALONG
 from mpt_serve.openai.arriving_bodies import ArrivingBodies, BodySize
 
 __all__ = ["has_body", "with_body_read"]
@@ -20,9 +21,12 @@ def has_body(scope: Scope) -> bool:
 async def with_body_read(bodies: ArrivingBodies, scope: Scope, receive: Receive, size: BodySize) -> Receive:
     """Read a request's body, and return what receives it in one message, and the disconnect after it.
 
-    Raises what `ArrivingBodies.read` raises.
+    A small one goes along in the scope, too, as it costs an Ingress a call to ask for it. Raises what
+    `ArrivingBodies.read` raises.
     """
     body: bytes | None = await bodies.read(scope["headers"], receive, size)
+    if len(body or b"") <= MAX_BODY_ALONG:
+        scope[BODY_KEY] = body
 
     async def receive_again() -> Message:
         nonlocal body

@@ -26,7 +26,7 @@ from mpt_serve.deployments.proxy_errors import ProxyErrors
 from mpt_serve.deployments.proxy_keys import ProxyKeys
 from mpt_serve.deployments.proxy_send import patient_send
 from mpt_serve.deployments.response_receiver import ResponseReceiver
-from mpt_serve.deployments.response_wire import LINK_HEADER, link_key
+from mpt_serve.deployments.response_wire import BODY_KEY, LINK_HEADER, link_key
 from mpt_serve.openai.arriving_bodies import ArrivingBodies, BodySize
 from mpt_serve.openai.error_forms import error_response
 from mpt_serve.openai.errors import ApiError, RouteNotFoundError
@@ -141,10 +141,12 @@ class ProxyGuard:
                     return
                 except ClientDisconnect:
                     return
+            else:
+                scope[BODY_KEY] = b""
             if generates:
                 await self._generate(scope, receive, send, client, _Passed(size, begin_events))
             else:
-                await self._app(scope, receive, _Passed(size, begin_events).watched(send))
+                await self._respond(scope, receive, send, _Passed(size, begin_events))
 
     async def _generate(self, scope: Scope, receive: Receive, send: Send, client: str, passed: "_Passed") -> None:
         if not self._admission.begin():
@@ -166,17 +168,19 @@ class ProxyGuard:
     async def _respond(self, scope: Scope, receive: Receive, send: Send, passed: "_Passed") -> None:
         """Pass a request on, and offer a link for its response."""
         if self._responses is None:
+            scope.pop(BODY_KEY, None)
             passed.begun()  # nothing will say when it has been read
             await self._app(scope, receive, passed.watched(send))
             return
         self._responses.start(self._host or ray.util.get_node_ip_address())
         response = await self._responses.open(receive, send, scope["path"])
         if response is None:
+            scope.pop(BODY_KEY, None)
             passed.begun()
             await self._app(scope, receive, passed.watched(send))
             return
         scope["headers"].append(response.header)
-        response.on_begun = passed.begun
+        response.on_read = passed.begun
         try:
             await self._app(scope, response.receive, passed.watched(response.send))
         except Exception:

@@ -2,10 +2,12 @@
 
 Through Serve, each message of a response is an object of Ray's, which costs an Ingress and a proxy together several
 times what its token costs the engine. Over a link, what all streams produce in one turn of the event loop is one frame.
-Serve still routes, counts and cancels each request.
+Serve still routes, counts and cancels each request. Requests come with their bodies, and the link tells of clients that
+disconnect: to ask Serve's proxy for either would be two more calls for each request.
 """
 
 import asyncio
+import pickle
 import socket
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -14,7 +16,7 @@ import msgpack
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mpt_serve.deployments.link_sender import Link, Links
-from mpt_serve.deployments.response_wire import LINK_HEADER, LINKED_HEADER, link_from, link_key
+from mpt_serve.deployments.response_wire import BODY_KEY, LINK_HEADER, LINKED_HEADER, link_from, link_key, read_note
 from mpt_serve.openai.endpoint import ON_READ
 
 __all__ = ["LinkedResponses", "ResponseLink"]
@@ -84,17 +86,24 @@ class LinkedResponses:
         self._links: Links[ResponseLink] = Links(ResponseLink, "proxy")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        address = None
+        address = body = None
         if scope["type"] == "http":
+            body = scope.pop(BODY_KEY, None)
             sent = [value for name, value in scope["headers"] if name == LINK_HEADER]
             if sent:  # it is an instruction to this middleware, which nothing else should see
                 address = link_from(sent[0], self._key)
                 scope = {**scope, "headers": [header for header in scope["headers"] if header[0] != LINK_HEADER]}
-        link = None if address is None else await self._links.to(address)
-        if link is None or address is None:
+        if address is None:
             await self._app(scope, receive, send)
             return
-        response = _LinkedResponse(link, address.number, receive, send)
+        # Serve asks for the body as soon as this waits for anything, so only with a link that is open it need not.
+        link = self._links.to_if_open(address)
+        if link is None:
+            body, link = None, await self._links.to(address)
+        if link is None:
+            await self._app(scope, receive, send)
+            return
+        response = _LinkedResponse(link, address.number, receive, send, body)
         scope = {**scope, ON_READ: response.tell_read}
         try:
             await self._app(scope, response.receive, response.send)
@@ -103,9 +112,12 @@ class LinkedResponses:
 
 
 class _LinkedResponse:
-    """Stands for the proxy in front of the application, for one request."""
+    """Stands for the proxy in front of the application, for one request.
 
-    def __init__(self, link: ResponseLink, number: int, receive: Receive, send: Send) -> None:
+    body: the request's, where Serve has not been asked for it; else None.
+    """
+
+    def __init__(self, link: ResponseLink, number: int, receive: Receive, send: Send, body: bytes | None) -> None:
         self._link = link
         self._number = number
         self._receive = receive
@@ -113,10 +125,13 @@ class _LinkedResponse:
         self._left = link.open(number)
         self._body_read = False
         self._linked = False
+        if body is not None and _ask_no_proxy(receive, self._left):
+            self._receive = _received(body, self._left)
+            link.send(number, b"", ends=False)  # the proxy needs to know whom to tell of a disconnect
 
     def tell_read(self) -> None:
         """Let the proxy know that the request has been read."""
-        self._link.send(self._number, b"", ends=False)
+        self._link.send(read_note(self._number), b"", ends=False)
 
     async def receive(self) -> Message:
         """Return the next message of the request's; the disconnect, as soon as either way tells of it."""
@@ -148,3 +163,32 @@ class _LinkedResponse:
                 return
             message = {**message, "body": b""}
         await self._send(message)
+
+
+def _ask_no_proxy(receive: Receive, left: "asyncio.Future[None]") -> bool:
+    """Have Serve wait for `left` where it would call its proxy for messages of a request.
+
+    Returns whether `receive` is Serve's object for that, as this version of Serve has it.
+    """
+    if not hasattr(receive, "_receive_asgi_messages"):
+        return False
+
+    async def messages(_: object) -> bytes:
+        await asyncio.wait({left})
+        return pickle.dumps([_DISCONNECT])
+
+    receive._receive_asgi_messages = messages
+    return True
+
+
+def _received(body: bytes, left: "asyncio.Future[None]") -> Receive:
+    """Return what receives a body in one message, and the disconnect after it."""
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> Message:
+        if messages:
+            return messages.pop()
+        await asyncio.wait({left})
+        return _DISCONNECT
+
+    return receive

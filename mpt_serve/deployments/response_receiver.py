@@ -9,7 +9,7 @@ from typing import Any
 from starlette.types import Message, Receive, Send
 
 from mpt_serve.deployments.link_receiver import Connection, LinkReceiver
-from mpt_serve.deployments.response_wire import LINK_HEADER, LINKED_HEADER, link_header
+from mpt_serve.deployments.response_wire import LINK_HEADER, LINKED_HEADER, link_header, read_note
 from mpt_serve.openai.eager import run_eagerly
 from mpt_serve.openai.error_forms import broken_stream
 from mpt_serve.openai.errors import InternalServerError
@@ -53,21 +53,30 @@ class ResponseReceiver(LinkReceiver):
             for number, body, ends in frame:
                 parts[number] = parts[number][0] + body if number in parts else body, ends
         for number, (body, ends) in parts.items():
+            if number < 0:
+                self._note_read(read_note(number))
+                continue
             response = self._responses.get(number)
-            if response is not None:  # else its client has left, and the Ingress will soon know
-                if body or ends:  # else it says that an Ingress has read the request
-                    response.connection = connection
+            if response is not None and not response.ended:
+                response.connection = connection
                 response.take(body, ends=ends)
+            elif not ends:
+                connection.send(number)  # its client has left
         while self.waiting.bytes > MAX_WAITING_BYTES:
             most = max(self._responses.values(), key=lambda response: response.waiting_bytes)
             if most.waiting_bytes == 0:  # what waits belongs to responses that have been closed
                 break
             most.drop()
 
+    def _note_read(self, number: int) -> None:
+        response = self._responses.get(number)
+        if response is not None:
+            response.on_read()
+
     def lose(self, connection: Connection) -> None:
-        """Break off the responses of a connection that is lost."""
+        """Break off the responses that come on a connection that is lost. What has not begun is left to Serve."""
         for response in self._responses.values():
-            if response.connection is connection:
+            if response.connection is connection and response.begun:
                 response.break_off()
 
 
@@ -82,7 +91,7 @@ class LinkedResponse:
     """One request, between the proxy and its client.
 
     number: the proxy's name of it. path: of the request. header: the request header for the Ingress.
-    connection: what the response comes on, once something has come. on_begun: called when an Ingress has read the
+    connection: what the response comes on, once something has come. on_read: called when an Ingress has read the
     request.
     """
 
@@ -99,13 +108,14 @@ class LinkedResponse:
         self._path = path
         self.header = header
         self.connection: Connection | None = None
-        self.on_begun: Callable[[], None] | None = None
+        self.on_read: Callable[[], None] = _nothing
         self._receive = receive
         self._send = send
         self._all_waiting = all_waiting
         self._started = False  # whether the client has the status and the headers
         self._linked = False  # whether the body comes on a link
         self._waiting = bytearray()  # while the client reads slowly, or the headers are on their way through Serve
+        self.begun = False  # whether a part of the body has come on a link
         self._ends = False  # whether nothing follows what waits
         self._complete = False  # whether the client has the whole body
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -115,6 +125,11 @@ class LinkedResponse:
     def incomplete(self) -> bool:
         """Return whether the response began here and has not ended."""
         return self._linked and not self._ended.done()
+
+    @property
+    def ended(self) -> bool:
+        """Return whether nothing more is sent to the client."""
+        return self._ended.done()
 
     @property
     def waiting_bytes(self) -> int:
@@ -148,12 +163,10 @@ class LinkedResponse:
             await self._ended
 
     def take(self, body: bytes, *, ends: bool) -> None:
-        """Take a part of the body, empty where it only says that the request has been read."""
-        if self.on_begun is not None:
-            self.on_begun()
-            self.on_begun = None
-        if self._ended.done():
+        """Take a part of the body."""
+        if self.ended:
             return
+        self.begun = self.begun or bool(body) or ends
         self._waiting += body
         self._all_waiting.bytes += len(body)
         self._ends = self._ends or ends
@@ -219,3 +232,7 @@ class LinkedResponse:
         if not self._ended.done():
             self._take_waiting()
             self._ended.set_result(None)
+
+
+def _nothing() -> None:
+    """Do nothing."""

@@ -17,6 +17,11 @@ EASYDEL = {
     **TINY, "use_bias": False, "use_norm_bias": False, "use_lm_head": False, "alibi": True, "qk_ln": False,
     "act_fn": "gelu", "easy_method": "train", "axis_dims": [1, -1, 1, 1], "axis_names": ["dp", "fsdp", "tp", "sp"],
     "attn_mechanism": "vanilla", "gradient_checkpointing": "", "bits": None, "from_pt": False, "emb_prob_drop": 0.0,
+    "attn_config": {
+        "alibi": True, "attn_type": "multihead_attention", "attn_impl": "torch", "attn_pdrop": 0, "bits": None,
+        "qk_ln": False, "prefix_lm": False, "clip_qkv": None, "model_type": "", "transformers_version": "4.45.2",
+        "easy_method": "train", "axis_dims": [1, -1, 1, 1], "return_dict": True, "torch_dtype": None,
+    },
 }  # fmt: skip
 OLD_NAMES = {"blocks": "h", "Wqkv": "w_qkv", "out_proj": "wo", "up_proj": "up", "down_proj": "down"}
 

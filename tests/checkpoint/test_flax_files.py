@@ -53,6 +53,7 @@ def test_arrays_of_several_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ({"use_norm_bias": True}, "'use_norm_bias' differs from 'use_bias'"),
         ({"easy_method": "train", "moon": 1}, "'moon' is 1; unknown key"),
         ({"act_fn": "moon"}, "ffn_config.ffn_act_fn"),
+        ({"qk_ln": True}, "'qk_ln' is True, and 'attn_config.qk_ln' is False; keep the one"),
     ],
 )
 def test_keys_of_easydel_that_change_the_model_are_refused(keys: dict[str, Any], message: str) -> None:
@@ -61,9 +62,9 @@ def test_keys_of_easydel_that_change_the_model_are_refused(keys: dict[str, Any],
 
 
 def test_keys_of_easydel_that_say_something_are_read() -> None:
-    config = MptConfig.from_dict({**EASYDEL, "use_bias": True, "use_norm_bias": True, "act_fn": "relu", "qk_ln": True})
-    assert (config.bias, config.activation.name, config.qk_norm, config.alibi) == (True, "relu", "ln", True)
     plain = {key: value for key, value in EASYDEL.items() if key != "attn_config"}
+    config = MptConfig.from_dict({**plain, "use_bias": True, "use_norm_bias": True, "act_fn": "relu", "qk_ln": True})
+    assert (config.bias, config.activation.name, config.qk_norm, config.alibi) == (True, "relu", "ln", True)
     assert not MptConfig.from_dict({**plain, "alibi": False}).alibi
 
 

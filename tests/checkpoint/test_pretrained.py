@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax_writer import write_easydel
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from tiny_model import TINY, checkpoint_arrays, random_weights
 from torch_writer import write_arrays
@@ -128,6 +129,13 @@ def test_hub_gives_pickled_weights_where_there_is_nothing_else(hub: Hub) -> None
     weights, _ = mpt_from_pretrained("someone/mpt-7b")
     assert weights.wte.shape == (40, 16)
     assert {file.name for file in hub.cache.iterdir()} == {"config.json", "tokenizer.json", "pytorch_model.bin"}
+
+
+def test_hub_gives_files_of_easydel(hub: Hub) -> None:
+    write_easydel(hub.repository, "stream")
+    weights, _ = mpt_from_pretrained("someone/mpt-7b")
+    assert weights.wte.shape == (40, 16)
+    assert {file.name for file in hub.cache.iterdir()} == {"config.json", "tokenizer.json", "easydel-model.parameters"}
 
 
 def test_hub_repository_without_weights(hub: Hub) -> None:

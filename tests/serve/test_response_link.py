@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import pickle
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -64,10 +65,35 @@ class Client:
         await self.reads.wait()
 
 
+class ServesReceive:
+    """What Serve gives an application to receive with: it begins to ask the proxy when the application first waits."""
+
+    def __init__(self, server: "Server", receive: Receive) -> None:
+        self._server = server
+        self._receive = receive
+        self._messages: asyncio.Queue[Message] = asyncio.Queue()
+        self._receive_asgi_messages = self._ask
+
+    async def _ask(self, _: object) -> bytes:
+        self._server.asked += 1
+        return pickle.dumps([await self._receive()])
+
+    async def fetch_until_disconnect(self) -> None:
+        last = None
+        while last != "http.disconnect":
+            for message in pickle.loads(await self._receive_asgi_messages(None)):
+                self._messages.put_nowait(message)
+                last = message["type"]
+
+    async def __call__(self) -> Message:
+        return await self._messages.get()
+
+
 class Server:
     """A proxy and an Ingress with Serve between them, which keeps the messages of responses that it carries."""
 
     def __init__(self, app: ASGIApp, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked = 0  # how often Serve asked the proxy for messages of a request
         monkeypatch.setenv(LINK_KEY_VARIABLE, KEY)
         self.ingress = LinkedResponses(app)
         self.carried: list[Message] = []
@@ -78,7 +104,13 @@ class Server:
             self.carried.append(message)
             await send(message)
 
-        await self.ingress(scope, receive, carry)
+        passed = pickle.loads(pickle.dumps(scope))
+        received = ServesReceive(self, receive)
+        fetching = asyncio.create_task(received.fetch_until_disconnect())
+        try:
+            await self.ingress(passed, received, carry)
+        finally:
+            fetching.cancel()
 
     async def request(
         self, client: Client, headers: tuple[tuple[bytes, bytes], ...] = (), path: str = "/v1/completions"
@@ -150,9 +182,10 @@ def test_a_stream_goes_past_serve(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("streams", [False, True])
 def test_the_proxy_learns_when_a_request_has_been_read(monkeypatch: pytest.MonkeyPatch, streams: bool) -> None:
     """Before there is a response, which is as it is otherwise."""
-    read, answers = asyncio.Event(), asyncio.Event()
+    arrived, read, noted, answers = (asyncio.Event() for _ in range(4))
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        arrived.set()
         await read.wait()
         scope[ON_READ]()
         await answers.wait()
@@ -165,13 +198,13 @@ def test_the_proxy_learns_when_a_request_has_been_read(monkeypatch: pytest.Monke
     async def scenario(server: Server) -> None:
         client = Client()
         request = asyncio.create_task(server.request(client))
-        await until(lambda: bool(server.proxy._responses and server.proxy._responses._responses))
-        [response] = server.proxy._responses._responses.values()  # type: ignore[union-attr]
-        await until(lambda: response.on_begun is not None)
+        await arrived.wait()
+        assert server.proxy._responses is not None
+        [response] = server.proxy._responses._responses.values()
+        response.on_read = noted.set
         read.set()
-        await until(lambda: response.on_begun is None)
+        await noted.wait()
         assert client.start is None
-        assert response.connection is None  # its loss would end a response that has not begun
         answers.set()
         await request
         assert client.body == (ALL_EVENTS if streams else b"whole")
@@ -289,6 +322,66 @@ async def endless(scope: Scope, receive: Receive, send: Send) -> None:
             await send(part(b"data: x\n\n"))
             await asyncio.sleep(0.001)
     assert (await gone)["type"] == "http.disconnect"
+
+
+def test_with_an_open_link_serve_is_asked_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    bodies: list[bytes] = []
+
+    async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+        bodies.append((await receive())["body"])
+        await events(scope, receive, send)
+
+    async def scenario(server: Server) -> None:
+        await server.request(Client())  # the link opens
+        asked = server.asked
+        for headers in ((), ((b"content-length", b"2"),)):
+            await server.request(client := Client(), headers)
+            assert client.body == ALL_EVENTS
+        assert server.asked == asked
+        assert bodies[1:] == [b"", b"{}"]
+
+    run(echo, monkeypatch, scenario)
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_a_client_that_leaves_before_the_response_begins(monkeypatch: pytest.MonkeyPatch, early: bool) -> None:
+    """The link tells of it, whether the Ingress knows of the request yet or not."""
+    got: list[str] = []
+
+    async def until_left(scope: Scope, receive: Receive, send: Send) -> None:
+        if not scope["path"].endswith("wait"):
+            await events(scope, receive, send)
+            return
+        got.extend([(await receive())["type"], (await receive())["type"]])
+
+    async def scenario(server: Server) -> None:
+        await server.request(Client())  # the link opens
+        client = Client()
+        passed_on = server.proxy._app
+
+        async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+            async def listen() -> None:  # as Serve's proxy does
+                while (await receive())["type"] != "http.disconnect":
+                    pass
+
+            listening = asyncio.create_task(listen())
+            if early:
+                client.left.set()
+                await listening
+            call = asyncio.create_task(passed_on(scope, receive, send))
+            if not early:
+                await until(lambda: bool(got) or any(link._clients for link in server.ingress._links._open))
+                client.left.set()
+            with suppress(OSError):
+                await call
+            await listening
+
+        server.proxy._app = serve
+        with suppress(OSError):
+            await server.request(client, path="/v1/completions/wait")
+        assert got == ["http.request", "http.disconnect"]
+
+    run(until_left, monkeypatch, scenario)
 
 
 def test_the_ingress_learns_of_a_disconnect_over_the_link(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -414,6 +507,36 @@ def test_an_error_before_the_response_is_a_503(monkeypatch: pytest.MonkeyPatch) 
         assert client.complete
 
     run(fails, monkeypatch, scenario)
+
+
+def test_an_ingress_that_dies_before_the_response_is_a_503(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its link is lost too, but the response is no stream: nothing of one is sent."""
+
+    async def dies(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"].endswith("/first"):
+            await events(scope, receive, send)
+            return
+        (link,) = server_of[0].ingress._links._open
+        await asyncio.sleep(0)  # the proxy learns where the response would come from
+        link.flush()
+        await asyncio.sleep(0.01)
+        link.close()
+        receiver = server_of[0].proxy._responses
+        assert receiver is not None
+        await until(lambda: not receiver._connections)
+        raise RuntimeError("dead")
+
+    server_of: list[Server] = []
+
+    async def scenario(server: Server) -> None:
+        server_of.append(server)
+        await server.request(Client(), path="/v1/completions/first")  # the link opens
+        await server.request(client := Client())
+        assert client.start is not None
+        assert client.start["status"] == 503
+        assert json.loads(client.body)["error"]["code"] == "loading"
+
+    run(dies, monkeypatch, scenario)
 
 
 def test_clients_cannot_make_an_ingress_connect(monkeypatch: pytest.MonkeyPatch) -> None:
