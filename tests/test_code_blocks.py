@@ -20,6 +20,7 @@ FOLDERS = (".", "docs", "cluster", "benchmarks", "training", "mpt_serve/embedded
 RUN = {
     ("README.md", "console"): "tests/openai/test_documented_requests.py",  # of its commands of mpt-serve, see below
     ("README.md", "python"): "tests/llm/test_notebook.py",
+    ("docs/batches.md", "json"): "tests/openai/test_documented_requests.py",
     ("docs/easydel.md", "python"): "tests/easydel/test_jax_server.py",
     ("docs/index.md", "bash"): "tests/openai/test_documented_requests.py",
     ("docs/library.md", "python"): "tests/llm/test_llm.py",
@@ -41,6 +42,8 @@ NOT_RUN = {
     ("SECURITY.md", "yaml"): "a file of keys that is not here",
     ("benchmarks/README.md", "bash"): "installs other engines, and takes the machine for hours",
     ("cluster/README.md", "bash"): "needs a container runtime; tests/cluster/test_container_image.py reads the file",
+    ("docs/batches.md", "bash"): "hours of requests to a server; tests/commands/test_batch_command.py sends short ones",
+    ("docs/batches.md", "python"): "polls a batch; tests/openai/test_files_and_batches.py makes the same calls",
     ("docs/architecture.md", "mermaid"): "a diagram; tests/test_imports.py has it as a table",
     ("docs/formats.md", "bash"): "checkpoints that are not here; tests/test_convert_command.py converts small ones",
     ("docs/quantization.md", "bash"): "measures for minutes",

@@ -35,6 +35,21 @@ def test_requests_are_answered(http: httpx.Client, page: str, path: str, body: s
         assert response.json()["choices"]
 
 
+def test_the_lines_of_a_batch_are_requests(http: httpx.Client) -> None:
+    text = (ROOT / "docs" / "batches.md").read_text(encoding="utf-8")
+    lines = [
+        json.loads(line)
+        for block in re.findall(r"^```json\n(.*?)^```$", text, re.M | re.S)
+        for line in block.splitlines()
+    ]
+    requests = {line["custom_id"]: line for line in lines if "body" in line}
+    assert len(requests) == 2
+    for line in requests.values():
+        assert http.request(line["method"], line["url"], json=line["body"]).status_code == 200
+    (result,) = (line for line in lines if "response" in line)
+    assert result["custom_id"] in requests
+
+
 def test_the_official_client_works_as_it_is(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
     (program,) = re.findall(r"^```python\n(from openai .*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)
     here = program.replace("http://127.0.0.1:8000", server.url).replace('"embedded"', '"mpt-echo"')
