@@ -10,8 +10,8 @@ __all__ = ["PrefillLimit"]
 
 _SHARE = 0.7  # of the gap that a step's usual duration may take; what is left is for those that take longer
 
-_UNNOTICED = 1.05  # what a step with rows in the background may take, as a multiple of one without
-_ALONE = 2.0  # what one without others may, as a multiple of one token's: whoever comes waits for such steps
+# What a step in the background may take, as a multiple of one token's: whoever comes waits for it, and the one after.
+_BACKGROUND = 1.25
 _HARDLY_MORE = 1.1  # what a step with rows for hidden states may take, as a multiple of one without
 _SELDOM = 256  # steps of which one may take longer for them: less than one of 100, so that the p99 of gaps stays
 _LARGE = 128  # tokens that make such a step worth it
@@ -49,12 +49,13 @@ class PrefillLimit:
     def background(self, num_tokens: int) -> int:
         """Return how many tokens a step may have together with rows in the background, where others have num_tokens.
 
-        Beside others it may hardly take longer; alone it is short, so that whoever comes waits little for it.
+        Beside others none: on CPUs even the rows that steps are padded with take time. Alone such steps are short.
         """
+        if num_tokens:
+            return num_tokens
         costs = self._costs
-        most = _UNNOTICED * costs.cost(num_tokens) if num_tokens else _ALONE * costs.cost(1)
-        padded = costs.padded(max(1, num_tokens))
-        return max((size for size in costs.sizes if size > padded and costs.cost(size) <= most), default=padded)
+        most = _BACKGROUND * costs.cost(1)
+        return max((size for size in costs.sizes if costs.cost(size) <= most), default=costs.sizes[0])
 
     def _pooled(self, num_tokens: int, tokens: int) -> int | None:
         """Return the limit of prompts whose hidden states are wanted, None for that of all prompts.
