@@ -54,11 +54,13 @@ class Figures:
     cpu: float = 0.0
 
 
-def request(url: str, path: str, body: bytes | dict[str, Any] | None = None) -> bytes:
-    """Return a request's bytes: a GET, or a POST of a JSON body."""
+def request(url: str, path: str, body: bytes | dict[str, Any] | None = None, key: str | None = None) -> bytes:
+    """Return a request's bytes: a GET, or a POST of a JSON body. key: an API key."""
     method = "GET" if body is None else "POST"
     data = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
     head = f"{method} {path} HTTP/1.1\r\nHost: {urlparse(url).netloc}\r\n"
+    if key is not None:
+        head += f"Authorization: Bearer {key}\r\n"
     if body is not None:
         head += f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n"
     return head.encode() + b"\r\n" + data

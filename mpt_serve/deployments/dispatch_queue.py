@@ -14,10 +14,14 @@ __all__ = ["DispatchQueue", "Slot"]
 
 
 class Slot:
-    """One request's place among those that are dispatched."""
+    """One request's place among those that are dispatched.
 
-    def __init__(self, share: Share) -> None:
+    expedited: whether its client has had less than others that have requests too.
+    """
+
+    def __init__(self, share: Share, expedited: bool) -> None:
         self.charge = share.charge_output  # takes the number of tokens generated
+        self.expedited = expedited
 
 
 class _Waiting:
@@ -29,6 +33,7 @@ class _Waiting:
         self.share = share
         self.choices = choices
         self.prompt_tokens = prompt_tokens
+        self.expedited = False
         self.turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def __lt__(self, other: "_Waiting") -> bool:
@@ -76,7 +81,7 @@ class DispatchQueue:
         self._dispatch()
         try:
             await entry.turn
-            yield Slot(share)
+            yield Slot(share, entry.expedited)
         finally:
             if entry.turn.cancelled():  # it left before its turn came
                 self._forget(entry)
@@ -90,6 +95,7 @@ class DispatchQueue:
             if entry.turn.cancelled():  # about to remove itself
                 break
             self._forget(entry)
+            entry.expedited = self._shares.is_behind(entry.share, entry.choices, self._capacity // 2)
             self._shares.start(entry.share, entry.choices, entry.prompt_tokens)
             entry.turn.set_result(None)
             self._dispatched += 1

@@ -12,6 +12,7 @@ _PROMPT_WEIGHT = 1  # of one token of a prompt
 _OUTPUT_WEIGHT = 2  # of a generated one, which takes a row of a step rather than a part of one
 _REMEMBER_S = 60.0  # after its last request a client still has slots kept free
 _KEPT_FREE = 1 / 8  # of the sequences that run, while there are several clients
+_LITTLE = 1 / 2  # of its part: with more, a client's requests are not expedited; clients with equal loads pause nobody
 
 
 class Share:
@@ -42,7 +43,8 @@ class FairShares:
     A client that was idle does not save up: its counter rises to the lowest of those that have requests. While there
     are several clients, none waits behind another's requests in an engine: no more choices are dispatched than run at
     the same time, and of those the last eighth is for the client with the lowest counter while it has less than its
-    part. A client that comes back therefore starts at once, and need not wait for the end of another's output.
+    part. A client that comes back therefore starts at once, and need not wait for the end of another's output. While
+    it has less than half of its part, its requests are expedited: others pause for a step while a prompt is computed.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -86,7 +88,18 @@ class FairShares:
         held = sum(other.held for other in self._shares.values())
         if clients < 2 or held == 0:
             return True
-        lowest = min(other.counter for other in self._shares.values() if other.active)
-        has_little = share.held + choices <= running / clients and share.counter <= lowest
-        kept_free = 0 if has_little else max(1, int(running * _KEPT_FREE))
+        kept_free = 0 if self._has_little(share, choices, running / clients) else max(1, int(running * _KEPT_FREE))
         return held + choices <= running - kept_free
+
+    def is_behind(self, share: Share, choices: int, running: int) -> bool:
+        """Return whether a client's next choices are expedited: others have requests now, and have had more.
+
+        running: as for `may_start`.
+        """
+        active = sum(other.active for other in self._shares.values())
+        return active > 1 and self._has_little(share, choices, _LITTLE * running / active)
+
+    def _has_little(self, share: Share, choices: int, part: float) -> bool:
+        """Return whether a client has no more than its part with further choices, and has had least."""
+        lowest = min(other.counter for other in self._shares.values() if other.active)
+        return share.held + choices <= part and share.counter <= lowest

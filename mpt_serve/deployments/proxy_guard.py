@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mpt_serve.configuration.proxy_limits import ProxyLimits
+from mpt_serve.deployments.beginnings import Beginning, Beginnings
 from mpt_serve.deployments.logs import hide_client_text
 from mpt_serve.deployments.lost_requests import RespondToAll
 from mpt_serve.deployments.proxy_admission import ProxyAdmission
@@ -67,7 +68,8 @@ class ProxyGuard:
     Request ids are replaced unless they are harmless in logs, headers for Serve itself are removed, and so is every
     value that is not ASCII. Bodies are complete before Serve knows of their requests. Requests to generate are refused
     here, at a fraction of the cost, while the application would refuse them too (`ProxyAdmission`). Where all
-    applications require API keys, those without one have a few separate places (`ProxyKeys`).
+    applications require API keys, those without one have a few separate places (`ProxyKeys`), and a client's requests
+    begin one after the other while others have fewer (`Beginnings`).
 
     key: of `link_key`, which Ingresses have too; without it, responses go through Serve.
     host: where Ingresses reach this process; None for this node's address in Ray.
@@ -88,6 +90,7 @@ class ProxyGuard:
         self._bodies = ArrivingBodies(limits.bodies)
         self._admission = admission or ProxyAdmission(limits.max_running)
         self._keys = ProxyKeys.of(limits.keys)
+        self._beginnings = Beginnings()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -104,10 +107,14 @@ class ProxyGuard:
         if generates and self._admission.is_full:
             await self._refuse(scope, send)
             return
-        if generates and self._keys is not None and not await self._keys.is_known(scope["headers"]):
-            await self._try_without_key(self._keys, scope, receive, send)
-            return
-        await self._read_and_pass(scope, receive, send, generates)
+        client = ""
+        if generates and self._keys is not None:
+            owner = await self._keys.owner(scope["headers"])
+            if owner is None:
+                await self._try_without_key(self._keys, scope, receive, send)
+                return
+            client = owner
+        await self._read_and_pass(scope, receive, send, client, generates)
 
     async def _try_without_key(self, keys: ProxyKeys, scope: Scope, receive: Receive, send: Send) -> None:
         """Let an Ingress refuse a request, as long as there are few like it; its key may be valid and very new."""
@@ -117,11 +124,11 @@ class ProxyGuard:
             return
         keys.running_without_key += 1
         try:
-            await self._read_and_pass(scope, receive, send, generates=False)
+            await self._read_and_pass(scope, receive, send, "", generates=False)
         finally:
             keys.running_without_key -= 1
 
-    async def _read_and_pass(self, scope: Scope, receive: Receive, send: Send, generates: bool) -> None:
+    async def _read_and_pass(self, scope: Scope, receive: Receive, send: Send, client: str, generates: bool) -> None:
         abort: Callable[[], None] = scope.pop(ABORT, _no_connection)
         begin_events: Callable[[], None] = scope.pop(EVENTS, _no_connection)
         send = patient_send(send, abort)
@@ -137,16 +144,17 @@ class ProxyGuard:
             else:
                 scope[BODY_KEY] = b""
             if generates:
-                await self._generate(scope, receive, send, _Passed(size, begin_events))
+                await self._generate(scope, receive, send, client, _Passed(size, begin_events))
             else:
                 await self._respond(scope, receive, send, _Passed(size, begin_events))
 
-    async def _generate(self, scope: Scope, receive: Receive, send: Send, passed: "_Passed") -> None:
+    async def _generate(self, scope: Scope, receive: Receive, send: Send, client: str, passed: "_Passed") -> None:
         if not self._admission.begin():
             await self._refuse(scope, send)
             return
         passed.admission = self._admission
         try:
+            passed.beginning = await self._beginnings.begin(client) if client else None
             await self._respond(scope, receive, send, passed)
         finally:
             passed.end()
@@ -161,15 +169,18 @@ class ProxyGuard:
         """Pass a request on, and offer a link for its response."""
         if self._responses is None:
             scope.pop(BODY_KEY, None)
+            passed.begun()  # nothing will say when it has been read
             await self._app(scope, receive, passed.watched(send))
             return
         self._responses.start(self._host or ray.util.get_node_ip_address())
         response = await self._responses.open(receive, send, scope["path"])
         if response is None:
             scope.pop(BODY_KEY, None)
+            passed.begun()
             await self._app(scope, receive, passed.watched(send))
             return
         scope["headers"].append(response.header)
+        response.on_read = passed.begun
         try:
             await self._app(scope, response.receive, passed.watched(response.send))
         except Exception:
@@ -189,12 +200,14 @@ class _Passed:
     size: of its body, which the application has when its response begins.
     begin_events: called if the response is a stream of events.
     admission: counts the request until its response is complete; None if nothing does.
+    beginning: its place until an Ingress has read it, or responds; None if there are no bounds.
     """
 
     def __init__(self, size: BodySize, begin_events: Callable[[], None]) -> None:
         self._size = size
         self._begin_events = begin_events
         self.admission: ProxyAdmission | None = None
+        self.beginning: Beginning | None = None
 
     def watched(self, send: Send) -> Send:
         """Return what takes notice of the messages that are sent."""
@@ -202,6 +215,7 @@ class _Passed:
         async def send_watched(message: Message) -> None:
             if message["type"] == "http.response.start":
                 self._size.release()
+                self.begun()
                 self._note_headers(message)
             elif not message.get("more_body", False):
                 self.end()  # the client may take its time to read it
@@ -209,8 +223,15 @@ class _Passed:
 
         return send_watched
 
+    def begun(self) -> None:
+        """Give its place among those that begin back. Idempotent."""
+        if self.beginning is not None:
+            self.beginning.begun()
+
     def end(self) -> None:
         """Count the request no longer. Idempotent."""
+        if self.beginning is not None:
+            self.beginning.end()
         if self.admission is not None:
             self.admission.end()
             self.admission = None

@@ -53,21 +53,21 @@ class ProxyKeys:
         """Return whether another request without a key is refused here."""
         return self.running_without_key >= _MOST_WITHOUT_KEY
 
-    async def is_known(self, headers: list[tuple[bytes, bytes]]) -> bool:
-        """Return whether a request has a key of one of the applications. Takes a second at most."""
+    async def owner(self, headers: list[tuple[bytes, bytes]]) -> str | None:
+        """Return who owns a request's key, None if it has none of these applications. Takes a second at most."""
         key = presented_key(Headers(raw=headers))
         if not key:
-            return False
+            return None
         if not self._watches:
             self._watches = [asyncio.create_task(store.watch()) for store in self._stores]
         try:
             async with asyncio.timeout(_LONGEST_CHECK_S):
                 for store in self._stores:
-                    if await store.verify(key) is not None:
-                        return True
+                    if (found := await store.verify(key)) is not None:
+                        return found.name
         except (BusyError, TimeoutError):  # others try keys; whether this one is right, the Ingress will find out
             pass
-        return False
+        return None
 
 
 def _expanded(file: str | None) -> Path | None:

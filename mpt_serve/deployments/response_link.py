@@ -16,7 +16,8 @@ import msgpack
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mpt_serve.deployments.link_sender import Link, Links
-from mpt_serve.deployments.response_wire import BODY_KEY, LINK_HEADER, LINKED_HEADER, link_from, link_key
+from mpt_serve.deployments.response_wire import BODY_KEY, LINK_HEADER, LINKED_HEADER, link_from, link_key, read_note
+from mpt_serve.openai.endpoint import ON_READ
 
 __all__ = ["LinkedResponses", "ResponseLink"]
 
@@ -103,6 +104,7 @@ class LinkedResponses:
             await self._app(scope, receive, send)
             return
         response = _LinkedResponse(link, address.number, receive, send, body)
+        scope = {**scope, ON_READ: response.tell_read}
         try:
             await self._app(scope, response.receive, response.send)
         finally:
@@ -126,6 +128,10 @@ class _LinkedResponse:
         if body is not None and _ask_no_proxy(receive, self._left):
             self._receive = _received(body, self._left)
             link.send(number, b"", ends=False)  # the proxy needs to know whom to tell of a disconnect
+
+    def tell_read(self) -> None:
+        """Let the proxy know that the request has been read."""
+        self._link.send(read_note(self._number), b"", ends=False)
 
     async def receive(self) -> Message:
         """Return the next message of the request's; the disconnect, as soon as either way tells of it."""

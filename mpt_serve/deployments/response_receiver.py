@@ -1,7 +1,7 @@
 """The proxy's end of the links that carry streamed responses; see `response_link`."""
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 from starlette.types import Message, Receive, Send
 
 from mpt_serve.deployments.link_receiver import Connection, LinkReceiver
-from mpt_serve.deployments.response_wire import LINK_HEADER, LINKED_HEADER, link_header
+from mpt_serve.deployments.response_wire import LINK_HEADER, LINKED_HEADER, link_header, read_note
 from mpt_serve.openai.eager import run_eagerly
 from mpt_serve.openai.error_forms import broken_stream
 from mpt_serve.openai.errors import InternalServerError
@@ -53,6 +53,9 @@ class ResponseReceiver(LinkReceiver):
             for number, body, ends in frame:
                 parts[number] = parts[number][0] + body if number in parts else body, ends
         for number, (body, ends) in parts.items():
+            if number < 0:
+                self._note_read(read_note(number))
+                continue
             response = self._responses.get(number)
             if response is not None and not response.ended:
                 response.connection = connection
@@ -64,6 +67,11 @@ class ResponseReceiver(LinkReceiver):
             if most.waiting_bytes == 0:  # what waits belongs to responses that have been closed
                 break
             most.drop()
+
+    def _note_read(self, number: int) -> None:
+        response = self._responses.get(number)
+        if response is not None:
+            response.on_read()
 
     def lose(self, connection: Connection) -> None:
         """Break off the responses that come on a connection that is lost. What has not begun is left to Serve."""
@@ -83,7 +91,8 @@ class LinkedResponse:
     """One request, between the proxy and its client.
 
     number: the proxy's name of it. path: of the request. header: the request header for the Ingress.
-    connection: what the response comes on, once something has come.
+    connection: what the response comes on, once something has come. on_read: called when an Ingress has read the
+    request.
     """
 
     def __init__(
@@ -99,6 +108,7 @@ class LinkedResponse:
         self._path = path
         self.header = header
         self.connection: Connection | None = None
+        self.on_read: Callable[[], None] = _nothing
         self._receive = receive
         self._send = send
         self._all_waiting = all_waiting
@@ -222,3 +232,7 @@ class LinkedResponse:
         if not self._ended.done():
             self._take_waiting()
             self._ended.set_result(None)
+
+
+def _nothing() -> None:
+    """Do nothing."""

@@ -2,8 +2,8 @@
 
 The proxy adds a request header with the address for the response's body. An Ingress that sends it there says so in a
 response header, and sends an empty body through Serve. An entry of a frame is `[number, body, whether it ends]`, the
-first perhaps an empty one that shows where the response will come from; what the proxy sends back is the number of a
-response whose client has disconnected.
+first perhaps an empty one that shows where the response will come from. An entry with the number `read_note` says that
+the Ingress has read the request. What the proxy sends back is the number of a response whose client has disconnected.
 """
 
 import hmac
@@ -12,7 +12,16 @@ import os
 from mpt_serve.deployments.link_wire import LinkAddress
 from mpt_serve.one_loop import LINK_KEY_VARIABLE
 
-__all__ = ["BODY_KEY", "LINKED_HEADER", "LINK_HEADER", "MAX_BODY_ALONG", "link_from", "link_header", "link_key"]
+__all__ = [
+    "BODY_KEY",
+    "LINKED_HEADER",
+    "LINK_HEADER",
+    "MAX_BODY_ALONG",
+    "link_from",
+    "link_header",
+    "link_key",
+    "read_note",
+]
 
 LINK_HEADER = b"x-mpt-response-link"
 LINKED_HEADER = b"x-mpt-response-linked"
@@ -37,3 +46,8 @@ def link_from(value: bytes, key: str) -> LinkAddress | None:
         return None
     host, port, secret, number = place.decode().split(" ")
     return LinkAddress(host, int(port), bytes.fromhex(secret), int(number))
+
+
+def read_note(number: int) -> int:
+    """Return the number of the entry that says that a request has been read, and from that the request's."""
+    return -1 - number

@@ -150,7 +150,8 @@ class ServeBackend:
                     slot.charge(len(delta.token_ids))
                     take(delta)
 
-                named = replace(own, request_id=watched.name)
+                params = replace(own.params, expedited=True) if slot.expedited else own.params
+                named = replace(own, request_id=watched.name, params=params)
                 await self._generator_replicas.generate(named, generated, hear, stopped_choices)
 
         async with self.drain.request():

@@ -14,6 +14,7 @@ FinishReason = Literal["stop", "length", "cancelled", "error"]
 AbortReason = Literal["stop", "cancelled"]  # why a caller ends a request
 
 POSITIONS_PER_PRIORITY = 16
+_EXPEDITED = 4  # units of priority
 
 NO_NUMBERS_MESSAGE = (
     "the model's logits for this request hold no finite number, so nothing can be sampled: its weights or its"
@@ -141,7 +142,14 @@ class Request:
     @property
     def order(self) -> tuple[int, int]:
         """Return the sort key in queues; see `queue_order`."""
-        return queue_order(self.arrival, self.params.priority, self.params.background)
+        priority = self.params.priority - _EXPEDITED * self.params.expedited
+        return queue_order(self.arrival, priority, self.params.background)
+
+    @property
+    def hurries(self) -> bool:
+        """Return whether it is expedited and its prompt has not been computed."""
+        expedited = self.params.expedited and self.pooled is None and not self.background
+        return expedited and self.num_computed < len(self.prompt_ids)
 
     @property
     def background(self) -> bool:

@@ -65,6 +65,8 @@ class SamplingParams:
         alone, or with 'none' each token's; None for nothing. It needs max_tokens=0, n=1 and no log probabilities.
     normalize: scale what pooling returns to vectors of length 1; one of zeros stays as it is.
     priority: each unit is worth 16 positions in the queue, negative ones towards the front; -1,000 ... 1,000.
+    expedited: its prompt is computed in steps of expedited requests alone, in one of two steps at most, and it is 64
+        positions further ahead in the queue: for a client that has had less than others.
     background: nobody waits for it: it comes after all others in queues, and runs where they leave something.
     cache_salt: requests reuse each other's cached prompts only where their salts are equal.
     """
@@ -92,6 +94,7 @@ class SamplingParams:
     pooling: Pooling | None = None
     normalize: bool = False
     priority: int = 0
+    expedited: bool = False
     background: bool = False
     cache_salt: str = ""
 
@@ -109,7 +112,7 @@ class SamplingParams:
             value = getattr(self, name)
             count_ok = value is None or (is_integer(value) and _within(value, LOGPROBS_BOUNDS))
             _require(self, name, count_ok, f"null or an integer {_words(LOGPROBS_BOUNDS)}")
-        for name in ("ignore_eos", "normalize", "background"):
+        for name in ("ignore_eos", "normalize", "expedited", "background"):
             _require(self, name, isinstance(getattr(self, name), bool), "true or false")
         _require(self, "cache_salt", isinstance(self.cache_salt, str), "a string")
         self._check_pooling()

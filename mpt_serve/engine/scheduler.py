@@ -8,15 +8,18 @@ read.
 
 from bisect import insort
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 
 from mpt_serve.engine.block_pool import BlockPool
 from mpt_serve.engine.block_tables import BlockTables
+from mpt_serve.engine.integrity import check_requests
+from mpt_serve.engine.pauses import Pauses
 from mpt_serve.engine.request import FinishReason, Request
 from mpt_serve.engine.stats import RequestCounters
-from mpt_serve.engine.step_rows import Drafts, Row, StepRows
+from mpt_serve.engine.step_rows import Drafts, Row, StepRows, has_written_prompt
 from mpt_serve.engine.token_budget import PromptLimits, TokenBudget
 
+_Limits = Callable[[int], PromptLimits]
+_BackgroundLimit = Callable[[int], int] | None
 _NO_LIMITS = PromptLimits()
 _MAX_PASSED = 1024  # waiting requests that a step looks at
 
@@ -39,6 +42,9 @@ class Scheduler:
     Requests for hidden states have a share of the tokens beside decode rows, which may be none in most steps. One is
     admitted nevertheless, and waits with its slot; those behind it that want the same wait until it has ended, or until
     there is more, and others may be admitted before them.
+
+    A request that is expedited has its prompt computed in a step of rows of expedited requests alone, which is short:
+    those of others pause for it, but never for two steps in a row.
 
     Requests in the background are after all others, and have rows in a step where no other one waits or computes a
     prompt, and as far as the step's limit for them leaves tokens. They are preempted for slots and blocks that others
@@ -75,6 +81,7 @@ class Scheduler:
         # Slots are taken lowest first, so that few requests use few slots.
         self._free_slots = list(range(max_num_seqs - 1, -1, -1))
         self._arrivals = 0
+        self._pauses = Pauses()
 
     @property
     def pool(self) -> BlockPool:
@@ -123,8 +130,8 @@ class Scheduler:
     def schedule(
         self,
         drafts: Drafts | None = None,
-        limits: Callable[[int], PromptLimits] = lambda tokens: _NO_LIMITS,
-        background: Callable[[int], int] | None = None,
+        limits: _Limits = lambda tokens: _NO_LIMITS,
+        background: _BackgroundLimit = None,
     ) -> StepRows:
         """Choose the next step's rows and account for them; no rows when there is nothing to compute now.
 
@@ -134,7 +141,18 @@ class Scheduler:
             None for no limit.
         """
         preemptions = self.num_preemptions
-        rows, verifying = self._decode_rows(drafts or {})
+        first = self.waiting[0] if self.waiting and self._free_slots else None
+        admits = first is not None and first.hurries and self._has_blocks(first, (), 0)
+        self._pauses.plan(self.running, admits=admits)
+        step = self._rows(drafts or {}, limits, background, preemptions)
+        if self._pauses.active and not step.rows:
+            self._pauses.active = False
+            step = self._rows(drafts or {}, limits, background, preemptions)
+        return step
+
+    def _rows(self, drafts: Drafts, limits: _Limits, background: _BackgroundLimit, preemptions: int) -> StepRows:
+        """Return the next step. preemptions: before it."""
+        rows, verifying = self._decode_rows(drafts)
         used = StepRows([*rows, *verifying], len(rows))
         share = self._background_share(used, background)
         beside = self._background_rows(min(share, self._max_samples - used.num_samples))
@@ -200,7 +218,7 @@ class Scheduler:
         while index < len(self.running) and not self.running[index].background:
             request = self.running[index]
             index += 1
-            if not self._decodes(request):
+            if self._pauses.leave_out(request) or not self._decodes(request):
                 continue
             own = () if request.in_flight else self._fitting(request, drafts.get(request, ())[: max(0, spare)])
             spare -= len(own)
@@ -246,7 +264,7 @@ class Scheduler:
         """Add a chunk of each running request that has more than one token to compute, within the budget."""
         for request in self.running:
             pending, length = request.num_tokens - request.num_computed, budget.of(request)
-            if pending > 1 and length > 0:  # one pending token is a decode row: taken already, or exhausted
+            if pending > 1 and length > 0 and not self._pauses.leave_out(request):  # one pending token is a decode row
                 step.rows.append(self._row(request, min(length, pending)))
                 budget.take(step.rows[-1])
 
@@ -262,7 +280,7 @@ class Scheduler:
             if passed + deferred >= min(len(self.waiting), _MAX_PASSED):
                 return
             request = self.waiting[passed + deferred]
-            if request.in_flight:  # preempted, and its last token has not been read yet
+            if request.in_flight or self._pauses.leave_out(request):  # the first: its last token has not been read yet
                 return
             if request.background and budget.background <= 0:
                 return
@@ -272,7 +290,7 @@ class Scheduler:
                 deferred += 1
                 continue
             readers = self._readers(request)
-            source = next((reader for reader in readers if _has_written_prompt(reader, step.rows, begun)), None)
+            source = next((reader for reader in readers if has_written_prompt(reader, step.rows, begun)), None)
             if readers and source is None:
                 passed += 1
                 continue
@@ -369,30 +387,10 @@ class Scheduler:
     def check_integrity(self) -> None:
         """Check the invariants of the class. Raises `AssertionError` that names a broken one."""
         self.pool.check_integrity(request.blocks for request in self.running)
-        for queue in (self.running, self.waiting):
-            if any(a.order >= b.order for a, b in pairwise(queue)):
-                raise AssertionError("requests are not in order")
-        slots = [request.slot for request in self.running if request.slot is not None]
-        if len(slots) != len(self.running) or sorted([*self._free_slots, *slots]) != list(range(self.max_num_seqs)):
-            raise AssertionError(f"slots {slots} of running requests and free slots {self._free_slots} do not add up")
+        check_requests(self.running, self.waiting, self._free_slots, self.max_num_seqs)
         for request in self.running:
             if request.num_computed > len(request.blocks) * self.pool.block_size:
                 raise AssertionError(f"{request.request_id} computed {request.num_computed} tokens without blocks")
-            if not 0 <= request.num_generated <= request.max_output:
-                raise AssertionError(f"{request.request_id} generates more than {request.max_output} tokens")
-        for request in self.waiting:
-            if request.blocks or request.slot is not None or request.num_computed:
-                raise AssertionError(f"{request.request_id} waits, but holds blocks or a slot")
-
-
-def _has_written_prompt(request: Request, rows: Sequence[Row], begun: int) -> bool:
-    """Return whether steps before this one have computed its prompt: copies come before what the step itself writes.
-
-    Rows from `begun` on belong to requests just admitted; even the blocks found for those may be written in this step.
-    """
-    prompt = len(request.prompt_ids)
-    writing = any(row.request is request and (i >= begun or row.start < prompt) for i, row in enumerate(rows))
-    return request.num_computed >= prompt and not writing
 
 
 def _order(request: Request) -> tuple[int, int]:

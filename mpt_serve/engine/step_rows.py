@@ -72,3 +72,13 @@ class StepRows:
     def needs_ids(self) -> bool:
         """Return whether masks of the step depend on the ids that the step before samples."""
         return any(row.samples and row.request.token_masks and row.request.token_masks.needs_ids for row in self.rows)
+
+
+def has_written_prompt(request: Request, rows: Sequence[Row], begun: int) -> bool:
+    """Return whether steps before this one have computed its prompt: copies come before what the step itself writes.
+
+    Rows from `begun` on belong to requests just admitted; even the blocks found for those may be written in this step.
+    """
+    prompt = len(request.prompt_ids)
+    writing = any(row.request is request and (i >= begun or row.start < prompt) for i, row in enumerate(rows))
+    return request.num_computed >= prompt and not writing

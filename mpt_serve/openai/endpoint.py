@@ -36,7 +36,9 @@ from mpt_serve.openai.token_names import TokenNames
 from mpt_serve.text.text_stream import TextStream
 from mpt_serve.text.tool_format import CALL_TAG
 
-__all__ = ["GenerationEndpoint", "Prepared"]
+__all__ = ["ON_READ", "GenerationEndpoint", "Prepared"]
+
+ON_READ = "mpt_serve.on_read"  # in a request's scope: called when nothing is left but to generate
 
 logger = logging.getLogger(__name__)
 
@@ -60,13 +62,17 @@ class Prepared:
 
 @dataclass(frozen=True)
 class _Call:
-    """One HTTP request: its id, who sent it when, and its parts of what the client and the server have."""
+    """One HTTP request: its id, who sent it when, and its parts of what the client and the server have.
+
+    on_read: called when it has been admitted.
+    """
 
     request_id: str
     client: str
     started: float  # by `perf_counter`
     usage: Usage
     reservation: Reservation
+    on_read: Callable[[], None]
 
     def admit(self, prompts: Sequence[int], choices: int, at_once: int | None = None) -> None:
         """Count the request by the tokens of its prompts and the choices of each. Raises LimitExceededError, ApiError.
@@ -77,6 +83,7 @@ class _Call:
         together = sorted(prompts, reverse=True)[:at_once]
         self.reservation.admit(together, choices)
         self.usage.admit(len(together) * choices, sum(prompts))
+        self.on_read()
 
 
 class GenerationEndpoint:
@@ -100,7 +107,8 @@ class GenerationEndpoint:
                     body = await self._context.bodies.read_json_object(request)
                     with self._context.backend.reserve() as reservation:
                         started = request.state.started
-                        call = _Call(request.state.request_id, client.name, started, usage, reservation)
+                        on_read = scope.get(ON_READ, _nothing)
+                        call = _Call(request.state.request_id, client.name, started, usage, reservation, on_read)
                         work = self._respond(body, call, stream)
                         del body  # the work drops it too when it has read it
                         response = await run_while_connected(receive, work, lambda: stream.at_disconnect())
@@ -204,6 +212,10 @@ class GenerationEndpoint:
             text_offset=len(echo.text) if echo else 0,
         )
         return OutputChoice(index, text, params.stop_token_ids, options.request.include_stop_str_in_output)
+
+
+def _nothing() -> None:
+    """Do nothing."""
 
 
 def _check_prompt_logprobs(prompts: Sequence[Sequence[int]], options: SamplingOptions, limits: Limits) -> None:

@@ -92,8 +92,9 @@ def make_request(
     cache_salt: str = "",
     alternating: bool = False,
     background: bool = False,
+    expedited: bool = False,
 ) -> Request:
-    place = {"priority": priority, "cache_salt": cache_salt, "background": background}
+    place = {"priority": priority, "cache_salt": cache_salt, "background": background, "expedited": expedited}
     params = SamplingParams(max_tokens=max_output, temperature=0, **place)  # type: ignore[arg-type]
     return Request(
         name,
@@ -115,9 +116,10 @@ def make_pooled(
     priority: int = 0,
     cache_salt: str = "",
     background: bool = False,
+    expedited: bool = False,
 ) -> Request:
     """Return a request for hidden states."""
-    place = {"priority": priority, "cache_salt": cache_salt, "background": background}
+    place = {"priority": priority, "cache_salt": cache_salt, "background": background, "expedited": expedited}
     params = SamplingParams(max_tokens=0, pooling=pooling, **place)  # type: ignore[arg-type]
     pooled = PooledStates(pooling, False, len(prompt))
     return Request(name, tuple(prompt), params, seed=0, max_output=0, pooled=pooled)

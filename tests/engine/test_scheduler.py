@@ -79,6 +79,7 @@ class Histories(RuleBasedStateMachine):
         alternating=st.sampled_from([False, False, True]),
         pooling=st.sampled_from([None, None, None, "mean", "last", "none"]),
         background=st.booleans(),
+        expedited=st.booleans(),
     )
     def submit(
         self,
@@ -91,9 +92,10 @@ class Histories(RuleBasedStateMachine):
         alternating: bool,
         pooling: Pooling | None,
         background: bool,
+        expedited: bool,
     ) -> None:
         if pooling is not None:
-            request = make_pooled(f"{len(self.requests)}", prompt, pooling, priority, salt, background)
+            request = make_pooled(f"{len(self.requests)}", prompt, pooling, priority, salt, background, expedited)
             self.requests.append(request)
             self.scheduler.add(request)
             return
@@ -101,7 +103,7 @@ class Histories(RuleBasedStateMachine):
         siblings: list[Request] = []
         for choice in range(choices):
             name = f"{len(self.requests)}.{choice}"
-            how = (priority, salt, alternating, background)
+            how = (priority, salt, alternating, background, expedited)
             request = make_request(name, prompt, max_output, stop_ids, siblings, choice, *how)
             self.requests.append(request)
             self.scheduler.add(request)
@@ -336,6 +338,63 @@ def test_priority_is_worth_positions_in_the_queue_and_no_request_starves() -> No
     assert order[:4] == ["urgent", "first", "0", "1"]
     # All that arrived within its two units' places of it went before it, and no more.
     assert order.index("patient") == POSITIONS_PER_PRIORITY * 2
+
+
+class TestExpedited:
+    def test_others_pause_for_its_prompt_but_never_for_two_steps(self) -> None:
+        scheduler = scheduler_of()
+        add(scheduler, 2, 3)
+        assert shares(scheduler) == [("0", 0, 2), ("1", 0, 3)]
+        assert shares(scheduler) == [("0", 2, 1), ("1", 3, 1)]
+        scheduler.add(make_request("fast", range(40), 8, expedited=True))
+        assert shares(scheduler) == [("fast", 0, 16)]
+        assert shares(scheduler) == [("0", 3, 1), ("1", 4, 1), ("fast", 16, 14)]
+        assert shares(scheduler) == [("fast", 30, 10)]
+        for step in range(3):  # from its first token on it is one of them
+            assert sorted(shares(scheduler)) == [("0", 4 + step, 1), ("1", 5 + step, 1), ("fast", 40 + step, 1)]
+
+    def test_those_that_run_take_part_in_the_step(self) -> None:
+        scheduler = scheduler_of()
+        scheduler.add(make_request("slow", range(30), 8))
+        scheduler.add(make_request("fast", range(2), 8, expedited=True))
+        assert shares(scheduler) == [("fast", 0, 2), ("slow", 0, 14)]
+        scheduler.add(make_request("slow 2", range(3), 8))
+        scheduler.add(make_request("fast 2", range(3), 8, expedited=True))
+        assert shares(scheduler) == [("fast", 2, 1), ("fast 2", 0, 3)]
+        assert shares(scheduler) == [("fast", 3, 1), ("fast 2", 3, 1), ("slow", 14, 14)]
+
+    def test_nothing_pauses_for_one_that_cannot_run(self) -> None:
+        scheduler = scheduler_of(num_blocks=6, max_num_seqs=2)
+        add(scheduler, 8)
+        assert shares(scheduler) == [("0", 0, 8)]
+        scheduler.add(make_request("for blocks", range(16), 8, expedited=True))
+        for step in range(3):
+            assert shares(scheduler) == [("0", 8 + step, 1)]
+        scheduler = scheduler_of(max_num_seqs=2)
+        add(scheduler, 1, 1)
+        assert len(shares(scheduler)) == 2
+        scheduler.add(make_request("for a slot", range(2), 8, expedited=True))
+        for _ in range(3):
+            assert len(shares(scheduler)) == 2
+
+    def test_hidden_states_pause_nobody(self) -> None:
+        scheduler = scheduler_of()
+        add(scheduler, 2)
+        shares(scheduler)
+        scheduler.add(make_pooled("states", range(3), "mean", expedited=True))
+        assert shares(scheduler) == [("0", 2, 1), ("states", 0, 3)]
+
+    def test_no_request_starves(self) -> None:
+        """One comes for each that is served: those within 64 positions go first, and no more."""
+        scheduler = scheduler_of(max_num_seqs=1)
+        scheduler.add(make_request("patient", [1], 1))
+        order = []
+        for number in range(100):
+            scheduler.add(make_request(str(number), [1], 1, expedited=True))
+            rows = scheduler.schedule().rows
+            order += [row.request.request_id for row in rows]
+            scheduler.accept(rows, [0] * len(rows))
+        assert order.index("patient") == 4 * POSITIONS_PER_PRIORITY - 1
 
 
 def test_the_last_in_order_is_preempted_whichever_came_last() -> None:

@@ -219,3 +219,43 @@ def test_a_begun_request_waits_for_no_share() -> None:
             return True
 
     assert asyncio.run(main())
+
+
+def test_requests_of_a_client_with_little_are_expedited_while_others_have_more() -> None:
+    """Of 8 sequences each of two clients has a part of 4; half of that is little."""
+
+    async def main() -> list[bool]:
+        queue, expedited = DispatchQueue(17), []
+        done = asyncio.Event()
+
+        async def request(name: str, charged: int) -> None:
+            async with queue.slot(0, False, name) as slot:
+                expedited.append(slot.expedited)
+                slot.charge(charged)
+                await done.wait()
+
+        tasks = []
+        for name, charged in [("light", 1), *[("heavy", 10)] * 5, *[("light", 1)] * 2]:
+            tasks.append(asyncio.create_task(request(name, charged)))
+            await settle()
+        done.set()
+        await asyncio.gather(*tasks)
+        return expedited
+
+    # Alone; having had more than the other; then the other has, but only one more is within half of the part.
+    assert asyncio.run(main()) == [False, True, *[False] * 4, True, False]
+
+
+def test_without_keys_nothing_is_expedited() -> None:
+    async def main() -> set[bool]:
+        queue, expedited = DispatchQueue(17), set()
+
+        async def request() -> None:
+            async with queue.slot(0, False) as slot:
+                expedited.add(slot.expedited)
+                await settle()
+
+        await asyncio.gather(*(request() for _ in range(20)))
+        return expedited
+
+    assert asyncio.run(main()) == {False}

@@ -188,6 +188,33 @@ class TestKeys:
 
         asyncio.run(scenario())
 
+    def test_requests_of_a_client_begin_one_after_the_other_while_others_have_fewer(
+        self, guard: ProxyGuard, tmp_path: Path
+    ) -> None:
+        key, record = new_key("other")
+        append_line(tmp_path / "keys", record)
+        limits = ProxyLimits(keys=(KeySource(file=str(tmp_path / "keys")),))
+        guard = ProxyGuard(self.application, limits, key="of the links", host="127.0.0.1")
+        mine, others = ([(b"x-api-key", own.encode())] for own in (self.KEY, key))
+
+        async def scenario() -> None:
+            assert [await status(guard, own) for own in (mine, others)] == [200, 200]
+            self.application.received.clear()
+            hold = self.application.hold = asyncio.Event()
+            many = [asyncio.create_task(status(guard, mine)) for _ in range(10)]
+            while not self.application.received:
+                await asyncio.sleep(0)
+            one = asyncio.create_task(status(guard, others))
+            while len(self.application.received) < 2:
+                await asyncio.sleep(0)
+            assert others[0] in self.application.received[1]
+            hold.set()
+            assert await asyncio.gather(one, *many) == [200] * 11
+            assert guard._responses is not None
+            guard._responses.close()
+
+        asyncio.run(scenario())
+
     def test_keys_that_cannot_be_read_change_nothing(self, tmp_path: Path) -> None:
         keys = (KeySource(file=str(tmp_path / "nothing")),)
         guard = ProxyGuard(Application(), ProxyLimits(max_running=2, keys=keys))

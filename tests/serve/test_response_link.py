@@ -18,6 +18,7 @@ from mpt_serve.deployments.proxy_guard import ProxyGuard
 from mpt_serve.deployments.response_link import LinkedResponses
 from mpt_serve.deployments.response_wire import LINK_HEADER, LINKED_HEADER, link_from, link_header
 from mpt_serve.one_loop import LINK_KEY_VARIABLE
+from mpt_serve.openai.endpoint import ON_READ
 
 KEY = "a-key"
 EVENTS = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]}
@@ -176,6 +177,39 @@ def test_a_stream_goes_past_serve(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not any(message.get("body") for message in server.carried)
 
     run(events, monkeypatch, scenario)
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_the_proxy_learns_when_a_request_has_been_read(monkeypatch: pytest.MonkeyPatch, streams: bool) -> None:
+    """Before there is a response, which is as it is otherwise."""
+    arrived, read, noted, answers = (asyncio.Event() for _ in range(4))
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        arrived.set()
+        await read.wait()
+        scope[ON_READ]()
+        await answers.wait()
+        if streams:
+            await events(scope, receive, send)
+        else:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send(part(b"whole", more=False))
+
+    async def scenario(server: Server) -> None:
+        client = Client()
+        request = asyncio.create_task(server.request(client))
+        await arrived.wait()
+        assert server.proxy._responses is not None
+        [response] = server.proxy._responses._responses.values()
+        response.on_read = noted.set
+        read.set()
+        await noted.wait()
+        assert client.start is None
+        answers.set()
+        await request
+        assert client.body == (ALL_EVENTS if streams else b"whole")
+
+    run(app, monkeypatch, scenario)
 
 
 def test_other_responses_go_through_serve(monkeypatch: pytest.MonkeyPatch) -> None:

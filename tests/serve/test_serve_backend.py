@@ -550,6 +550,24 @@ class FakeTokenizer:
         return outcome
 
 
+def test_the_engine_learns_which_requests_are_expedited() -> None:
+    """Two clients: the one that has had less, and the other."""
+    generator = FakeGenerator(*[continuing()] * 3)
+
+    async def scenario() -> None:
+        served = backend(generator)
+        served.queue.resize(17)
+        tasks = []
+        for client in ("heavy", "heavy", "light"):
+            request = GenerationRequest((1, 2, 3), SamplingParams(max_tokens=8), None, "r", client)
+            tasks.append(asyncio.create_task(served.generate(request, lambda delta: None)))
+            await asyncio.sleep(0)
+        await asyncio.gather(*tasks)
+
+    asyncio.run(scenario())
+    assert [params.expedited for _, params, _, _ in generator.calls] == [False, False, True]
+
+
 def test_a_text_is_encoded_by_another_tokenizer_when_the_first_dies() -> None:
     tokenizer = FakeTokenizer(RayActorError(), [1, 2])
     served = backend(FakeGenerator(), tokenizer=tokenizer)
