@@ -42,8 +42,8 @@ void norm(const NormArgs& a, Pool& pool) {
 }  // namespace
 
 extern const KernelTable table;
-const KernelTable table = {MPT_STRING(MPT_ISA), supported, linear, norm,           paged_attention,
-                           step,                sample,    log_probabilities};
+const KernelTable table = {MPT_STRING(MPT_ISA), supported, linear, norm,
+                           paged_attention,     step,      sample, log_probabilities};
 
 }  // namespace MPT_ISA
 }  // namespace mpt

@@ -34,8 +34,8 @@ class Runs {
   std::vector<int64_t> first_{0};
 };
 
-// Prepared inputs, row panel after row panel: in one [steps, rows] words of four bytes; where they are quantised, the sums
-// and scales of their groups [groups, rows].
+// Prepared inputs, row panel after row panel: in one [steps, rows] words of four bytes; where they are quantised, the
+// sums and scales of their groups [groups, rows].
 struct Inputs {
   Scratch words, sums, scales;
 };
@@ -59,7 +59,7 @@ template <class Format>
 class Linear : public Work {
   static constexpr int kRows = kRegisters == 32 ? kRowTile : kRowTile / 2;  // rows of inputs of a pass
   static constexpr int kPasses = kPanel / (kPair * VL);                     // over a panel, a pair of vectors each
-  static constexpr int64_t kAhead = 4096;               // bytes of weights to prefetch ahead of use
+  static constexpr int64_t kAhead = 4096;                                   // bytes of weights to prefetch ahead of use
   static constexpr int64_t kAloneBytes = 128 * 1024;    // weights and products below which a second thread
   static constexpr int64_t kAloneProducts = 1'500'000;  // costs more than it saves
   static constexpr int64_t kOwnNumbers = 8 * 1024;      // inputs up to which each thread prepares them for itself

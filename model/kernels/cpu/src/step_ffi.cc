@@ -6,7 +6,7 @@ namespace mpt {
 // What all blocks have in common.
 struct ModelAttributes {
   int64_t layers, width, heads, ffn_width;
-  int64_t group;  // of int4 weights
+  int64_t group;                      // of int4 weights
   int32_t norm, qk_norm, activation;  // by their numbers in kernels.h
   float eps, qk_eps, clip_qkv, scale, softcap;
   int64_t window;
