@@ -41,7 +41,9 @@ def test_results_go_to_their_files_and_are_known_to_the_next_run(tmp_path: Path)
         assert (again.completed, again.failed) == (1, 3)
 
 
-@pytest.mark.parametrize("left", [b"{", ok("b").as_line()[:40], ok("b").as_line()[:-1], b'{"id": "ba\0\0\0', b"\0\0"])
+@pytest.mark.parametrize(
+    "left", [b"{", ok("b").as_line()[:40], ok("b").as_line()[:-1], b'{"id": "ba\0\0\0', b"\0\0"], ids=range(5)
+)
 def test_what_a_killed_run_has_not_finished_is_removed(tmp_path: Path, left: bytes) -> None:
     whole = ok("a").as_line()
     (tmp_path / "out.jsonl").write_bytes(whole + left)

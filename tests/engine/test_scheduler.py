@@ -377,6 +377,17 @@ class TestExpedited:
         for _ in range(3):
             assert len(shares(scheduler)) == 2
 
+    def test_nobody_pauses_for_one_whose_last_token_has_not_been_read(self) -> None:
+        scheduler = scheduler_of()
+        add(scheduler, 2)
+        assert shares(scheduler) == [("0", 0, 2)]
+        fast = make_request("fast", range(2), 8, expedited=True)
+        scheduler.add(fast)
+        assert shares(scheduler) == [("fast", 0, 2)]
+        assert shares(scheduler) == [("fast", 2, 1), ("0", 2, 1)]
+        scheduler._preempt(fast)  # as if another lacked a block: its prompt is to be computed again
+        assert shares(scheduler) == [("0", 3, 1)]
+
     def test_hidden_states_pause_nobody(self) -> None:
         scheduler = scheduler_of()
         add(scheduler, 2)
