@@ -61,13 +61,14 @@ def test_full_forward(name: str) -> None:
 
 
 def representatives() -> set[str]:
-    """Return one case of each kind of positions and attention, as their configurations name them."""
+    """Return one case of each kind of positions, and one of each kind of attention, as their configurations say."""
     kinds: dict[str, str] = {}
     for name in CACHED:
         config = json.loads((GOLDEN / name / "config.json").read_text(encoding="utf-8"))
         attention = config.get("attn_config", {})
-        kind = {key: value for key, value in attention.items() if isinstance(value, bool | str)}
-        kinds.setdefault(repr((sorted(kind.items()), config.get("learned_pos_emb"))), name)
+        for key, value in [*attention.items(), ("learned_pos_emb", config.get("learned_pos_emb"))]:
+            if isinstance(value, bool | str):
+                kinds.setdefault(f"{key}: {value}", name)
     return set(kinds.values())
 
 
