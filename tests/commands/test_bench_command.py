@@ -129,8 +129,11 @@ def raw_server(*responses: bytes) -> Iterator[int]:
 
 
 async def load_of(port: int, requests: int, timeout_s: float = 30.0) -> Load:
-    load = Load(LoadPlan(requests=requests), Connections(Target("127.0.0.1", port), timeout_s), lambda _: b"x")
+    connections = Connections(Target("127.0.0.1", port), timeout_s)
+    load = Load(LoadPlan(requests=requests), connections, lambda _: b"x")
     await load.run()
+    connections.close()
+    await asyncio.sleep(0)  # a closed transport ends in the loop's next turn
     return load
 
 
