@@ -5,10 +5,10 @@ within the limits before Serve or an application knows of its request, so that w
 connection.
 """
 
-from starlette.types import Message, Receive, Scope
+from starlette.types import Receive, Scope
 
 from mpt_serve.deployments.response_wire import BODY_KEY, MAX_BODY_ALONG
-from mpt_serve.openai.arriving_bodies import ArrivingBodies, BodySize
+from mpt_serve.openai.arriving_bodies import ArrivingBodies, BodySize, received_again
 
 __all__ = ["has_body", "with_body_read"]
 
@@ -24,16 +24,7 @@ async def with_body_read(bodies: ArrivingBodies, scope: Scope, receive: Receive,
     A small one goes along in the scope, too, as it costs an Ingress a call to ask for it. Raises what
     `ArrivingBodies.read` raises.
     """
-    body: bytes | None = await bodies.read(scope["headers"], receive, size)
-    if len(body or b"") <= MAX_BODY_ALONG:
+    body = await bodies.read(scope["headers"], receive, size)
+    if len(body) <= MAX_BODY_ALONG:
         scope[BODY_KEY] = body
-
-    async def receive_again() -> Message:
-        nonlocal body
-        if body is None:
-            return await receive()
-        message = {"type": "http.request", "body": body, "more_body": False}
-        body = None
-        return message
-
-    return receive_again
+    return received_again(body, receive)

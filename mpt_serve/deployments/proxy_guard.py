@@ -167,16 +167,13 @@ class ProxyGuard:
 
     async def _respond(self, scope: Scope, receive: Receive, send: Send, passed: "_Passed") -> None:
         """Pass a request on, and offer a link for its response."""
-        if self._responses is None:
+        responses, response = self._responses, None
+        if responses is not None:
+            responses.start(self._host or ray.util.get_node_ip_address())
+            response = await responses.open(receive, send, scope["path"])
+        if responses is None or response is None:
             scope.pop(BODY_KEY, None)
             passed.begun()  # nothing will say when it has been read
-            await self._app(scope, receive, passed.watched(send))
-            return
-        self._responses.start(self._host or ray.util.get_node_ip_address())
-        response = await self._responses.open(receive, send, scope["path"])
-        if response is None:
-            scope.pop(BODY_KEY, None)
-            passed.begun()
             await self._app(scope, receive, passed.watched(send))
             return
         scope["headers"].append(response.header)
@@ -189,7 +186,7 @@ class ProxyGuard:
             logger.warning("A response ended with an error of Serve's.", exc_info=True)
         finally:
             passed.end()
-            self._responses.close_response(response)
+            responses.close_response(response)
         if response.incomplete:
             await response.finish()
 

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mpt_serve.deployments.link_sender import Link, Links
 from mpt_serve.deployments.response_wire import BODY_KEY, LINK_HEADER, LINKED_HEADER, link_from, link_key, read_note
+from mpt_serve.openai.arriving_bodies import received_again
 from mpt_serve.openai.endpoint import ON_READ
 
 __all__ = ["LinkedResponses", "ResponseLink"]
@@ -125,15 +126,21 @@ class _LinkedResponse:
         self._left = link.open(number)
         self._body_read = False
         self._linked = False
-        if body is not None and _ask_no_proxy(receive, self._left):
-            self._receive = _received(body, self._left)
+        self.receive: Receive = self._receive_either_way
+        if body is not None and _ask_no_proxy(receive, self._disconnect):
+            self.receive = received_again(body, self._disconnect)
             link.send(number, b"", ends=False)  # the proxy needs to know whom to tell of a disconnect
 
     def tell_read(self) -> None:
         """Let the proxy know that the request has been read."""
         self._link.send(read_note(self._number), b"", ends=False)
 
-    async def receive(self) -> Message:
+    async def _disconnect(self) -> Message:
+        """Return the disconnect as soon as the link tells of it."""
+        await asyncio.wait({self._left})
+        return _DISCONNECT
+
+    async def _receive_either_way(self) -> Message:
         """Return the next message of the request's; the disconnect, as soon as either way tells of it."""
         if not self._body_read:
             message = await self._receive()
@@ -165,8 +172,8 @@ class _LinkedResponse:
         await self._send(message)
 
 
-def _ask_no_proxy(receive: Receive, left: "asyncio.Future[None]") -> bool:
-    """Have Serve wait for `left` where it would call its proxy for messages of a request.
+def _ask_no_proxy(receive: Receive, disconnect: Receive) -> bool:
+    """Have Serve wait for `disconnect` where it would call its proxy for messages of a request.
 
     Returns whether `receive` is Serve's object for that, as this version of Serve has it.
     """
@@ -174,21 +181,7 @@ def _ask_no_proxy(receive: Receive, left: "asyncio.Future[None]") -> bool:
         return False
 
     async def messages(_: object) -> bytes:
-        await asyncio.wait({left})
-        return pickle.dumps([_DISCONNECT])
+        return pickle.dumps([await disconnect()])
 
     receive._receive_asgi_messages = messages
     return True
-
-
-def _received(body: bytes, left: "asyncio.Future[None]") -> Receive:
-    """Return what receives a body in one message, and the disconnect after it."""
-    messages = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def receive() -> Message:
-        if messages:
-            return messages.pop()
-        await asyncio.wait({left})
-        return _DISCONNECT
-
-    return receive

@@ -124,7 +124,7 @@ class LinkedResponse:
     @property
     def incomplete(self) -> bool:
         """Return whether the response began here and has not ended."""
-        return self._linked and not self._ended.done()
+        return self._linked and not self.ended
 
     @property
     def ended(self) -> bool:
@@ -191,7 +191,7 @@ class LinkedResponse:
 
     def _pass_on(self) -> None:
         """Send what waits, unless the headers or the client are still to be waited for."""
-        if not self._started or self._busy is not None or self._ended.done() or not (self._waiting or self._ends):
+        if not self._started or self._busy is not None or self.ended or not (self._waiting or self._ends):
             return
         ends, body = self._ends, self._take_waiting()
         try:
@@ -225,11 +225,11 @@ class LinkedResponse:
         return body
 
     def _end_complete(self) -> None:
-        self._complete = not self._ended.done()
+        self._complete = not self.ended
         self._end()
 
     def _end(self) -> None:
-        if not self._ended.done():
+        if not self.ended:
             self._take_waiting()
             self._ended.set_result(None)
 

@@ -5,12 +5,12 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive
+from starlette.types import Message, Receive
 
 from mpt_serve.configuration.limits import Limits
 from mpt_serve.openai.errors import ApiError, BodyTimeoutError, NotReadyError, RequestTooLargeError
 
-__all__ = ["ArrivingBodies", "BodySize"]
+__all__ = ["ArrivingBodies", "BodySize", "received_again"]
 
 Headers = Iterable[tuple[bytes, bytes]]
 
@@ -119,3 +119,13 @@ class ArrivingBodies:
 
 def _too_large(max_bytes: int) -> RequestTooLargeError:
     return RequestTooLargeError(f"The body is larger than {max_bytes} bytes.")
+
+
+def received_again(body: bytes, then: Receive) -> Receive:
+    """Return what receives a body that has been read in one message, and after it what `then` receives."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> Message:
+        return messages.pop() if messages else await then()
+
+    return receive

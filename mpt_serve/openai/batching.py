@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 from starlette.types import ASGIApp, Message, Scope
 
@@ -19,6 +18,7 @@ from mpt_serve.batches.results import Result
 from mpt_serve.batches.runner import BatchRunner
 from mpt_serve.configuration.batches import BatchSettings
 from mpt_serve.configuration.limits import Limits
+from mpt_serve.openai.arriving_bodies import received_again
 from mpt_serve.openai.backend import Backend
 from mpt_serve.openai.background import BackgroundBackend
 from mpt_serve.openai.chat import prepare_chat
@@ -101,16 +101,15 @@ class _Exchange:
     def __init__(self, content: bytes) -> None:
         self.status = 0
         self.body = b""
-        self._messages: list[Message] = [{"type": "http.request", "body": content, "more_body": False}]
-
-    async def receive(self) -> Message:
-        """Return the request's body, then wait for a client that never leaves."""
-        if self._messages:
-            return self._messages.pop()
-        disconnect: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        return {"type": "http.disconnect", "reason": await disconnect}
+        self.receive = received_again(content, _never)
 
     async def send(self, message: Message) -> None:
         """Take the response."""
         self.status = message.get("status", self.status)
         self.body += message.get("body", b"")
+
+
+async def _never() -> Message:
+    """Wait for a client that never leaves."""
+    never: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+    return await never
