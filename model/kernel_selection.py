@@ -12,17 +12,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import Sharding
 from jax.typing import DTypeLike
 
 from model.config.mpt_config import MptConfig
 from model.kernels.cpu.attention import CACHE_DTYPES
 from model.kernels.cpu.attention import paged_attention as cpu_attention
-from model.kernels.cpu.huge_pages import use_huge_pages
 from model.kernels.cpu.library import kernel_library, kernels_available
 from model.kernels.cpu.sampling import choose_ids, log_probabilities
+from model.kernels.cpu.session import StepSession, computes_sessions, open_session
 from model.kernels.cpu.step import computes_whole_step, whole_step
+from model.kernels.cpu.zeros import lazy_zeros
 from model.layers.paged_forward import CacheAttention, WholeStep, write_then, xla_attention
-from model.params.kv_cache import KvCache, LayerCache
+from model.params.kv_cache import KvCache, LayerCache, init_kv_cache
 from model.params.step_batch import StepBatch
 from model.params.weight_format import WeightFormat
 from model.params.weights import Weights
@@ -30,6 +32,9 @@ from model.sampling.batch import SamplingKernels
 
 _WHOLE_STEP_TOKENS = 64
 """Larger steps take so long that the time between kernels is next to nothing."""
+
+OpenSession = Callable[[Weights, MptConfig, KvCache, object], tuple[StepSession, KvCache]]
+"""(weights, config, cache, what owns its memory) -> a session over the cache, which it donates, and the cache"""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,9 @@ class SelectedKernels:
     whole_step: WholeStep | None
     """Computes all layers of a small step in place of `attention` and the kernels of linear layers; None: there is no
     such kernel."""
+    open_session: OpenSession | None
+    """Opens a session that computes whole steps of up to `session_tokens` tokens, and samples, without XLA; None where
+    there is no such kernel."""
     sampling: SamplingKernels | None
     """None where XLA compiles the definitions."""
     ragged_decode: bool
@@ -47,17 +55,38 @@ class SelectedKernels:
     row_tile: int | None
     """Rows that the products handle together, so that a step of that many costs little more than a smaller one; None
     where no number of rows is special."""
-    huge_pages: bool
-    """Whether the cache is read in scattered blocks of host memory, which huge pages make faster."""
+    lazy_cache: bool
+    """Whether the cache takes memory only as it is used."""
+
+    @property
+    def names(self) -> list[str]:
+        """Return what was selected in words, which are the same in every process."""
+        functions = self.attention, self.whole_step, self.sampling and self.sampling.choose_ids
+        return [getattr(function, "__qualname__", "none") for function in functions]
 
     def whole_step_of(self, tokens: int) -> WholeStep | None:
         """Return the kernel for all layers of a step of that many tokens; None where several kernels compute it."""
         return self.whole_step if tokens <= _WHOLE_STEP_TOKENS else None
 
-    def prepare_cache(self, cache: KvCache) -> None:
-        """Place a new cache in memory as the kernels read it best."""
-        if self.huge_pages:
-            jax.tree.map(use_huge_pages, cache)
+    @property
+    def session_tokens(self) -> int:
+        """Return the tokens of the largest step that a session computes; 0 where there is none."""
+        return 0 if self.open_session is None else _WHOLE_STEP_TOKENS
+
+    def pool_blocks(self, num_blocks: int) -> int:
+        """Return how many blocks the pools of a cache of `num_blocks` should have: programs depend on that number.
+
+        Memory that is not used costs nothing where the cache is lazy: there it is a power of two, so that another
+        amount of free memory at the next start does not mean other programs.
+        """
+        return 1 << (num_blocks - 1).bit_length() if self.lazy_cache else num_blocks
+
+    def init_cache(
+        self, config: MptConfig, num_blocks: int, block_size: int, dtype: DTypeLike, sharding: Sharding | None
+    ) -> KvCache:
+        """Return a zeroed cache, in memory as the kernels read it best."""
+        zeros = lazy_zeros if self.lazy_cache else jnp.zeros
+        return init_kv_cache(config, num_blocks, block_size, dtype, sharding, zeros)
 
 
 def select_kernels(
@@ -69,15 +98,16 @@ def select_kernels(
     library = kernel_library() if _has_cpu_kernels(devices, kernels) else None
     if library is None:
         attention = xla_attention if kernels == "xla" else _accelerator_attention(devices, config, dtype)
-        return SelectedKernels(attention, None, None, ragged_decode=False, row_tile=None, huge_pages=False)
+        return SelectedKernels(attention, None, None, None, ragged_decode=False, row_tile=None, lazy_cache=False)
     native = dtype in CACHE_DTYPES
     return SelectedKernels(
         attention=cpu_attention if native else xla_attention,
         whole_step=whole_step if native and computes_whole_step(weights, config) else None,
+        open_session=open_session if native and computes_sessions(weights, config) else None,
         sampling=sampling_kernels(devices, kernels),
         ragged_decode=native,
         row_tile=library.row_tile,
-        huge_pages=native,
+        lazy_cache=native,
     )
 
 

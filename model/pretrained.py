@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, SingleDeviceSharding
 from jax.typing import DTypeLike
 
-from model.checkpoint.folder import WEIGHT_FILES, find_weights
+from model.checkpoint.folder import WEIGHT_FILES, find_weights, sharded_advice
 from model.checkpoint.load import load_weights
 from model.checkpoint.quantized_cache import load_through_cache
 from model.checkpoint.stored_tensor import CheckpointError
@@ -67,7 +67,7 @@ def mpt_from_pretrained(
     revision: a branch, tag or commit of the hub repository.
     progress: whether to show a bar on stderr; None shows it on a terminal only.
     format: how matrices are kept: as arrays in the checkpoint's order, in that of the CPU kernels, or quantised.
-    cache_dir: a folder that keeps quantised weights between loads (`checkpoint.quantized_cache`); None keeps none.
+    cache_dir: a folder that keeps packed weights between loads (`checkpoint.quantized_cache`); None keeps none.
 
     Raises CheckpointError (no such checkpoint, or one that is damaged or does not fit), ConfigError (a config.json that
     this package does not run), ValueError (device or mesh).
@@ -83,7 +83,7 @@ def mpt_from_pretrained(
             raise ValueError("packed weights take one device; with a mesh the format must not be packed")
         return load_weights(folder, config, dtype, weight_shardings(config, mesh, fsdp), progress), config
     placement = None if device is None else SingleDeviceSharding(find_device(device))
-    if cache_dir is not None and format.quantization != "none":
+    if cache_dir is not None and format.packs:
         return load_through_cache(cache_dir, folder, config, dtype, placement, progress, format), config
     return load_weights(folder, config, dtype, placement, progress, format), config
 
@@ -117,7 +117,7 @@ def _check_folder(folder: Path) -> Path:
     if weights and has_config(folder):
         return folder
     missing = "weights" if (folder / "config.json").is_file() else "config.json"
-    advice = "" if missing == "weights" else _composer_advice(find_weights(folder))
+    advice = sharded_advice(folder) if missing == "weights" else _composer_advice(find_weights(folder))
     found = sorted(entry.name for entry in folder.iterdir())
     listed = ", ".join(found[:10]) + (", ..." if len(found) > 10 else "") or "nothing"
     raise CheckpointError(f"'{folder}' holds no {missing}: {LAYOUT} is needed; found: {listed}{advice}")

@@ -17,11 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model.checkpoint.host_threads import in_threads
 from model.checkpoint.stored_tensor import CheckpointError, Computed, StoredInt4, StoredTensor, read_whole
 
 _FILES = (("config.json", "quantization_config"), ("quantize_config.json", None), ("quant_config.json", None))
 _AWQ_ORDER = np.array([0, 4, 1, 5, 2, 6, 3, 7])  # where each output's integer is
 _ZERO = 8  # the zero point of symmetric quantisation to 4 bits
+_ROWS = 256  # outputs that one thread unpacks at a time; a multiple of the integers of a word
 _PARTS = ("qweight", "qzeros", "scales", "g_idx")
 
 
@@ -122,12 +124,16 @@ def _matrix(stem: str, parts: Mapping[str, StoredTensor], method: _Method) -> St
 
 def _numbers(arrays: Mapping[str, NDArray[Any]], method: _Method, K: int, N: int) -> NDArray[np.float32]:
     """Return the matrix [N, K]."""
-    scales = arrays["scales"].astype(np.float32)
-    zeros = _zeros(arrays, method, N).astype(np.float32)
-    group = arrays.get("g_idx", np.arange(K) // (K // len(scales)))
-    numbers: NDArray[np.float32] = _codes(arrays, method, K, N).astype(np.float32)
-    numbers -= zeros.T[:, group]
-    numbers *= scales.T[:, group]
+    scales = arrays["scales"].astype(np.float32).T
+    zeros = _zeros(arrays, method, N).astype(np.float32).T
+    group = arrays.get("g_idx", np.arange(K) // (K // scales.shape[1]))
+    codes, numbers = _codes(arrays, method, K, N), np.empty((N, K), np.float32)
+
+    def compute(rows: slice) -> None:
+        np.subtract(codes[rows], zeros[rows][:, group], out=numbers[rows])
+        numbers[rows] *= scales[rows][:, group]
+
+    in_threads(compute, _runs(N, _ROWS // 8))
     return numbers
 
 
@@ -143,30 +149,47 @@ def _int4(arrays: Mapping[str, NDArray[Any]], method: _Method, K: int, N: int) -
         return "their groups are no runs of inputs (act-order)"
     if not np.all(_zeros(arrays, method, N) == _ZERO):
         return f"their zero points are not all {_ZERO} (asymmetric)"
-    return StoredInt4((_codes(arrays, method, K, N) - _ZERO).astype(np.int8), np.ascontiguousarray(scales.T), run)
+    codes = _codes(arrays, method, K, N)
+    codes -= np.uint8(_ZERO)  # wraps around, to the bits of negative numbers
+    return StoredInt4(codes.view(np.int8), np.ascontiguousarray(scales.T), run)
 
 
 def _zeros(arrays: Mapping[str, NDArray[Any]], method: _Method, N: int) -> NDArray[np.int32]:
     """Return the zero points [groups, N]."""
-    return _unpack(arrays["qzeros"], method).reshape(-1, N) + method.offset
+    return _unpack(arrays["qzeros"], method).astype(np.int32) + method.offset
 
 
-def _codes(arrays: Mapping[str, NDArray[Any]], method: _Method, K: int, N: int) -> NDArray[np.int32]:
+def _codes(arrays: Mapping[str, NDArray[Any]], method: _Method, K: int, N: int) -> NDArray[np.uint8]:
     """Return the integers [N, K]."""
-    codes = arrays["qweight"]
-    if method.name == "gptq":
-        return _unpack(codes.T, method).reshape(N, K)
-    return _unpack(codes, method).reshape(K, N).T
+    words, codes = arrays["qweight"], np.empty((N, K), np.uint8)
+    gptq = method.name == "gptq"
+
+    def unpack(rows: slice) -> None:
+        if gptq:
+            codes[rows] = _unpack(words[:, rows].T, method)
+        else:
+            per_word = 32 // method.bits
+            codes[rows] = _unpack(words[:, rows.start // per_word : rows.stop // per_word], method).T
+
+    in_threads(unpack, _runs(N, _ROWS))
+    return codes
 
 
-def _unpack(words: NDArray[np.int32], method: _Method) -> NDArray[np.int32]:
-    """Return the integers of words [..., n] -> [..., n, integers of a word]."""
-    places = np.arange(32 // method.bits)
+def _runs(count: int, length: int) -> list[slice]:
+    return [slice(start, min(start + length, count)) for start in range(0, count, length)]
+
+
+def _unpack(words: NDArray[np.int32], method: _Method) -> NDArray[np.uint8]:
+    """Return the integers of words [n, w] -> [n, w * integers of a word]."""
+    packed = np.ascontiguousarray(words, "<i4").view(np.uint8)
+    per_byte = 8 // method.bits
+    unpacked = np.empty((*packed.shape, per_byte), np.uint8)
+    for place in range(per_byte):
+        np.right_shift(packed, place * method.bits, out=unpacked[..., place])
+    unpacked &= 2**method.bits - 1
     if method.name == "awq":
-        places = _AWQ_ORDER
-    shifts = (places * method.bits).astype(np.uint32)
-    unpacked: NDArray[Any] = (np.ascontiguousarray(words).view(np.uint32)[..., None] >> shifts) & (2**method.bits - 1)
-    return unpacked.astype(np.int32)
+        unpacked = unpacked.reshape(-1, len(_AWQ_ORDER))[:, _AWQ_ORDER]
+    return unpacked.reshape(len(words), -1)
 
 
 def _divided(matrix: StoredTensor, scales: StoredTensor) -> StoredTensor:

@@ -40,7 +40,7 @@ def content_digest(files: Sequence[Path], mark: str, folder: Path) -> str:
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-        with atomic_write(memo, shared=True) as path:
+        with atomic_write(memo, mode=0o644) as path:
             path.write_text(digest, "ascii")
     return digest
 

@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from model.checkpoint.dequantize import dequantized
+from model.checkpoint.distcp_folder import FILE as DISTCP_FILE
+from model.checkpoint.distcp_folder import SUFFIX as DISTCP_SUFFIX
+from model.checkpoint.distcp_folder import find_distcp, read_distcp
 from model.checkpoint.flax_file import read_flax
 from model.checkpoint.flax_tree import flax_tensors, is_flax
 from model.checkpoint.ft_folder import read_fastertransformer
@@ -15,7 +18,7 @@ from model.checkpoint.lora import ADAPTER_FILES, merge_adapter
 from model.checkpoint.orbax_folder import find_orbax, read_orbax
 from model.checkpoint.safetensors_file import read_safetensors
 from model.checkpoint.stored_tensor import CheckpointError, StoredTensor
-from model.checkpoint.torch_file import CONSOLIDATE, read_torch, read_training_checkpoint
+from model.checkpoint.torch_file import read_torch, read_training_checkpoint
 from model.checkpoint.weight_names import canonical_name
 from model.config.adapter import FILE as ADAPTER_CONFIG
 from model.config.adapter import read_adapter_config
@@ -46,7 +49,8 @@ def find_weights(folder: Path) -> Path | None:
     An adapter's are its own.
 
     `folder` may be a GGUF file itself. Beside the files of `WEIGHT_FILES` and `FLAX_FILES` it is FasterTransformer's
-    config.ini, the folder of the only Orbax tree, the only GGUF file, or the only checkpoint of training (.pt).
+    config.ini, the folder of the only Orbax tree, the only GGUF file, torch.distributed.checkpoint's .metadata, or the
+    only checkpoint of training (.pt).
     """
     if is_gguf(folder):
         return folder
@@ -62,6 +66,9 @@ def find_weights(folder: Path) -> Path | None:
     orbax = find_orbax(folder)
     if orbax is not None:
         return orbax
+    sharded = find_distcp(folder)
+    if sharded is not None:
+        return sharded
     training = [file for file in folder.glob("*.pt") if not file.name.startswith(_OF_TRAINER) and file.is_file()]
     return find_gguf(folder) or (training[0] if len(training) == 1 else None)
 
@@ -81,16 +88,22 @@ def find_tensors(folder: str | Path) -> dict[str, StoredTensor]:
     chosen = find_weights(folder)
     if chosen is None:
         found = sorted(entry.name for entry in folder.iterdir())[:_LISTED] if folder.is_dir() else "no such folder"
-        advice = f"; {CONSOLIDATE}" if folder.is_dir() and any(folder.glob("*.distcp")) else ""
         raise CheckpointError(
             f"{folder}: no weights: one of {', '.join(WEIGHT_FILES)} is needed, or one GGUF or .pt file; found: {found}"
-            f"{advice}"
+            f"{sharded_advice(folder)}"
         )
     read = _reader(chosen)
     tensors = _read_shards(chosen, read) if chosen.name.endswith(".index.json") else read(chosen)
     if is_flax(tensors):
         tensors = flax_tensors({tuple(name.split(".")): tensor for name, tensor in tensors.items()})
     return dequantized(folder, _by_canonical_name(tensors))
+
+
+def sharded_advice(folder: Path) -> str:
+    """Return what is missing in a folder of torch.distributed.checkpoint, as a part of a sentence; else nothing."""
+    if not folder.is_dir() or not any(folder.glob(f"*{DISTCP_SUFFIX}")) or (folder / DISTCP_FILE).is_file():
+        return ""
+    return "; .metadata is missing, which says what is in the .distcp files: copy it too"
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
@@ -113,6 +126,8 @@ def _reader(file: Path) -> Callable[[Path], dict[str, StoredTensor]]:
         ".msgpack": read_flax,
         ".ini": read_fastertransformer,
     }
+    if file.name == DISTCP_FILE:
+        return read_distcp
     reader = by_suffix.get(file.suffix, read_safetensors if ".safetensors" in file.name else read_torch)
 
     if file.is_dir():

@@ -11,12 +11,15 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
+from model.checkpoint.host_threads import in_threads
 from model.checkpoint.match import Source
-from model.checkpoint.pack import pack_codes
+from model.checkpoint.pack import pack_codes, panel_parts
 from model.checkpoint.stored_tensor import StoredInt4
+from model.checkpoint.weight_memory import weight_empty
 from model.config.mpt_config import MptConfig
-from model.params.packed_matrix import PANEL, PackedMatrix
+from model.params.packed_matrix import PANEL, PackedMatrix, packed_arrays
 from model.params.weight_format import WeightFormat
 
 logger = logging.getLogger(__name__)
@@ -65,13 +68,24 @@ def _packed(source: Source, parts: Sequence[StoredInt4], group: int) -> PackedMa
     groups = -(-K // group)
     first = np.minimum(np.arange(groups) * group, K - 1)  # the first input of each of the format's groups
     scales = np.concatenate([part.scales[:, first // part.group] for part in parts])
-    codes = np.concatenate([part.codes for part in parts])
     padded = np.pad(scales, ((0, -N % PANEL), (0, 0))).reshape(-1, PANEL, groups).swapaxes(1, 2)
     return PackedMatrix(
-        data=pack_codes(codes, "int4"),  # type: ignore[arg-type]
+        data=_packed_codes(np.concatenate([part.codes for part in parts]), group),  # type: ignore[arg-type]
         row_scale=np.ones(N, np.float32),  # type: ignore[arg-type]
         group_scale=np.ascontiguousarray(padded),  # type: ignore[arg-type]
         shape=(N, K),
         format="int4",
         group=group,
     )
+
+
+def _packed_codes(codes: NDArray[np.int8], group: int) -> NDArray[np.uint8]:
+    """Return `PackedMatrix.data` of codes [N, K]."""
+    size, dtype = packed_arrays((codes.shape[0], codes.shape[1]), "int4", group)["data"]
+    data = weight_empty(size, dtype)
+
+    def pack(rows: slice) -> None:
+        data[rows.start // PANEL : -(-rows.stop // PANEL)] = pack_codes(codes[rows], "int4")
+
+    in_threads(pack, panel_parts(*codes.shape))
+    return data

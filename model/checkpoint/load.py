@@ -7,6 +7,7 @@ and devices; the peak is the weights themselves and one tensor.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,25 +50,42 @@ def load_weights(
 
     Raises CheckpointError where files are missing or damaged, or names, shapes or dtypes do not fit `config`.
     """
-    target = _target_dtype(dtype)
-    sources = match_tensors(Path(folder), find_tensors(folder), config)
     shards = shardings.blocks[0].attn.shards if isinstance(shardings, Weights) else 1
     placements = leaf_paths(shardings) if isinstance(shardings, Weights) else {}
+    leaves = {}
+    for path, leaf in read_parameters(folder, config, dtype, shards, progress, format):
+        leaves[path] = place(leaf, placements.get(path, shardings))
+        del leaf
+    return assemble_weights(config, leaves, shards)
+
+
+def read_parameters(
+    folder: str | Path,
+    config: MptConfig,
+    dtype: DTypeLike | None,
+    shards: int,
+    progress: bool | None,
+    format: WeightFormat,
+) -> Iterator[tuple[str, NDArray[Any] | PackedMatrix]]:
+    """Yield the path of each parameter (`WeightSpec.path`) and its numbers on the host, one at a time.
+
+    The arguments and errors are those of `load_weights`; shards: sets the order of heads.
+    """
+    target = _target_dtype(dtype)
+    sources = match_tensors(Path(folder), find_tensors(folder), config)
     # The largest first: a tensor is in memory twice while it is packed, best while few others are. Of equal size in the
     # order of the file.
     sources.sort(key=lambda source: (-source.nbytes, source.parts[0].path.name, source.parts[0].offset))
-    leaves = {}
     keeper = Int4Keeper(config, format)
     with LoadProgress(sum(source.nbytes for source in sources), progress) as bar:
         for source in sources:
             leaf: NDArray[Any] | PackedMatrix | None = keeper.matrix(source)
             if leaf is None:
                 leaf = _in_format(_read(source, target, config, shards, format), source, config, format)
-            leaves[source.spec.path] = place(leaf, placements.get(source.spec.path, shardings))
+            yield source.spec.path, leaf
             del leaf
             bar.update(source.nbytes)
     keeper.log()
-    return assemble_weights(config, leaves, shards)
 
 
 def _target_dtype(dtype: DTypeLike | None) -> np.dtype[Any] | None:

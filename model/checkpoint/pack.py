@@ -1,8 +1,7 @@
 """Packs matrices on the host in the order of the CPU kernels (`params.packed_matrix`), quantised or not."""
 
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,8 +9,10 @@ import numpy as np
 from jax import Array
 from numpy.typing import NDArray
 
+from model.checkpoint.host_threads import in_threads
 from model.checkpoint.quantize import quantise_int4, quantise_int8
 from model.checkpoint.stored_tensor import aligned_empty
+from model.checkpoint.weight_memory import weight_empty
 from model.config.mpt_config import MptConfig
 from model.kernels.cpu.library import kernel_library
 from model.params.packed_matrix import CODE_OFFSET, PANEL, PackedMatrix, packed_arrays
@@ -20,7 +21,6 @@ from model.params.weights import Weights, path_name
 
 _PART_BYTES = 2**21  # of a matrix in float32 that one thread quantises at a time: the size of its processor's cache
 _PANELS_PER_THREAD = 32  # at least: with fewer, a thread costs more than it saves
-_MOST_THREADS = 16  # each has its own buffers
 
 
 def pack_weights(weights: Weights, config: MptConfig, format: WeightFormat) -> Weights:
@@ -53,7 +53,7 @@ def pack_matrix(weight: NDArray[Any], format: str, group: int) -> PackedMatrix:
     shape = (weight.shape[0], weight.shape[1])
     if format in ("float32", "bfloat16"):
         return PackedMatrix(pack_floats(weight.astype(format, copy=False)), shape=shape, format=format)  # type: ignore[arg-type]
-    arrays = {name: aligned_empty(size, dtype) for name, (size, dtype) in packed_arrays(shape, format, group).items()}
+    arrays = {name: weight_empty(size, dtype) for name, (size, dtype) in packed_arrays(shape, format, group).items()}
 
     def quantise(rows: slice) -> None:
         panels = slice(rows.start // PANEL, -(-rows.stop // PANEL))
@@ -68,7 +68,7 @@ def pack_matrix(weight: NDArray[Any], format: str, group: int) -> PackedMatrix:
             arrays["group_scale"][panels] = relative.reshape(-1, PANEL, relative.shape[1]).swapaxes(1, 2)
         arrays["data"][panels] = pack_codes(codes, format)
 
-    _in_threads(quantise, _parts(*shape))
+    in_threads(quantise, panel_parts(*shape))
     return PackedMatrix(**arrays, shape=shape, format=format, group=group if format == "int4" else 0)  # type: ignore[arg-type]
 
 
@@ -77,7 +77,7 @@ def pack_floats(weight: NDArray[Any]) -> NDArray[Any]:
     per_word = 4 // weight.dtype.itemsize
     if weight.shape[1] % per_word:
         weight = np.pad(weight, ((0, 0), (0, 1)))
-    packed = _pack_words(np.ascontiguousarray(weight).view(np.uint32), 0).view(weight.dtype)
+    packed = _pack_words(np.ascontiguousarray(weight).view(np.uint32), 0, weight_empty).view(weight.dtype)
     return packed if per_word == 1 else packed.reshape(*packed.shape[:2], PANEL, per_word)
 
 
@@ -86,17 +86,21 @@ def pack_codes(codes: NDArray[np.int8], format: str) -> NDArray[np.uint8]:
     N, K = codes.shape
     offset = CODE_OFFSET[format]
     unsigned = np.full((N, -(-K // 4) * 4), offset, np.uint8)
-    np.add(codes, offset, out=unsigned[:, :K], dtype=np.int16, casting="unsafe")
+    np.add(codes.view(np.uint8), np.uint8(offset), out=unsigned[:, :K])  # wraps around: the bits of codes + offset
     packed = _pack_words(unsigned.view(np.uint32), offset * 0x01010101).view(np.uint8)
     packed = packed.reshape(*packed.shape[:2], PANEL, 4)
     return packed if format == "int8" else np.bitwise_or(packed[:, :, :16], packed[:, :, 16:] << 4)
 
 
-def _pack_words(words: NDArray[np.uint32], padding: int) -> NDArray[np.uint32]:
-    """Pack words [N, S] -> [P, S, 32], `padding` where there is no feature."""
+def _pack_words(
+    words: NDArray[np.uint32],
+    padding: int,
+    empty: Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]] = aligned_empty,
+) -> NDArray[np.uint32]:
+    """Pack words [N, S] -> [P, S, 32] in memory from `empty`, `padding` where there is no feature."""
     N, S = words.shape
     panels = -(-N // PANEL)
-    out = aligned_empty((panels, S, PANEL), np.dtype(np.uint32))
+    out = empty((panels, S, PANEL), np.dtype(np.uint32))
     library = kernel_library()
     if library is None:
         padded = np.pad(words, ((0, panels * PANEL - N), (0, 0)), constant_values=padding)
@@ -107,21 +111,11 @@ def _pack_words(words: NDArray[np.uint32], padding: int) -> NDArray[np.uint32]:
         library.pack_panels(words.ctypes.data, N, S, padding, part.start, part.stop, out.ctypes.data)
 
     threads = max(1, min(os.cpu_count() or 1, panels // _PANELS_PER_THREAD))
-    _in_threads(pack, [slice(panels * i // threads, panels * (i + 1) // threads) for i in range(threads)])
+    in_threads(pack, [slice(panels * i // threads, panels * (i + 1) // threads) for i in range(threads)])
     return out
 
 
-def _parts(N: int, K: int) -> list[slice]:
+def panel_parts(N: int, K: int) -> list[slice]:
     """Return runs of whole panels that cover N features."""
     rows = PANEL * min(max(_PART_BYTES // (4 * PANEL * max(K, 1)), 1), 32)
     return [slice(start, min(start + rows, N)) for start in range(0, N, rows)]
-
-
-def _in_threads(work: Callable[[slice], None], parts: Sequence[slice]) -> None:
-    """Run every part's work on as many threads as there are cores; for native code, which releases the GIL."""
-    if len(parts) == 1:
-        work(parts[0])
-        return
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST_THREADS)) as executor:
-        for _ in executor.map(work, parts):
-            pass

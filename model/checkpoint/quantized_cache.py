@@ -1,9 +1,10 @@
-"""The quantised-weights cache: the first load of a checkpoint writes them to disk, later loads read them as they are.
+"""The packed-weights cache: the first load of a checkpoint writes its packed weights to disk, later loads map them.
 
 An entry is one safetensors file, named by a digest of everything that its numbers depend on, so that it is never out of
-date: a changed checkpoint, another format or another layout is another entry. Entries are written atomically; processes
-that write the same entry at once write the same bytes. The writer of an entry removes those of the folder's earlier
-contents, unless they were used recently and may still be read.
+date: a changed checkpoint, another format or another layout is another entry. Entries are written atomically and never
+changed; processes that write the same entry at once write the same bytes. The writer of an entry removes those of the
+folder's earlier contents, unless they were used recently and may still be read. A first load keeps no more than one
+parameter in memory: it writes the entry, then maps it as later loads do.
 """
 
 import contextlib
@@ -13,13 +14,11 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from jax.sharding import Sharding
 from jax.typing import DTypeLike
 from numpy.typing import NDArray
@@ -28,20 +27,21 @@ from safetensors import SafetensorError, safe_open
 from model.checkpoint.atomic_write import atomic_write
 from model.checkpoint.digest import MEMO_SUFFIX, content_digest, fingerprint
 from model.checkpoint.folder import checkpoint_files
-from model.checkpoint.load import load_weights, place
+from model.checkpoint.load import load_weights, place, read_parameters
 from model.checkpoint.load_progress import LoadProgress
-from model.checkpoint.safetensors_file import DTYPES, read_safetensors
-from model.checkpoint.stored_tensor import CheckpointError, StoredTensor, aligned_empty, read_tensor
+from model.checkpoint.mapped_file import TensorReader
+from model.checkpoint.packed_entry import EntryWriter
+from model.checkpoint.safetensors_file import read_safetensors
+from model.checkpoint.stored_tensor import CheckpointError, StoredTensor
 from model.config.mpt_config import MptConfig
 from model.params.packed_matrix import PackedMatrix, packed_arrays
 from model.params.weight_format import WeightFormat
-from model.params.weights import Weights, WeightSpec, assemble_weights, leaf_paths, weight_specs
+from model.params.weights import Weights, WeightSpec, assemble_weights, weight_specs
 
 logger = logging.getLogger(__name__)
 
-LAYOUT = 2  # version of an entry, of `PackedMatrix` and of the quantisation: raised when one of them changes
+LAYOUT = 3  # version of an entry, of `PackedMatrix` and of the quantisation: raised when one of them changes
 _ABANDONED_S = 3600.0  # after which an entry counts as unused, and a half-written file as left by a dead process
-_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def load_through_cache(
@@ -53,7 +53,7 @@ def load_through_cache(
     progress: bool | None,
     format: WeightFormat,
 ) -> Weights:
-    """Load as `load_weights` with a quantised `format`, from `cache_dir` (created where missing) if it has the entry.
+    """Load as `load_weights` with a `format` that packs, from `cache_dir` (created where missing) if it has the entry.
 
     A damaged entry is replaced, and a failure to write one is ignored; both log a warning.
     Raises CheckpointError as `load_weights` does.
@@ -72,19 +72,24 @@ def load_through_cache(
         try:
             return _read(path, config, format, sharding, progress)
         except (CheckpointError, OSError) as error:
-            logger.warning("The quantised-weights cache has a damaged entry, which will be replaced: %s", error)
-    weights = load_weights(folder, config, dtype, sharding, progress, format)
-    if fingerprint(checkpoint_files(folder)) != mark:
-        logger.warning("%s changed while it was read: its quantised weights are not cached", folder)
-        return weights
+            logger.warning("The packed-weights cache has a damaged entry, which will be replaced: %s", error)
     try:
-        _write(path, weights, about)
+        with _entry(path, about, config) as entry:
+            for name, leaf in read_parameters(folder, config, dtype, 1, progress, format):
+                entry.add(name, leaf)
+            if fingerprint(checkpoint_files(folder)) != mark:
+                raise _ChangedError
         _remove_outdated(cache_dir, about)
+        return _read(path, config, format, sharding, False)
+    except _ChangedError:
+        logger.warning("%s changed while it was read: its packed weights are not cached", folder)
     except OSError as error:
-        logger.warning(
-            "Quantised weights cannot be cached in %s, every start will quantise again: %s", cache_dir, error
-        )
-    return weights
+        logger.warning("Packed weights cannot be cached in %s, every start will pack again: %s", cache_dir, error)
+    return load_weights(folder, config, dtype, sharding, progress, format)
+
+
+class _ChangedError(Exception):
+    """The checkpoint is not the one that an entry was to be made of."""
 
 
 def _key(about: Mapping[str, str], config: MptConfig, dtype: DTypeLike | None, format: WeightFormat) -> str:
@@ -101,48 +106,55 @@ def _key(about: Mapping[str, str], config: MptConfig, dtype: DTypeLike | None, f
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
-@dataclass(frozen=True)
-class _Parameter:
-    """A parameter in an entry: its format (None: plain), and shape and dtype of each array by name.
-
-    The dtype of a plain one is None: any float.
-    """
-
-    spec: WeightSpec
-    format: str | None
-    arrays: dict[str, tuple[tuple[int, ...], np.dtype[Any] | None]]
-
-
-def _parameters(config: MptConfig, format: WeightFormat) -> Iterator[_Parameter]:
-    for spec in weight_specs(config):
-        packed = format.of(spec.path, np.float32, config.tied_head) if format.quantization != "none" else None
-        if packed is None:
-            yield _Parameter(spec, None, {spec.path: (spec.shape, None)})
-        else:
-            arrays = packed_arrays(spec.shape, packed, format.group)
-            yield _Parameter(spec, packed, {f"{spec.path}.{name}": kind for name, kind in arrays.items()})
-
-
 def _read(
     path: Path, config: MptConfig, format: WeightFormat, sharding: Sharding | None, progress: bool | None
 ) -> Weights:
     with contextlib.suppress(OSError):  # a read-only folder
         os.utime(path)  # marks it as used
     tensors = read_safetensors(path)
-    parameters = list(_parameters(config, format))
-    _check(path, tensors, {name: kind for p in parameters for name, kind in p.arrays.items()})
+    specs = weight_specs(config)
+    formats = {spec.path: _format_of(spec, tensors, config, format) for spec in specs}
+    expected = {spec.path: _arrays(spec, formats[spec.path], format.group) for spec in specs}
+    _check(path, tensors, {name: kind for arrays in expected.values() for name, kind in arrays.items()})
+    reader = TensorReader(path)
     leaves: dict[str, Any] = {}
     with LoadProgress(sum(tensor.nbytes for tensor in tensors.values()), progress) as bar:
-        for parameter in parameters:
-            arrays = [_read_array(tensors[name]) for name in parameter.arrays]
-            leaf: Any = arrays[0]
-            if parameter.format is not None:
-                group = format.group if parameter.format == "int4" else 0
-                fields = {name.rpartition(".")[2]: array for name, array in zip(parameter.arrays, arrays, strict=True)}
-                leaf = PackedMatrix(**fields, shape=parameter.spec.shape, format=parameter.format, group=group)  # type: ignore[arg-type]
-            leaves[parameter.spec.path] = place(leaf, sharding)
-            bar.update(sum(array.nbytes for array in arrays))
+        present = reader.make_present(bar.update)
+        for spec in specs:
+            arrays = {name: reader.read(tensors[name]) for name in expected[spec.path]}
+            leaves[spec.path] = place(_leaf(spec, formats[spec.path], arrays, format.group), sharding)
+            if not present:
+                bar.update(sum(array.nbytes for array in arrays.values()))
     return assemble_weights(config, leaves)
+
+
+def _format_of(
+    spec: WeightSpec, tensors: Mapping[str, StoredTensor], config: MptConfig, format: WeightFormat
+) -> str | None:
+    """Return the packed format of a parameter in an entry; None: it is plain."""
+    if format.quantization != "none":
+        return format.of(spec.path, np.float32, config.tied_head)
+    data = tensors.get(f"{spec.path}.data")  # as the checkpoint has it, where it is not quantised
+    return None if data is None else format.of(spec.path, data.dtype, config.tied_head)
+
+
+def _arrays(
+    spec: WeightSpec, packed: str | None, group: int
+) -> dict[str, tuple[tuple[int, ...], np.dtype[Any] | None]]:
+    """Return shape and dtype of a parameter's arrays by their names in an entry; a plain one may have any float's."""
+    if packed is None:
+        return {spec.path: (spec.shape, None)}
+    return {f"{spec.path}.{name}": kind for name, kind in packed_arrays(spec.shape, packed, group).items()}
+
+
+def _leaf(
+    spec: WeightSpec, packed: str | None, arrays: Mapping[str, NDArray[Any]], group: int
+) -> NDArray[Any] | PackedMatrix:
+    if packed is None:
+        return arrays[spec.path]
+    fields = {name.rpartition(".")[2]: array for name, array in arrays.items()}
+    shape = (spec.shape[0], spec.shape[1])
+    return PackedMatrix(**fields, shape=shape, format=packed, group=group if packed == "int4" else 0)  # type: ignore[arg-type]
 
 
 def _check(
@@ -159,21 +171,16 @@ def _check(
             raise CheckpointError(f"{path}: {name!r} is {tensor.dtype} {list(tensor.shape)}, not {dtype} {list(shape)}")
 
 
-def _read_array(tensor: StoredTensor) -> NDArray[Any]:
-    array = aligned_empty(tensor.shape, tensor.dtype)
-    read_tensor(tensor, array)
-    return array
-
-
-def _write(path: Path, weights: Weights, about: Mapping[str, str]) -> None:
-    """Write an entry atomically. Raises OSError."""
+@contextlib.contextmanager
+def _entry(path: Path, about: Mapping[str, str], config: MptConfig) -> Iterator[EntryWriter]:
+    """Write an entry, which is there only if nothing was raised. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for partial in path.parent.glob(f".{path.stem}.*.partial"):
         _remove_abandoned(partial)
-    with atomic_write(path, shared=True) as temporary, temporary.open("wb") as file:
-        _write_safetensors(file, dict(_named_arrays(weights)), about)
-        file.flush()
-        os.fsync(file.fileno())  # otherwise a crash of the machine could leave an empty file of that name
+    with atomic_write(path, mode=0o644) as temporary, temporary.open("wb") as file:
+        writer = EntryWriter(file, about, len(weight_specs(config)))
+        yield writer
+        writer.finish()
 
 
 def _remove_abandoned(path: Path) -> bool:
@@ -206,26 +213,3 @@ def _about(path: Path) -> dict[str, str]:
             return file.metadata() or {}
     except (OSError, SafetensorError):
         return {}
-
-
-def _named_arrays(weights: Weights) -> Iterator[tuple[str, Array]]:
-    for path, leaf in leaf_paths(weights, is_leaf=lambda node: isinstance(node, PackedMatrix)).items():
-        if isinstance(leaf, PackedMatrix):
-            arrays = {"data": leaf.data, "row_scale": leaf.row_scale, "group_scale": leaf.group_scale}
-            yield from ((f"{path}.{name}", array) for name, array in arrays.items() if array is not None)
-        else:
-            yield path, leaf
-
-
-def _write_safetensors(file: BinaryIO, arrays: Mapping[str, Array], about: Mapping[str, str]) -> None:
-    """Write the arrays one at a time, on the CPU without a copy; the safetensors library would copy everything."""
-    header: dict[str, Any] = {"__metadata__": dict(about)}
-    end = 0
-    for name, array in arrays.items():
-        begin, end = end, end + array.nbytes
-        header[name] = {"dtype": _DTYPE_NAMES[array.dtype], "shape": array.shape, "data_offsets": [begin, end]}
-    raw = json.dumps(header).encode()
-    raw += b" " * (-len(raw) % 8)
-    file.write(len(raw).to_bytes(8, "little") + raw)
-    for array in arrays.values():
-        file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)

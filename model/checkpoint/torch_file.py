@@ -7,13 +7,14 @@ and the list of storage keys, each a pickle, then every storage as its number of
 
 from __future__ import annotations
 
+import io
 import math
 import struct
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from model.checkpoint.stored_tensor import CheckpointError, StoredTensor
 from model.checkpoint.torch_pickle import Opaque, Storage, TensorView, read_pickle
@@ -59,6 +60,44 @@ def read_torch(path: Path, training: bool = False) -> dict[str, StoredTensor]:
     return {name: _stored_tensor(path, name, view, extents) for name, view in views.items()}
 
 
+def read_torch_part(path: Path, name: str, start: int, nbytes: int) -> StoredTensor:
+    """Return the tensor that torch.save has written alone, as bytes `start` to `start + nbytes` of a file.
+
+    Raises CheckpointError as `read_torch`.
+    """
+    with path.open("rb") as file:
+        part = cast(BinaryIO, io.BufferedReader(_Part(file, start, nbytes)))
+        view, extents = _zip_state(path, part, training=False)
+    if not isinstance(view, TensorView):
+        raise CheckpointError(f"{path}: contains a {type(view).__name__} in place of the tensor {name[:200]!r}")
+    stored = _stored_tensor(path, name, view, _storages(extents))
+    return replace(stored, offset=start + stored.offset)
+
+
+class _Part(io.RawIOBase):
+    """A run of bytes of a file, read like a whole file."""
+
+    def __init__(self, file: BinaryIO, start: int, nbytes: int) -> None:
+        self._file, self._start, self._nbytes, self._at = file, start, nbytes, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._at = max(offset + (0, self._at, self._nbytes)[whence], 0)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        self._file.seek(self._start + self._at)
+        data = self._file.read(max(min(len(buffer), self._nbytes - self._at), 0))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
 def read_training_state(path: Path) -> Any:
     """Return everything in a checkpoint of training as plain data, with views for tensors and `Opaque` for objects.
 
@@ -71,7 +110,11 @@ def read_training_state(path: Path) -> Any:
 def _read_zip(path: Path, file: BinaryIO, training: bool) -> tuple[dict[str, TensorView], Mapping[str, _Extent]]:
     state, extents = _zip_state(path, file, training)
     views = _views(path, _model_state(path, state) if training else state)
-    return views, {name.removeprefix("data/"): extent for name, extent in extents.items() if name.startswith("data/")}
+    return views, _storages(extents)
+
+
+def _storages(extents: Mapping[str, _Extent]) -> dict[str, _Extent]:
+    return {name.removeprefix("data/"): extent for name, extent in extents.items() if name.startswith("data/")}
 
 
 def _zip_state(path: Path, file: BinaryIO, training: bool) -> tuple[Any, Mapping[str, _Extent]]:

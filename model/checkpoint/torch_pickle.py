@@ -75,7 +75,15 @@ class Opaque:
     name: str
 
 
-def read_pickle(file: BinaryIO, where: str, training: bool = False) -> Any:
+@dataclass(eq=False)
+class Record:
+    """An object of torch.distributed.checkpoint's metadata: its class' name, and what the pickle sets on it."""
+
+    name: str
+    state: Any = None
+
+
+def read_pickle(file: BinaryIO, where: str, training: bool = False, records: bool = False) -> Any:
     """Interpret the pickle at the file's position and leave the position behind it.
 
     Returns plain dicts with str keys, lists, tuples, numbers, strings, None, and TensorView for each tensor.
@@ -84,8 +92,9 @@ def read_pickle(file: BinaryIO, where: str, training: bool = False) -> Any:
 
     training: the pickle is a checkpoint of training, which holds much beside tensors: what has no plain type becomes
         `Opaque`, and loses what the pickle would do with it. Nothing is imported or called either.
+    records: with `training`: the objects of torch.distributed.checkpoint's metadata become `Record`.
     """
-    machine = _TrainingMachine(where) if training else _Machine(where)
+    machine = _RecordMachine(where) if records else _TrainingMachine(where) if training else _Machine(where)
     limits = (MAX_TRAINING_PICKLE_BYTES, MAX_TRAINING_PICKLE_BYTES) if training else (MAX_PICKLE_BYTES, _MAX_STRING)
     try:
         program = pickletools.genops(cast(BinaryIO, _Bounded(file, where, *limits)))
@@ -188,8 +197,10 @@ class _Machine:
             stack.append(self._call(function, arguments))
         elif name == "BINPERSID":
             stack.append(self._storage(stack.pop()))
-        elif name == "BUILD":  # attributes of the state dict (its `_metadata`): not needed
-            stack.pop()
+        elif name == "BUILD":
+            target, state = self._pop_many(2)
+            self._build(target, state)
+            stack.append(target)
         elif name in ("APPEND", "APPENDS"):
             items = self._pop_to_mark() if name == "APPENDS" else [stack.pop()]
             self._top(list).extend(items)
@@ -213,6 +224,12 @@ class _Machine:
             items.append(item)
         return items[::-1]
 
+    def _build(self, target: Any, state: Any) -> None:
+        """Set attributes of an object. Those of a state dict (its `_metadata`) are not needed."""
+
+    def _is_key(self, key: Any) -> bool:
+        return type(key) is str
+
     def _top(self, kind: type) -> Any:
         if type(self._stack[-1]) is not kind:
             raise ValueError(f"a {kind.__name__} expected, found {type(self._stack[-1]).__name__}")
@@ -221,7 +238,7 @@ class _Machine:
     def _set_items(self, items: list[Any]) -> None:
         target = self._top(dict)
         for key, value in zip(items[::2], items[1::2], strict=True):
-            if type(key) is not str:
+            if not self._is_key(key):
                 self._refuse(f"a dict with a {type(key).__name__} as key")
             target[key] = value
 
@@ -294,7 +311,7 @@ class _TrainingMachine(_Machine):
 
     def _set_items(self, items: list[Any]) -> None:
         pairs = zip(items[::2], items[1::2], strict=True)
-        super()._set_items([part for key, value in pairs if type(key) is str for part in (key, value)])
+        super()._set_items([part for key, value in pairs if self._is_key(key) for part in (key, value)])
 
     def _call(self, function: Any, arguments: Any) -> Any:
         name = _name_of(function)
@@ -308,6 +325,34 @@ class _TrainingMachine(_Machine):
         if not isinstance(tag, _Global) or tag.name not in STORAGE_DTYPES:
             return Opaque(_name_of(tag))
         return super()._storage(identity)
+
+
+_RECORDS = {
+    *(f"torch.distributed.checkpoint.metadata.{name}" for name in ("Metadata", "MetadataIndex")),
+    *(f"torch.distributed.checkpoint.metadata.{name}StorageMetadata" for name in ("Tensor", "Chunk")),
+    "torch.distributed.checkpoint.filesystem._StorageInfo",
+}
+
+
+class _RecordMachine(_TrainingMachine):
+    """The machine for torch.distributed.checkpoint's metadata: records have content, and may be keys."""
+
+    def _step_object(self, name: str, argument: Any) -> None:
+        super()._step_object(name, argument)
+        made = self._stack[-1] if self._stack else None
+        if name == "NEWOBJ" and isinstance(made, Opaque) and made.name in _RECORDS:
+            self._stack[-1] = Record(made.name)
+
+    def _build(self, target: Any, state: Any) -> None:
+        if isinstance(target, Record):
+            target.state = state
+
+    def _is_key(self, key: Any) -> bool:
+        return isinstance(key, Record) or super()._is_key(key)
+
+    def _call(self, function: Any, arguments: Any) -> Any:
+        size = _name_of(function) == "torch.Size" and type(arguments) is tuple and len(arguments) == 1
+        return arguments[0] if size else super()._call(function, arguments)
 
 
 def _name_of(function: Any) -> str:

@@ -12,11 +12,12 @@ from jax import Array
 
 from model.config.mpt_config import MptConfig
 from model.layers.attention import dense_attention
-from model.layers.linear import apply_norm, project, take
+from model.layers.linear import apply_norm, project, rotate, take
 from model.ops.norm import Norm
-from model.ops.rope import apply_rope, rope_frequencies
+from model.ops.rope import rope_frequencies
 from model.params.head_layout import slopes_in_layout
 from model.params.qkv import Qkv, split_qkv
+from model.params.step_batch import TokenEmbeds
 from model.params.weights import Attention, Block, Ffn, Linear, Weights
 
 Attend = Callable[[Qkv], Array]
@@ -65,9 +66,17 @@ def _residual_stream(weights: Weights, config: MptConfig, x: Array) -> Array:
     return x
 
 
-def embed(weights: Weights, config: MptConfig, tokens: Array, positions: Array) -> Array:
-    """Embed tokens, and positions where the model has learned ones: tokens [..., T] -> [..., T, d] float32."""
-    return _add_positions(take(weights.wte, tokens), weights, config, positions)
+def embed(
+    weights: Weights, config: MptConfig, tokens: Array, positions: Array, embeds: TokenEmbeds | None = None
+) -> Array:
+    """Embed tokens, and positions where the model has learned ones: tokens [..., T] -> [..., T, d] float32.
+
+    embeds: replace the rows of some tokens.
+    """
+    x = take(weights.wte, tokens)
+    if embeds is not None:
+        x = jnp.where(embeds.replaced[..., None], embeds.rows, x)
+    return _add_positions(x, weights, config, positions)
 
 
 def _add_positions(x: Array, weights: Weights, config: MptConfig, positions: Array) -> Array:
@@ -103,7 +112,7 @@ def attention(
     if config.temperature is not None:
         q = q * _temperature(positions, *config.temperature)[..., None, None]
     if frequencies is not None:
-        q, k = apply_rope(q, positions, frequencies), apply_rope(k, positions, frequencies)
+        q, k = (rotate(x, positions, frequencies, w.wqkv.weight) for x in (q, k))
     unchanged = w.q_norm is None and config.temperature is None and frequencies is None and w.shards == 1
     y = attend(Qkv(q, k, v, qkv if unchanged else None, slopes_in_layout(config, w.shards)))  # [..., T, H, hd]
     return project(y.reshape(*y.shape[:-2], -1), w.out_proj, plus=x)

@@ -1,15 +1,18 @@
-"""The product of a linear layer, for weights of any format: the one interface to its kernels."""
+"""Linear layers for weights of any format, and what stands between them: the one interface to their kernels."""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from model.kernels.cpu.library import kernels_available
 from model.kernels.cpu.linear import linear as cpu_linear
 from model.kernels.cpu.linear import norm as cpu_norm
+from model.kernels.cpu.rope import rope as cpu_rope
 from model.ops.activations import Activation
 from model.ops.norm import Norm, normalise
 from model.ops.precision import product_precision
+from model.ops.rope import apply_rope
 from model.params.packed_matrix import PackedMatrix, round_inputs, take_rows, unpack
 from model.params.weights import Linear, Matrix
 
@@ -75,6 +78,18 @@ def apply_norm(x: Array, norm: Norm, weight: Matrix) -> Array:
     if isinstance(weight, PackedMatrix) and kernels_available():
         return jax.lax.platform_dependent(cpu=lambda: cpu_norm(x, norm), default=lambda: normalise(x, norm))
     return normalise(x, norm)
+
+
+def rotate(x: Array, positions: Array, frequencies: np.ndarray, weight: Matrix) -> Array:
+    """Return RoPE of x [..., T, H, hd] float32, computed by the kernels that `project` uses with such a weight.
+
+    positions [..., T]; frequencies [hd / 2] as `ops.rope.rope_frequencies`.
+    """
+    if isinstance(weight, PackedMatrix) and kernels_available():
+        return jax.lax.platform_dependent(
+            cpu=lambda: cpu_rope(x, positions, frequencies), default=lambda: apply_rope(x, positions, frequencies)
+        )
+    return apply_rope(x, positions, frequencies)
 
 
 def take(matrix: Matrix, ids: Array) -> Array:

@@ -9,10 +9,10 @@ from jax import Array
 from model.config.mpt_config import MptConfig
 from model.layers.attention import paged_attention
 from model.layers.forward import block, embed, logits, scaled_logits
-from model.ops.rope import rope_frequencies
+from model.ops.rope import cached_frequencies
 from model.params.kv_cache import KvCache, LayerCache, write_kv
 from model.params.qkv import Qkv
-from model.params.step_batch import StepBatch
+from model.params.step_batch import StepBatch, TokenEmbeds
 from model.params.weights import Block, Weights
 
 CacheAttention = Callable[[Qkv, LayerCache, StepBatch, MptConfig], tuple[Array, LayerCache]]
@@ -39,13 +39,18 @@ xla_attention = write_then(paged_attention)
 
 
 def forward_step(
-    weights: Weights, config: MptConfig, cache: KvCache, batch: StepBatch, attention: CacheAttention = xla_attention
+    weights: Weights,
+    config: MptConfig,
+    cache: KvCache,
+    batch: StepBatch,
+    attention: CacheAttention = xla_attention,
+    embeds: TokenEmbeds | None = None,
 ) -> tuple[Array, KvCache]:
     """Return the hidden states [T, d] float32 of all tokens (undefined for padding), and the cache with the new keys.
 
     Donate the cache: its pools are then updated in place.
     """
-    x = embed(weights, config, batch.tokens, batch.positions)  # [T, d]
+    x = embed(weights, config, batch.tokens, batch.positions, embeds)  # [T, d]
     layers = []
     for b, layer in zip(weights.blocks, cache.layers, strict=True):
         x, layer = _cached_block(x, b, layer, batch, config, attention)
@@ -61,15 +66,16 @@ def forward_and_logits(
     sampled: Array,
     attention: CacheAttention = xla_attention,
     whole_step: WholeStep | None = None,
+    embeds: TokenEmbeds | None = None,
 ) -> tuple[Array, Array, KvCache]:
     """Return hidden states and cache as `forward_step`, between them the logits [S, V] of the tokens `sampled` [S].
 
     whole_step: computes all layers in place of `attention` and the kernels of linear layers.
     """
     if whole_step is None:
-        hidden_states, cache = forward_step(weights, config, cache, batch, attention)
+        hidden_states, cache = forward_step(weights, config, cache, batch, attention, embeds)
         return hidden_states, lm_logits(weights, config, hidden_states[sampled]), cache
-    x = embed(weights, config, batch.tokens, batch.positions)
+    x = embed(weights, config, batch.tokens, batch.positions, embeds)
     hidden_states, product, cache = whole_step(x, weights, config, cache, batch, sampled)
     return hidden_states, scaled_logits(product, config), cache
 
@@ -88,7 +94,6 @@ def _cached_block(
         y, layer = attention(qkv, layer, batch, config)
         return y
 
-    rope = config.rope  # `dynamic` stretches only beyond `length_limit`, where no cached sequence goes
-    frequencies = None if rope is None else rope_frequencies(rope, config.head_dim, rope.train_length)
+    frequencies = cached_frequencies(config.rope, config.head_dim)
     x = block(x, b, config, batch.positions, frequencies, attend)
     return x, layer

@@ -48,6 +48,11 @@ def rope_frequencies(rope: RopeConfig, head_dim: int, length: int) -> np.ndarray
     return frequencies
 
 
+def cached_frequencies(rope: RopeConfig | None, head_dim: int) -> np.ndarray | None:
+    """Return the frequencies for sequences in a cache, which are no longer than `train_length`; None without RoPE."""
+    return None if rope is None else rope_frequencies(rope, head_dim, rope.train_length)
+
+
 def _llama3(frequencies: np.ndarray, rope: RopeConfig) -> np.ndarray:
     """Divide the frequencies of long wavelengths by `factor`, keep those of short ones, interpolate between."""
     wavelengths = 2 * math.pi / frequencies

@@ -5,6 +5,8 @@ cache holds belongs to one token, so that what a block held before, or holds beh
 the sequence.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,16 +44,24 @@ class KvCache:
 
 
 def init_kv_cache(
-    config: MptConfig, num_blocks: int, block_size: int, dtype: DTypeLike, sharding: Sharding | None = None
+    config: MptConfig,
+    num_blocks: int,
+    block_size: int,
+    dtype: DTypeLike,
+    sharding: Sharding | None = None,
+    zeros: Callable[..., Array] = jnp.zeros,
 ) -> KvCache:
-    """Return zeroed pools of float32, bfloat16, float16 or int8; `sharding` places each array (heads are axis 1)."""
+    """Return zeroed pools of float32, bfloat16, float16 or int8; `sharding` places each array (heads are axis 1).
+
+    zeros: makes each array, with the arguments of `jnp.zeros`.
+    """
     shape = (num_blocks, config.kv_n_heads, block_size)
 
     def numbers(needed: bool) -> Array | None:
-        return jnp.zeros(shape, jnp.float32, device=sharding) if needed else None
+        return zeros(shape, jnp.float32, device=sharding) if needed else None
 
     def layer() -> LayerCache:
-        keys, values = (jnp.zeros((*shape, config.head_dim), dtype, device=sharding) for _ in range(2))
+        keys, values = (zeros((*shape, config.head_dim), dtype, device=sharding) for _ in range(2))
         quantized = _is_int8(dtype)
         return LayerCache(keys, values, numbers(config.alibi), numbers(quantized), numbers(quantized))
 

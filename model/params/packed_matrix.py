@@ -44,7 +44,11 @@ class PackedMatrix:
 
 
 def packed_arrays(shape: tuple[int, ...], format: str, group: int) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-    """Return shapes and dtypes of the arrays of a quantised `PackedMatrix`, by field name."""
+    """Return shapes and dtypes of the arrays of a `PackedMatrix`, by field name."""
+    if format == "float32":
+        return {"data": ((-(-shape[0] // PANEL), shape[1], PANEL), np.dtype(np.float32))}
+    if format == "bfloat16":
+        return {"data": ((-(-shape[0] // PANEL), -(-shape[1] // 2), PANEL, 2), np.dtype(ml_dtypes.bfloat16))}
     panels, steps = -(-shape[0] // PANEL), -(-shape[1] // 4)
     int4 = format == "int4"
     arrays: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {

@@ -1,5 +1,7 @@
 """A ragged step over the paged cache: any mix of decode rows and prefill chunks in one flat run of tokens."""
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from jax import Array
 
@@ -22,6 +24,13 @@ class StepBatch:
     context_len: Array  # [R] int32, position of the row's last token + 1; 0 for padding
     num_decode: Array  # [] int32, that many rows at the start have one token each, row r's being token r
     decode_only: bool = static(False)  # no prefill chunk in it: a leaner program
+
+
+class TokenEmbeds(NamedTuple):
+    """Embeddings of some of a step's T tokens, in place of rows of the embedding table."""
+
+    rows: Array  # [T, d] float32, any numbers where the table's row counts
+    replaced: Array  # [T] bool, where it does not
 
 
 def row_ends(batch: StepBatch) -> Array:

@@ -1,6 +1,6 @@
 """Run by test_weight_sharding.py on eight virtual CPU devices: loads a checkpoint over a mesh and compares numbers.
 
-Arguments: a checkpoint folder, the mesh's fsdp and tensor sizes. Prints one JSON object.
+Arguments: for each run a checkpoint folder and the mesh's fsdp and tensor sizes. Prints a JSON object for each run.
 """
 
 import json
@@ -58,4 +58,6 @@ def main(folder: str, fsdp: int, tensor: int) -> None:
     print(json.dumps(report))
 
 
-main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+arguments = iter(sys.argv[1:])
+for folder, fsdp, tensor in zip(arguments, arguments, arguments, strict=True):
+    main(folder, int(fsdp), int(tensor))

@@ -16,7 +16,8 @@ from tiny_model import TINY, checkpoint_arrays
 from torch_writer import write_arrays
 
 from model.checkpoint import digest
-from model.checkpoint.load import load_weights
+from model.checkpoint.load import load_weights, read_parameters
+from model.checkpoint.mapped_file import TensorReader, _file_system
 from model.checkpoint.pack import pack_weights
 from model.checkpoint.safetensors_file import read_safetensors
 from model.checkpoint.stored_tensor import CheckpointError
@@ -30,6 +31,7 @@ from model.pretrained import mpt_from_pretrained
 CONFIG = MptConfig.from_dict(TINY)
 UNTIED = TINY | {"tie_word_embeddings": False, "no_bias": False, "attn_config": {"alibi": False}}
 INT8, INT4 = WeightFormat("int8", packed=True), WeightFormat("int4", packed=True, group=8)
+PACKED = WeightFormat(packed=True)
 
 
 def assert_same(actual: Weights, expected: Weights) -> None:
@@ -45,11 +47,11 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[WeightFormat]:
     """The formats of the loads that the cache could not answer, in turn."""
     formats = []
 
-    def counted(*arguments: Any) -> Weights:
+    def counted(*arguments: Any) -> Any:
         formats.append(arguments[-1])
-        return load_weights(*arguments)
+        return read_parameters(*arguments)
 
-    monkeypatch.setattr("model.checkpoint.quantized_cache.load_weights", counted)
+    monkeypatch.setattr("model.checkpoint.quantized_cache.read_parameters", counted)
     return formats
 
 
@@ -85,11 +87,12 @@ def test_a_weight_that_is_not_finite_is_named(tmp_path: Path) -> None:
         load_weights(tmp_path, CONFIG, format=INT8)
 
 
-@pytest.mark.parametrize("format", [INT8, INT4])
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("format", [INT8, INT4, PACKED])
 def test_the_second_load_reads_the_cache(
-    save: Callable[..., Path], tmp_path: Path, loads: list[WeightFormat], format: WeightFormat
+    save: Callable[..., Path], tmp_path: Path, loads: list[WeightFormat], format: WeightFormat, dtype: Any
 ) -> None:
-    folder, cache = save(UNTIED), tmp_path / "not" / "there"
+    folder, cache = save(UNTIED, dtype=dtype), tmp_path / "not" / "there"
     first, _ = mpt_from_pretrained(folder, format=format, cache_dir=cache)
     assert loads == [format]
     assert len(entries(cache)) == 1
@@ -200,39 +203,84 @@ def test_nothing_is_kept_of_a_checkpoint_that_changes_while_it_is_read(
 ) -> None:
     folder, cache = save(), tmp_path / "cache"
 
-    def replaced(*arguments: Any) -> Weights:
+    def replaced(*arguments: Any) -> Any:
         change(folder / "model.safetensors", -1)
-        return load_weights(*arguments)
+        return read_parameters(*arguments)
 
-    monkeypatch.setattr("model.checkpoint.quantized_cache.load_weights", replaced)
+    monkeypatch.setattr("model.checkpoint.quantized_cache.read_parameters", replaced)
     mpt_from_pretrained(folder, format=INT8, cache_dir=cache)
     assert entries(cache) == []
     assert ["changed while it was read" in record.message for record in caplog.records] == [True]
 
 
-def test_nothing_is_kept_of_weights_that_are_not_quantised(save: Callable[..., Path], tmp_path: Path) -> None:
-    mpt_from_pretrained(save(), format=WeightFormat(packed=True), cache_dir=tmp_path / "cache")
+def test_nothing_is_kept_of_weights_that_are_not_packed(save: Callable[..., Path], tmp_path: Path) -> None:
+    mpt_from_pretrained(save(), cache_dir=tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 
 
+def mapped(path: Path) -> list[tuple[int, int]]:
+    """Return the addresses at which this process has mapped a file."""
+    lines = [line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(str(path))]
+    ranges = [line.split(" ")[0].split("-") for line in lines]
+    return [(int(begin, 16), int(end, 16)) for begin, end in ranges]
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads what is mapped from Linux's /proc")
+@pytest.mark.parametrize("format", [INT8, INT4, PACKED])
+def test_weights_of_an_entry_are_the_file_itself(
+    save: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: WeightFormat
+) -> None:
+    monkeypatch.setattr(
+        "model.checkpoint.quantized_cache.TensorReader", lambda path: TensorReader(path, {_file_system(path) or ""})
+    )
+    folder, cache = save(UNTIED, dtype=ml_dtypes.bfloat16), tmp_path / "cache"
+    for _ in range(2):  # the first load too
+        weights, config = mpt_from_pretrained(folder, format=format, cache_dir=cache)
+        (entry,) = entries(cache)
+        places = mapped(entry)
+        for path, leaf in leaf_paths(weights).items():
+            inside = any(begin <= leaf.unsafe_buffer_pointer() < end for begin, end in places)
+            assert inside or leaf.nbytes % 64, path  # what XLA would copy is read
+        entry.unlink()  # what is mapped stays
+        assert_same(weights, load_weights(folder, config, format=format))
+        del weights
+
+
+def test_an_entry_is_read_where_mapping_is_not_safe(save: Callable[..., Path], tmp_path: Path) -> None:
+    folder, cache = save(), tmp_path / "cache"
+    expected, _ = mpt_from_pretrained(folder, format=INT8, cache_dir=cache)
+    (entry,) = entries(cache)
+    reader = TensorReader(entry, file_systems=set())
+    assert not reader.make_present(lambda size: None)
+    for name, tensor in read_safetensors(entry).items():
+        if name.endswith(".data"):
+            array = reader.read(tensor)
+            assert array.flags.writeable  # not the file
+            np.testing.assert_array_equal(array, leaf_paths(expected)[name.replace(".", "/")])
+
+
+def replaced(entry: Path, raw: bytes) -> None:
+    """Replace an entry by another file: one that is mapped must not change in place."""
+    other = entry.with_suffix(".other")
+    other.write_bytes(raw)
+    os.replace(other, entry)
+
+
 def cut_short(entry: Path) -> None:
-    entry.write_bytes(entry.read_bytes()[:-1])
+    replaced(entry, entry.read_bytes()[:-1])
 
 
 def not_safetensors(entry: Path) -> None:
-    entry.write_bytes(b"\x00" * 100)
+    replaced(entry, b"\x00" * 100)
 
 
 def renamed_tensor(entry: Path) -> None:
-    entry.write_bytes(entry.read_bytes().replace(b"norm_f/weight", b"norm_g/weight"))
+    replaced(entry, entry.read_bytes().replace(b"norm_f/weight", b"norm_g/weight"))
 
 
 def reshaped_tensor(entry: Path) -> None:
-    entry.write_bytes(
-        entry.read_bytes().replace(
-            b'"norm_f/weight": {"dtype": "F32", "shape": [16]', b'"norm_f/weight": {"dtype": "I32", "shape": [16]'
-        )
-    )
+    name = b'"norm_f/weight": {"dtype": "%s", "shape": [16]'
+    replaced(entry, entry.read_bytes().replace(name % b"F32", name % b"I32"))
 
 
 @pytest.mark.parametrize("damage", [cut_short, not_safetensors, renamed_tensor, reshaped_tensor])

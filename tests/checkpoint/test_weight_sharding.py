@@ -48,31 +48,41 @@ LEARNED_POSITIONS = WIDE | {"no_bias": False, "attn_config": {"alibi": False}}
 PER_HEAD_NORM_AND_ROPE = WIDE | {"attn_config": {"alibi": False, "rope": True, "qk_gn": True}}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("config", "fsdp", "tensor"),
-    [
-        pytest.param(WIDE, 1, 8, id="MHA"),
-        pytest.param(GQA_ALL_BIASES, 2, 4, id="GQA, qk_ln, clip, biases, GLU, untied"),
-        pytest.param(GQA_ALL_BIASES, 4, 2, id="two key heads of a shard"),
-        pytest.param(LEARNED_POSITIONS, 4, 2, id="biases, learned positions"),
-        pytest.param(PER_HEAD_NORM_AND_ROPE, 8, 1, id="qk_gn, RoPE, fsdp alone"),
-    ],
-)
-def test_eight_devices_compute_what_one_does(tmp_path: Path, config: dict[str, Any], fsdp: int, tensor: int) -> None:
-    save_checkpoint(random_weights(config), config, tmp_path)
-    root = str(Path(__file__).parents[2])
-    script = str(Path(__file__).with_name("sharded_run.py"))
+# Configuration, and the mesh's fsdp and tensor sizes.
+SHARDED = {
+    "MHA": (WIDE, 1, 8),
+    "GQA, qk_ln, clip, biases, GLU, untied": (GQA_ALL_BIASES, 2, 4),
+    "two key heads of a shard": (GQA_ALL_BIASES, 4, 2),
+    "biases, learned positions": (LEARNED_POSITIONS, 4, 2),
+    "qk_gn, RoPE, fsdp alone": (PER_HEAD_NORM_AND_ROPE, 8, 1),
+}
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What one process with eight devices reports of all of `SHARDED`."""
+    arguments: list[str] = []
+    for config, fsdp, tensor in SHARDED.values():
+        folder = tmp_path_factory.mktemp("sharded")
+        save_checkpoint(random_weights(config), config, folder)
+        arguments += [str(folder), str(fsdp), str(tensor)]
     run = subprocess.run(
-        [sys.executable, script, str(tmp_path), str(fsdp), str(tensor)],
-        env=with_devices(8) | {"PYTHONPATH": root},
+        [sys.executable, str(Path(__file__).with_name("sharded_run.py")), *arguments],
+        env=with_devices(8) | {"PYTHONPATH": str(Path(__file__).parents[2])},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         check=False,
     )
     assert run.returncode == 0, run.stderr[-3000:]
-    report = json.loads(run.stdout.splitlines()[-1])
+    return dict(zip(SHARDED, map(json.loads, run.stdout.splitlines()), strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHARDED)
+def test_eight_devices_compute_what_one_does(reports: dict[str, dict[str, Any]], name: str) -> None:
+    config, fsdp, tensor = SHARDED[name]
+    report = reports[name]
     assert report["forward"] < 1e-5 * report["scale"]
     assert report["step"] < 1e-5 * report["scale"]
     parsed = MptConfig.from_dict(config)

@@ -454,6 +454,9 @@ int run() {
     check_linear("linear int8", WeightFormat::kInt8, M, 70, 300, 4e-3);
     check_linear("linear int4", WeightFormat::kInt4, M, 70, 256, 4e-3);
   }
+  check_linear("linear bfloat16, in blocks", WeightFormat::kBfloat16, 29, 40, 4400, 1e-6);
+  check_linear("linear int8, in blocks", WeightFormat::kInt8, 29, 40, 4400, 4e-3);
+  check_linear("linear int4, in blocks", WeightFormat::kInt4, 29, 40, 4416, 4e-3);
   const DType f32 = DType::kFloat32, bf16 = DType::kBfloat16, int8 = DType::kInt8;
   check_attention({"attention 2 heads of 64", 2, 2, 64, 32, f32, true, 0, -1});
   check_attention({"attention bfloat16", 3, 3, 80, 16, bf16, true, 0, -1});

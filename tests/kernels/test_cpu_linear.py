@@ -125,6 +125,17 @@ def test_large_products_and_many_threads(library, format):
     np.testing.assert_allclose(cpu.linear(x, matrix), expected, rtol=1e-4, atol=1e-2 if quantised else 1e-4)
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_long_sums_go_on_from_block_to_block_of_weights(library, format):
+    """Several panels of rows and sums longer than a block: the bits of a row alone, which has its sums in one piece."""
+    source = np.random.default_rng(0)
+    matrix, x = make_matrix(source, 40, 4500, format, group=64), array(source, 13, 4500)
+    y = cpu.linear(x, matrix)
+    np.testing.assert_allclose(y, round_inputs(x, matrix) @ unpack(matrix).T, rtol=1e-3, atol=2e-2)
+    for row in (0, 12):
+        np.testing.assert_array_equal(y[row], cpu.linear(x[row : row + 1], matrix)[0])
+
+
 @few
 @given(M=rows, K=inputs, rms=st.booleans(), bias=st.booleans(), seed=st.integers(0, 99))
 def test_norms_are_those_of_the_definition(library, M, K, rms, bias, seed):

@@ -71,7 +71,7 @@ def reference_logits(weights: Weights, ids: np.ndarray, at: list[int]) -> np.nda
 @pytest.mark.parametrize(
     ("kernels", "length", "chunk"),
     [
-        pytest.param("cpu", 24_000, 2048, id="cpu"),
+        pytest.param("cpu", 12_000, 2048, id="cpu"),
         pytest.param("cpu", 84_000, 2048, id="cpu-long", marks=pytest.mark.exhaustive),
         pytest.param("xla", 16_000, 512, id="xla", marks=pytest.mark.exhaustive),
     ],

@@ -16,7 +16,17 @@ logger = logging.getLogger(__name__)
 
 FILE_NAME = "libmpt_kernels.so"
 VARIABLE = "MPT_SERVE_CPU_KERNELS"  # an instruction set, or 'none'
-TARGETS = ("mpt_linear", "mpt_norm", "mpt_attention", "mpt_step", "mpt_sample", "mpt_log_probabilities")
+TARGETS = (
+    "mpt_linear",
+    "mpt_norm",
+    "mpt_rope",
+    "mpt_attention",
+    "mpt_step",
+    "mpt_open_session",
+    "mpt_sample",
+    "mpt_log_probabilities",
+    "mpt_zeros",
+)
 
 
 class KeyCounts(NamedTuple):
@@ -31,6 +41,7 @@ class KernelLibrary:
 
     instruction_sets: those that this machine can run, best first.
     row_tile: rows of inputs that the products handle together in registers; steps of that many rows fill it.
+    start_step, finish_step, close_session: the functions of a session (`kernels.cpu.session`).
     """
 
     def __init__(self, path: Path) -> None:
@@ -45,6 +56,11 @@ class KernelLibrary:
         self._library.mpt_row_tile.restype = ctypes.c_int
         self._library.mpt_limit_threads.restype = None
         self.row_tile: int = self._library.mpt_row_tile()
+        self.start_step = self._library.mpt_start_step
+        self.finish_step = self._library.mpt_finish_step
+        self.close_session = self._library.mpt_close_session
+        for function in (self.start_step, self.finish_step, self.close_session):
+            function.restype = None
         count = ctypes.c_int()
         names = self._library.mpt_supported_kernels(ctypes.byref(count))
         self.instruction_sets = tuple(names[i].decode() for i in range(count.value))

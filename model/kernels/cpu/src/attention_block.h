@@ -172,43 +172,73 @@ __attribute__((noinline)) void weigh_run(const float* weights, const KeyRun& run
   add(std::integral_constant<int, 1>());
 }
 
-// Turns the dot products of query i with the keys it sees of a block into their weights, and rescales its
-// sums so far to the new top.
-inline void soften(const Queries& queries, int64_t i, const KeyBlock& block, KeyRange seen, const ScoreRule& rule,
-                   float* scores) {
+// Turns the dot products of query i with the keys it sees of a block into scores; returns the largest, or the query's
+// top so far where that is larger.
+inline float take_scores(const Queries& queries, int64_t i, const KeyBlock& block, KeyRange seen, const ScoreRule& rule,
+                         float* scores) {
   vi lane;
   for (int n = 0; n < VL; ++n) lane[n] = n;
   const float distance = static_cast<float>(queries.position[i] - block.start);  // to the block's first key
   vf tops = splat(kUnseen);
-  for (int64_t key = 0; key < seen.end; key += VL) {
+  const auto score = [&](int64_t key) {
     vf s = load<vf>(scores + key) * rule.scale;
     if (block.key_scales) s *= load<vf>(block.key_scales + key);
     if (rule.softcap > 0) s = rule.softcap * tanh(s / rule.softcap);
-    s -= queries.slope[i] * (distance - to_float(lane + static_cast<int32_t>(key)));
-    const vi unseen = (lane < static_cast<int32_t>(seen.begin - key)) | (lane >= static_cast<int32_t>(seen.end - key));
-    s = select(unseen, splat(kUnseen), s);
+    return s - queries.slope[i] * (distance - to_float(lane + static_cast<int32_t>(key)));
+  };
+  const auto take = [&](int64_t key, vf s) {
     store(scores + key, s);
     tops = max(tops, s);
+  };
+  int64_t key = 0;
+  if (seen.begin == 0) {
+    for (; key + VL <= seen.end; key += VL) take(key, score(key));
   }
-  const float top = std::max(queries.top[i], largest(tops));
+  for (; key < seen.end; key += VL) {
+    const vi unseen = (lane < static_cast<int32_t>(seen.begin - key)) | (lane >= static_cast<int32_t>(seen.end - key));
+    take(key, select(unseen, splat(kUnseen), score(key)));
+  }
+  return std::max(queries.top[i], largest(tops));
+}
+
+// Turns scores up to `end` into weights relative to `top`; returns sums of them.
+inline vf take_weights(const KeyBlock& block, int64_t end, float top, float* scores) {
   vf weights = {};
-  for (int64_t key = 0; key < seen.end; key += VL) {
+  for (int64_t key = 0; key < end; key += VL) {
     const vf x = load<vf>(scores + key) - top;
     const vf w = select(x == x, exp(x), x);  // NaN must not vanish in exp
     store(scores + key, block.value_scales ? w * load<vf>(block.value_scales + key) : w);
     weights += w;
   }
-  float sums[4];
-  sum4(weights, vf{}, vf{}, vf{}, sums);
+  return weights;
+}
+
+// Adds `sum` of the weights relative to `top` to those of query i, and rescales its sums so far to the new top.
+inline void add_total(const Queries& queries, int64_t i, float top, float sum) {
   if (top == queries.top[i]) {
-    queries.total[i] += sums[0];
+    queries.total[i] += sum;
     return;
   }
   const float keep = exp(splat(queries.top[i] - top))[0];
   queries.top[i] = top;
-  queries.total[i] = queries.total[i] * keep + sums[0];
+  queries.total[i] = queries.total[i] * keep + sum;
   float* values = queries.values + i * queries.width;
   for (int64_t d = 0; d < queries.width; d += VL) store(values + d, load<vf>(values + d) * keep);
+}
+
+// Turns the dot products of R queries from i on with the keys they see of a block into their weights. Each step is made
+// for all queries before the next one, which waits for its results.
+template <int R>
+inline void soften(const Queries& queries, int64_t i, const KeyBlock& block, const KeyRange (&seen)[R],
+                   const ScoreRule& rule, float* scores) {
+  float tops[R], sums[4];
+  vf weights[4] = {};
+  for (int r = 0; r < R; ++r) tops[r] = take_scores(queries, i + r, block, seen[r], rule, scores + r * kKeys);
+  for (int r = 0; r < R; ++r) weights[r] = take_weights(block, seen[r].end, tops[r], scores + r * kKeys);
+  sum4(weights[0], weights[1], weights[2], weights[3], sums);
+  for (int r = 0; r < R; ++r) {
+    if (seen[r].begin < seen[r].end) add_total(queries, i + r, tops[r], sums[r]);
+  }
 }
 
 // Attends from R queries from i on to a block of keys; scores is a buffer of [R, kKeys].
@@ -224,9 +254,7 @@ void attend_block(const Queries& queries, int64_t i, const KeyBlock& block, cons
   for (int n = 0; n < block.runs; ++n) {
     score_run<From, R>(queries.q + i * queries.width, queries.width, block.run[n], any, scores);
   }
-  for (int r = 0; r < R; ++r) {
-    if (seen[r].begin < seen[r].end) soften(queries, i + r, block, seen[r], rule, scores + r * kKeys);
-  }
+  soften<R>(queries, i, block, seen, rule, scores);
   const bool together = all.begin < all.end;
   for (int n = 0; n < block.runs; ++n) {
     const KeyRun& run = block.run[n];

@@ -43,7 +43,7 @@ struct AttentionSchedule {
 
  private:
   // Queries of a tile, over its heads; more where more heads than that share one head of keys.
-  static constexpr int64_t kTileQueries = 64 / kQueries * kQueries;
+  static constexpr int64_t kTileQueries = 128 / kQueries * kQueries;
 
   static std::vector<float> allowances_of(const AttentionArgs& a) {
     std::vector<float> allowances(a.H);

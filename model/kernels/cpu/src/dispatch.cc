@@ -13,6 +13,8 @@ namespace mpt {
   }
 MPT_EACH_ISA(MPT_DECLARE)
 
+StepPlan::~StepPlan() = default;
+
 namespace {
 
 struct Supported {

@@ -52,6 +52,21 @@ ffi::Error norm(ffi::ThreadPool thread_pool, ffi::AnyBuffer x, ffi::RemainingArg
   return ffi::Error::Success();
 }
 
+ffi::Error rope(ffi::ThreadPool thread_pool, ffi::BufferR3<ffi::F32> x, Integers positions,
+                ffi::Result<ffi::BufferR3<ffi::F32>> y, ffi::Span<const float> frequencies) {
+  RopeArgs a = {};
+  a.T = x.dimensions()[0], a.heads = x.dimensions()[1], a.hd = x.dimensions()[2];
+  if (!std::equal(x.dimensions().begin(), x.dimensions().end(), y->dimensions().begin()))
+    return wrong("y is as large as x");
+  if (static_cast<int64_t>(positions.element_count()) != a.T) return wrong("every token has a position");
+  if (a.hd % 2 || static_cast<int64_t>(frequencies.size()) != a.hd / 2) return wrong("frequencies [hd / 2] are needed");
+  a.x = x.typed_data(), a.positions = positions.typed_data(), a.frequencies = frequencies.begin();
+  a.y = y->typed_data();
+  XlaPool pool(thread_pool);
+  if (a.T) kernels().rope(a, pool);
+  return ffi::Error::Success();
+}
+
 ffi::Error attention(ffi::ThreadPool thread_pool, ffi::BufferR2<ffi::F32> qkv, Integers slots,
                      ffi::BufferR2<ffi::S32> block_tables, Integers query_start, Integers query_len,
                      Integers context_len, ffi::RemainingArgs cache_in, ffi::Result<ffi::BufferR2<ffi::F32>> out,
@@ -167,6 +182,14 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(mpt_norm_handler, mpt::norm,
                                   .Attr<bool>("norm_bias")
                                   .Attr<float>("eps"));
 
+XLA_FFI_DEFINE_HANDLER_SYMBOL(mpt_rope_handler, mpt::rope,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::BufferR3<ffi::F32>>()
+                                  .Arg<mpt::Integers>()
+                                  .Ret<ffi::BufferR3<ffi::F32>>()
+                                  .Attr<ffi::Span<const float>>("frequencies"));
+
 XLA_FFI_DEFINE_HANDLER_SYMBOL(mpt_attention_handler, mpt::attention,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
@@ -234,6 +257,7 @@ MPT_EXPORT void mpt_key_counts(int64_t* met, int64_t* left_out) {
 }
 MPT_EXPORT XLA_FFI_Error* mpt_linear(XLA_FFI_CallFrame* frame) { return mpt_linear_handler(frame); }
 MPT_EXPORT XLA_FFI_Error* mpt_norm(XLA_FFI_CallFrame* frame) { return mpt_norm_handler(frame); }
+MPT_EXPORT XLA_FFI_Error* mpt_rope(XLA_FFI_CallFrame* frame) { return mpt_rope_handler(frame); }
 MPT_EXPORT XLA_FFI_Error* mpt_sample(XLA_FFI_CallFrame* frame) { return mpt_sample_handler(frame); }
 MPT_EXPORT XLA_FFI_Error* mpt_log_probabilities(XLA_FFI_CallFrame* frame) {
   return mpt_log_probabilities_handler(frame);

@@ -2,6 +2,7 @@
 #include "linear.h"
 #include "logprobs.h"
 #include "paged_attention.h"
+#include "rope.h"
 #include "sampling.h"
 #include "step.h"
 
@@ -42,8 +43,8 @@ void norm(const NormArgs& a, Pool& pool) {
 }  // namespace
 
 extern const KernelTable table;
-const KernelTable table = {MPT_STRING(MPT_ISA), supported, linear, norm,
-                           paged_attention,     step,      sample, log_probabilities};
+const KernelTable table = {MPT_STRING(MPT_ISA), supported, linear,           norm, rope, paged_attention,
+                           new_step_plan,       sample,    log_probabilities};
 
 }  // namespace MPT_ISA
 }  // namespace mpt

@@ -69,6 +69,15 @@ struct NormArgs {
   float* y;  // [M, K]
 };
 
+// Rotary position embedding of heads (rope.h).
+struct RopeArgs {
+  const float* x;  // [T, heads, hd]
+  int64_t T, heads, hd;
+  const int32_t* positions;  // [T]
+  const float* frequencies;  // [hd / 2], angles per position
+  float* y;                  // [T, heads, hd]; may be x
+};
+
 // The number of keys of a head that were visible to attention, and of those that it skipped with their values because
 // their weight is negligible (horizon.h). Queries of one tile share a key.
 struct KeyCounts {
@@ -112,16 +121,6 @@ struct BlockArgs {
   float *key_norms, *key_scales, *value_scales;
 };
 
-// A ragged step of a whole model behind its embedding: all blocks, and the last norm and the head for some tokens.
-struct StepArgs {
-  std::vector<BlockArgs> blocks;
-  AttentionArgs attention;  // without what depends on the block
-  Activation activation;
-  float clip_qkv;  // 0 for none
-  float* hidden;   // [T, d]: embeddings, which become hidden states
-  LinearArgs head;
-};
-
 // Chooses one id per row of logits.
 struct SampleArgs {
   const float* logits;    // [S, V]
@@ -156,14 +155,48 @@ struct LogprobsArgs {
   float* top_logprobs;          // [S, most]
 };
 
+// What follows the head of a step: an id for each row of its logits, with log probabilities. `chosen(context, row)` is
+// called when both are known.
+struct ChoiceArgs {
+  SampleArgs sample;
+  LogprobsArgs logprobs;  // of `known`
+  int32_t* known;         // [S]: the ids, 0 in place of one that could not be chosen
+  void (*chosen)(void* context, int64_t row);
+  void* context;
+};
+
+// A ragged step of a whole model: all blocks, and the last norm and the head for some tokens.
+struct StepArgs {
+  std::vector<BlockArgs> blocks;
+  AttentionArgs attention;  // without what depends on the block
+  Activation activation;
+  float clip_qkv;                      // 0 for none
+  float* hidden;                       // [T, d]: embeddings, which become hidden states
+  const int32_t* positions = nullptr;  // [T]; read where there are frequencies
+  const float* frequencies = nullptr;  // [hd / 2] of RoPE, or null
+  LinearArgs head;
+  void (*embed)(void* context, int64_t token) = nullptr;  // writes a token's embedding to `hidden`, if not there yet
+  void* embed_context = nullptr;
+  const ChoiceArgs* choice = nullptr;  // of the rows of the head; null for none
+};
+
+// Plans steps, one after the other, and owns the memory that they work in.
+class StepPlan {
+ public:
+  virtual ~StepPlan();
+  // Returns the phases of a step on up to `threads` threads. They and the arguments live until the next plan is made.
+  virtual const std::vector<Phase>& plan(const StepArgs& args, int threads) = 0;
+};
+
 // The kernels for one instruction set.
 struct KernelTable {
   const char* name;
   bool (*supported)();
   void (*linear)(const LinearArgs&, Pool&);
   void (*norm)(const NormArgs&, Pool&);
+  void (*rope)(const RopeArgs&, Pool&);
   void (*attention)(const AttentionArgs&, Pool&);
-  void (*step)(const StepArgs&, Pool&);
+  StepPlan* (*new_step_plan)();
   void (*sample)(const SampleArgs&, Pool&);
   void (*log_probabilities)(const LogprobsArgs&, Pool&);
 };

@@ -8,10 +8,9 @@
 #include <algorithm>
 #include <vector>
 
-#include "rows.h"
-#include "work.h"
+#include "inputs.h"
 #include "vector_math.h"
-#include "weight_formats.h"
+#include "work.h"
 
 namespace mpt {
 namespace MPT_ISA {
@@ -34,12 +33,6 @@ class Runs {
   std::vector<int64_t> first_{0};
 };
 
-// Prepared inputs, row panel after row panel: in one [steps, rows] words of four bytes; where they are quantised, the
-// sums and scales of their groups [groups, rows].
-struct Inputs {
-  Scratch words, sums, scales;
-};
-
 // Calls f with the arguments for some of the rows, until all have had their turn: prepared inputs take memory.
 template <class F>
 void for_row_parts(const LinearArgs& args, F f) {
@@ -59,10 +52,12 @@ template <class Format>
 class Linear : public Work {
   static constexpr int kRows = kRegisters == 32 ? kRowTile : kRowTile / 2;  // rows of inputs of a pass
   static constexpr int kPasses = kPanel / (kPair * VL);                     // over a panel, a pair of vectors each
-  static constexpr int64_t kAhead = 4096;                                   // bytes of weights to prefetch ahead of use
-  static constexpr int64_t kAloneBytes = 128 * 1024;    // weights and products below which a second thread
-  static constexpr int64_t kAloneProducts = 1'500'000;  // costs more than it saves
-  static constexpr int64_t kOwnNumbers = 8 * 1024;      // inputs up to which each thread prepares them for itself
+  static constexpr int kFewRows = Format::kGrouped ? 2 : 4;                 // with which reading takes all the time
+  static constexpr int64_t kAheadFew = 4096, kAhead = 8192;  // bytes of weights to prefetch ahead of their only use
+  static constexpr int64_t kBlockBytes = 64 * 1024;          // of weights that stay in a core's cache for all rows
+  static constexpr int64_t kAloneBytes = 128 * 1024;         // weights and products below which a second thread
+  static constexpr int64_t kAloneProducts = 1'500'000;       // costs more than it saves
+  static constexpr int64_t kOwnNumbers = 8 * 1024;           // inputs up to which each thread prepares them for itself
 
  public:
   static void run(const LinearArgs& args, Pool& pool) {
@@ -81,26 +76,26 @@ class Linear : public Work {
   Linear(const LinearArgs& a, int threads, Inputs& inputs)
       : a_(a),
         row_panels_(a.M, kRows),
-        steps_((a.K + Format::kInputs - 1) / Format::kInputs),
         group_(Format::kGrouped     ? a.group
                : Format::kQuantised ? kInt8InputGroup
                                     : a.K),
-        groups_((a.K + group_ - 1) / group_),
+        rows_(a_, row_panels_, group_),
         runs_((a.N + kPanel - 1) / kPanel, threads),
         // Rows are split too where there are too few panels to keep every thread busy.
         cuts_(std::clamp<int64_t>(4 * threads / ((a.N + kPanel - 1) / kPanel), 1, row_panels_.count)),
+        block_(steps_of_block()),
         shared_(a.M * a.K > kOwnNumbers ? &inputs : nullptr) {
-    if (shared_) reserve(*shared_);
+    if (shared_) rows_.reserve(*shared_);
   }
 
   void add_to(Phases& phases) override {
     const auto multiply = [](void* self, int64_t tile) { static_cast<Linear*>(self)->multiply_tile(tile); };
     if (shared_) {
-      const auto prepare = [](void* self, int64_t row_panel) {
+      const auto prepare = [](void* self, int64_t part) {
         Linear* linear = static_cast<Linear*>(self);
-        linear->prepare_rows(row_panel, *linear->shared_);
+        linear->rows_.prepare(part, *linear->shared_);
       };
-      phases.push_back({row_panels_.count, prepare, this});
+      phases.push_back({rows_.parts(), prepare, this});
       phases.push_back({runs_.count() * cuts_, multiply, this});
     } else {
       const auto prepare = [](void* self) { static_cast<Linear*>(self)->prepare_own(); };
@@ -109,11 +104,12 @@ class Linear : public Work {
   }
 
  private:
-  void reserve(Inputs& inputs) const {
-    inputs.words.get<uint32_t>(a_.M * steps_);
-    if (!Format::kQuantised) return;
-    inputs.sums.get<int32_t>(a_.M * groups_);
-    inputs.scales.get<float>(a_.M * groups_);
+  // Steps of a panel's weights that all rows are multiplied with before the next ones: all where they are read once.
+  int64_t steps_of_block() const {
+    const int64_t steps = rows_.steps(), most = kBlockBytes / Format::kPanelBytes;
+    if (row_panels_.count == 1 || steps <= most) return steps;
+    const int64_t blocks = (steps + most - 1) / most, whole = Format::kQuantised ? group_ / Format::kInputs : 1;
+    return ((steps + blocks - 1) / blocks + whole - 1) / whole * whole;
   }
 
   // A thread's own inputs: for few numbers, preparing them again takes less time than waiting for another thread.
@@ -123,142 +119,118 @@ class Linear : public Work {
   }
 
   void prepare_own() const {
-    reserve(own());
-    for (int64_t p = 0; p < row_panels_.count; ++p) prepare_rows(p, own());
+    rows_.reserve(own());
+    for (int64_t part = 0; part < rows_.parts(); ++part) rows_.prepare(part, own());
   }
+
+  // Some steps of a panel, and the weights that are prefetched meanwhile: two cache lines a step, `pace` bytes apart
+  // from step to step.
+  struct Block {
+    int64_t panel, begin, end;
+    const uint8_t* ahead;
+    int64_t pace;
+  };
 
   void multiply_tile(int64_t tile) const {
-    const Inputs& inputs = shared_ ? *shared_ : own();
-    const int64_t run = tile / cuts_, cut = tile % cuts_;
-    for (int64_t panel = runs_.first(run); panel < runs_.first(run + 1); ++panel) {
-      for (int64_t p = row_panels_.count * cut / cuts_; p < row_panels_.count * (cut + 1) / cuts_; ++p) {
-        multiply_panels(panel, p, inputs);
-      }
-    }
-  }
-
-  void prepare_rows(int64_t row_panel, const Inputs& inputs) const {
     thread_local Scratch scratch;
-    const int64_t padded = (steps_ * Format::kInputs + VL - 1) / VL * VL;
-    float* row = scratch.get<float>(padded);
-    std::fill(row + a_.K, row + padded, 0.f);
-    const int64_t first = row_panels_.first(row_panel), rows = row_panels_.size(row_panel);
-    for (int64_t m = 0; m < rows; ++m) {
-      const float* x = a_.x + (a_.rows ? a_.rows[first + m] : first + m) * a_.K;
-      if (a_.norm.kind == Norm::kNone) {
-        std::copy(x, x + a_.K, row);
-      } else {
-        normalise(x, row, a_.K, a_.norm);
+    const Inputs& inputs = shared_ ? *shared_ : own();
+    const int64_t run = tile / cuts_, cut = tile % cuts_, steps = rows_.steps();
+    const int64_t first = row_panels_.count * cut / cuts_, last = row_panels_.count * (cut + 1) / cuts_;
+    const int64_t ahead = row_panels_.size(first) > kFewRows ? kAhead : kAheadFew;
+    float* sums = scratch.get<float>(a_.M * kPanel);
+    for (int64_t panel = runs_.first(run); panel < runs_.first(run + 1); ++panel) {
+      const uint8_t* w = static_cast<const uint8_t*>(a_.weight) + panel * steps * Format::kPanelBytes;
+      for (int64_t begin = 0; begin < steps; begin += block_) {
+        const int64_t end = std::min(begin + block_, steps);
+        Block block{panel, begin, end, w + begin * Format::kPanelBytes + ahead, Format::kPanelBytes};
+        if (last - first > 1) {
+          // The next block is fetched evenly over the rows.
+          block.pace = (Format::kPanelBytes + last - first - 1) / (last - first);
+          block.ahead = w + end * Format::kPanelBytes;
+        }
+        for (int64_t p = first; p < last; ++p) {
+          multiply_panels(block, p, inputs, sums);
+          block.ahead += block.pace * (end - begin);
+        }
       }
-      if constexpr (Format::kQuantised) quantise(row, inputs, first * groups_ + m, rows);
-      if constexpr (Format::kInputs == 2) round(row, padded);
-      // Four bytes of each step lie at the front of `row` now.
-      uint32_t* to = inputs.words.data<uint32_t>() + first * steps_ + m;
-      for (int64_t s = 0; s < steps_; ++s) std::memcpy(to + s * rows, reinterpret_cast<char*>(row) + 4 * s, 4);
     }
   }
 
-  // float32 -> bfloat16, in place from the front
-  static void round(float* row, int64_t count) {
-    char* to = reinterpret_cast<char*>(row);
-    for (int64_t i = 0; i < count; i += VL) store(to + 2 * i, to_bf16(load<vf>(row + i)));
-  }
-
-  // float32 -> int8, in place from the front; sums and scales of the groups go to `at`, `stride` apart
-  void quantise(float* row, const Inputs& inputs, int64_t at, int64_t stride) const {
-    typedef int8_t vb __attribute__((vector_size(VL)));
-    constexpr float kTiny = 1e-30f;      // groups below it become zero: 127 / most would overflow
-    const vf shift = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to the nearest integer
-    char* to = reinterpret_cast<char*>(row);
-    int32_t* sums = inputs.sums.data<int32_t>() + at;
-    float* scales = inputs.scales.data<float>() + at;
-    for (int64_t g = 0; g < groups_; ++g) {
-      const int64_t begin = g * group_, count = std::min(group_, steps_ * 4 - begin);
-      vf top = {}, none = {};
-      for_lanes(count, [&](int64_t i, int64_t n) {
-        const vf v = load_some<vf>(row + begin + i, n);
-        top = max(abs(v), top);
-        none += v - v;
-      });
-      const float missing = sum(none);  // 0, or NaN where an input is not a finite number: then so is the result
-      const float most = largest(top), factor = most > kTiny ? 127.f / most : 0.f;
-      vi total = {};
-      for_lanes(count, [&](int64_t i, int64_t n) {
-        const vi whole = bits<vi>(load_some<vf>(row + begin + i, n) * factor + shift) - bits<vi>(shift);
-        total += whole;
-        store_some(to + begin + i, __builtin_convertvector(whole, vb), n);
-      });
-      int32_t sum = 0;
-      for (int i = 0; i < VL; ++i) sum += total[i];
-      sums[g * stride] = sum;
-      scales[g * stride] = most / 127.f + missing;
-    }
-  }
-
-  void multiply_panels(int64_t panel, int64_t row_panel, const Inputs& inputs) const {
+  void multiply_panels(const Block& block, int64_t row_panel, const Inputs& inputs, float* sums) const {
     switch (row_panels_.size(row_panel)) {
-      case 1: return multiply<1>(panel, row_panel, inputs);
-      case 2: return multiply<2>(panel, row_panel, inputs);
-      case 3: return multiply<3>(panel, row_panel, inputs);
-      case 4: return multiply<4>(panel, row_panel, inputs);
-      case 5: return multiply<5>(panel, row_panel, inputs);
-      case 6: return multiply<6>(panel, row_panel, inputs);
+      case 1: return multiply<1>(block, row_panel, inputs, sums);
+      case 2: return multiply<2>(block, row_panel, inputs, sums);
+      case 3: return multiply<3>(block, row_panel, inputs, sums);
+      case 4: return multiply<4>(block, row_panel, inputs, sums);
+      case 5: return multiply<5>(block, row_panel, inputs, sums);
+      case 6: return multiply<6>(block, row_panel, inputs, sums);
       default:
-        if constexpr (kRows == 12) return multiply_many(panel, row_panel, inputs);
+        if constexpr (kRows == 12) return multiply_many(block, row_panel, inputs, sums);
     }
   }
 
-  void multiply_many(int64_t panel, int64_t row_panel, const Inputs& inputs) const {
+  void multiply_many(const Block& block, int64_t row_panel, const Inputs& inputs, float* sums) const {
     switch (row_panels_.size(row_panel)) {
-      case 7: return multiply<7>(panel, row_panel, inputs);
-      case 8: return multiply<8>(panel, row_panel, inputs);
-      case 9: return multiply<9>(panel, row_panel, inputs);
-      case 10: return multiply<10>(panel, row_panel, inputs);
-      case 11: return multiply<11>(panel, row_panel, inputs);
-      default: return multiply<12>(panel, row_panel, inputs);
+      case 7: return multiply<7>(block, row_panel, inputs, sums);
+      case 8: return multiply<8>(block, row_panel, inputs, sums);
+      case 9: return multiply<9>(block, row_panel, inputs, sums);
+      case 10: return multiply<10>(block, row_panel, inputs, sums);
+      case 11: return multiply<11>(block, row_panel, inputs, sums);
+      default: return multiply<12>(block, row_panel, inputs, sums);
     }
   }
 
-  // R rows against one panel of 32 features
+  // R rows against a block of a panel of 32 features; `sums` [rows of all, 32] are kept from block to block
   template <int R>
-  __attribute__((noinline)) void multiply(int64_t panel, int64_t row_panel, const Inputs& inputs) const {
+  __attribute__((noinline)) void multiply(const Block& block, int64_t row_panel, const Inputs& inputs,
+                                          float* all_sums) const {
     const int64_t first = row_panels_.first(row_panel);
-    const uint8_t* w = static_cast<const uint8_t*>(a_.weight) + panel * steps_ * Format::kPanelBytes;
-    const uint32_t* x = inputs.words.data<uint32_t>() + first * steps_;
-    alignas(64) float tile[R][kPanel];
+    const uint8_t* w = static_cast<const uint8_t*>(a_.weight) + block.panel * rows_.steps() * Format::kPanelBytes;
+    const uint32_t* x = inputs.words.data<uint32_t>() + first * rows_.steps();
+    float* tile = all_sums + first * kPanel;
     for (int pass = 0; pass < kPasses; ++pass) {
       vf sums[R][kPair];
-      if constexpr (Format::kQuantised) {
-        sum_groups<R>(sums, x, w, inputs, first, panel, pass);
-      } else {
+      if (block.begin == 0) {
         for (auto& row : sums) row[0] = row[1] = vf{};
-        add_steps<R>(sums, x, w + pass * kPair * 4 * VL, 0, steps_);
+      } else {
+#pragma GCC unroll 12
+        for (int r = 0; r < R; ++r) {
+          for (int v = 0; v < kPair; ++v) sums[r][v] = load<vf>(tile + r * kPanel + feature<Format>(pass, v));
+        }
+      }
+      if constexpr (Format::kQuantised) {
+        sum_groups<R>(sums, x, w, inputs, first, block, pass);
+      } else {
+        add_steps<R>(sums, x, w + pass * kPair * 4 * VL, block, block.begin, block.end);
       }
 #pragma GCC unroll 12
       for (int r = 0; r < R; ++r) {
-        for (int v = 0; v < kPair; ++v) store(tile[r] + feature<Format>(pass, v), sums[r][v]);
+        for (int v = 0; v < kPair; ++v) store(tile + r * kPanel + feature<Format>(pass, v), sums[r][v]);
       }
     }
-    for (int r = 0; r < R; ++r) finish(tile[r], first + r, panel * kPanel);
+    if (block.end == rows_.steps()) finish(tile, R, first, block.panel * kPanel);
   }
 
   template <int R>
   MPT_INLINE void sum_groups(vf (&sums)[R][kPair], const uint32_t* x, const uint8_t* w, const Inputs& inputs,
-                             int64_t first, int64_t panel, int pass) const {
+                             int64_t first, const Block& block, int pass) const {
     w += pass * (Format::kGrouped ? 1 : kPair) * 4 * VL;
-    const int64_t steps_per_group = group_ / Format::kInputs;
-    for (auto& row : sums) row[0] = row[1] = vf{};
-    for (int64_t g = 0; g < groups_; ++g) {
-      const int32_t* input_sums = inputs.sums.data<int32_t>() + first * groups_ + g * R;
-      const float* input_scales = inputs.scales.data<float>() + first * groups_ + g * R;
+    const int64_t steps_per_group = group_ / Format::kInputs, groups = rows_.groups();
+    for (int64_t g = block.begin / steps_per_group; g * steps_per_group < block.end; ++g) {
+      const int32_t* input_sums = inputs.sums.data<int32_t>() + first * groups + g * R;
+      const float* input_scales = inputs.scales.data<float>() + first * groups + g * R;
       vi whole[R][kPair];
-      for (int r = 0; r < R; ++r) whole[r][0] = whole[r][1] = splat(input_sums[r] * -Format::kOffset);
-      add_steps<R>(whole, x, w, g * steps_per_group, std::min((g + 1) * steps_per_group, steps_));
+      for (int r = 0; r < R; ++r) {
+        for (int v = 0; v < kPair; ++v)
+          whole[r][v] = splat(input_sums[r] * (-Format::kOffset * multiple<Format>(v, R <= kFewRows)));
+      }
+      add_steps<R>(whole, x, w, block, g * steps_per_group, std::min((g + 1) * steps_per_group, block.end));
 #pragma GCC unroll 2
       for (int v = 0; v < kPair; ++v) {
         vf scale = {};
         if constexpr (Format::kGrouped) {
-          scale = from_f16(a_.group_scale + (panel * groups_ + g) * kPanel + feature<Format>(pass, v));
+          scale = from_f16(a_.group_scale + (block.panel * groups + g) * kPanel + feature<Format>(pass, v));
+          scale *= 1.f / multiple<Format>(v, R <= kFewRows);
         }
 #pragma GCC unroll 12
         for (int r = 0; r < R; ++r) {
@@ -270,53 +242,95 @@ class Linear : public Work {
 
   template <int R>
   static MPT_INLINE void add_steps(typename Format::Sum (&sums)[R][kPair], const uint32_t* x, const uint8_t* w,
-                                   int64_t begin, int64_t end) {
-    for (int64_t s = begin; s < end; ++s) {
-      typename Format::W ws[kPair];
-      Format::weights(w + s * Format::kPanelBytes, ws);
-      __builtin_prefetch(w + s * Format::kPanelBytes + kAhead);
-      if constexpr (Format::kPanelBytes == 128) __builtin_prefetch(w + s * Format::kPanelBytes + kAhead + 64);
-#pragma GCC unroll 12
-      for (int r = 0; r < R; ++r) {
-        sums[r][0] = Format::add(sums[r][0], x[s * R + r], ws[0]);
-        sums[r][1] = Format::add(sums[r][1], x[s * R + r], ws[1]);
+                                   const Block& block, int64_t begin, int64_t end) {
+    int64_t s = begin;
+    if constexpr (R <= kFewRows && Format::kGrouped && kPasses == 1) {
+      // Twice as many sums, as each step waits for the one before that adds to the same: integers have any order.
+      typename Format::Sum odd[R][kPair] = {};
+      for (; s + 2 <= end; s += 2) {
+        add_step<R>(sums, x + s * R, w + s * Format::kPanelBytes);
+        add_step<R>(odd, x + (s + 1) * R, w + (s + 1) * Format::kPanelBytes);
       }
+      for (int r = 0; r < R; ++r) {
+        for (int v = 0; v < kPair; ++v) sums[r][v] += odd[r][v];
+      }
+    }
+    const uint8_t* ahead = block.ahead + (s - block.begin) * block.pace;
+    for (; s < end; ++s, ahead += block.pace) {
+      if constexpr (R <= kFewRows && Format::kGrouped && kPasses > 1) {
+        __builtin_prefetch(w + s * Format::kPanelBytes + kAheadFew);  // a second pointer costs up to a tenth here
+      } else if constexpr (R > kFewRows || kPasses > 1) {
+        prefetch<R>(ahead);
+        if constexpr (Format::kPanelBytes == 128) prefetch<R>(ahead + 64);
+      }
+      add_step<R>(sums, x + s * R, w + s * Format::kPanelBytes);
     }
   }
 
-  // Finishes one row's features from n0 on: scale, bias, activation, and combination.
-  void finish(float* sums, int64_t row, int64_t n0) const {
-    const int64_t width = std::min(kPanel, a_.N - n0), at = row * a_.N + n0;
+  // To the second cache, which waits for more lines from memory at a time than the first one does. Few rows that read
+  // a panel in one pass need none: the steps follow so fast that the processor fetches the stream itself, and faster.
+  template <int R>
+  static MPT_INLINE void prefetch(const uint8_t* weights) {
+    if constexpr (R > kFewRows) {
+      __builtin_prefetch(weights, 0, 2);
+    } else {
+      __builtin_prefetch(weights);
+    }
+  }
+
+  template <int R>
+  static MPT_INLINE void add_step(typename Format::Sum (&sums)[R][kPair], const uint32_t* x, const uint8_t* w) {
+    typename Format::W ws[kPair];
+    if constexpr (Format::kGrouped && R > kFewRows) {
+      Format::weights_for_many(w, ws);
+    } else {
+      Format::weights(w, ws);
+    }
+#pragma GCC unroll 12
+    for (int r = 0; r < R; ++r) {
+      sums[r][0] = Format::add(sums[r][0], x[r], ws[0]);
+      sums[r][1] = Format::add(sums[r][1], x[r], ws[1]);
+    }
+  }
+
+  // Finishes the features from n0 on of some rows: scale, bias, activation, and combination. Sums [rows, 32].
+  void finish(float* sums, int rows, int64_t first, int64_t n0) const {
+    const int64_t width = std::min(kPanel, a_.N - n0);
     if constexpr (Format::kQuantised) {
       for_lanes(width, [&](int64_t i, int64_t n) {
-        store(sums + i, load<vf>(sums + i) * load_some<vf>(a_.row_scale + n0 + i, n));
+        const vf scale = load_some<vf>(a_.row_scale + n0 + i, n);
+        for (int r = 0; r < rows; ++r) store(sums + r * kPanel + i, load<vf>(sums + r * kPanel + i) * scale);
       });
     }
     if (a_.bias.data) {
       for_lanes(width, [&](int64_t i, int64_t n) {
-        store(sums + i, load<vf>(sums + i) + load_some_as_float(a_.bias.dtype, a_.bias.data, n0 + i, n));
+        const vf bias = load_some_as_float(a_.bias.dtype, a_.bias.data, n0 + i, n);
+        for (int r = 0; r < rows; ++r) store(sums + r * kPanel + i, load<vf>(sums + r * kPanel + i) + bias);
       });
     }
     if (a_.clip > 0) {
       const vf most = splat(a_.clip);  // the order of the operands keeps NaN
-      for (int64_t i = 0; i < kPanel; i += VL) store(sums + i, min(most, max(-most, load<vf>(sums + i))));
+      for (int64_t i = 0; i < rows * kPanel; i += VL) store(sums + i, min(most, max(-most, load<vf>(sums + i))));
     }
-    if (a_.activation != Activation::kNone) {
-      for (int64_t i = 0; i < kPanel; i += VL) store(sums + i, activate(a_.activation, load<vf>(sums + i)));
+    activate(a_.activation, sums, rows * kPanel);
+    for (int r = 0; r < rows; ++r) {
+      const int64_t at = (first + r) * a_.N + n0;
+      for_lanes(width, [&](int64_t i, int64_t n) {
+        vf v = load<vf>(sums + r * kPanel + i);
+        if (a_.combine == Combine::kAdd) v += load_some<vf>(a_.other + at + i, n);
+        if (a_.combine == Combine::kMultiply) v *= load_some<vf>(a_.other + at + i, n);
+        store_some(a_.y + at + i, v, n);
+      });
     }
-    for_lanes(width, [&](int64_t i, int64_t n) {
-      vf v = load<vf>(sums + i);
-      if (a_.combine == Combine::kAdd) v += load_some<vf>(a_.other + at + i, n);
-      if (a_.combine == Combine::kMultiply) v *= load_some<vf>(a_.other + at + i, n);
-      store_some(a_.y + at + i, v, n);
-    });
   }
 
   const LinearArgs a_;
   const Panels row_panels_;
-  const int64_t steps_, group_, groups_;
+  const int64_t group_;
+  const InputRows<Format> rows_;
   const Runs runs_;
   const int64_t cuts_;
+  const int64_t block_;   // steps of weights
   Inputs* const shared_;  // null: each thread prepares its own
 };
 

@@ -37,10 +37,10 @@ class PagedAttention : public Work {
 
   void add_to(Phases& phases) override {
     const auto write = [](void* self, int64_t chunk) { static_cast<PagedAttention*>(self)->write_tokens(chunk); };
-    const auto attend = [](void* self, int64_t unit) { static_cast<PagedAttention*>(self)->attend_unit(unit); };
+    const auto attend = [](void* self, int64_t chunk) { static_cast<PagedAttention*>(self)->attend_units(chunk); };
     if (a.counts) a.counts->met.fetch_add(schedule.keys * a.Hkv, std::memory_order_relaxed);
     phases.push_back({(a.T + kTokensPerWrite - 1) / kTokensPerWrite, write, this});
-    phases.push_back({static_cast<int64_t>(schedule.tiles.size()) * a.Hkv, attend, this});
+    phases.push_back({(units() + units_together() - 1) / units_together(), attend, this});
   }
 
  private:
@@ -60,10 +60,26 @@ class PagedAttention : public Work {
     for (int64_t t = chunk * kTokensPerWrite; t < end; ++t) write_token(t);
   }
 
-  // All tiles of one head follow each other, long ones first: they read the same keys, and the last ones are short.
-  void attend_unit(int64_t unit) const {
+  // A tile of queries with a head of keys. All tiles of one head follow each other, long ones first: they read the same
+  // keys, and the last ones are short.
+  struct Unit {
+    const Tile* tile;
+    int64_t kv_head;
+  };
+
+  int64_t units() const { return static_cast<int64_t>(schedule.tiles.size()) * a.Hkv; }
+  Unit unit(int64_t i) const {
     const int64_t count = static_cast<int64_t>(schedule.tiles.size());
-    attend_tile(schedule.tiles[unit % count], schedule.head(unit / count));
+    return {&schedule.tiles[i % count], schedule.head(i / count)};
+  }
+
+  // Units that a thread claims at a time: where there are many, several, since it fetches the first keys of one while
+  // it computes the one before.
+  int64_t units_together() const { return std::clamp<int64_t>(units() / 64, 1, 4); }
+
+  void attend_units(int64_t chunk) const {
+    const int64_t begin = chunk * units_together(), end = std::min(begin + units_together(), units());
+    for (int64_t i = begin; i < end; ++i) attend_unit(unit(i), i + 1 < end ? unit(i + 1) : Unit{nullptr, 0});
   }
 
   int64_t token_width() const { return (a.H + 2 * a.Hkv) * a.hd; }
@@ -77,14 +93,17 @@ class PagedAttention : public Work {
     const float* v = k + a.Hkv * a.hd;
     for (int64_t h = 0; h < a.Hkv; ++h) {
       const int64_t to = (slot / a.block * a.Hkv + h) * a.block + slot % a.block;
-      const float squares = write(k + h * a.hd, a.k_pool, a.key_scales, to);
-      if (a.key_norms) a.key_norms[to] = length_bound(squares);
+      const vf squares = write(k + h * a.hd, a.k_pool, a.key_scales, to);
+      if (a.key_norms) {
+        const float scale = D == DType::kInt8 ? a.key_scales[to] : 1;
+        a.key_norms[to] = length_bound(sum(squares) * scale * scale);
+      }
       write(v + h * a.hd, a.v_pool, a.value_scales, to);
     }
   }
 
-  // Stores x [hd] at `to` of a pool; returns the sum of squares of the stored numbers.
-  float write(const float* x, void* pool, float* scales, int64_t to) const {
+  // Stores x [hd] at `to` of a pool; returns sums of the squares of the stored numbers, of int8 ones without the scale.
+  MPT_INLINE vf write(const float* x, void* pool, float* scales, int64_t to) const {
     Element<D>* at = static_cast<Element<D>*>(pool) + to * a.hd;
     float scale = 1;
     if constexpr (D == DType::kInt8) scale = scales[to] = scale_of(x);
@@ -104,7 +123,7 @@ class PagedAttention : public Work {
       }
       squares += v * v;
     });
-    return sum(squares) * scale * scale;
+    return squares;
   }
 
   // The scale of x [hd], with which its largest number is stored as 127; NaN where one is NaN, 1 where all are 0.
@@ -118,7 +137,9 @@ class PagedAttention : public Work {
     return (scale > 0 ? scale : 1.f) + sum(odd);
   }
 
-  void attend_tile(const Tile& tile, int64_t kv_head) const {
+  void attend_unit(const Unit& unit, const Unit& following) const {
+    const Tile& tile = *unit.tile;
+    const int64_t kv_head = unit.kv_head;
     const bool widen = a.hd % VL != 0 || tile.tokens * group > kQueries;
     const Buffers buffers = make_buffers(tile.tokens * group);
     take_queries(tile, kv_head, buffers.queries);
@@ -141,6 +162,10 @@ class PagedAttention : public Work {
       }
       if (start > first && (!schedule.alibi_horizon || may_need(buffers.queries, start - kKeys, longest, rule))) {
         locate(tile.row, kv_head, start - kKeys, end, next);
+        look_ahead(block, *next);
+      } else if (start <= first && following.tile) {
+        const int64_t keys = following.tile->position + following.tile->tokens;
+        locate(following.tile->row, following.kv_head, (keys - 1) / kKeys * kKeys, keys, next);
         look_ahead(block, *next);
       }
       take_scales(tile.row, kv_head, block, buffers.scales);
@@ -207,8 +232,18 @@ class PagedAttention : public Work {
     }
   }
 
+  // Has the keys of `next` fetched along with the values of `block`, key by key, and those beyond its own keys now.
   static void look_ahead(KeyBlock* block, const KeyBlock& next) {
-    for (int n = 0; n < std::min(block->runs, next.runs); ++n) block->run[n].ahead = next.run[n].k;
+    for (int n = 0; n < next.runs; ++n) {
+      const KeyRun& run = next.run[n];
+      const int64_t keys = run.end - run.begin;
+      int64_t along = 0;
+      if (n < block->runs) {
+        block->run[n].ahead = run.k;
+        along = std::min(keys, block->run[n].end - block->run[n].begin);
+      }
+      Source<D, true>::prefetch(run.k, along * run.stride, (keys - along) * run.stride);
+    }
   }
 
   // Copies keys and values to the buffers as float32, rows padded with zeros to whole vectors.

@@ -1,5 +1,7 @@
 #include "parallel.h"
 
+#include "phase_run.h"
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -62,6 +64,8 @@ struct alignas(64) Stage {
   }
 };
 
+}  // namespace
+
 struct Job {
   Job(const Phase* phases, int64_t count) : count(count), stages(new Stage[count]) {
     for (int64_t i = 0; i < count; ++i) stages[i].phase = phases[i];
@@ -78,6 +82,8 @@ struct Job {
   const int64_t count;
   const std::unique_ptr<Stage[]> stages;
 };
+
+namespace {
 
 // Helpers that have just finished and wait briefly for the next call. Waking a sleeping thread takes 50 to 100 us,
 // as long as a layer's product at batch 1; the next call usually begins within a few.
@@ -151,22 +157,33 @@ class WaitingHelpers {
 
 void limit_threads(int threads) { thread_limit = threads; }
 
-void run_phases(Pool& pool, int threads, const Phase* phases, int64_t count) {
+void PhaseRun::begin(Pool& pool, int threads, const Phase* phases, int64_t count) {
   if (count == 0) return;
-  const auto job = std::make_shared<Job>(phases, count);
+  job_ = std::make_shared<Job>(phases, count);
   int64_t most = 0;
   for (int64_t i = 0; i < count; ++i) most = std::max(most, phases[i].count);
   if (threads > pool.threads()) threads = pool.threads();
   if (const int limit = thread_limit; limit > 0 && threads > limit) threads = limit;
   if (threads > most) threads = static_cast<int>(most);
   for (int helper = 1; helper < threads; ++helper) {
-    if (WaitingHelpers::instance().hand_over(job)) continue;
+    if (WaitingHelpers::instance().hand_over(job_)) continue;
     // A helper that starts late finds every chunk claimed, and accesses nothing that the phases refer to.
     pool.schedule([](void* held) { WaitingHelpers::instance().help(static_cast<std::shared_ptr<Job>*>(held)); },
-                  new std::shared_ptr<Job>(job));
+                  new std::shared_ptr<Job>(job_));
   }
-  job->work();
-  job->stages[count - 1].wait();
+}
+
+void PhaseRun::finish() {
+  if (!job_) return;
+  job_->work();
+  job_->stages[job_->count - 1].wait();
+  job_.reset();
+}
+
+void run_phases(Pool& pool, int threads, const Phase* phases, int64_t count) {
+  PhaseRun run;
+  run.begin(pool, threads, phases, count);
+  run.finish();
 }
 
 }  // namespace mpt

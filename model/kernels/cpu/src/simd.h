@@ -76,7 +76,7 @@ MPT_INLINE To bits(From v) {
   return t;
 }
 
-MPT_INLINE vf select(vi mask, vf yes, vf no) { return bits<vf>((bits<vi>(yes) & mask) | (bits<vi>(no) & ~mask)); }
+MPT_INLINE vf select(vi mask, vf yes, vf no) { return mask ? yes : no; }
 MPT_INLINE vf max(vf a, vf b) {
 #if defined(__AVX512F__)
   return _mm512_max_ps(a, b);
@@ -164,10 +164,27 @@ MPT_INLINE vh to_bf16(vf v) {
 }
 
 // Integers <-> float32; those to be stored lie within int8's range, and are rounded to nearest, ties to even.
-MPT_INLINE vf from_int8(vb v) { return to_float(__builtin_convertvector(v, vi)); }
+// Conversions of bytes by intrinsics: GCC 12 takes them apart, byte by byte.
+MPT_INLINE vf from_int8(vb v) {
+#if defined(__AVX512F__)
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bits<__m128i>(v)));
+#elif defined(__AVX2__)
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(bits<int64_t>(v))));
+#else
+  return to_float(__builtin_convertvector(v, vi));
+#endif
+}
+// The lowest byte of each lane.
+MPT_INLINE vb to_bytes(vi v) {
+#if defined(__AVX512F__)
+  return bits<vb>(_mm512_cvtepi32_epi8(bits<__m512i>(v)));
+#else
+  return __builtin_convertvector(v, vb);
+#endif
+}
 MPT_INLINE vb to_int8(vf v) {
   const vf shift = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer
-  return __builtin_convertvector(bits<vi>(v + shift) - bits<vi>(shift), vb);
+  return to_bytes(bits<vi>(v + shift) - bits<vi>(shift));
 }
 
 // Numbers in memory as float32.

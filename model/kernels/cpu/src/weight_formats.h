@@ -99,12 +99,18 @@ struct Int8Weights {
 };
 
 // Nibbles w + 8: a byte holds a number of one of the panel's first 16 features below, of one of the last 16 above.
-// A pair of vectors is therefore VL features from each half.
+// A pair of vectors is therefore VL features from each half. For few rows numbers above stay where they are, as 16
+// times themselves: the scale takes that back, and a power of two rounds nothing. More rows share the cost of moving
+// them.
 struct Int4Weights : Int8Weights {
   static constexpr bool kGrouped = true;
   static constexpr int kPanelBytes = 64;
   static constexpr int kOffset = 8;
   static MPT_INLINE void weights(const uint8_t* p, W (&w)[kPair]) {
+    const vu bytes = load<vu>(p);
+    w[0] = bits<vi>(bytes & 0x0f0f0f0fu), w[1] = bits<vi>(bytes & 0xf0f0f0f0u);
+  }
+  static MPT_INLINE void weights_for_many(const uint8_t* p, W (&w)[kPair]) {
     const vu bytes = load<vu>(p);
     w[0] = bits<vi>(bytes & 0x0f0f0f0fu), w[1] = bits<vi>((bytes >> 4) & 0x0f0f0f0fu);
   }
@@ -114,6 +120,12 @@ struct Int4Weights : Int8Weights {
 template <class Format>
 constexpr int feature(int p, int v) {
   return Format::kGrouped ? p * VL + v * 16 : (p * kPair + v) * VL;
+}
+
+// By how much the weights of vector v of a pair, for few rows or many, are larger than the numbers that they stand for.
+template <class Format>
+constexpr int multiple(int v, bool few) {
+  return Format::kGrouped && few && v == 1 ? 16 : 1;
 }
 
 }  // namespace MPT_ISA
