@@ -12,7 +12,7 @@ PADDING = "<|padding|>"
 IM_START = "<|im_start|>"
 IM_END = "<|im_end|>"
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 Check = Callable[[str, str], bool]
 """`check(answer, reference)` returns whether a generated answer is right."""
 

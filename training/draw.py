@@ -6,19 +6,23 @@ such a value and held-out draws return nothing else, so copying is always measur
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import TypeVar
 from zlib import crc32
 
-from training import vocabulary
+from training import names, vocabulary
 from training.noise import noisy
 
 T = TypeVar("T")
 
 _HELD_OUT_MODULUS = 10
 _MAX_DRAWS = 1000
+_SURNAME_SHARE = 0.1
+_HYPHEN_SHARE = 0.03
+_TWO_WORD_PLACES = 0.06
 
 
 def is_held_out(value: str) -> bool:
@@ -29,6 +33,11 @@ def is_held_out(value: str) -> bool:
 def with_article(noun: str) -> str:
     """Return the noun with "a" or "an" before it."""
     return f"{'an' if noun[0].lower() in 'aeiou' else 'a'} {noun}"
+
+
+def fix_articles(text: str) -> str:
+    """Write "an" before the vowels that filled-in words begin with."""
+    return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", text)
 
 
 @dataclass(frozen=True)
@@ -78,31 +87,32 @@ class Draw:
         return self.choice(templates).format(**fields)
 
     def word(self) -> str:
-        """Return a made-up lower-case word of one to three syllables."""
-        return self.split(self._blend if self.chance(0.3) else self._syllables)
-
-    def _syllables(self) -> str:
-        count = self.rng.choices((1, 2, 3), (3, 6, 1))[0]
-        syllables = [self.choice(vocabulary.ONSETS) + self.choice(vocabulary.VOWELS) for _ in range(count)]
-        middle = self.choice(vocabulary.INNER_CODAS)
-        return syllables[0] + middle + "".join(syllables[1:]) + self.choice(vocabulary.CODAS)
-
-    def _blend(self) -> str:
-        # The beginning of one name and the end of another: closer to real names.
-        first, second = self.sample(vocabulary.PEOPLE, 2)
-        return (first[: self.number(2, 4)] + second[-self.number(2, 4) :]).lower()
+        """Return a made-up lower-case word."""
+        return self.split(lambda: names.made_up(self.rng))
 
     def _name(self, known: Sequence[str]) -> str:
         # Held-out names are always made up; training sees all known names.
         made_up = self.held_out or self.chance(0.5)
         return self.word().capitalize() if made_up else self.choice(known)
 
+    def _part(self, known: Sequence[str]) -> str:
+        # Of a name that is split as a whole. In training no part is held out either.
+        return names.made_up(self.rng).capitalize() if self.held_out else self._name(known)
+
     def person(self) -> str:
-        """Return a given name, made up or common."""
+        """Return a given name, made up or common; now and then two joined by a hyphen, or with a surname."""
+        kind = self.rng.random()
+        if kind < _SURNAME_SHARE:
+            return self.split(lambda: f"{self._part(vocabulary.PEOPLE)} {self._part(vocabulary.SURNAMES)}")
+        if kind < _SURNAME_SHARE + _HYPHEN_SHARE:
+            return self.split(lambda: f"{self._part(vocabulary.PEOPLE)}-{self._part(vocabulary.PEOPLE)}")
         return self._name(vocabulary.PEOPLE)
 
     def place(self) -> str:
-        """Return a town, made up or real."""
+        """Return a town, made up or real; now and then of two words."""
+        if self.chance(_TWO_WORD_PLACES):
+            pattern = self.choice(vocabulary.PLACE_PATTERNS)
+            return self.split(lambda: pattern.format(self.word().capitalize()))
         return self._name(vocabulary.TOWNS)
 
     def typed(self, name: str) -> str:
@@ -118,9 +128,9 @@ class Draw:
         return self._distinct(self.place, count)
 
     def _distinct(self, make: Callable[[], str], count: int) -> list[str]:
-        names: list[str] = []
-        while len(names) < count:
+        drawn: list[str] = []
+        while len(drawn) < count:
             name = make()
-            if name.lower() not in {other.lower() for other in names}:
-                names.append(name)
-        return names
+            if name.lower() not in {other.lower() for other in drawn}:
+                drawn.append(name)
+        return drawn

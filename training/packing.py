@@ -17,8 +17,9 @@ from tokenizers import Tokenizer
 from training.corpus import COPY_PHASE, FULL_PHASE, draw_document
 from training.dialogue import ENDOFTEXT, PADDING, Document, pieces
 from training.draw import Draw
-from training.tokenizer import token_id
+from training.tokenizer import SPECIAL_TOKENS, token_id
 
+# Of a prompt's tokens, this share is predicted: the output head's products cost as much for a small weight as for one.
 PROMPT_WEIGHT = 0.1
 
 
@@ -31,8 +32,13 @@ class Batch:
 
     @property
     def count(self) -> int:
-        """Tokens that are predicted, padding left out."""
-        return int(np.count_nonzero(self.weights))
+        """Tokens after the first of each row, padding left out."""
+        return int(np.count_nonzero(self.tokens[:, 1:] != SPECIAL_TOKENS.index(PADDING)))
+
+    def thinned(self, seed: int) -> Batch:
+        """Return the batch with weights of 0 and 1 alone: each weight is the probability of a 1."""
+        chosen = np.random.default_rng(seed).random(self.weights.shape, np.float32) < self.weights
+        return Batch(self.tokens, chosen.astype(np.float32))
 
 
 Encoded = list[tuple[int, float]]  # (token id, loss weight as a target)
@@ -79,7 +85,7 @@ def _batch(rows: list[Encoded], width: int, padding: int) -> Batch:
 
 
 def batch_at(step: int, seed: int, tokenizer: Tokenizer, rows: int, length: int, copy_phase: bool) -> Batch:
-    """Return the batch of a step. It depends on its arguments alone, so a resumed run sees the same batches."""
+    """Return a step's batch, thinned. It depends on its arguments alone, so a resumed run sees the same batches."""
     rng = Random(f"{seed}/train/{step}")
     mix = COPY_PHASE if copy_phase else FULL_PHASE
 
@@ -87,4 +93,4 @@ def batch_at(step: int, seed: int, tokenizer: Tokenizer, rows: int, length: int,
         while True:
             yield encode(draw_document(Draw(rng), mix), tokenizer)
 
-    return pack(documents(), rows, length, token_id(tokenizer, PADDING))
+    return pack(documents(), rows, length, token_id(tokenizer, PADDING)).thinned(rng.getrandbits(32))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +23,13 @@ from tokenizers import Tokenizer
 
 from model.config.mpt_config import MptConfig
 from model.params.weights import Weights, init_weights
-from training import checkpoint, muon, schedule
+from training import checkpoint, muon, native_step, schedule
 from training.architecture import config_dict
 from training.checkpoint import Progress
+from training.export import read_model
 from training.packing import batch_at
 from training.tokenizer import train_tokenizer
-from training.train_step import data_mesh, make_step
+from training.train_step import Step, data_mesh, make_step
 
 CHECKPOINT = "checkpoint.npz"
 _TOKENIZER_DOCUMENTS = 40_000
@@ -36,12 +38,16 @@ _LOG_EVERY = 10
 
 @dataclass(frozen=True)
 class Options:
-    """Options of a run: `minutes` or `steps` bounds it; `stop_after` interrupts it early, as a crash would."""
+    """Options of a run: `minutes` or `steps` bounds it; `stop_after` interrupts it early, as a crash would.
+
+    start: a model folder whose weights, config and tokenizer the run begins with, after the copying phase.
+    """
 
     out: Path
     seed: int = 0
     minutes: float | None = None
     steps: int | None = None
+    start: Path | None = None
     save_every: float = 600.0  # seconds
     stop_after: int | None = None
 
@@ -68,34 +74,57 @@ def load_config(out: Path) -> MptConfig:
     return MptConfig.from_file(path)
 
 
+def first_weights(options: Options, config: MptConfig) -> Weights:
+    """Return the weights that a run begins with, float32: those of `start`, or random ones of the seed."""
+    if options.start is not None:
+        weights, _, _ = read_model(options.start)
+        return weights
+    return jax.jit(lambda key: init_weights(config, key, jnp.float32))(jax.random.key(options.seed))
+
+
+def choose_step(
+    config: MptConfig, weights: Weights, state: muon.OptimizerState
+) -> tuple[Step, tuple[Weights, muon.OptimizerState]]:
+    """Return the native step where it can run, else the compiled one; and the state where the step changes it."""
+    if native_step.usable(config, schedule.LENGTH):
+        native = native_step.NativeStep(config, schedule.LENGTH, len(os.sched_getaffinity(0)))
+        return native, jax.tree.map(np.array, (weights, state))
+    mesh = data_mesh()
+    return make_step(config, mesh), jax.device_put((weights, state), NamedSharding(mesh, PartitionSpec()))
+
+
 def train(options: Options) -> Weights:
     """Run to the end (or to `stop_after`), saving checkpoints on the way; return the weights, float32."""
     options.out.mkdir(parents=True, exist_ok=True)
+    for name in ("tokenizer.json", "config.json"):
+        if options.start is not None and not (options.out / name).exists():
+            shutil.copyfile(options.start / name, options.out / name)
     tokenizer, config = load_tokenizer(options.out, options.seed), load_config(options.out)
-    mesh = data_mesh()
-    weights = jax.jit(lambda key: init_weights(config, key, jnp.float32))(jax.random.key(options.seed))
+    weights = first_weights(options, config)
     state, progress = muon.init_state(weights), Progress()
     path = options.out / CHECKPOINT
     if path.exists():
         weights, state, progress = checkpoint.restore(path, weights, state)
         _log(f"resumed at step {progress.step}, {progress.tokens:,} tokens, {progress.seconds:.0f} s")
-    weights, state = jax.device_put((weights, state), NamedSharding(mesh, PartitionSpec()))
-    step = make_step(config, mesh)
+    step, (weights, state) = choose_step(config, weights, state)
+    copy_until = schedule.COPY_UNTIL if options.start is None else 0.0
     saved = clock = time.monotonic()
+    logged, losses = progress, list[float]()
     while options.fraction(progress) < 1 and progress.step != options.stop_after:
-        stage = schedule.stage_at(options.fraction(progress), progress.step)
+        stage = schedule.stage_at(options.fraction(progress), progress.step, copy_until)
         batch = batch_at(progress.step, options.seed, tokenizer, schedule.ROWS, schedule.LENGTH, stage.copy_phase)
         weights, state, loss = step(weights, state, batch.tokens, batch.weights, np.float32(stage.rate))
-        value = float(loss)  # waits for the step, so that the time is the step's
+        losses.append(float(loss))  # waits for the step, so that the time is the step's
         now = time.monotonic()
         progress = Progress(progress.step + 1, progress.tokens + batch.count, progress.seconds + now - clock)
         clock = now
         if progress.step % _LOG_EVERY == 0:
-            share, speed = options.fraction(progress), progress.tokens / progress.seconds
+            speed = (progress.tokens - logged.tokens) / (progress.seconds - logged.seconds)
             _log(
-                f"step {progress.step} progress {share:.3f} loss {value:.4f} rate {stage.rate:.3f} "
-                f"tokens {progress.tokens:,} ({speed:.0f}/s)"
+                f"step {progress.step} progress {options.fraction(progress):.3f} loss {np.mean(losses):.4f} "
+                f"rate {stage.rate:.3f} tokens {progress.tokens:,} ({speed:.0f}/s)"
             )
+            logged, losses = progress, []
         if now - saved > options.save_every:
             checkpoint.save(path, weights, state, progress)
             saved = now
@@ -113,13 +142,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the embedded demonstration model.")
     parser.add_argument("--out", type=Path, required=True, help="run folder; an interrupted run in it is continued")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", type=Path, help="model folder to begin with, e.g. mpt_serve/embedded")
     parser.add_argument("--save-every", type=float, default=600.0, help="seconds between checkpoints")
     bound = parser.add_mutually_exclusive_group(required=True)
     bound.add_argument("--minutes", type=float, help="wall-clock budget that the schedule is scaled to")
     bound.add_argument("--steps", type=int, help="number of optimiser steps")
     arguments = parser.parse_args()
     # Read when JAX starts its CPU client: one device per core trains faster than one device with two threads.
-    os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={min(2, os.cpu_count() or 1)}")
+    os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={min(2, len(os.sched_getaffinity(0)))}")
     train(Options(**vars(arguments)))
 
 

@@ -14,14 +14,15 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
 from model.config.mpt_config import MptConfig
-from model.layers.forward import forward
 from model.params.weights import Weights
 from training import muon
+from training.forward import forward
 from training.schedule import ADAM_RATE, MUON_RATE
 
 AXIS = "data"
 Step = Callable[
-    [Weights, muon.OptimizerState, ArrayLike, ArrayLike, ArrayLike], tuple[Weights, muon.OptimizerState, Array]
+    [Weights, muon.OptimizerState, ArrayLike, ArrayLike, ArrayLike],
+    tuple[Weights, muon.OptimizerState, Array | float],
 ]
 
 

@@ -48,6 +48,14 @@ PEOPLE = tuple(
     "Marta Felix Ines Jonas Lena Mateo Louise Pierre Claire Hans Greta Luis Elena Charlie James Mary Ali Alex "
     "Chris Daniel Emily Sarah Susan Helen Martin Andrew Jim Joe Bill Steve Lisa Amy Kevin Brian".split()
 )
+SURNAMES = tuple(
+    "Smith Jones Taylor Brown Williams Wilson Johnson Davies Robinson Wright Thompson Evans Walker White Roberts Green "
+    "Hall Wood Jackson Clarke Miller Anderson Campbell Murphy Kelly Sullivan Fitzgerald MacDonald Keller Schneider "
+    "Hoffmann Zimmermann Lindqvist Johansson Rasmussen Kowalski Nowak Petrov Ivanova Garcia Fernandez Rodriguez "
+    "Gonzalez Rossi Bianchi Ferrari Dubois Lefebvre Moreau Nakamura Tanaka Yamamoto Nguyen Singh Sharma Okafor "
+    "Mbeki Haddad Papadopoulos Silva".split()
+)
+PLACE_PATTERNS = ("New {}", "Saint {}", "{} Bay", "{} Falls", "Port {}", "East {}", "{} Hill", "Old {}")
 TOWNS = (
     "Paris",
     "London",

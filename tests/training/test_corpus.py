@@ -1,9 +1,13 @@
 """The generator is deterministic, splits its values, and its checkers tell right answers from wrong ones."""
 
 import ast
+import itertools
 import json
 import operator
+import re
+from collections.abc import Iterator
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -13,6 +17,7 @@ from training.dialogue import Dialogue, pieces, text_of
 from training.draw import Draw, is_held_out
 
 SEEDS = range(60)
+OPERATORS = {"+": operator.add, "-": operator.sub, "x": operator.mul, "/": operator.floordiv}
 
 
 @pytest.mark.parametrize("task", MAKERS)
@@ -58,7 +63,8 @@ def test_dialogues_alternate_and_end_with_the_assistant(task: str) -> None:
         assert isinstance(document, Dialogue)
         roles = [turn.role for turn in document.turns]
         chat = roles[1:] if roles[0] == "system" else roles
-        assert chat == ["user", "assistant"] * (len(chat) // 2)
+        rounds = "".join(role[0] for role in chat)  # a round: question, maybe a call and its result, answer
+        assert re.fullmatch("(ua|uata)+", rounds)
         assert all(turn.content.strip() for turn in document.turns)
 
 
@@ -74,8 +80,8 @@ def test_held_out_names_never_occur_in_training_documents() -> None:
     documents = (text_of(draw_document(Draw(Random(seed)), FULL_PHASE)) for seed in range(1000))
     words = {word for text in documents for word in text.replace('"', " ").replace(".", " ").split()}
     assert all(is_held_out(name) for name in names)
-    # Words that are no names (a number, "hello") may fall on that side too: only whole generated names count.
-    assert not {word for word in words & names if word.istitle()}
+    # Words that are no names (a number, "can") may fall on that side too: only whole generated names count.
+    assert not {word for word in words & names if word.istitle() and len(word) > 3}
 
 
 def test_a_memory_answer_is_in_the_conversation() -> None:
@@ -85,12 +91,85 @@ def test_a_memory_answer_is_in_the_conversation() -> None:
         assert value in example.prompt
 
 
+def _check_sum(line: str) -> tuple[int, str, int]:
+    """Check that all parts of a chain such as `47 + 38 = 70 + 15 = 85.` are equal; return the first part."""
+    *parts, result = line.rstrip(".").split(" = ")
+    operands = []
+    for part in parts:
+        a, sign, b = part.split(" ")
+        assert OPERATORS[sign](int(a), int(b)) == int(result), line
+        operands.append((int(a), sign, int(b)))
+    return operands[0]
+
+
 def test_sums_are_right() -> None:
-    operators = {"+": operator.add, "-": operator.sub, "x": operator.mul, "/": operator.floordiv}
     for index in SEEDS:
-        left, result = draw_example(3, index, "sums").reference.rstrip(".").split(" = ")
-        a, sign, b = left.split(" ")
-        assert operators[sign](int(a), int(b)) == int(result)
+        _check_sum(draw_example(3, index, "sums").reference)
+
+
+def test_two_digit_sums_are_right_and_held_out() -> None:
+    for index in SEEDS:
+        reference = draw_example(3, index, "sums_two_digits").reference
+        a, sign, b = _check_sum(reference)
+        assert min(a, b) >= 10
+        assert max(a, b) <= 99
+        assert reference.count(" = ") == 2
+        assert is_held_out(str((a, sign, b)))
+
+
+def test_several_sums_have_a_line_each() -> None:
+    for index in SEEDS:
+        for line in draw_example(3, index, "sums_several").reference.split("\n"):
+            _check_sum(line)
+
+
+def test_word_problems_show_their_sum() -> None:
+    for index in SEEDS:
+        chain, answer = draw_example(3, index, "word_problem").reference.split(", so the ")
+        _check_sum(chain)
+        assert answer.split(" ")[2] == chain.split(" = ")[-1]
+
+
+def test_several_translations_have_a_line_for_each_sentence() -> None:
+    for index in SEEDS:
+        example = draw_example(3, index, "translation_several")
+        assert 2 <= len(example.reference.split("\n")) <= 6
+
+
+def test_two_sentence_summaries_take_both_sentences_from_the_text() -> None:
+    for index in SEEDS:
+        example = draw_example(3, index, "summary_two")
+        event, detail = example.reference.split(". ", 1) if ". " in example.reference else ("", "")
+        assert detail in example.prompt
+        assert event.split(" in ")[-1] in example.prompt
+
+
+def _calls(document: Dialogue) -> Iterator[tuple[dict[str, Any], dict[str, Any], str]]:
+    """Yield the definitions, a call of them, and the question before it."""
+    lines = document.turns[0].content.split("<tools>\n")[1].split("\n</tools>")[0].split("\n")
+    tools = {tool["function"]["name"]: tool["function"]["parameters"] for tool in map(json.loads, lines)}
+    for question, turn in itertools.pairwise(document.turns):
+        if turn.content.startswith("<tool_call>"):
+            text = turn.content.removeprefix("<tool_call>\n").removesuffix("\n</tool_call>")
+            yield tools, json.loads(text), question.content
+
+
+@pytest.mark.parametrize("task", ["tool_call", "tool_answer", "tool_unneeded"])
+def test_calls_name_a_tool_and_take_their_value_from_the_question(task: str) -> None:
+    for index in SEEDS:
+        for tools, call, question in _calls(draw_example(7, index, task)):
+            (parameter,) = tools[call["name"]]["properties"]
+            assert call["arguments"].keys() == {parameter}
+            words = call["arguments"][parameter].split(" ")
+            assert words[0] in question
+            assert words[-1] in question
+
+
+def test_tool_tasks_end_with_a_call_or_in_words_after_a_result_or_a_question() -> None:
+    for index in SEEDS:
+        assert draw_example(7, index, "tool_call").reference.startswith("<tool_call>\n")
+        assert draw_example(7, index, "tool_answer").turns[-2].role == "tool"
+        assert draw_example(7, index, "tool_unneeded").turns[-2].role == "user"
 
 
 def test_code_answers_parse_and_define_one_function() -> None:

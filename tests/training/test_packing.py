@@ -4,7 +4,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from training.corpus import draw_example
-from training.packing import PROMPT_WEIGHT, batch_at, encode, pack
+from training.packing import PROMPT_WEIGHT, Batch, batch_at, encode, pack
 
 PADDING = 1
 
@@ -49,3 +49,14 @@ def test_batches_are_nearly_full(tokenizer: Tokenizer) -> None:
     batch = batch_at(0, 0, tokenizer, rows=8, length=512, copy_phase=False)
     assert batch.tokens.shape == (8, 513)
     assert batch.count > 0.85 * batch.weights.size
+
+
+def test_a_weight_becomes_the_probability_of_a_prediction() -> None:
+    weights = np.tile(np.float32([0, 0.1, 1]), (2, 4000))
+    batch = Batch(np.zeros((2, 12001), np.int32), weights)
+    thinned = batch.thinned(seed=7)
+    assert set(np.unique(thinned.weights)) == {0, 1}
+    assert not thinned.weights[weights == 0].any()
+    assert thinned.weights[weights == 1].all()
+    assert 0.08 < thinned.weights[weights == np.float32(0.1)].mean() < 0.12
+    np.testing.assert_array_equal(thinned.weights, batch.thinned(seed=7).weights)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +15,12 @@ from tokenizers import Tokenizer
 from model.config.mpt_config import MptConfig
 from model.layers.forward import forward
 from model.params.weights import Weights, weight_specs
-from training import muon, schedule, train
+from training import evaluate, muon, schedule, train
 from training.checkpoint import Progress, restore, save
-from training.corpus import draw_example
+from training.corpus import DIALOGUES, draw_example
 from training.evaluate import Model, accuracy, decode, greedy_matches
 from training.export import export, read_model
-from training.packing import batch_at
+from training.packing import Batch, batch_at
 from training.train_step import data_mesh, make_step, weighted_loss
 
 
@@ -68,6 +69,45 @@ def test_a_resumed_run_equals_an_uninterrupted_one(run_folder: Path, tmp_path_fa
     resumed = train.train(train.Options(other, steps=4))
     for one, two in zip(jax.tree.leaves(straight), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.usefixtures("short_rows")
+def test_a_run_begins_with_the_weights_of_a_folder_and_without_the_copying_phase(
+    run_folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phases = []
+
+    def observed(*arguments: Any) -> Batch:
+        phases.append(arguments[-1])
+        return batch_at(*arguments)
+
+    monkeypatch.setattr(train, "batch_at", observed)
+    first = train.train(train.Options(run_folder, steps=1))
+    out = tmp_path_factory.mktemp("second") / "run"
+    begun = train.train(train.Options(out, start=run_folder, steps=4, stop_after=0))
+    jax.tree.map(np.testing.assert_array_equal, begun, first)
+    train.train(train.Options(out, start=run_folder, steps=4, stop_after=1))
+    assert phases == [True, False]
+    for name in ("tokenizer.json", "config.json"):
+        assert (out / name).read_bytes() == (run_folder / name).read_bytes()
+
+
+@pytest.mark.usefixtures("short_rows")
+def test_the_table_has_a_column_for_each_kind_of_prompt_and_weights(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train.train(train.Options(run_folder, steps=1))
+    arguments = [str(run_folder), "--count", "1", "--tasks", "sums_two_digits", "--columns", "clean", "int8"]
+    monkeypatch.setattr("sys.argv", ["evaluate", *arguments])
+    capsys.readouterr()  # the log of the run
+    evaluate.main()
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.split() == ["task", "target", "clean", "int8"]
+    assert row.split() == ["sums_two_digits", "0.80", "0.000", "0.000", "of", "1"]
+
+
+def test_targets_are_of_tasks() -> None:
+    assert evaluate.TARGETS.keys() <= DIALOGUES.keys()
 
 
 def test_minutes_bound_a_run_by_its_own_time() -> None:

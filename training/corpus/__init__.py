@@ -16,6 +16,7 @@ from training.corpus import (
     stories,
     summary,
     sums,
+    tools,
     translation,
     writing,
 )
@@ -38,18 +39,28 @@ DIALOGUES: Mapping[str, Callable[[Draw], Dialogue]] = {
     "sentiment": sentiment.make,
     "story": stories.make,
     "translation": translation.make,
+    "translation_several": translation.several,
     "summary": summary.make,
+    "summary_two": summary.two_sentences,
     "reading": summary.questions,
     "people": summary.people,
     "knowledge": knowledge.make,
+    "capitals": knowledge.capital,
+    "definitions": knowledge.definition,
+    "facts": knowledge.fact,
     "code": code.make,
     "writing": writing.make,
     "sums": sums.make,
+    "sums_two_digits": sums.two_digits,
+    "sums_several": sums.several,
     "word_problem": sums.word_problem,
     "count": sums.count,
     "units": sums.units,
     "smalltalk": smalltalk.make,
     "fallback": smalltalk.fallback,
+    "tool_call": tools.call,
+    "tool_answer": tools.answer,
+    "tool_unneeded": tools.unneeded,
 }
 PLAIN: Mapping[str, Maker] = {
     "plain_story": stories.plain,
@@ -67,15 +78,18 @@ COPY_PHASE: Mapping[str, float] = {
     "translation": 2, "sums": 2, "fallback": 2, "writing": 1,
 }  # fmt: skip
 FULL_PHASE: Mapping[str, float] = {
-    "memory": 16, "memory_single": 8, "memory_unknown": 2, "json": 48, "field": 3, "repeat": 6, "repeat_long": 3,
-    "times": 1, "bullets": 2, "pick": 3, "people": 5, "reading": 3, "summary": 5, "story": 9, "plain_story": 4,
-    "plain_profile": 1, "plain_facts": 1, "knowledge": 7, "smalltalk": 6, "sentiment": 5, "code": 5, "translation": 9,
-    "sums": 5, "word_problem": 1, "count": 1, "units": 1, "fallback": 6, "writing": 2,
+    "memory": 14, "memory_single": 8, "memory_unknown": 3, "json": 26, "field": 4, "repeat": 6, "repeat_long": 5,
+    "times": 3, "bullets": 2, "pick": 5, "people": 6, "reading": 4, "summary": 6, "summary_two": 3, "story": 7,
+    "plain_story": 2, "plain_profile": 1, "plain_facts": 1, "knowledge": 14, "smalltalk": 6, "sentiment": 5, "code": 6,
+    "translation": 14, "translation_several": 7, "sums": 6, "sums_two_digits": 9, "sums_several": 16, "word_problem": 3,
+    "count": 1, "units": 2, "fallback": 6, "writing": 2, "tool_call": 2, "tool_answer": 3, "tool_unneeded": 1,
 }  # fmt: skip
 
 _SYSTEM_SHARE = 0.12
 _CHAIN_SHARE = 0.2
 _TELLING = frozenset({"memory", "memory_single", "memory_unknown"})
+# Tools are part of the system message, and with a calculator at hand a sum has another answer.
+_WITH_TOOLS = frozenset({"tool_call", "tool_answer", "tool_unneeded"})
 
 
 def _pick(rng: Random, mix: Mapping[str, float]) -> str:
@@ -85,12 +99,13 @@ def _pick(rng: Random, mix: Mapping[str, float]) -> str:
 def draw_document(draw: Draw, mix: Mapping[str, float]) -> Document:
     """Return one training document: a task of the mix, sometimes with a system prompt, sometimes several in a row."""
     document = MAKERS[_pick(draw.rng, mix)](draw)
-    if not isinstance(document, Dialogue):
+    if not isinstance(document, Dialogue) or document.task in _WITH_TOOLS:
         return document
     while draw.chance(_CHAIN_SHARE):
         following = MAKERS[_pick(draw.rng, mix)](draw)
         # A conversation in which something was stated has another answer to "What is my name?".
-        if isinstance(following, Dialogue) and not {document.task, following.task} & _TELLING:
+        tasks = {document.task, following.task}
+        if isinstance(following, Dialogue) and not tasks & _TELLING and following.task not in _WITH_TOOLS:
             document = Dialogue(following.task, (*document.turns, *following.turns), following.check)
     return smalltalk.with_system(draw, document) if draw.chance(_SYSTEM_SHARE) else document
 

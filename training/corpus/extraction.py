@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
 
 from training import vocabulary as words
 from training.dialogue import Dialogue, ask, same_json
-from training.draw import Draw
+from training.draw import Draw, fix_articles
 
 Value = str | int
 
@@ -149,7 +148,7 @@ def make(draw: Draw) -> Dialogue:
     sentence = draw.choice(draw.choice(_FRAMES))
     values = _values(draw)
     keys = [part.split("}")[0] for part in sentence.split("{")[1:]]
-    text = _fix_articles(sentence.format(**values))
+    text = fix_articles(sentence.format(**values))
     if draw.chance(0.2):
         text = text.rstrip(".")
     if draw.chance(0.8):
@@ -160,11 +159,6 @@ def make(draw: Draw) -> Dialogue:
         question = draw.phrase(_ALL_KEYS, s=text)
     answer = json.dumps({key: values[key] for key in keys}, ensure_ascii=False)
     return ask("json", question, answer, same_json)
-
-
-def _fix_articles(text: str) -> str:
-    """Write "an" before the vowels that filled-in words begin with."""
-    return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", text)
 
 
 _FIELD_ASK = {
@@ -182,5 +176,5 @@ def field(draw: Draw) -> Dialogue:
     key = draw.choice(tuple(_FIELD_ASK))
     usable = [s for frame in _FRAMES for s in frame if f"{{{key}}}" in s]
     values = _values(draw)
-    text = _fix_articles(draw.choice(usable).format(**values))
+    text = fix_articles(draw.choice(usable).format(**values))
     return ask("field", draw.phrase(_FIELD_ASK[key], s=text), str(values[key]))

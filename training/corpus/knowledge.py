@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from training.dialogue import Dialogue, PlainText, ask
-from training.draw import Draw
+from training.draw import Draw, with_article
 
 
 def _pairs(rows: str, separator: str) -> tuple[tuple[str, str], ...]:
@@ -190,32 +192,49 @@ _OPPOSITE_ASK = (
 )
 
 
-def _definition(draw: Draw) -> tuple[str, str]:
+def capital(draw: Draw) -> Dialogue:
+    """Ask for the capital of a country."""
+    country, city = draw.choice(CAPITALS)
+    shown = country.lower() if draw.noise and draw.chance(0.2) else country
+    return ask("capitals", draw.phrase(_CAPITAL_ASK, c=shown), f"The capital of {country} is {city}.")
+
+
+def country_of(draw: Draw) -> Dialogue:
+    """Ask for the country of a capital that has one name for its country."""
+    country, city = draw.choice([row for row in CAPITALS if row[1] not in ("London", "Washington")])
+    return ask("capitals", draw.phrase(_COUNTRY_ASK, c=city), f"{city} is the capital of {country}.")
+
+
+def fact(draw: Draw) -> Dialogue:
+    """Ask for an everyday fact."""
+    prompts, answer = draw.choice(_FACTS)
+    return ask("facts", draw.phrase(prompts.split("|")), answer)
+
+
+def definition(draw: Draw) -> Dialogue:
+    """Ask what a word means."""
     word, meaning = draw.choice(DEFINITIONS)
-    bare = word == "photosynthesis"
-    shown = word if bare else f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
-    prompt = draw.phrase([t for t in _DEFINE_ASK if "call" not in t], w=shown, b=word)
-    return prompt, f"{shown[0].upper()}{shown[1:]} is {meaning}."
+    shown = word if word == "photosynthesis" else with_article(word)
+    answer = f"{shown[0].upper()}{shown[1:]} is {meaning}."
+    return ask("definitions", draw.phrase(_DEFINE_ASK, w=shown, b=word), answer)
+
+
+def opposite(draw: Draw) -> Dialogue:
+    """Ask for the opposite of a word."""
+    word, other = draw.choice(OPPOSITES)
+    return ask("opposites", draw.phrase(_OPPOSITE_ASK, w=word), f"The opposite of {word} is {other}.")
+
+
+_KINDS: tuple[tuple[Callable[[Draw], Dialogue], float], ...] = (
+    (capital, 5), (country_of, 1), (fact, 5), (definition, 4), (opposite, 2),
+)  # fmt: skip
 
 
 def make(draw: Draw) -> Dialogue:
     """Return a capital, a country, a fact, a definition or an opposite."""
-    kind = draw.rng.choices(range(5), (5, 1, 5, 4, 2))[0]
-    if kind == 0:
-        country, capital = draw.choice(CAPITALS)
-        shown = country.lower() if draw.noise and draw.chance(0.2) else country
-        return ask("knowledge", draw.phrase(_CAPITAL_ASK, c=shown), f"The capital of {country} is {capital}.")
-    if kind == 1:
-        country, capital = draw.choice([row for row in CAPITALS if row[1] not in ("London", "Washington")])
-        return ask("knowledge", draw.phrase(_COUNTRY_ASK, c=capital), f"{capital} is the capital of {country}.")
-    if kind == 2:
-        prompts, answer = draw.choice(_FACTS)
-        return ask("knowledge", draw.phrase(prompts.split("|")), answer)
-    if kind == 3:
-        prompt, answer = _definition(draw)
-        return ask("knowledge", prompt, answer)
-    word, opposite = draw.choice(OPPOSITES)
-    return ask("knowledge", draw.phrase(_OPPOSITE_ASK, w=word), f"The opposite of {word} is {opposite}.")
+    kinds, shares = zip(*_KINDS, strict=True)
+    chosen: Callable[[Draw], Dialogue] = draw.rng.choices(kinds, shares)[0]
+    return chosen(draw)
 
 
 def plain(draw: Draw) -> PlainText:

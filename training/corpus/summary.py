@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from training import vocabulary as words
 from training.dialogue import Dialogue, Turn, ask
-from training.draw import Draw, with_article
+from training.draw import Draw, fix_articles, with_article
 
 # Main event; it is what a summary has to keep.
 _EVENTS = (
@@ -81,11 +81,24 @@ _ASK = (
 )
 
 
+_TWO_ASK = (
+    "Summarize in two sentences: {p}",
+    "Summarize this text in two sentences: {p}",
+    "Write a two sentence summary: {p}",
+    "{p}\nSummarize this in two sentences.",
+    "Give me a summary of two sentences: {p}",
+    "Tell me in two sentences what happened: {p}",
+    "Shorten this to two sentences: {p}",
+    "{p} Sum this up in two sentences.",
+)
+
+
 @dataclass(frozen=True)
 class News:
-    """A short news item and the facts in it."""
+    """A short news item, the facts in it, and the first sentence beside its main one."""
 
     text: str
+    detail: str
     name: str
     city: str
     day: str
@@ -108,13 +121,74 @@ def _news_item(draw: Draw) -> News:
     fields = {"name": name, "friend": friend, "month": draw.choice(words.MONTHS)}
     body = [detail.format(n=draw.number(2, 99), **fields) for detail in details]
     text = [*body[:1], lead, *body[1:]] if draw.chance(0.15) else [lead, *body]
-    return News(" ".join(text), name, city, day, event)
+    return News(fix_articles(" ".join(text)), body[0], name, city, day, fix_articles(event))
+
+
+_DOINGS = (
+    *("lost a {thing}", "lost his {thing}", "lost her {thing}", "found a {thing}", "bought a {color} {thing}"),
+    *("saw a {animal}", "met {friend}", "helped {friend}", "sang a song", "read a book about {topic}"),
+    *("fed a {animal}", "broke a {thing}", "painted a picture of a {animal}", "forgot the {thing}", "ate {food}"),
+    *("talked about {topic}", "waited for {friend}", "cleaned the {thing}", "had a lesson in {hobby}"),
+)
+_SPOTS = (
+    *("in the park", "at the station", "at school", "on the beach", "in the garden", "in the kitchen", "at home"),
+    *("at the market", "in {city}", "near the river", "in the library", "on the bus", "in the street", "at the lake"),
+)
+_BEFORE = ("", "", "", "Yesterday ", "On {day}, ", "This morning ", "Last week ", "Last {day} ")
+_AFTER = (
+    *("A girl found it.", "A boy laughed.", "She gave it back to him.", "He gave it back to her.", "She was tired."),
+    *(
+        "He was very happy.",
+        "{friend} helped a lot.",
+        "It started to rain.",
+        "Then they went home.",
+        "She thanked him.",
+    ),
+    *("Nobody else was there.", "They had a lot of fun.", "A dog ran away.", "Later they ate {food}.", "Time flew."),
+    *(
+        "An old man smiled.",
+        "The others were surprised.",
+        "{friend} came later.",
+        "It was not easy.",
+        "It took an hour.",
+    ),
+)
+
+
+def _everyday(draw: Draw) -> tuple[str, str]:
+    """Return two to four short sentences about what somebody did, and the sentence that says so."""
+    name, friend = draw.people(2)
+    fields = {
+        "friend": friend,
+        "thing": draw.choice(words.THINGS),
+        "color": draw.choice(words.COLOURS),
+        "animal": draw.choice(words.ANIMALS),
+        "topic": draw.choice(words.TOPICS),
+        "city": draw.place(),
+        "food": draw.choice(words.FOODS),
+        "hobby": draw.choice(words.HOBBIES),
+        "day": draw.choice(words.DAYS),
+    }
+    done = f"{name} {draw.say(_DOINGS, **fields)} {draw.say(_SPOTS, **fields)}."
+    before = draw.say(_BEFORE, **fields)
+    after = [sentence.format(**fields) for sentence in draw.sample(_AFTER, draw.number(1, 3))]
+    return fix_articles(" ".join([before + done, *after])), fix_articles(done)
 
 
 def make(draw: Draw) -> Dialogue:
-    """Summarize a news item of two to five sentences."""
+    """Summarize a news item, or a few sentences about what somebody did, in one sentence."""
+    if draw.chance(0.4):
+        text, done = _everyday(draw)
+        return ask("summary", draw.phrase(_ASK, p=text), done)
     item = _news_item(draw)
     return ask("summary", draw.phrase(_ASK, p=item.text), f"{item.name} {item.event} in {item.city}.")
+
+
+def two_sentences(draw: Draw) -> Dialogue:
+    """Summarize a news item in two sentences: what happened, and the first detail of the text."""
+    item = _news_item(draw)
+    summary = f"{item.name} {item.event} in {item.city}. {item.detail}"
+    return ask("summary_two", draw.phrase(_TWO_ASK, p=item.text), summary)
 
 
 _WHO = ("Who is this about?", "Who did it?", "What is the name of the person?", "Who is the text about?")

@@ -26,24 +26,96 @@ _OPERATORS = {
 }
 
 
-def _operands(draw: Draw) -> tuple[int, str, int]:
-    operator = draw.rng.choices("+-x/", (4, 3, 2, 1))[0]
-    if operator == "+":
-        return draw.number(0, 20), operator, draw.number(0, 20)
-    if operator == "-":
-        a, b = draw.number(0, 20), draw.number(0, 20)
-        return max(a, b), operator, min(a, b)
+Operands = tuple[int, str, int]
+_LOW, _TWO_DIGITS = (0, 20), (10, 99)
+
+
+def solve(a: int, operator: str, b: int) -> int:
+    """Return the result of one operation; division is exact in all the corpus."""
+    return {"+": a + b, "-": a - b, "x": a * b, "/": a // max(b, 1)}[operator]
+
+
+def add_or_subtract(draw: Draw, low: int, high: int) -> Operands:
+    """Return a sum or difference of two numbers, on this side of the held-out split; results are not negative."""
+
+    def make() -> Operands:
+        operator = draw.choice("++-")
+        a, b = draw.number(low, high), draw.number(low, high)
+        return (max(a, b), "-", min(a, b)) if operator == "-" else (a, "+", b)
+
+    return draw.split(make)
+
+
+def _from_tables(draw: Draw) -> Operands:
+    """Return an entry of the times tables: facts, which have no held-out split."""
     a, b = draw.number(1, 10), draw.number(1, 10)
-    return (a, operator, b) if operator == "x" else (a * b, operator, a)
+    return (a, "x", b) if draw.chance(0.7) else (a * b, "/", a)
+
+
+def _operands(draw: Draw) -> Operands:
+    kind = draw.rng.choices(range(3), (2, 6, 2))[0]
+    return _from_tables(draw) if kind == 2 else add_or_subtract(draw, *(_LOW, _TWO_DIGITS)[kind])
+
+
+def _expression(draw: Draw, operands: Operands) -> str:
+    a, operator, b = operands
+    spelt = draw.choice(_OPERATORS[operator])
+    return f"{a}{spelt}{b}" if len(spelt) == 1 and draw.chance(0.3) else f"{a} {spelt} {b}"
+
+
+def working(operands: Operands) -> str:
+    """Return an operation and its result, with a step between them where both numbers have two digits.
+
+    A sum's step adds tens and ones apart, a difference's takes the tens off first: `47 + 38 = 70 + 15 = 85`. Written
+    in one go, the first digit of a result depends on the carry of a sum that is not written yet.
+    """
+    a, operator, b = operands
+    tens = b // 10 * 10
+    step = ""
+    if min(a, b) >= 10 and operator == "+":
+        step = f" = {a // 10 * 10 + tens} + {a % 10 + b % 10}"
+    elif min(a, b) >= 10 and operator == "-":
+        step = f" = {a - tens} - {b % 10}"
+    return f"{a} {operator} {b}{step} = {solve(a, operator, b)}"
+
+
+def _result(operands: Operands) -> str:
+    return f"{working(operands)}."
+
+
+def question(draw: Draw, operands: Operands) -> str:
+    """Return the request for the result of one operation."""
+    return draw.phrase(_ASK, e=_expression(draw, operands))
 
 
 def make(draw: Draw) -> Dialogue:
-    """Return one sum or difference of two numbers up to 20, or one entry of the times tables up to 10."""
-    a, operator, b = draw.split(lambda: _operands(draw))
-    result = {"+": a + b, "-": a - b, "x": a * b, "/": a // max(b, 1)}[operator]
-    spelt = draw.choice(_OPERATORS[operator])
-    expression = f"{a}{spelt}{b}" if len(spelt) == 1 and draw.chance(0.3) else f"{a} {spelt} {b}"
-    return ask("sums", draw.phrase(_ASK, e=expression), f"{a} {operator} {b} = {result}.")
+    """Return a sum or difference of numbers up to 20 or of two digits, or one entry of the times tables up to 10."""
+    operands = _operands(draw)
+    return ask("sums", question(draw, operands), _result(operands))
+
+
+def two_digits(draw: Draw) -> Dialogue:
+    """Return a sum or difference of two numbers of two digits."""
+    operands = add_or_subtract(draw, *_TWO_DIGITS)
+    return ask("sums_two_digits", question(draw, operands), _result(operands))
+
+
+_SEVERAL_ASK = (
+    "Calculate these: {e}",
+    "Solve these sums: {e}",
+    "What are the results of these? {e}",
+    "Compute the following: {e}",
+    "Do these sums for me: {e}",
+    "{e}",
+)
+
+
+def several(draw: Draw) -> Dialogue:
+    """Return two to eight sums and a line for each: more sums for the same number of tokens."""
+    rows = [_operands(draw) for _ in range(draw.number(2, 8))]
+    separator = draw.choice((", ", "; ", "\n"))
+    shown = separator.join(_expression(draw, row) for row in rows)
+    return ask("sums_several", draw.phrase(_SEVERAL_ASK, e=shown), "\n".join(map(_result, rows)))
 
 
 _STORIES = (
@@ -64,11 +136,11 @@ _THINGS = ("apples", "books", "pears", "cookies", "coins", "pencils", "eggs", "c
 def word_problem(draw: Draw) -> Dialogue:
     """Return a one-step word problem."""
     template, operator = draw.choice(_STORIES)
-    a, b = sorted((draw.number(1, 20), draw.number(1, 20)), reverse=True)
+    a, b = sorted((draw.number(1, 30), draw.number(1, 30)), reverse=True)
     thing = draw.choice(_THINGS)
     question = draw.phrase((template,), a=a, b=b, t=thing, n=draw.person())
-    result = a + b if operator == "+" else a - b
-    return ask("word_problem", question, f"{a} {operator} {b} = {result}, so the answer is {result} {thing}.")
+    operands = (a, operator, b)
+    return ask("word_problem", question, f"{working(operands)}, so the answer is {solve(*operands)} {thing}.")
 
 
 _COUNT = (

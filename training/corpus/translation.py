@@ -142,8 +142,8 @@ def _composed(draw: Draw) -> tuple[str, ...]:
 
 def _sentence(draw: Draw) -> tuple[str, ...]:
     """Return a composed sentence, or (in training only: they cannot be guessed) a fixed phrase or a single noun."""
-    if not draw.held_out and draw.chance(0.6):
-        if draw.chance(0.8):
+    if not draw.held_out and draw.chance(0.35):
+        if draw.chance(0.7):
             return tuple(draw.choice(_PHRASES).split("|"))
         noun = draw.choice(NOUNS)
         return _definite(noun) if draw.chance(0.5) else (noun.english, *(form[0] for form in noun.forms))
@@ -171,6 +171,27 @@ _ASK = (
     "Give me the {l} for {b}.",
     "Put this into {l}: {s}",
 )
+
+
+_SEVERAL_ASK = (
+    "Translate these to {l}: {s}",
+    "Translate into {l}:\n{s}",
+    "Put these sentences into {l}: {s}",
+    "Translate the following to {l}.\n{s}",
+    "How do you say these in {l}? {s}",
+    "{s}\nTranslate all of this into {l}.",
+    "Write these sentences in {l}: {s}",
+)
+
+
+def several(draw: Draw) -> Dialogue:
+    """Translate two to six sentences, a line for each: more of the lexicon for the same number of tokens."""
+    source = 0 if draw.chance(0.85) else draw.number(1, 3)
+    target = draw.choice([i for i in range(4) if i != source]) if source == 0 else 0
+    sentences = [_sentence(draw) for _ in range(draw.number(2, 6))]
+    text = draw.choice((" ", "\n")).join(sentence[source] for sentence in sentences)
+    question = draw.phrase(_SEVERAL_ASK, l=LANGUAGES[target], s=text)
+    return ask("translation_several", question, "\n".join(sentence[target] for sentence in sentences))
 
 
 def make(draw: Draw) -> Dialogue:

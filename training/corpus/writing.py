@@ -59,10 +59,24 @@ def holds(answer: str, reference: str, mentions: tuple[str, ...] = ()) -> bool:
     return all(text.count("\n") >= 3 and all(word in text for word in mentions) for text in (answer, reference))
 
 
+def _topic(draw: Draw) -> str:
+    """Return what a text is about: a word, or a few with an article."""
+    thing = draw.choice((*words.THINGS, *words.ANIMALS, "sea", "sky", "moon", "sun", "school", "meeting", "summer"))
+    return draw.choice((
+        draw.choice(words.TOPICS),
+        draw.choice(words.THINGS) + "s",
+        draw.word(),
+        f"the {thing}",
+        f"my {thing}",
+        with_article(thing),
+        f"the {draw.choice(words.COLOURS)} {thing}",
+    ))  # fmt: skip
+
+
 def make(draw: Draw) -> Dialogue:
     """Return an email, a poem or an invitation."""
     name = draw.person()
-    topic = draw.choice((draw.choice(words.TOPICS), draw.choice(words.THINGS) + "s", draw.word()))
+    topic = _topic(draw)
     kind = draw.number(0, 2)
     if kind == 0:
         check = partial(holds, mentions=(name, topic))
