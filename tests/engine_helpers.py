@@ -1,5 +1,6 @@
 """What tests of the engine, and of what is built on it, share."""
 
+import itertools
 import os
 import threading
 import time
@@ -13,6 +14,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from mpt_serve.engine import Delta, Engine, EngineStats, SamplingParams
 from mpt_serve.engine.programs import use_compilation_cache
+from mpt_serve.engine.step_output import TurnResult
 from mpt_serve.llm import LLM, Completion
 
 COMPILATION_CACHE_OPTIONS = (
@@ -88,6 +90,27 @@ def wait_idle(engine: Engine) -> EngineStats:
 
     wait_until(idle)
     return seen[-1]
+
+
+@contextmanager
+def held_after(engine: Engine, turns: int, until: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """Let the engine take `turns` turns in the block, and hold it until `until` holds or the block ends.
+
+    What a test does to requests that run is done while they run, however fast the engine is.
+    """
+    turn, taken, ended = engine._pipeline.turn, itertools.count(), threading.Event()
+
+    def held_turn() -> TurnResult:
+        if next(taken) >= turns:
+            wait_until(lambda: ended.is_set() or until())
+        return turn()
+
+    engine._pipeline.turn = held_turn  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        ended.set()
+        engine._pipeline.turn = turn  # type: ignore[method-assign]
 
 
 def assert_all_free(engine: Engine) -> None:

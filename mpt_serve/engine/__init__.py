@@ -7,6 +7,7 @@ with it, and is imported when it is first named.
 from typing import TYPE_CHECKING
 
 from mpt_serve.configuration.engine_config import EngineConfig
+from mpt_serve.engine.prompt_embeds import PromptEmbeds
 from mpt_serve.engine.request import Delta, FinishReason, TokenLogprobs
 from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.engine.stats import EngineStats
@@ -23,6 +24,7 @@ __all__ = [
     "EngineConfig",
     "EngineStats",
     "FinishReason",
+    "PromptEmbeds",
     "RequestError",
     "SamplingParams",
     "TokenLogprobs",

@@ -8,7 +8,7 @@ equal.
 
 import hashlib
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -134,14 +134,22 @@ def first_link(salt: str) -> bytes:
     return hashlib.sha256(salt.encode(errors="surrogatepass")).digest()
 
 
-def extend_digests(digests: list[bytes], ids: Sequence[int], block_size: int, first: bytes) -> None:
+def extend_digests(
+    digests: list[bytes],
+    ids: Sequence[int],
+    block_size: int,
+    first: bytes,
+    content: Callable[[int, int], bytes] | None = None,
+) -> None:
     """Append the digests of further full blocks to those of the first len(digests).
 
     ids: the ids from position len(digests) * block_size on; a last block that is not full is left out.
-    first: `first_link`, for the first block.
+    first: `first_link`, for the first block. content: what else stands at positions from one to before another.
     """
     link = digests[-1] if digests else first
     words = np.asarray(ids, np.int32)
+    start = len(digests) * block_size
     for begin, end in pairwise(range(0, len(words) + 1, block_size)):
-        link = hashlib.sha256(link + words[begin:end].tobytes()).digest()
+        own = b"" if content is None else content(start + begin, start + end)
+        link = hashlib.sha256(link + words[begin:end].tobytes() + own).digest()
         digests.append(link)

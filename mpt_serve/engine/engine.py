@@ -30,6 +30,7 @@ from mpt_serve.engine.outbox import refuse
 from mpt_serve.engine.pipeline import Pipeline
 from mpt_serve.engine.prefill_limit import PrefillLimit
 from mpt_serve.engine.programs import CompilationCounter, use_compilation_cache
+from mpt_serve.engine.prompt_embeds import PromptEmbeds
 from mpt_serve.engine.request import AbortReason, Delta, FinishReason
 from mpt_serve.engine.request_factory import RequestFactory
 from mpt_serve.engine.runner import Runner
@@ -112,8 +113,10 @@ class Engine:
         max_samples = max(settings.max_num_seqs, _MIN_SAMPLES) if settings.speculates else settings.max_num_seqs
         limits = settings.max_num_seqs, settings.max_num_batched_tokens, max_samples
         pool = BlockPool(plan.num_blocks, plan.block_size)
-        self._scheduler = Scheduler(pool, *limits, prefix_caching=settings.prefix_caching)
-        self._runner = Runner(weights, config, plan, cache_dtype, *limits, self.vocab_limit, settings.kernels)
+        self._scheduler = Scheduler(pool, *limits, settings.prefix_caching, settings.background_patience)
+        self._runner = Runner(
+            weights, config, plan, cache_dtype, *limits, self.vocab_limit, settings.kernels, settings.prompt_embeds
+        )
         compiling_since = time.perf_counter()
         self.cache_bytes = self._runner.cache_bytes
         if settings.pre_compile:
@@ -136,7 +139,12 @@ class Engine:
             self._scheduler, self._runner, config.vocab_size, drafter, self._stats, prefill_limit, threads
         )
         self._factory = RequestFactory(
-            config.vocab_size, self.vocab_limit, self.eos_token_ids, plan.max_model_len, plan.block_size
+            config.vocab_size,
+            self.vocab_limit,
+            self.eos_token_ids,
+            plan.max_model_len,
+            plan.block_size,
+            config.d_model if settings.prompt_embeds else None,
         )
         self._requests = ActiveRequests(self._scheduler, drafter)
         self._inbox = Inbox()
@@ -200,9 +208,15 @@ class Engine:
 
     # Requests; any thread
 
-    def check(self, prompt_ids: Sequence[int], params: SamplingParams, with_grammar: bool = False) -> None:
+    def check(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        with_grammar: bool = False,
+        embeds: PromptEmbeds | None = None,
+    ) -> None:
         """Raise `RequestError` where `submit` would refuse this. with_grammar: whether it comes with a grammar."""
-        self._factory.check(prompt_ids, params, with_grammar)
+        self._factory.check(prompt_ids, params, with_grammar, embeds)
 
     def submit(
         self,
@@ -212,6 +226,7 @@ class Engine:
         request_id: str | None = None,
         generated: Sequence[int] = (),
         grammar: Grammar | None = None,
+        embeds: PromptEmbeds | None = None,
     ) -> str:
         """Queue a request with its params.n choices and return its id.
 
@@ -220,12 +235,13 @@ class Engine:
         generated: ids of choice params.choice_index (n must be 1) from an engine that did not finish it; generation
             continues after them exactly as there.
         grammar: what the output of each choice must match.
+        embeds: what stands in the prompt in place of ids, where settings.prompt_embeds is true.
 
         Raises `RequestError` (nothing is queued then), `EngineClosedError` when the engine was closed or has failed.
         When it is interrupted, `cancel` undoes whatever it did.
         """
         request_id = request_id or f"request-{next(self._request_numbers)}"
-        choices = self._factory.make(prompt_ids, params, on_delta, request_id, generated, grammar)
+        choices = self._factory.make(prompt_ids, params, on_delta, request_id, generated, grammar, embeds)
         if self._closed or self._stats.error:
             raise EngineClosedError(self._stats.error or "the engine is closed")
         if not self._requests.claim(request_id, choices):

@@ -153,16 +153,29 @@ def available_memory(device: jax.Device) -> int:
 
 
 def _available_host_memory(root: Path = Path("/")) -> int:
-    """Return the free bytes of this host, within the limits of this process's control groups."""
+    """Return the free bytes of this host, within the limits of this process's control groups.
+
+    Files that this process has mapped, such as its weights, count as used: Linux could drop their pages.
+    """
+    mapped = _mapped_bytes(root)
     try:
         meminfo = dict(line.split(":", 1) for line in (root / "proc/meminfo").read_text().splitlines())
-        available = int(meminfo["MemAvailable"].split()[0]) * 1024
+        available = int(meminfo["MemAvailable"].split()[0]) * 1024 - mapped
     except OSError:  # not Linux: half of what is installed
         available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    return max(0, min([available, *_cgroup_headroom(root)]))
+    return max(0, min([available, *_cgroup_headroom(root, mapped)]))
 
 
-def _cgroup_headroom(root: Path) -> Iterator[int]:
+def _mapped_bytes(root: Path) -> int:
+    """Return the resident bytes of files that this process has mapped; 0 where the system does not say."""
+    try:
+        lines = (root / "proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssFile:"))
+
+
+def _cgroup_headroom(root: Path, mapped: int) -> Iterator[int]:
     """Yield what each control group around this process still allows, in bytes (versions 1 and 2)."""
     try:
         memberships = (root / "proc/self/cgroup").read_text().splitlines()
@@ -183,23 +196,23 @@ def _cgroup_headroom(root: Path) -> Iterator[int]:
         folder = base / path.lstrip("/")
         # Limits of all enclosing groups hold. In a container the path may be the host's: then only the base exists.
         for group in (folder, *folder.parents):
-            yield from _group_headroom(group, limit_file, usage_file)
+            yield from _group_headroom(group, limit_file, usage_file, mapped)
             if group == base:
                 break
 
 
-def _group_headroom(group: Path, limit_file: str, usage_file: str) -> Iterator[int]:
+def _group_headroom(group: Path, limit_file: str, usage_file: str, mapped: int) -> Iterator[int]:
     """Yield what one control group still allows, nothing where it has no limit."""
     try:
         limit, usage = (group / limit_file).read_text().strip(), int((group / usage_file).read_text())
         if limit != "max":
-            yield int(limit) - usage + _reclaimable(group)
+            yield int(limit) - usage + max(0, _reclaimable(group) - mapped)
     except OSError:
         return
 
 
 def _reclaimable(group: Path) -> int:
-    """Return the file pages in a group's usage that the kernel drops under pressure (a mapped checkpoint, mostly)."""
+    """Return the file pages in a group's usage that the kernel drops under pressure."""
     try:
         lines = (group / "memory.stat").read_text().splitlines()
     except OSError:

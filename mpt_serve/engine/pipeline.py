@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +12,7 @@ from jax import Array
 
 from model.sampling.batch import PROMPT
 from model.sampling.sampler import NO_NUMBER
+from mpt_serve.engine.named_logprobs import Named, read_named, start_named
 from mpt_serve.engine.prefill_limit import PrefillLimit
 from mpt_serve.engine.programs import SCORED
 from mpt_serve.engine.request import NO_NUMBERS_MESSAGE, NO_STATES_MESSAGE, Request
@@ -19,7 +20,7 @@ from mpt_serve.engine.runner import PreparedStep
 from mpt_serve.engine.scheduler import Scheduler
 from mpt_serve.engine.speculative import Drafter
 from mpt_serve.engine.stats_board import StatsBoard
-from mpt_serve.engine.step_output import SampledIds, StepFailure, StepOutput, TurnResult
+from mpt_serve.engine.step_output import Sampled, SampledIds, StepFailure, StepOutput, TurnResult
 from mpt_serve.engine.step_rows import Drafts, Row, StepRows
 from mpt_serve.engine.thread_choice import ThreadChoice
 from mpt_serve.engine.token_masks import Words, mask_words
@@ -33,7 +34,7 @@ class StepRunner(Protocol):
 
     def prepare(self, step: StepRows) -> PreparedStep: ...
 
-    def step(self, step: PreparedStep, masks: Words | None = None) -> tuple[Array, Array]: ...
+    def step(self, step: PreparedStep, masks: Words | None = None) -> tuple[Array | None, Sampled]: ...
 
     def forward(self, step: PreparedStep) -> tuple[Array, Array]: ...
 
@@ -41,7 +42,7 @@ class StepRunner(Protocol):
 
     def set_slot(self, slot: int, counts: npt.NDArray[np.int32], bias: npt.NDArray[np.float32]) -> None: ...
 
-    def score(self, hidden_states: Array, begin: int, ids: Sequence[int]) -> Array: ...
+    def score(self, hidden_states: Array, begin: int, ids: Sequence[int], stride: int = 1) -> Array: ...
 
     def final_states(self, hidden_states: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]: ...
 
@@ -53,14 +54,16 @@ class _Step:
     sampled: the packed array. scores: (request, position of the first id, number of ids, packed array).
     pooled: (row, the step's token that is its first) of rows whose hidden states are wanted; hidden_states: [T, d]
         float32 before the last norm, None where no row's are.
+    named: what rows, by their places, have of ids that their requests name.
     """
 
     rows: StepRows
     prepared: PreparedStep
-    sampled: Array | None = None
+    sampled: Sampled | None = None
     scores: list[tuple[Request, int, int, Array]] = field(default_factory=list)
     pooled: list[tuple[Row, int]] = field(default_factory=list)
     hidden_states: Array | None = None
+    named: dict[int, Named] = field(default_factory=dict)
 
 
 class Pipeline:
@@ -119,7 +122,8 @@ class Pipeline:
             result.scheduled = True
             self._set_slots(step.rows)
             if self._threads is not None:
-                self._threads.use(step.prepared.key.num_tokens)
+                self._threads.use(step.prepared.key.num_tokens, spare_one=step.rows.background)
+            hidden_states: Array | None
             if step.rows.needs_ids:
                 hidden_states, logits = self._runner.forward(step.prepared)
                 if behind is not None:
@@ -128,7 +132,8 @@ class Pipeline:
                 step.sampled = self._runner.sample(step.prepared, logits, self._masks(step, result))
             else:
                 hidden_states, step.sampled = self._runner.step(step.prepared, self._masks(step, result))
-            self._use_hidden_states(step, hidden_states)
+            if hidden_states is not None:
+                self._use_hidden_states(step, hidden_states)
         if behind is not None:
             self._read(behind, result)
         self._ahead = step
@@ -186,7 +191,7 @@ class Pipeline:
     def _set_slot(self, request: Request) -> None:
         assert request.slot is not None
         counts = np.bincount(request.output_ids, minlength=self._vocab_size).astype(np.int32)
-        counts[list(request.prompt_ids)] += PROMPT
+        counts[request.read_ids] += PROMPT
         bias = np.zeros(self._vocab_size, np.float32)
         for token, value in request.params.biases:
             bias[token] = value
@@ -217,9 +222,15 @@ class Pipeline:
     def _use_hidden_states(self, step: _Step, hidden_states: Array) -> None:
         """Start scoring the ids of prompts that follow the step's tokens, and keep hidden states that requests want."""
         begin = 0
-        for row in step.rows.rows:
+
+        def score(token: int, ids: Sequence[int]) -> Array:
+            return self._runner.score(hidden_states, token, ids, stride=0)
+
+        for place, row in enumerate(step.rows.rows):
             if row.request.wants_prompt_logprobs:
                 self._score_row(step, row, begin, hidden_states)
+            if (named := start_named(row, begin, score, SCORED)) is not None:
+                step.named[place] = named
             if row.request.pooled is not None and row.stop > row.request.pooled.begin:
                 step.pooled.append((row, begin))
             begin += row.length
@@ -250,7 +261,7 @@ class Pipeline:
                 request.prompt_logprobs += scored.logprobs(0, count, request.params.prompt_logprobs or 0)
         if step.hidden_states is not None:
             self._pool(step.pooled, np.asarray(step.hidden_states), result)
-        self._accept(step.rows.rows, sampled, result)
+        self._accept(step, sampled, result)
 
     def _pool(
         self, rows: Sequence[tuple[Row, int]], hidden_states: npt.NDArray[np.float32], result: TurnResult
@@ -276,15 +287,21 @@ class Pipeline:
             if self._prefill_limit is not None:
                 self._prefill_limit.measured(rows.num_tokens, seconds)
             if all(row.samples == row.length for row in rows.rows):
-                if self._threads is not None:
+                if self._threads is not None and not rows.background:
                     self._threads.measured(step.prepared.key.num_tokens, seconds)
                 if self._drafter is not None:
                     self._drafter.step_took(rows.num_tokens, seconds)
         self._read_at = now
 
-    def _accept(self, rows: Sequence[Row], sampled: SampledIds, result: TurnResult) -> None:
-        begins = dict(zip(map(id, rows), np.cumsum([0, *(row.samples for row in rows)]).tolist(), strict=False))
-        ids = sampled.ids(sum(row.samples for row in rows))
+    def _accept(self, step: _Step, sampled: SampledIds, result: TurnResult) -> None:
+        rows = step.rows.rows
+        named = {id(rows[place]): own for place, own in step.named.items()}
+        begins: dict[int, int] = {}  # of each row's samples
+        count = 0
+        for row in rows:
+            begins[id(row)] = count
+            count += row.samples
+        ids = sampled.ids(count)
         if min(ids, default=0) < 0:
             for row in rows:
                 if NO_NUMBER in ids[begins[id(row)] :][: row.samples]:
@@ -300,6 +317,9 @@ class Pipeline:
             if request.params.logprobs is not None:
                 begin = begins[id(row)]
                 logprobs = tuple(sampled.logprobs(begin, begin + count, request.params.logprobs))
+                if own := named.get(id(row)):
+                    tops = read_named(own[:count], request.params.logprob_token_ids or (), SCORED)
+                    logprobs = tuple(replace(lp, top=top) for lp, top in zip(logprobs, tops, strict=True))
             result.outputs.append(StepOutput(request, token_ids, logprobs, request.finish_reason))
             self._advance_grammar(request, token_ids, result)
 

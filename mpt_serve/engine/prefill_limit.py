@@ -16,6 +16,9 @@ _HARDLY_MORE = 1.1  # what a step with rows for hidden states may take, as a mul
 _SELDOM = 256  # steps of which one may take longer for them: less than one of 100, so that the p99 of gaps stays
 _LARGE = 128  # tokens that make such a step worth it
 
+_REMEMBERED = 256  # steps after the last with an expedited request, while the next one may come at any moment
+_BESIDE_EXPEDITED = 3  # what a step with prompts of others may then take, as a multiple of one without
+
 
 class PrefillLimit:
     """Limits the tokens of a step, as the last steps of its size have taken.
@@ -27,6 +30,7 @@ class PrefillLimit:
         self._costs = StepCosts(sizes)
         self._max_gap_s = max_gap_s
         self._since_pooled = _SELDOM  # steps since the last with rows for hidden states
+        self._since_expedited = _REMEMBERED  # steps since the last with rows of expedited requests
 
     def measured(self, num_tokens: int, seconds: float) -> None:
         """Take note of how long a step took."""
@@ -34,6 +38,8 @@ class PrefillLimit:
 
     def scheduled(self, step: StepRows) -> None:
         """Take note of what the next step computes."""
+        expedited = any(row.request.params.expedited for row in step.rows)
+        self._since_expedited = 0 if expedited else min(self._since_expedited + 1, _REMEMBERED)
         if any(row.request.pooled is not None for row in step.rows):
             self._since_pooled = 0
         elif step.num_samples:
@@ -44,7 +50,7 @@ class PrefillLimit:
         tokens = self.tokens
         if tokens is None:
             return PromptLimits()
-        return PromptLimits(tokens, self._pooled(num_tokens, tokens))
+        return PromptLimits(tokens, self._pooled(num_tokens, tokens), self._beside_expedited(num_tokens))
 
     def background(self, num_tokens: int) -> int:
         """Return how many tokens a step may have together with rows in the background, where others have num_tokens.
@@ -75,6 +81,20 @@ class PrefillLimit:
         if self._since_pooled < _SELDOM:
             return padded
         return None if costs.has_measured(larger[0]) else larger[0]
+
+    def _beside_expedited(self, num_tokens: int) -> int | None:
+        """Return the limit of prompts that are not expedited, while others are; None for that of all prompts.
+
+        An expedited request waits for the step that runs when it comes. So that their own prompts advance, such steps
+        have the next size above that of their decode rows in any case.
+        """
+        if self._since_expedited >= _REMEMBERED:
+            return None
+        costs = self._costs
+        padded = costs.padded(num_tokens)
+        larger = [size for size in costs.sizes if size > padded]
+        most = costs.cost(num_tokens) * _BESIDE_EXPEDITED
+        return max((size for size in larger if size == larger[0] or costs.cost(size) <= most), default=padded)
 
     @property
     def tokens(self) -> int | None:

@@ -4,7 +4,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
@@ -20,10 +20,12 @@ from model.config.mpt_config import MptConfig
 from model.kernel_selection import SelectedKernels
 from model.layers.paged_forward import forward_and_logits, lm_logits
 from model.params.kv_cache import KvCache, copy_blocks
+from model.params.step_batch import TokenEmbeds
 from model.params.weights import Weights
 from model.sampling.batch import SamplerState
 from model.sampling.logprobs import prompt_logprobs
 from model.sampling.sampler import sample, set_slot_state
+from mpt_serve.engine.program_store import compiled_afresh, program_store
 from mpt_serve.engine.sampling_params import MAX_LOGPROBS
 from mpt_serve.engine.step_inputs import Packed, pack_sampling, unpack_forward, unpack_sampling
 from mpt_serve.engine.step_output import pack_sampled
@@ -34,13 +36,14 @@ from mpt_serve.engine.token_masks import mask_words
 logger = logging.getLogger(__name__)
 
 COPIES = 8  # cache blocks that one call copies
-SCORED = 32  # prompt tokens that one call scores: bounds their logits to [32, V]
+SCORED = 32  # ids that one call scores: bounds their logits to [32, V]
 
-Purpose = Literal["forward", "step", "sample", "score", "copy", "set_slot"]
+Purpose = Literal["forward", "embeds", "step", "sample", "score", "copy", "set_slot"]
 _LOG_PERIOD_S = 2.0
 _Record = TypeVar("_Record", KvCache, SamplerState)
 
 ProgramKey = StepKey | int | None  # a step's, a number of samples (sample) or tokens (score), or none
+ProgramName = tuple[Purpose, ProgramKey]
 
 
 @dataclass(slots=True)
@@ -59,8 +62,8 @@ class DeviceState:
 class Programs:
     """Compiles programs, ahead or on first use.
 
-    fused: each step shape also has one program for the whole step, beside those for its two halves.
-    replicated: sharding of small arrays.
+    fused: the step shapes that also have one program for the whole step, beside those for its two halves.
+    replicated: sharding of small arrays. embeds: each step shape has one more for steps with embeddings in prompts.
     """
 
     def __init__(
@@ -70,8 +73,9 @@ class Programs:
         shapes: Mapping[StepKey, StepShape],
         kernels: SelectedKernels,
         vocab_limit: int,
-        fused: bool,
+        fused: Collection[StepKey],
         replicated: Sharding,
+        embeds: bool = False,
     ) -> None:
         self._treedef = jax.tree.structure(weights)
         self._config = config
@@ -80,8 +84,10 @@ class Programs:
         self._vocab_limit = vocab_limit
         self._fused = fused
         self._replicated = replicated
+        self._embeds = embeds
+        self._stored = kernels.sampling is not None  # on a single CPU device with the native kernels
         self._max_num_seqs = next(iter(shapes.values())).max_num_seqs
-        self._compiled: dict[tuple[Purpose, ProgramKey], jax.stages.Compiled] = {}
+        self._compiled: dict[ProgramName, jax.stages.Compiled] = {}
 
     def get(self, purpose: Purpose, key: ProgramKey, state: DeviceState) -> jax.stages.Compiled:
         """Return a program; compiles it where `compile_all` has not."""
@@ -91,18 +97,50 @@ class Programs:
         return program
 
     def compile_all(self, state: DeviceState) -> None:
-        """Compile every program. Tracing holds the interpreter; compiling runs in parallel."""
+        """Compile every program, or load them where an engine with the same programs has stored them.
+
+        Tracing holds the interpreter; compiling and loading run in parallel.
+        """
         started = time.monotonic()
-        names: list[tuple[Purpose, ProgramKey]] = [("copy", None), ("set_slot", None)]
-        names += [("forward", key) for key in self._shapes]
-        names += [("step", key) for key in self._shapes if self._fused]
-        names += [("sample", samples) for samples in {key.num_samples for key in self._shapes}]
-        names += [("score", tokens) for tokens in {key.num_tokens for key in self._shapes}]
+        names = self._names()
+        store = program_store(self._identity(state)) if self._stored else None
+        loaded = None if store is None else store.load(names)
+        if loaded is not None:
+            self._compiled = loaded
+            logger.info("loaded %d programs in %.1f s", len(loaded), time.monotonic() - started)
+            return
+        if store is None:
+            self._compiled = self._compile(names, state)
+        else:
+            with compiled_afresh():
+                self._compiled = self._compile(names, state)
+            store.save(self._compiled)
+        logger.info("compiled %d programs in %.1f s", len(self._compiled), time.monotonic() - started)
+
+    def _compile(self, names: Sequence[ProgramName], state: DeviceState) -> dict[ProgramName, jax.stages.Compiled]:
         with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="compile") as executor:
             pending = {name: executor.submit(self._lower(*name, state).compile) for name in names}
             _log_progress(list(pending.values()))
-            self._compiled = {name: future.result() for name, future in pending.items()}
-        logger.info("compiled %d programs in %.1f s", len(self._compiled), time.monotonic() - started)
+            return {name: future.result() for name, future in pending.items()}
+
+    def _names(self) -> list[ProgramName]:
+        names: list[ProgramName] = [("copy", None), ("set_slot", None)]
+        names += [("forward", key) for key in self._shapes]
+        names += [("embeds", key) for key in self._shapes if self._embeds]
+        names += [("step", key) for key in self._fused]
+        names += [("sample", samples) for samples in sorted({key.num_samples for key in self._shapes})]
+        names += [("score", tokens) for tokens in sorted({key.num_tokens for key in self._shapes})]
+        return names
+
+    def _identity(self, state: DeviceState) -> list[object]:
+        """Return what the programs depend on, beside the code."""
+        arrays = [
+            (array.shape, array.dtype.name, array.weak_type, str(array.sharding))
+            for array in jax.tree.leaves((state.leaves, state.cache, state.slots))
+        ]
+        structures = [str(jax.tree.structure(part)) for part in (state.cache, state.slots)]
+        made_for = [self._vocab_limit, list(self._fused), self._embeds, str(self._replicated), self._kernels.names]
+        return [self._config, str(self._treedef), *structures, arrays, list(self._shapes.values()), *made_for]
 
     # Lowering. Output shardings are fixed: the next program expects cache and slots where this one expected them.
 
@@ -110,6 +148,8 @@ class Programs:
         match purpose, key:
             case "forward", StepKey():
                 return self._lower_forward(self._shapes[key], state)
+            case "embeds", StepKey():
+                return self._lower_forward(self._shapes[key], state, *self._embeds_of(key.num_tokens))
             case "step", StepKey():
                 return self._lower_step(self._shapes[key], state)
             case "sample", int():
@@ -122,10 +162,10 @@ class Programs:
                 return self._lower_set_slot(state)
         raise ValueError(f"there is no program {purpose!r} for the key {key}")
 
-    def _lower_forward(self, shape: StepShape, state: DeviceState) -> jax.stages.Lowered:
+    def _lower_forward(self, shape: StepShape, state: DeviceState, *embeds: jax.ShapeDtypeStruct) -> jax.stages.Lowered:
         shardings = (self._replicated, self._replicated, _shardings(state.cache))
         jitted = jax.jit(partial(self._forward, shape), donate_argnums=1, out_shardings=shardings)
-        return jitted.lower(state.leaves, state.cache, state.slots.last_tokens, _words(shape.size))
+        return jitted.lower(state.leaves, state.cache, state.slots.last_tokens, _words(shape.size), *embeds)
 
     def _lower_sample(self, samples: int, state: DeviceState) -> jax.stages.Lowered:
         shardings = (self._replicated, _shardings(state.slots))
@@ -147,9 +187,9 @@ class Programs:
         return jitted.lower(state.leaves, state.cache, state.slots, *arrays)
 
     def _lower_score(self, tokens: int, state: DeviceState) -> jax.stages.Lowered:
-        def score(leaves: list[Array], hidden_states: Array, begin: Array, ids: Array) -> Array:
+        def score(leaves: list[Array], hidden_states: Array, begin: Array, stride: Array, ids: Array) -> Array:
             weights = jax.tree.unflatten(self._treedef, leaves)
-            positions = jnp.minimum(begin + jnp.arange(SCORED), hidden_states.shape[0] - 1)
+            positions = jnp.minimum(begin + stride * jnp.arange(SCORED), hidden_states.shape[0] - 1)
             logits = lm_logits(weights, self._config, hidden_states[positions])
             logprobs = prompt_logprobs(logits, ids, self._vocab_limit, MAX_LOGPROBS, self._kernels.sampling)
             return pack_sampled(ids, logprobs)
@@ -157,7 +197,7 @@ class Programs:
         shape = (tokens, self._config.d_model)
         hidden_states = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=self._replicated)
         jitted = jax.jit(score, out_shardings=self._replicated)
-        return jitted.lower(state.leaves, hidden_states, _words(), _words(SCORED))
+        return jitted.lower(state.leaves, hidden_states, _words(), _words(), _words(SCORED))
 
     def _lower_copy(self, state: DeviceState) -> jax.stages.Lowered:
         def copy(cache: KvCache, pairs: Array) -> KvCache:
@@ -176,15 +216,28 @@ class Programs:
         masks = jax.ShapeDtypeStruct((samples, mask_words(self._config.vocab_size)), jnp.uint32)
         return pack_sampling(StepRows([], 0), samples, self._max_num_seqs), masks
 
+    def _embeds_of(self, tokens: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+        """Return examples of the fields of `TokenEmbeds`."""
+        rows = jax.ShapeDtypeStruct((tokens, self._config.d_model), jnp.float32)
+        return rows, jax.ShapeDtypeStruct((tokens,), jnp.bool_)
+
     # What the programs compute
 
     def _forward(
-        self, shape: StepShape, leaves: list[Array], cache: KvCache, last_tokens: Array, packed: Array
+        self,
+        shape: StepShape,
+        leaves: list[Array],
+        cache: KvCache,
+        last_tokens: Array,
+        packed: Array,
+        *embeds: Array,
     ) -> tuple[Array, Array, KvCache]:
         weights = jax.tree.unflatten(self._treedef, leaves)
         batch, sampled = unpack_forward(packed, last_tokens, shape)
         kernels = self._kernels.attention, self._kernels.whole_step_of(shape.key.num_tokens)
-        return forward_and_logits(weights, self._config, cache, batch, sampled, *kernels)
+        return forward_and_logits(
+            weights, self._config, cache, batch, sampled, *kernels, TokenEmbeds(*embeds) if embeds else None
+        )
 
     def _sample(self, logits: Array, slots: SamplerState, packed: Array, masks: Array) -> tuple[Array, SamplerState]:
         limits = self._vocab_limit, MAX_LOGPROBS

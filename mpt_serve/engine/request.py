@@ -6,6 +6,7 @@ from typing import Literal
 
 from mpt_serve.engine.block_pool import extend_digests, first_link
 from mpt_serve.engine.pooling import PooledStates
+from mpt_serve.engine.prompt_embeds import PromptEmbeds
 from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.engine.token_masks import TokenMasks
 from mpt_serve.errors import RequestError
@@ -90,6 +91,7 @@ class Request:
 
     siblings: the same list for all choices of a request: those that have not finished. They share a computed prompt.
     token_masks: None where every id of the vocabulary may be sampled.
+    embeds: what stands in the prompt in place of ids; None for ids alone.
     num_resumed: how many of output_ids another engine generated and delivered.
     num_computed: tokens whose keys and values are in the cache, counting the steps already dispatched.
     num_cached: prompt tokens that were not computed for this choice, when it was first admitted.
@@ -100,7 +102,7 @@ class Request:
     slot_state_is_set: the slot's penalties and bias are this request's.
     prompt_logprobs: of the prompt's first ids, as far as they are known. prompt_logprobs_sent: they were delivered.
     pooled: the prompt's hidden states, as far as they are known; None where they are not wanted.
-    arrival: order of submission, assigned by the scheduler.
+    arrival: order of submission, assigned by the scheduler. patient: others come first if it is in the background.
     """
 
     request_id: str
@@ -113,6 +115,7 @@ class Request:
     on_delta: Callable[[Delta], None] = ignore_delta
     siblings: list["Request"] = field(default_factory=list)
     token_masks: TokenMasks | None = None
+    embeds: PromptEmbeds | None = None
     output_ids: list[int] = field(default_factory=list)
     num_resumed: int = 0
     num_computed: int = 0
@@ -127,6 +130,7 @@ class Request:
     prompt_logprobs_sent: bool = False
     pooled: PooledStates | None = None
     arrival: int = -1
+    patient: bool = True
     finish_reason: FinishReason | None = None
 
     def resume(self, generated: list[int]) -> None:
@@ -143,7 +147,7 @@ class Request:
     def order(self) -> tuple[int, int]:
         """Return the sort key in queues; see `queue_order`."""
         priority = self.params.priority - _EXPEDITED * self.params.expedited
-        return queue_order(self.arrival, priority, self.params.background)
+        return queue_order(self.arrival, priority, self.background)
 
     @property
     def hurries(self) -> bool:
@@ -153,8 +157,8 @@ class Request:
 
     @property
     def background(self) -> bool:
-        """Return whether nobody waits for the request."""
-        return self.params.background
+        """Return whether nobody waits for the request, and others come first."""
+        return self.params.background and self.patient
 
     @property
     def num_known(self) -> int:
@@ -186,6 +190,19 @@ class Request:
         """Return whether this choice scores and delivers the prompt's log probabilities."""
         return self.params.prompt_logprobs is not None and self.is_first and not self.num_resumed
 
+    @property
+    def wants_states(self) -> bool:
+        """Return whether something is computed of the hidden states of its steps."""
+        return self.wants_prompt_logprobs or self.pooled is not None or self.params.logprob_token_ids is not None
+
+    @property
+    def read_ids(self) -> list[int]:
+        """Return the prompt's ids without those that embeddings stand for."""
+        if self.embeds is None:
+            return list(self.prompt_ids)
+        replaced = set(self.embeds.positions.tolist())
+        return [token for position, token in enumerate(self.prompt_ids) if position not in replaced]
+
     def known_ids(self, start: int, stop: int) -> list[int]:
         """Return the ids at positions [start, stop) that the host knows; a token in flight is missing at the end."""
         prompt = len(self.prompt_ids)
@@ -197,4 +214,6 @@ class Request:
         """Digest the full blocks of the first `known` ids."""
         begin = len(self.digests) * block_size
         if known - begin >= block_size:
-            extend_digests(self.digests, self.known_ids(begin, known), block_size, first_link(self.params.cache_salt))
+            content = None if self.embeds is None else self.embeds.content
+            first = first_link(self.params.cache_salt)
+            extend_digests(self.digests, self.known_ids(begin, known), block_size, first, content)

@@ -5,6 +5,7 @@ import secrets
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 from mpt_serve.engine.pooling import PooledStates
+from mpt_serve.engine.prompt_embeds import PromptEmbeds
 from mpt_serve.engine.request import Delta, Request
 from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.engine.token_masks import Grammar, TokenMasks, mask_below
@@ -15,6 +16,7 @@ class RequestFactory:
     """Checks requests, and makes their choices. Thread-safe.
 
     vocab_size: the model's, which masks have bits for; ids from vocab_limit on are refused.
+    embeds_width: the numbers in a row of prompt embeddings; None where the engine takes none.
     """
 
     def __init__(
@@ -24,22 +26,33 @@ class RequestFactory:
         eos_token_ids: Collection[int],
         max_model_len: int,
         block_size: int,
+        embeds_width: int | None = None,
     ) -> None:
         self._vocab_limit = vocab_limit
         self._possible = mask_below(vocab_limit, vocab_size)
         self._eos_token_ids = frozenset(eos_token_ids)
         self._max_model_len = max_model_len
         self._block_size = block_size
+        self._embeds_width = embeds_width
 
-    def check(self, prompt_ids: Sequence[int], params: SamplingParams, with_grammar: bool = False) -> None:
+    def check(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        with_grammar: bool = False,
+        embeds: PromptEmbeds | None = None,
+    ) -> None:
         """Raise `RequestError` for a request that the engine cannot take.
 
         with_grammar: whether the request comes with a grammar.
         """
         self._check_ids("the prompt", prompt_ids)
         self._check_length(len(prompt_ids), params)
+        if embeds is not None:
+            self._check_embeds(embeds, len(prompt_ids), params)
         if params.allowed_token_ids is not None:
             self._check_ids("allowed_token_ids", params.allowed_token_ids)
+        self._check_ids("logprob_token_ids", params.logprob_token_ids or ())
         self._check_ids("logit_bias", (token for token, _ in params.biases))
         self._check_ids("bad_words", (token for word in params.bad_words for token in word))
         if with_grammar and params.ignore_eos:
@@ -58,10 +71,11 @@ class RequestFactory:
         request_id: str,
         generated: Sequence[int],
         grammar: Grammar | None,
+        embeds: PromptEmbeds | None = None,
     ) -> list[Request]:
         """Return a request's choices, which are each other's siblings. Parameters are those of `Engine.submit`."""
-        self.check(prompt_ids, params, with_grammar=grammar is not None)
-        choices = self._choices(tuple(map(int, prompt_ids)), params, on_delta, request_id, grammar)
+        self.check(prompt_ids, params, with_grammar=grammar is not None, embeds=embeds)
+        choices = self._choices(tuple(map(int, prompt_ids)), params, on_delta, request_id, grammar, embeds)
         if generated:
             self._resume(choices, list(generated))
         choices[0].extend_digests(len(prompt_ids), self._block_size)
@@ -76,6 +90,7 @@ class RequestFactory:
         on_delta: Callable[[Delta], None],
         request_id: str,
         grammar: Grammar | None,
+        embeds: PromptEmbeds | None,
     ) -> list[Request]:
         stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos_token_ids)
         shared = TokenMasks(params, stop_ids, self._possible)
@@ -93,6 +108,7 @@ class RequestFactory:
                 on_delta=on_delta,
                 siblings=choices,
                 token_masks=token_masks if token_masks.binding else None,
+                embeds=embeds,
                 pooled=params.pooling and PooledStates(params.pooling, params.normalize, len(prompt_ids)),
                 prompt_logprobs=[None] * min(max(1, params.prompt_logprobs_start), len(prompt_ids)),
             )
@@ -116,6 +132,20 @@ class RequestFactory:
                 f"the prompt has {num_prompt_tokens} tokens; {with_output}it must be shorter than the "
                 f"context length of {self._max_model_len}"
             )
+
+    def _check_embeds(self, embeds: PromptEmbeds, num_prompt_tokens: int, params: SamplingParams) -> None:
+        if self._embeds_width is None:
+            raise RequestError("this engine takes no prompt embeddings: set prompt_embeds in its EngineConfig to true")
+        width = embeds.rows.shape[1]
+        if width != self._embeds_width:
+            raise RequestError(
+                f"prompt embeddings must have {self._embeds_width} numbers for each token, the model's hidden size,"
+                f" not {width}"
+            )
+        if not 0 <= embeds.positions[0] <= embeds.positions[-1] < num_prompt_tokens:
+            raise RequestError("prompt embeddings must stand at positions of the prompt")
+        if params.prompt_logprobs is not None:
+            raise RequestError("prompt_logprobs must be null with prompt embeddings: they are no ids to be likely")
 
     def _check_ids(self, field: str, ids: Iterable[int]) -> None:
         """Raise `RequestError` unless all are ids of the vocabulary."""

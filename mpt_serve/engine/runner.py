@@ -14,25 +14,34 @@ from jax.typing import DTypeLike
 from model.config.mpt_config import MptConfig
 from model.kernel_selection import select_kernels
 from model.ops.norm import normalise_on_host
-from model.params.kv_cache import init_kv_cache
+from model.params.kv_cache import kv_bytes_per_token
 from model.params.sharding import cache_sharding
 from model.params.weights import Weights
 from model.sampling.batch import init_sampler_state
 from mpt_serve.engine.memory import CachePlan
-from mpt_serve.engine.programs import COPIES, SCORED, DeviceState, Programs
-from mpt_serve.engine.step_inputs import Packed, pack_forward, pack_sampling
+from mpt_serve.engine.native_steps import NativeSteps
+from mpt_serve.engine.programs import COPIES, SCORED, DeviceState, ProgramKey, Programs, Purpose
+from mpt_serve.engine.step_inputs import Packed, PackedEmbeds, pack_embeds
+from mpt_serve.engine.step_output import Sampled
+from mpt_serve.engine.step_packer import StepPacker
 from mpt_serve.engine.step_rows import StepRows
 from mpt_serve.engine.step_shapes import StepKey, StepShape, choose_shape, step_shapes
 from mpt_serve.engine.token_masks import Words, mask_words
 
 
 class PreparedStep(NamedTuple):
-    """A step ready for the device: the key of its program, and its packed arrays."""
+    """A step ready for the device: the key of its program, and its packed arrays.
+
+    keeps_states: whether requests want something of its hidden states.
+    embeds: what stands in place of rows of the embedding table; None where nothing does.
+    """
 
     key: StepKey
     forward: Packed
     sampling: Packed
     copies: Sequence[tuple[int, int]]
+    keeps_states: bool = True
+    embeds: PackedEmbeds | None = None
 
 
 class Runner:
@@ -40,7 +49,8 @@ class Runner:
 
     A step whose masks depend on ids that the one before samples is two programs, `forward` and `sample`: the host makes
     the masks while `forward` runs. On CPUs any other `step` is one program, because dispatching the second one takes as
-    long there as a small model's step. The cache, and the slot state with the last sampled token of every slot, stay on
+    long there as a small model's step. Small steps of most models need no program at all (`native_steps`), unless
+    somebody wants their hidden states. The cache, and the slot state with the last sampled token of every slot, stay on
     the device and are donated from program to program, so that a step takes its tokens from the one before without the
     host in between.
     """
@@ -56,12 +66,13 @@ class Runner:
         max_samples: int,
         vocab_limit: int,
         kernels: str = "auto",
+        prompt_embeds: bool = False,
     ) -> None:
         devices = weights.norm_f.weight.devices()
-        self._fused = next(iter(devices)).platform == "cpu"
-        self._max_num_seqs = max_num_seqs
-        self._num_blocks = cache_plan.num_blocks
+        self._packer = StepPacker(max_num_seqs)
+        self._width = config.d_model
         selected = select_kernels(weights, config, cache_dtype, kernels)
+        self._num_blocks = selected.pool_blocks(cache_plan.num_blocks)
         self._keys = step_shapes(
             max_num_seqs, max_num_batched_tokens, max_samples, selected.ragged_decode, selected.row_tile
         )
@@ -69,7 +80,7 @@ class Runner:
             key: StepShape(
                 key=key,
                 max_blocks=cache_plan.max_blocks_per_sequence,
-                num_blocks=cache_plan.num_blocks,
+                num_blocks=self._num_blocks,
                 block_size=cache_plan.block_size,
                 max_num_seqs=max_num_seqs,
             )
@@ -77,12 +88,21 @@ class Runner:
         }
         self._last_norm = jax.device_get(weights.norm_f)
         pool_sharding, replicated = _placements(weights, config)
-        cache = init_kv_cache(config, cache_plan.num_blocks, cache_plan.block_size, cache_dtype, pool_sharding)
-        selected.prepare_cache(cache)
+        cache = selected.init_cache(config, self._num_blocks, cache_plan.block_size, cache_dtype, pool_sharding)
         slots = init_sampler_state(max_num_seqs, config.vocab_size, replicated)
-        self.cache_bytes = sum(pool.nbytes for pool in jax.tree.leaves(cache))
+        self.cache_bytes = kv_bytes_per_token(config, cache_dtype) * cache_plan.num_tokens
         self._state = DeviceState(jax.tree.leaves(weights), cache, slots)
-        self._programs = Programs(weights, config, self._shapes, selected, vocab_limit, self._fused, replicated)
+        self._native: NativeSteps | None = None
+        if selected.open_session is not None:
+            self._native = NativeSteps(selected.open_session, weights, config, self._state, vocab_limit)
+        self._native_tokens = selected.session_tokens
+        on_cpu = next(iter(devices)).platform == "cpu"
+        fused = [key for key in self._keys if on_cpu and key.num_tokens > self._native_tokens]
+        self._fused = frozenset(fused)
+        self._takes_embeds = prompt_embeds
+        self._programs = Programs(
+            weights, config, self._shapes, selected, vocab_limit, fused, replicated, prompt_embeds
+        )
         self._no_masks = {
             samples: jnp.zeros((samples, mask_words(config.vocab_size)), jnp.uint32)
             for samples in {key.num_samples for key in self._keys}
@@ -101,21 +121,32 @@ class Runner:
     def compile_all(self) -> None:
         """Compile every program."""
         self._programs.compile_all(self._state)
+        if self._native is not None:
+            self._native.open()
 
     def prepare(self, step: StepRows) -> PreparedStep:
         """Return everything that the device needs to know about a step's requests, before they change."""
         key = choose_shape(self._keys, step)
-        sampling = pack_sampling(step, key.num_samples, self._max_num_seqs)
-        return PreparedStep(key, pack_forward(step, self._shapes[key]), sampling, step.copies)
+        forward, sampling = self._packer.pack(step, self._shapes[key])
+        keeps_states = any(row.request.wants_states for row in step.rows)
+        embeds = pack_embeds(step, key.num_tokens, self._width) if self._takes_embeds else None
+        return PreparedStep(key, forward, sampling, step.copies, keeps_states, embeds)
 
-    def step(self, step: PreparedStep, masks: Words | None = None) -> tuple[Array, Array]:
-        """Start a step, and return its hidden states as `forward` does, and its ids as `sample` does. Does not wait."""
-        if not self._fused:
+    def step(self, step: PreparedStep, masks: Words | None = None) -> tuple[Array | None, Sampled]:
+        """Start a step, and return its hidden states as `forward` does, and its ids as `sample` does. Does not wait.
+
+        The hidden states may be None where the step does not keep them.
+        """
+        plain = not step.keeps_states and step.embeds is None
+        if self._native is not None and step.key.num_tokens <= self._native_tokens and plain:
+            self._copy(step.copies)
+            return None, self._native.start(self._shapes[step.key], step.forward, step.sampling, masks)
+        if step.key not in self._fused or step.embeds is not None:
             hidden_states, logits = self.forward(step)
             return hidden_states, self.sample(step, logits, masks)
         self._copy(step.copies)
         state = self._state
-        run = self._programs.get("step", step.key, state)
+        run = self._program("step", step.key)
         arrays = step.forward, step.sampling, self._masks(step, masks)
         hidden_states, packed, state.cache, state.slots = run(state.leaves, state.cache, state.slots, *arrays)
         packed.copy_to_host_async()
@@ -125,8 +156,12 @@ class Runner:
         """Start a step's computation, and return hidden states [T, d] and logits [S, V] to sample. Does not wait."""
         self._copy(step.copies)
         state = self._state
-        run = self._programs.get("forward", step.key, state)
-        hidden_states, logits, state.cache = run(state.leaves, state.cache, state.slots.last_tokens, step.forward)
+        arrays = state.leaves, state.cache, state.slots.last_tokens, step.forward
+        if step.embeds is None:
+            hidden_states, logits, state.cache = self._program("forward", step.key)(*arrays)
+        else:
+            run = self._program("embeds", step.key)
+            hidden_states, logits, state.cache = run(*arrays, *step.embeds)
         return hidden_states, logits
 
     def sample(self, step: PreparedStep, logits: Array, masks: Words | None = None) -> Array:
@@ -135,7 +170,7 @@ class Runner:
         masks: [S, ceil(V / 32)] uint32; rows of samples that are not masked may hold anything.
         """
         state = self._state
-        run = self._programs.get("sample", step.key.num_samples, state)
+        run = self._program("sample", step.key.num_samples)
         packed: Array
         packed, state.slots = run(logits, state.slots, step.sampling, self._masks(step, masks))
         packed.copy_to_host_async()
@@ -144,14 +179,17 @@ class Runner:
     def set_slot(self, slot: int, counts: npt.NDArray[np.int32], bias: npt.NDArray[np.float32]) -> None:
         """Set the slot state for penalties (counts [V], see `SamplerState`) and bias [V]."""
         state = self._state
-        state.slots = self._programs.get("set_slot", None, state)(state.slots, np.int32(slot), counts, bias)
+        state.slots = self._program("set_slot", None)(state.slots, np.int32(slot), counts, bias)
 
-    def score(self, hidden_states: Array, begin: int, ids: Sequence[int]) -> Array:
-        """Start scoring up to `SCORED` ids after the hidden states from `begin` on; returns as `sample` does."""
+    def score(self, hidden_states: Array, begin: int, ids: Sequence[int], stride: int = 1) -> Array:
+        """Start scoring up to `SCORED` ids after the hidden states from `begin` on; returns as `sample` does.
+
+        stride: 0 for all ids after the state `begin`.
+        """
         padded = np.zeros(SCORED, np.int32)
         padded[: len(ids)] = ids
-        run = self._programs.get("score", hidden_states.shape[0], self._state)
-        packed: Array = run(self._state.leaves, hidden_states, np.int32(begin), padded)
+        run = self._program("score", hidden_states.shape[0])
+        packed: Array = run(self._state.leaves, hidden_states, np.int32(begin), np.int32(stride), padded)
         packed.copy_to_host_async()
         return packed
 
@@ -166,7 +204,13 @@ class Runner:
             pairs = np.full((2, COPIES), self._num_blocks, np.int32)
             pairs[:, : len(copies)] = np.array(copies).T
             pairs[0, len(copies) :] = 0
-            state.cache = self._programs.get("copy", None, state)(state.cache, pairs)
+            state.cache = self._program("copy", None)(state.cache, pairs)
+
+    def _program(self, purpose: Purpose, key: ProgramKey) -> jax.stages.Compiled:
+        """Return a program of XLA's, which may use the state from now on."""
+        if self._native is not None:
+            self._native.finish()
+        return self._programs.get(purpose, key, self._state)
 
     def _masks(self, step: PreparedStep, masks: Words | None) -> Words | Array:
         return self._no_masks[step.key.num_samples] if masks is None else masks

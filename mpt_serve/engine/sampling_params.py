@@ -33,7 +33,8 @@ NUMBER_BOUNDS: Final[Mapping[str, Interval]] = {
     "frequency_penalty": Interval(ge=-2, le=2),
 }
 LOGPROBS_BOUNDS: Final = Interval(ge=0, le=MAX_LOGPROBS)
-_ID_LISTS = {"stop_token_ids": False, "allowed_token_ids": True}  # whether it may be null
+MAX_LOGPROB_TOKEN_IDS = 128
+_ID_LISTS = {"stop_token_ids": False, "allowed_token_ids": True, "logprob_token_ids": True}  # whether it may be null
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,9 @@ class SamplingParams:
     ignore_eos: do not stop at the model's end-of-sequence ids.
     logprobs: log probabilities of each generated id and of this many of the most likely ones, 0 ... 20; None for none.
         They are the model's own: before penalties, bias, masks and temperature.
-    prompt_logprobs: the same for the prompt's ids.
+    logprob_token_ids: log probabilities of these ids, at most 128, after each token, in place of those of the most
+        likely ones; `logprobs` is then 0, which it need not say.
+    prompt_logprobs: those of the prompt's ids.
     prompt_logprobs_start: the first of the prompt's ids that has them; those before may come from the prefix cache.
     pooling: return the hidden states of the prompt's tokens after the model's last norm: their mean, the last token's
         alone, or with 'none' each token's; None for nothing. It needs max_tokens=0, n=1 and no log probabilities.
@@ -89,6 +92,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    logprob_token_ids: tuple[int, ...] | None = None
     prompt_logprobs: int | None = None
     prompt_logprobs_start: int = 0
     pooling: Pooling | None = None
@@ -125,7 +129,7 @@ class SamplingParams:
         if self.pooling is not None:
             _require(self, "max_tokens", self.max_tokens == 0, "0 with pooling")
             _require(self, "n", self.n == 1, "1 with pooling")
-            for name in ("logprobs", "prompt_logprobs"):
+            for name in ("logprobs", "logprob_token_ids", "prompt_logprobs"):
                 _require(self, name, getattr(self, name) is None, "null with pooling")
 
     def _check_ids(self) -> None:
@@ -135,6 +139,12 @@ class SamplingParams:
             if value is not None or not optional:
                 _require(self, name, _are_ids(value), "a list of token ids")
                 object.__setattr__(self, name, tuple(value))
+        named = self.logprob_token_ids
+        named_ok = named is None or 0 < len(set(named)) == len(named) <= MAX_LOGPROB_TOKEN_IDS
+        _require(self, "logprob_token_ids", named_ok, f"null or a list of 1 to {MAX_LOGPROB_TOKEN_IDS} different ids")
+        if named is not None:
+            _require(self, "logprobs", not self.logprobs, "null or 0 with logprob_token_ids")
+            object.__setattr__(self, "logprobs", 0)
         _require(self, "allowed_token_ids", self.allowed_token_ids != (), "null or a list that is not empty")
         words = self.bad_words
         words_ok = isinstance(words, (list, tuple)) and all(_are_ids(word) and len(word) > 0 for word in words)

@@ -1,27 +1,29 @@
 """Continuous batching: which tokens of which requests the next step computes.
 
 Plain Python: no JAX, no clock, no threads. The pipeline runs one step ahead of the host: `schedule` makes step k + 1
-while step k still runs, and `accept` takes the sampled ids of step k afterwards. A request's counters therefore run
-ahead of what the host knows: `num_computed` counts tokens of dispatched steps, `in_flight` counts sampled ids not yet
-read.
+while step k still runs, and `accept` takes the sampled ids of step k afterwards. So a request's counters run ahead of
+what the host knows: `num_computed` counts tokens of dispatched steps, `in_flight` sampled ids that were not read.
 """
 
 from bisect import insort
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 
 from mpt_serve.engine.block_pool import BlockPool
 from mpt_serve.engine.block_tables import BlockTables
 from mpt_serve.engine.integrity import check_requests
+from mpt_serve.engine.patience import Patience
 from mpt_serve.engine.pauses import Pauses
 from mpt_serve.engine.request import FinishReason, Request
 from mpt_serve.engine.stats import RequestCounters
-from mpt_serve.engine.step_rows import Drafts, Row, StepRows, has_written_prompt
+from mpt_serve.engine.step_rows import Drafts, Row, StepRows, has_all_rows, has_written_prompt, readers_of
 from mpt_serve.engine.token_budget import PromptLimits, TokenBudget
 
 _Limits = Callable[[int], PromptLimits]
 _BackgroundLimit = Callable[[int], int] | None
 _NO_LIMITS = PromptLimits()
 _MAX_PASSED = 1024  # waiting requests that a step looks at
+_order = attrgetter("order")
 
 
 class Scheduler:
@@ -46,14 +48,14 @@ class Scheduler:
     A request that is expedited has its prompt computed in a step of rows of expedited requests alone, which is short:
     those of others pause for it, but never for two steps in a row.
 
-    Requests in the background are after all others, and have rows in a step where no other one waits or computes a
-    prompt, and as far as the step's limit for them leaves tokens. They are preempted for slots and blocks that others
-    wait for.
+    Requests in the background come after all others: they have rows in steps where no other one waits or computes a
+    prompt, as far as the limit for them leaves tokens, and lose slots and blocks that others wait for. The first of
+    them is treated as others are when none has had a row in `background_patience` steps.
 
     Invariants, checked by `check_integrity`:
     - running and waiting requests are each in order; the first of all is never preempted, and no request is admitted
       before one that waits for slots, blocks or tokens, but for the share of hidden states: every accepted request
-      finishes, those in the background once no others come.
+      finishes, those in the background without `background_patience` once no others come.
     - running requests hold one slot each and blocks for all their computed tokens; waiting ones hold neither.
     - every block is free or held by running requests (see `BlockPool`).
     - a preempted request is not admitted again before its token in flight has been accepted.
@@ -69,6 +71,7 @@ class Scheduler:
         max_num_batched_tokens: int,
         max_samples: int | None = None,
         prefix_caching: bool = True,
+        background_patience: int | None = None,
     ) -> None:
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
@@ -82,6 +85,7 @@ class Scheduler:
         self._free_slots = list(range(max_num_seqs - 1, -1, -1))
         self._arrivals = 0
         self._pauses = Pauses()
+        self._patience = Patience(background_patience)
 
     @property
     def pool(self) -> BlockPool:
@@ -140,6 +144,7 @@ class Scheduler:
             in. background: returns the tokens of a step with requests in the background, where others have this number;
             None for no limit.
         """
+        self._patience.end(self.running, self.waiting)
         preemptions = self.num_preemptions
         first = self.waiting[0] if self.waiting and self._free_slots else None
         admits = first is not None and first.hurries and self._has_blocks(first, (), 0)
@@ -148,6 +153,7 @@ class Scheduler:
         if self._pauses.active and not step.rows:
             self._pauses.active = False
             step = self._rows(drafts or {}, limits, background, preemptions)
+        self._patience.scheduled(step, self.running, self.waiting)
         return step
 
     def _rows(self, drafts: Drafts, limits: _Limits, background: _BackgroundLimit, preemptions: int) -> StepRows:
@@ -157,12 +163,15 @@ class Scheduler:
         share = self._background_share(used, background)
         beside = self._background_rows(min(share, self._max_samples - used.num_samples))
         step = StepRows([*rows, *beside, *verifying], len(rows) + len(beside))
+        left = share - len(beside)
+        if has_all_rows(step, len(used.rows), left, self.running, self.waiting):
+            return step  # most steps; limits take time to find
         own = limits(step.num_tokens)
-        budget = TokenBudget.beside(step, own, self.max_num_batched_tokens, share - len(beside))
+        budget = TokenBudget.beside(step, own, self.max_num_batched_tokens, left)
         self._running_prefills(budget, step)
         # Blocks given up in this step are for the requests that lacked them.
         if preemptions == self.num_preemptions:
-            self._admit(budget, step, own.tokens or self.max_num_batched_tokens)
+            self._admit(budget, step, own.next_step(self.max_num_batched_tokens))
         return step
 
     def accept(self, rows: Sequence[Row], sampled: Sequence[int]) -> list[tuple[Row, int]]:
@@ -286,10 +295,12 @@ class Scheduler:
                 return
             if passed >= len(self._free_slots) and not self._preempt_for(request):
                 return
+            if budget.of(request) <= 0 and request.pooled is None:
+                return
             if budget.of(request) <= 0 and any(other.pooled is not None for other in self.running):
                 deferred += 1
                 continue
-            readers = self._readers(request)
+            readers = readers_of(request, self.running)
             source = next((reader for reader in readers if has_written_prompt(reader, step.rows, begun)), None)
             if readers and source is None:
                 passed += 1
@@ -305,7 +316,7 @@ class Scheduler:
                     return
             pending = request.num_tokens - computed
             # The rest of its prompt must leave a token for each slot of the next step.
-            if passed and pending - budget.tokens > limit - self.max_num_seqs:
+            if passed and pending - budget.of(request) > limit - self.max_num_seqs:
                 return
             self.waiting.pop(passed + deferred)
             self._start(request, found, computed)
@@ -314,13 +325,6 @@ class Scheduler:
             if budget.of(request) > 0:
                 step.rows.append(self._row(request, min(budget.of(request), pending)))
                 budget.take(step.rows[-1])
-
-    def _readers(self, request: Request) -> list[Request]:
-        """Return running choices that have computed the prompt that the request needs, or are about to."""
-        unscored = request.wants_prompt_logprobs and len(request.prompt_logprobs) < len(request.prompt_ids)
-        if request.output_ids or unscored:
-            return []
-        return [other for other in self.running if other.siblings is request.siblings]
 
     def _has_blocks(self, request: Request, found: Sequence[int], passed: int) -> bool:
         """Return whether there are blocks for a request, some of them found, beside those that it leaves to others."""
@@ -391,7 +395,3 @@ class Scheduler:
         for request in self.running:
             if request.num_computed > len(request.blocks) * self.pool.block_size:
                 raise AssertionError(f"{request.request_id} computed {request.num_computed} tokens without blocks")
-
-
-def _order(request: Request) -> tuple[int, int]:
-    return request.order

@@ -1,5 +1,7 @@
 """The engine's counters on their way from its own thread to others."""
 
+from functools import partial
+
 from mpt_serve.engine.memory import CachePlan
 from mpt_serve.engine.programs import CompilationCounter
 from mpt_serve.engine.scheduler import Scheduler
@@ -23,10 +25,16 @@ class StatsBoard:
         self._compilations = compilations
         self.publish()
 
+    @property
+    def latest(self) -> EngineStats:
+        """Return the snapshot that was published last."""
+        return self._latest()
+
     def publish(self) -> None:
-        """Replace the latest snapshot by one of the present state."""
+        """Replace the latest snapshot by one of the present state: by its numbers, of which readers make a record."""
         scheduler, counters = self._scheduler, self._scheduler.counters
-        self.latest = EngineStats(
+        self._latest = partial(
+            EngineStats,
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
             free_blocks=scheduler.pool.num_free,

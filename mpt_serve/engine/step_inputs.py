@@ -4,6 +4,8 @@ The host packs what a step computes (tokens, block tables) into one array and wh
 so that a step costs two transfers; the compiled programs unpack them with static slices.
 """
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +17,10 @@ from mpt_serve.engine.step_rows import Row, StepRows
 from mpt_serve.engine.step_shapes import StepShape
 
 Packed = npt.NDArray[np.int32]
+PackedEmbeds = tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]  # the fields of `TokenEmbeds`
 
 # In the order in which they are packed.
-_SAMPLE_INTEGERS = (  # each [S] int32; seeds are halves of a 64-bit number
+SAMPLE_INTEGERS = (  # each [S] int32; seeds are halves of a 64-bit number
     "slot",
     "write_slot",
     "top_k",
@@ -44,6 +47,10 @@ def pack_forward(step: StepRows, shape: StepShape) -> Packed:
     token_fields[2] = shape.num_blocks * shape.block_size
 
     rows, used = step.rows, step.num_tokens
+    if step.num_decode == len(rows) == step.num_samples:
+        _pack_decodes(rows, shape, token_fields, row_fields, block_tables)
+        sampled[:used] = row_fields[0, :used]
+        return packed
     lengths = np.array([row.length for row in rows])
     query_start = np.cumsum(lengths) - lengths
     starts = np.array([row.start for row in rows])
@@ -61,6 +68,25 @@ def pack_forward(step: StepRows, shape: StepShape) -> Packed:
     return packed
 
 
+def _pack_decodes(
+    rows: Sequence[Row], shape: StepShape, token_fields: Packed, row_fields: Packed, block_tables: Packed
+) -> None:
+    """Pack rows of one token each, as `pack_forward` does: most steps have nothing else."""
+    positions = [row.start for row in rows]
+    slots = []
+    for index, row in enumerate(rows):
+        blocks = row.request.blocks
+        block_tables[index, : len(blocks)] = blocks
+        block, offset = divmod(row.start, shape.block_size)
+        slots.append(blocks[block] * shape.block_size + offset)
+    count = len(rows)
+    token_fields[:, :count] = [_token_ids(row)[0] for row in rows], positions, slots
+    row_fields[0, :count] = range(count)
+    row_fields[1, :count] = 1
+    row_fields[2, :count] = positions
+    row_fields[2, :count] += 1
+
+
 def _token_ids(row: Row) -> list[int]:
     """Return the row's ids; -1 - slot stands for the last token in this slot of the device's state."""
     ids = row.request.known_ids(row.start, row.stop)
@@ -70,15 +96,30 @@ def _token_ids(row: Row) -> list[int]:
     return [*ids, *row.drafts]
 
 
+def pack_embeds(step: StepRows, num_tokens: int, width: int) -> PackedEmbeds | None:
+    """Return the embeddings of prompts among a step's tokens, padded to num_tokens; None where there are none."""
+    packed: PackedEmbeds | None = None
+    begin = 0
+    for row in step.rows:
+        own = row.request.embeds
+        if own is not None and (part := own.between(row.start, row.stop)).start < part.stop:
+            if packed is None:
+                packed = np.zeros((num_tokens, width), np.float32), np.zeros(num_tokens, np.bool_)
+            tokens = own.positions[part] + (begin - row.start)
+            packed[0][tokens], packed[1][tokens] = own.rows[part], True
+        begin += row.length
+    return packed
+
+
 def pack_sampling(step: StepRows, num_samples: int, max_num_seqs: int) -> Packed:
     """Pack how a step samples as int32 [F, num_samples], before anything else happens to its requests.
 
     Padding samples are greedy and write no slot state.
     """
-    packed = np.zeros((len(_SAMPLE_INTEGERS) + len(_SAMPLE_FLOATS), num_samples), np.int32)
-    integers, floats = packed[: len(_SAMPLE_INTEGERS)], packed[len(_SAMPLE_INTEGERS) :].view(np.float32)
-    integers[_SAMPLE_INTEGERS.index("write_slot")] = max_num_seqs
-    integers[_SAMPLE_INTEGERS.index("num_logprobs")] = -1
+    packed = np.zeros((len(SAMPLE_INTEGERS) + len(_SAMPLE_FLOATS), num_samples), np.int32)
+    integers, floats = packed[: len(SAMPLE_INTEGERS)], packed[len(SAMPLE_INTEGERS) :].view(np.float32)
+    integers[SAMPLE_INTEGERS.index("write_slot")] = max_num_seqs
+    integers[SAMPLE_INTEGERS.index("num_logprobs")] = -1
     floats[:] = np.array(_GREEDY_FLOATS, np.float32)[:, None]
     samples = [(row, sample) for row in step.rows for sample in range(row.samples)]
     if samples:
@@ -141,8 +182,8 @@ def unpack_forward(packed: Array, last_tokens: Array, shape: StepShape) -> tuple
 
 def unpack_sampling(packed: Array) -> SamplingBatch:
     """Unpack, on the device, what `pack_sampling` packed."""
-    field = dict(zip(_SAMPLE_INTEGERS, packed, strict=False))
-    floats = lax.bitcast_convert_type(packed[len(_SAMPLE_INTEGERS) :], jnp.float32)
+    field = dict(zip(SAMPLE_INTEGERS, packed, strict=False))
+    floats = lax.bitcast_convert_type(packed[len(SAMPLE_INTEGERS) :], jnp.float32)
     seed = jnp.stack([field.pop("seed_high"), field.pop("seed_low")], axis=1)
     return SamplingBatch(
         **{name: field[name] for name in ("slot", "write_slot", "top_k", "choice_index", "position", "num_logprobs")},

@@ -1,6 +1,7 @@
 """What a step generated: on its way from the device to the host, and as records for the engine."""
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +10,14 @@ from jax import Array, lax
 
 from model.sampling.logprobs import Logprobs
 from mpt_serve.engine.request import FinishReason, Request, TokenLogprobs
+
+
+class Sampled(Protocol):
+    """What `pack_sampled` returns, on its way to the host: an array of JAX's, or one that a native step fills."""
+
+    def block_until_ready(self) -> object: ...
+
+    def __array__(self) -> npt.NDArray[np.int32]: ...
 
 
 def pack_sampled(ids: Array, logprobs: Logprobs) -> Array:
@@ -27,7 +36,7 @@ class SampledIds:
     words: npt.NDArray[np.int32]
 
     @classmethod
-    def read(cls, packed: Array) -> "SampledIds":
+    def read(cls, packed: Sampled) -> "SampledIds":
         """Read the array; waits for the device."""
         return cls(np.asarray(packed))
 

@@ -64,6 +64,11 @@ class StepRows:
         return sum(row.samples for row in self.rows)
 
     @property
+    def background(self) -> bool:
+        """Return whether nobody waits for any of the step's rows."""
+        return all(row.request.background for row in self.rows)
+
+    @property
     def speculative(self) -> bool:
         """Return whether the sampled ids decide where the step's rows end."""
         return any(row.drafts for row in self.rows)
@@ -72,6 +77,28 @@ class StepRows:
     def needs_ids(self) -> bool:
         """Return whether masks of the step depend on the ids that the step before samples."""
         return any(row.samples and row.request.token_masks and row.request.token_masks.needs_ids for row in self.rows)
+
+
+def readers_of(request: Request, running: Sequence[Request]) -> list[Request]:
+    """Return running choices that have computed the prompt that the request needs, or are about to."""
+    unscored = request.wants_prompt_logprobs and len(request.prompt_logprobs) < len(request.prompt_ids)
+    if request.output_ids or unscored:
+        return []
+    return [other for other in running if other.siblings is request.siblings]
+
+
+def has_all_rows(
+    step: StepRows, foreground: int, left: int, running: Sequence[Request], waiting: Sequence[Request]
+) -> bool:
+    """Return whether no prompt may have rows in a step, which then is complete. running, waiting: in order.
+
+    foreground: its rows of requests that are not in the background. left: tokens for the prompts of those that are.
+    """
+    if left > 0 and (waiting or len(step.rows) < len(running)):
+        return False
+    if waiting and not waiting[0].background:
+        return False
+    return foreground == len(running) or running[foreground].background
 
 
 def has_written_prompt(request: Request, rows: Sequence[Row], begun: int) -> bool:

@@ -55,13 +55,14 @@ def step_shapes(
 def choose_shape(shapes: Sequence[StepKey], step: StepRows) -> StepKey:
     """Return the smallest of the `step_shapes` that holds a step."""
     decode_only = step.num_decode == len(step.rows)
+    tokens, samples = step.num_tokens, step.num_samples
     return next(
         key
         for key in shapes
         if (decode_only or not key.decode_only)
-        and key.num_tokens >= step.num_tokens
+        and key.num_tokens >= tokens
         and key.num_rows >= len(step.rows)
-        and key.num_samples >= step.num_samples
+        and key.num_samples >= samples
     )
 
 

@@ -57,10 +57,15 @@ class ThreadChoice:
         self._used = counts[-1]
         self._sizes: dict[int, _Size] = {}
 
-    def use(self, size: int) -> None:
-        """Set the number of threads for the next step, which has `size` tokens."""
+    def use(self, size: int, *, spare_one: bool = False) -> None:
+        """Set the number of threads for the next step, which has `size` tokens.
+
+        spare_one: leave a core to other processes, if there are several. Such a step must not be `measured`.
+        """
         known = self._sizes.get(size)
         index = len(self._counts) - 1 if known is None else known.choice if known.trial is None else known.trial
+        if spare_one:
+            index = min(index, max(0, len(self._counts) - 2))
         if self._counts[index] != self._used:
             self._used = self._counts[index]
             self._limit(self._used)

@@ -12,6 +12,7 @@ from mpt_serve.engine.engine import Engine
 from mpt_serve.engine.request import Delta
 from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.errors import EngineClosedError, MptServeError
+from mpt_serve.llm.prompts import Prompt
 
 __all__ = ["Embedding", "embed_prompts"]
 
@@ -30,7 +31,7 @@ class Embedding:
     num_cached_tokens: int = 0
 
 
-def embed_prompts(engine: Engine, prompts: Sequence[Sequence[int]], params: SamplingParams) -> list[Embedding]:
+def embed_prompts(engine: Engine, prompts: Sequence[Prompt], params: SamplingParams) -> list[Embedding]:
     """Return the embeddings of prompts, which run together; params: with pooling.
 
     Raises as `Engine.submit`, `EngineClosedError` when the engine is closed or fails meanwhile, and `MptServeError`
@@ -42,10 +43,10 @@ def embed_prompts(engine: Engine, prompts: Sequence[Sequence[int]], params: Samp
     embeddings: dict[int, Embedding] = {}
     try:
         for i, prompt in enumerate(prompts):
-            engine.submit(prompt, params, _listener(deltas, i), names[i])
+            engine.submit(prompt.ids, params, _listener(deltas, i), names[i], embeds=prompt.embeds)
         while len(embeddings) < len(prompts):
             i, delta = deltas.get()
-            embeddings[i] = _embedding(engine, prompts[i], params, delta)
+            embeddings[i] = _embedding(engine, prompts[i].ids, params, delta)
     finally:
         for name in names:
             engine.cancel(name)
@@ -65,4 +66,4 @@ def _embedding(engine: Engine, prompt: Sequence[int], params: SamplingParams, de
     values = np.frombuffer(delta.hidden_states, "<f4").astype(np.float32)  # a copy that may be written to
     if params.pooling == "none":
         values = values.reshape(len(prompt), -1)
-    return Embedding(tuple(map(int, prompt)), values, delta.num_cached_tokens)
+    return Embedding(tuple(prompt), values, delta.num_cached_tokens)

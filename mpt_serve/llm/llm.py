@@ -13,6 +13,7 @@ from model.pretrained import resolve_checkpoint
 from mpt_serve.configuration.engine_config import EngineConfig
 from mpt_serve.configuration.model_folder import model_path
 from mpt_serve.engine.engine import Engine, LoadOptions
+from mpt_serve.engine.prompt_embeds import PromptEmbeds
 from mpt_serve.engine.sampling_params import POOLINGS, Pooling, SamplingParams
 from mpt_serve.engine.token_masks import Grammar
 from mpt_serve.errors import RequestError
@@ -123,7 +124,8 @@ class LLM:
     ) -> list[Completion] | Generator[Piece]:
         """Complete prompts, all of them at once, and return their completions in order.
 
-        prompts: strings, or sequences of token ids; a single string or sequence is a batch of one.
+        prompts: strings, sequences of token ids, or `PromptEmbeds` where the engine's config allows them; a single one
+            is a batch of one.
         params: for all prompts, or one for each. With a seed and one `SamplingParams`, prompts use the same random
             numbers, so equal prompts have equal completions: use `n` for different ones.
         stream: return an iterator of pieces, as they come. The work begins with the first piece; leaving its loop, or
@@ -198,7 +200,7 @@ class LLM:
             max_tokens=0, pooling=pooling, normalize=normalize, priority=priority, cache_salt=cache_salt
         )
         batch = self._checked(as_prompts(prompts), params, None)
-        return embed_prompts(self.engine, [prompt.ids for prompt in batch], params)
+        return embed_prompts(self.engine, batch, params)
 
     def close(self) -> None:
         """Cancel what is left, stop the engine, and end the processes of templates and grammars. Idempotent."""
@@ -256,13 +258,14 @@ class LLM:
                 ids = self._prompts.encode(prompt)
                 if spec is not None:
                     self._prompts.require_tokenizer("a grammar")
-                self.engine.check(ids, own, with_grammar=spec is not None)
+                embeds = prompt if isinstance(prompt, PromptEmbeds) else None
+                self.engine.check(ids, own, with_grammar=spec is not None, embeds=embeds)
                 if spec is not None:
                     self._grammars.check(spec)
             except RequestError as error:
                 error.add_note(f"This is about prompts[{i}].")
                 raise
-            batch.append(Prompt(tuple(map(int, ids)), own, spec))
+            batch.append(Prompt(tuple(map(int, ids)), own, spec, embeds))
         return batch
 
     def _compile(self, spec: GrammarSpec) -> Grammar:

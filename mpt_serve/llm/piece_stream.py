@@ -34,7 +34,9 @@ def stream_pieces(
     try:
         for i, prompt in enumerate(prompts):
             grammar = None if prompt.grammar is None else compile_grammar(prompt.grammar)
-            engine.submit(prompt.ids, prompt.params, _listener(deltas, i), names[i], grammar=grammar)
+            engine.submit(
+                prompt.ids, prompt.params, _listener(deltas, i), names[i], grammar=grammar, embeds=prompt.embeds
+            )
         while unfinished:
             i, delta = deltas.get()
             if delta.finish_reason == "error" and (error := engine.stats().error):

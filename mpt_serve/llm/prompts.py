@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
 
+from mpt_serve.engine.prompt_embeds import PromptEmbeds
 from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.errors import RequestError
 from mpt_serve.structured_outputs.spec import GrammarSpec
@@ -13,17 +14,21 @@ from mpt_serve.text.chat_prompt import ChatEncoder, SpecialTokens
 from mpt_serve.text.chat_template import ChatTemplate, Message, MissingChatTemplateError
 from mpt_serve.text.tokenizer import TextTokenizer
 
-PromptLike = str | Sequence[int]
+PromptLike = str | Sequence[int] | PromptEmbeds
 Conversation = Sequence[Message]
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One prompt that the engine can take, with its parameters and what its output must match."""
+    """One prompt that the engine can take, with its parameters and what its output must match.
+
+    embeds: what stands in it in place of ids.
+    """
 
     ids: tuple[int, ...]
     params: SamplingParams
     grammar: GrammarSpec | None = None
+    embeds: PromptEmbeds | None = None
 
 
 class PromptEncoder:
@@ -58,7 +63,12 @@ class PromptEncoder:
         return self.tokenizer
 
     def encode(self, prompt: PromptLike) -> Sequence[int]:
-        """Return the ids of a prompt. Raises `RequestError` for what is neither text nor a sequence."""
+        """Return the ids of a prompt; of embeddings, ids that stand for nothing.
+
+        Raises `RequestError` for what is neither text nor a sequence.
+        """
+        if isinstance(prompt, PromptEmbeds):
+            return [0] * (int(prompt.positions[-1]) + 1)
         if isinstance(prompt, str):
             return self.require_tokenizer("a prompt of text").encode(prompt)
         if isinstance(prompt, bytes) or not hasattr(prompt, "__len__"):
@@ -88,7 +98,9 @@ class PromptEncoder:
 
 def as_prompts(prompts: PromptLike | Sequence[PromptLike]) -> Sequence[PromptLike]:
     """Return a list of prompts, also for a single one."""
-    if isinstance(prompts, (str, bytes)) or (len(prompts) > 0 and all(isinstance(i, Integral) for i in prompts)):
+    if isinstance(prompts, (str, bytes, PromptEmbeds)) or (
+        len(prompts) > 0 and all(isinstance(i, Integral) for i in prompts)
+    ):
         return [prompts]  # type: ignore[list-item]
     return prompts  # type: ignore[return-value]
 

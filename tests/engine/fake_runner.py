@@ -26,6 +26,7 @@ from mpt_serve.engine.speculative import Drafter
 from mpt_serve.engine.stats_board import StatsBoard
 from mpt_serve.engine.step_inputs import pack_forward, pack_sampling, unpack_sampling
 from mpt_serve.engine.step_output import StepOutput
+from mpt_serve.engine.step_packer import StepPacker
 from mpt_serve.engine.step_rows import StepRows
 from mpt_serve.engine.step_shapes import StepShape, choose_shape, step_shapes
 from mpt_serve.engine.token_masks import TokenMasks, Words, mask_below
@@ -182,14 +183,17 @@ class FakeRunner:
         self._tokens = np.full((pool.num_blocks, pool.block_size), -1)
         self._positions = np.full((pool.num_blocks, pool.block_size), -1)
         self._last_tokens = np.full(scheduler.max_num_seqs, -1)
+        self._packer = StepPacker(scheduler.max_num_seqs)
         self._pending: list[PendingIds] = []
         self.last: StepRows | None = None
 
     def prepare(self, step: StepRows) -> FakeStep:
         self.last = step
         shape = self._shape_of(choose_shape(self._shapes, step))
-        sampling = pack_sampling(step, shape.key.num_samples, len(self._last_tokens))
-        prepared = FakeStep(shape.key, pack_forward(step, shape), sampling, step.copies)
+        packed = self._packer.pack(step, shape)
+        expected = pack_forward(step, shape), pack_sampling(step, shape.key.num_samples, len(self._last_tokens))
+        assert all(map(np.array_equal, packed, expected))
+        prepared = FakeStep(shape.key, *packed, step.copies)
         prepared.rows, prepared.hidden_states = step, PendingStates()
         return prepared
 
@@ -207,7 +211,7 @@ class FakeRunner:
     def set_slot(self, slot: int, counts: np.ndarray, bias: np.ndarray) -> None:
         raise NotImplementedError
 
-    def score(self, hidden_states: None, begin: int, ids: Sequence[int]) -> None:
+    def score(self, hidden_states: None, begin: int, ids: Sequence[int], stride: int = 1) -> None:
         raise NotImplementedError
 
     def final_states(self, hidden_states: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from compilation import with_devices
-from engine_helpers import Listener, assert_all_free, generate, wait_idle, wait_until
+from engine_helpers import Listener, assert_all_free, generate, held_after, wait_idle, wait_until
 from reference import check_generated
 from small_engine import SETTINGS, VOCAB_LIMIT
 
@@ -243,10 +243,11 @@ def test_a_cancellation_takes_effect_within_two_steps(engine: Engine) -> None:
 
 def test_cancelled_requests_give_their_blocks_back(engine: Engine) -> None:
     listeners = [Listener() for _ in range(6)]
-    ids = [engine.submit(prompt_of(40), replace(GREEDY, max_tokens=20), listener) for listener in listeners]
-    for request_id in ids:
-        engine.cancel(request_id)
-        engine.cancel(request_id)
+    with held_after(engine, turns=10):
+        ids = [engine.submit(prompt_of(40), replace(GREEDY, max_tokens=20), listener) for listener in listeners]
+        for request_id in ids:
+            engine.cancel(request_id)
+            engine.cancel(request_id)
     assert_all_free(engine)
     engine.cancel("nobody")
     for listener in listeners:
@@ -314,11 +315,11 @@ class EveryText:
 
 
 def test_other_bad_requests_are_refused(engine: Engine) -> None:
-    listener = Listener(lambda delta: None)
-    engine.submit(prompt_of(3), replace(GREEDY, max_tokens=50), listener, "twice")
-    with pytest.raises(RequestError, match="'twice' is running already"):
-        engine.submit(prompt_of(3), GREEDY, Listener(), "twice")
-    engine.cancel("twice")
+    with held_after(engine, turns=2):
+        engine.submit(prompt_of(3), replace(GREEDY, max_tokens=50), Listener(), "twice")
+        with pytest.raises(RequestError, match="'twice' is running already"):
+            engine.submit(prompt_of(3), GREEDY, Listener(), "twice")
+        engine.cancel("twice")
     with pytest.raises(RequestError, match="logit_bias: token id 95 is not in the vocabulary"):
         engine.submit(prompt_of(3), replace(GREEDY, logit_bias={95: 1.0}), Listener())
     with pytest.raises(RequestError, match="a grammar needs an end-of-sequence id"):
@@ -365,9 +366,10 @@ def test_a_failing_step_ends_every_request_and_the_engine(
 def test_close_cancels_the_rest_and_refuses_more(lazy_engine) -> None:  # type: ignore[no-untyped-def]
     engine = lazy_engine()
     listeners = [Listener() for _ in range(6)]
-    for listener in listeners:
-        engine.submit(prompt_of(10), replace(GREEDY, max_tokens=50), listener)
-    engine.close()
+    with held_after(engine, turns=10, until=lambda: engine._closed):
+        for listener in listeners:
+            engine.submit(prompt_of(10), replace(GREEDY, max_tokens=50), listener)
+        engine.close()
     assert all(listener.last().finish_reason == "cancelled" for listener in listeners)
     assert_all_free(engine)
     engine.close()

@@ -78,6 +78,17 @@ def test_the_host_alone(tmp_path: Path) -> None:
     assert _available_host_memory(tmp_path) == 16 * GIB
 
 
+def test_mapped_weights_are_no_free_memory(tmp_path: Path) -> None:
+    status = f"Name:   x\nRssAnon:    5 kB\nRssFile:    {3 * GIB // 1024} kB\n"
+    write(tmp_path, proc__meminfo=MEMINFO, proc__self__status=status, proc__self__cgroup="0::/own\n")
+    assert _available_host_memory(tmp_path) == 13 * GIB
+    group = "sys__fs__cgroup__own__memory--"
+    write(tmp_path, **{f"{group}max": f"{8 * GIB}", f"{group}current": f"{6 * GIB}"})
+    assert _available_host_memory(tmp_path) == 2 * GIB
+    write(tmp_path, **{f"{group}stat": f"inactive_file {4 * GIB}\n"})  # 3 GiB of them are mapped
+    assert _available_host_memory(tmp_path) == 3 * GIB
+
+
 @pytest.mark.parametrize("limited", ["pod/container", "pod"])
 def test_control_groups_limit_it(tmp_path: Path, limited: str) -> None:
     own = "pod/container"

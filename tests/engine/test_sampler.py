@@ -177,7 +177,7 @@ def test_large_vocabularies_are_sampled_after_all_filters() -> None:
         **SEEN,
         "repetition": 1.5,
     }
-    ids = np.concatenate([draw(logits, 2990, seed=seed, **wanted) for seed in range(4)])
+    ids = np.concatenate([draw(logits, 2990, seed=seed, **wanted) for seed in range(2)])
     probabilities = distribution(logits, 2990, **wanted)
     assert 200 < (probabilities > 0).sum() < 700  # both filters have an effect
     assert abs(deviation(np.bincount(ids, minlength=3000), probabilities)) < 4
@@ -205,6 +205,7 @@ def test_only_ids_that_the_filters_leave_are_sampled(
     array[:LIMIT] = -np.inf
     array[: len(logits)] = logits
     ids = draw(array, LIMIT, temperature=temperature, top_k=top_k, top_p=top_p)
+    array[np.abs(array) < np.finfo(np.float32).tiny] = 0  # as XLA and the kernels take subnormal numbers
     if temperature == 0:
         assert (ids == array[:LIMIT].argmax()).all()
     else:

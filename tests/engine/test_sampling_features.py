@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_helpers import Listener, assert_all_free, generate, wait_idle
+from engine_helpers import Listener, assert_all_free, generate, held_after, wait_idle
 from reference import check_generated, log_softmax
 from small_engine import SETTINGS, VOCAB_LIMIT
 from test_engine import lazy_engine, limited, prompt_of
@@ -153,8 +153,10 @@ def test_choices_hold_the_prompt_once(engine: Engine) -> None:
 
 
 def test_one_choice_can_be_cancelled_with_all_others(engine: Engine) -> None:
-    listener = submit(engine, prompt_of(20), replace(SAMPLED, n=9, max_tokens=40, ignore_eos=True), request_id="many")
-    engine.cancel("many")
+    params = replace(SAMPLED, n=9, max_tokens=40, ignore_eos=True)
+    with held_after(engine, turns=10):
+        listener = submit(engine, prompt_of(20), params, request_id="many")
+        engine.cancel("many")
     assert listener.ended.wait(60)
     assert {d.finish_reason for d in listener.deltas if d.finish_reason} == {"cancelled"}
     assert_all_free(engine)
@@ -193,6 +195,35 @@ def test_log_probabilities_are_the_models_own(
         assert prompt_logprobs[0] is None
         check_logprobs(table, prompt[1:], prompt_logprobs[1:], num_top)
     assert_all_free(engine)
+
+
+def test_log_probabilities_of_named_ids_are_those_that_lists_have(
+    engine: Engine, weights: Weights, config: MptConfig
+) -> None:
+    prompt = prompt_of(5, 3) * 4  # repeats itself, so that drafts are verified
+    named = tuple(range(89, 49, -1))  # more than one call scores
+    compilations = engine.stats().compilations
+    for base in (replace(GREEDY, max_tokens=24), replace(SAMPLED, n=2, max_tokens=8)):
+        by_name = submit(engine, prompt, replace(base, logprob_token_ids=named))
+        by_rank = submit(engine, prompt, replace(base, logprobs=20))
+        assert by_name.ended.wait(60)
+        assert by_rank.ended.wait(60)
+        for index in range(base.n):
+            ids, lists = choices_of(by_rank, [index])[0], logprobs_of(by_rank, index)
+            assert choices_of(by_name, [index]) == [ids]
+            table = log_softmax(weights, config, [*prompt, *ids])[len(prompt) - 1 :]
+            for row, ranked, own in zip(table, lists, logprobs_of(by_name, index), strict=False):
+                assert (own.logprob, own.rank) == (ranked.logprob, ranked.rank)
+                assert tuple(i for i, _ in own.top) == named
+                np.testing.assert_allclose([value for _, value in own.top], row[list(named)], atol=1e-4)
+                top = dict(ranked.top)
+                assert all(value == top.get(i, value) for i, value in own.top)  # to the last bit
+    assert engine.stats().compilations == compilations
+    assert_all_free(engine)
+
+
+def logprobs_of(listener: Listener, index: int) -> list[TokenLogprobs]:
+    return [entry for d in listener.deltas if d.index == index for entry in d.logprobs or ()]
 
 
 def test_a_request_without_output_reports_its_prompts_log_probabilities(

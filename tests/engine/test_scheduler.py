@@ -1,5 +1,7 @@
 """Scheduler, block pool and pipeline: random histories over a runner without a model, and the rules one by one."""
 
+from dataclasses import replace
+
 import pytest
 from fake_runner import VOCAB, Simulation, completion, make_pooled, make_request, pooled_prompt
 from hypothesis import settings
@@ -12,6 +14,7 @@ from mpt_serve.engine.request import POSITIONS_PER_PRIORITY, Request
 from mpt_serve.engine.sampling_params import Pooling, SamplingParams
 from mpt_serve.engine.scheduler import Scheduler
 from mpt_serve.engine.step_rows import Row, StepRows
+from mpt_serve.engine.thread_choice import ThreadChoice
 from mpt_serve.engine.token_budget import PromptLimits
 
 MAX_MODEL_LEN = 24
@@ -20,14 +23,18 @@ MAX_MODEL_LEN = 24
 class FixedLimit(PrefillLimit):
     """A limit that no measurement changes."""
 
-    def __init__(self, tokens: int | None, background: int = 1) -> None:
+    def __init__(self, tokens: int | None, background: int = 1, others: int | None = None) -> None:
         super().__init__([1], 1.0)
         self._tokens = tokens
         self._background = background
+        self._others = others
 
     @property
     def tokens(self) -> int | None:
         return self._tokens
+
+    def beside(self, num_tokens: int) -> PromptLimits:
+        return replace(super().beside(num_tokens), others=self._others)
 
     def background(self, num_tokens: int) -> int:
         return self._background
@@ -49,6 +56,8 @@ class Histories(RuleBasedStateMachine):
         prefix_caching=st.booleans(),
         max_tokens_beside=st.none() | st.integers(1, 24),
         max_background=st.integers(1, 24),
+        max_others=st.none() | st.integers(1, 24),
+        patience=st.none() | st.integers(1, 6),
     )
     def start(
         self,
@@ -60,11 +69,13 @@ class Histories(RuleBasedStateMachine):
         prefix_caching: bool,
         max_tokens_beside: int | None,
         max_background: int,
+        max_others: int | None,
+        patience: int | None,
     ) -> None:
         num_blocks = -(-MAX_MODEL_LEN // block_size) + spare_blocks
         limits = max_num_seqs, max_num_seqs + spare_tokens, max_num_seqs + spare_samples
-        self.scheduler = Scheduler(BlockPool(num_blocks, block_size), *limits, prefix_caching)
-        limit = FixedLimit(max_tokens_beside, max_background)
+        self.scheduler = Scheduler(BlockPool(num_blocks, block_size), *limits, prefix_caching, patience)
+        limit = FixedLimit(max_tokens_beside, max_background, max_others)
         self.simulation = Simulation(self.scheduler, MAX_MODEL_LEN, max_num_seqs + spare_samples, limit)
         self.requests: list[Request] = []
 
@@ -175,9 +186,14 @@ class TestManyHistories(Histories.TestCase):  # type: ignore[name-defined,misc]
 
 
 def scheduler_of(
-    num_blocks: int = 64, block_size: int = 4, max_num_seqs: int = 4, budget: int = 16, prefix_caching: bool = False
+    num_blocks: int = 64,
+    block_size: int = 4,
+    max_num_seqs: int = 4,
+    budget: int = 16,
+    prefix_caching: bool = False,
+    patience: int | None = None,
 ) -> Scheduler:
-    return Scheduler(BlockPool(num_blocks, block_size), max_num_seqs, budget, prefix_caching=prefix_caching)
+    return Scheduler(BlockPool(num_blocks, block_size), max_num_seqs, budget, None, prefix_caching, patience)
 
 
 def add(scheduler: Scheduler, *lengths: int, max_output: int = 8) -> list[Request]:
@@ -626,6 +642,84 @@ def test_the_background_waits_for_all_others_and_resumes_after_them() -> None:
     assert [row.request for row in scheduler.schedule(background=lambda tokens: tokens + 1).rows] == [patient]
 
 
+def test_the_background_has_its_turn_on_a_server_that_is_never_idle() -> None:
+    """One request in three steps that have nothing for any of them, whether it runs or waits, and one at a time."""
+    scheduler = scheduler_of(max_num_seqs=2, patience=3)
+    running = make_request("running", [2] * 3, 50, background=True)
+    scheduler.add(running)
+    assert shares(scheduler) == [("running", 0, 3)]
+    (other,) = add(scheduler, 3, max_output=50)
+    waiting = make_request("waiting", [3] * 2, 2, background=True)
+    scheduler.add(waiting)
+    none = lambda tokens: tokens  # noqa: E731
+    assert [row.request for row in scheduler.schedule(background=none).rows] == [other]
+    for _ in range(2):
+        assert [row.request for row in scheduler.schedule(background=none).rows] == [other]
+    assert [row.request for row in scheduler.schedule(background=none).rows] == [running, other]
+    assert not running.background
+    for _ in range(5):  # the next one has its turn when this one has ended
+        assert [row.request for row in scheduler.schedule(background=none).rows] == [running, other]
+    scheduler.check_integrity()
+    scheduler.finish(running, "cancelled")
+    assert [row.request for row in scheduler.schedule(background=none).rows] == [other, waiting]
+    assert not waiting.background
+    scheduler.check_integrity()
+
+
+def test_steps_that_nobody_waits_for_leave_a_core_to_others_and_measure_nothing() -> None:
+    class Threads(ThreadChoice):
+        def __init__(self) -> None:
+            super().__init__([1, 2], lambda threads: None)
+            self.calls: set[str] = set()
+
+        def use(self, size: int, *, spare_one: bool = False) -> None:
+            self.calls.add("spares one" if spare_one else "uses all")
+
+        def measured(self, size: int, seconds: float) -> None:
+            self.calls.add("measured")
+
+    scheduler = scheduler_of()
+    simulation = Simulation(scheduler, 200, 6)
+    threads = simulation._pipeline._threads = Threads()
+    scheduler.add(make_request("background", [1] * 3, 20, background=True))
+    for _ in range(4):
+        simulation.turn()
+    assert threads.calls == {"spares one"}
+    scheduler.add(make_request("other", [1] * 3, 20))
+    threads.calls.clear()
+    for _ in range(4):
+        simulation.turn()
+    assert threads.calls == {"uses all", "measured"}
+
+
+def test_a_step_beside_the_background_costs_no_search_for_prompts() -> None:
+    """Limits take longer to find than a step without prompts to schedule."""
+    scheduler = scheduler_of(max_num_seqs=3)
+    asked: list[int] = []
+
+    def limits(tokens: int) -> PromptLimits:
+        asked.append(tokens)
+        return PromptLimits()
+
+    def rows(tokens_behind: int = 0) -> list[tuple[str, int]]:
+        step = scheduler.schedule(limits=limits, background=lambda tokens: tokens + tokens_behind)
+        return [(row.request.request_id, row.length) for row in step.rows]
+
+    scheduler.add(make_request("running", [2] * 3, 50, background=True))
+    assert rows(3) == [("running", 3)]
+    (other,) = add(scheduler, 3, max_output=50)
+    scheduler.add(make_request("waiting", [3] * 2, 2, background=True))
+    assert rows() == [("0", 3)]
+    asked.clear()
+    assert [rows() for _ in range(3)] == [[("0", 1)]] * 3
+    assert asked == []
+    assert rows(2) == [("0", 1), ("running", 1), ("waiting", 1)]
+    scheduler.finish(other, "cancelled")
+    assert rows(3) == [("running", 1), ("waiting", 1)]
+    assert asked == [2]
+    scheduler.check_integrity()
+
+
 def test_prompts_in_the_background_take_what_the_limit_leaves() -> None:
     scheduler = scheduler_of(max_num_seqs=3)
     for name in ("a", "b"):
@@ -732,6 +826,60 @@ class TestTheShareOfTheBackground:
         limit = self.limit(_1=0.01, _8=0.011, _16=0.0124, _32=0.03)
         assert limit.background(0) == 16
         assert PrefillLimit([64], 0.2).background(0) == 64
+
+
+class TestTheLimitBesideExpeditedRequests:
+    SIZES = (1, 2, 4, 8, 12, 16, 32, 64, 128, 256, 512)
+
+    def test_prompts_of_others_share_a_limit(self) -> None:
+        scheduler = Scheduler(BlockPool(100, 8), 6, 64)
+        limits = lambda tokens: PromptLimits(50, others=24)  # noqa: E731
+        fast = make_request("fast", [1] * 3, 60, expedited=True)
+        scheduler.add(fast)
+        assert [row.length for row in scheduler.schedule(limits=limits).rows] == [3]
+        for first, name in enumerate("abc", 2):
+            scheduler.add(make_request(name, [first] * 20, 60))
+        steps = [
+            [(row.request.request_id, row.length) for row in scheduler.schedule(limits=limits).rows] for _ in "123"
+        ]
+        assert steps == [
+            [("fast", 1), ("a", 20), ("b", 3)],
+            [("fast", 1), ("a", 1), ("b", 17), ("c", 5)],
+            [("fast", 1), ("a", 1), ("b", 1), ("c", 15)],
+        ]
+        scheduler.add(make_request("d", [5] * 60, 60))
+        scheduler.add(make_request("fast 2", [6] * 40, 60, expedited=True))
+        step = scheduler.schedule(limits=limits)
+        assert [(row.request.request_id, row.length) for row in step.rows] == [("fast", 1), ("fast 2", 40)]
+
+    def test_hidden_states_of_others_count_towards_it(self) -> None:
+        scheduler = Scheduler(BlockPool(100, 8), 6, 64)
+        limits = lambda tokens: PromptLimits(50, 40, others=24)  # noqa: E731
+        scheduler.add(make_request("fast", [1] * 3, 60, expedited=True))
+        scheduler.schedule(limits=limits)
+        scheduler.add(make_pooled("states", [1] * 30, "mean"))
+        scheduler.add(make_request("slow", [1] * 30, 8))
+        step = scheduler.schedule(limits=limits)
+        assert [(row.request.request_id, row.length) for row in step.rows] == [("fast", 1), ("states", 23)]
+
+    def test_it_is_there_while_expedited_requests_run_and_for_some_steps_after_them(self) -> None:
+        limit = PrefillLimit(self.SIZES, 0.2)
+        for size, seconds in {8: 0.01, 16: 0.013, 32: 0.014, 64: 0.05, 512: 0.1}.items():
+            for _ in range(3):
+                limit.measured(size, seconds)
+        fast, slow = make_request("fast", [1] * 9, 8, expedited=True), make_request("slow", [1] * 9, 8)
+        steps = {request: StepRows([Row(request, 0, 9, 1, False)], 0) for request in (fast, slow)}
+        limit.scheduled(steps[slow])
+        assert limit.beside(8).others is None
+        limit.scheduled(steps[fast])
+        assert limit.beside(8).others == 32
+        assert limit.beside(20).others == 64  # the next size, whatever it costs
+        assert limit.beside(512).others == 512
+        remembered = 0
+        while limit.beside(8).others is not None:
+            limit.scheduled(steps[slow])
+            remembered += 1
+        assert remembered > 100
 
 
 class TestTheShareOfHiddenStates:

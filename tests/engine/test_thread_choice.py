@@ -87,3 +87,20 @@ def test_one_core_has_nothing_to_choose() -> None:
     engine = Engine(1)
     engine.run(500, lambda threads: 1.0)
     assert engine.used == {1: 500}
+
+
+@pytest.mark.parametrize(("cores", "used"), [(1, 1), (2, 1), (8, 7)])
+def test_a_core_is_spared_where_there_are_several(cores: int, used: int) -> None:
+    engine = Engine(cores)
+    engine.choice.use(4, spare_one=True)
+    assert engine.threads == used
+    engine.choice.use(4)
+    assert engine.threads == cores
+
+
+def test_steps_with_few_threads_have_no_more_where_a_core_is_spared() -> None:
+    engine = Engine(4)
+    engine.run(6000, lambda threads: threads)
+    assert engine.threads == 1
+    engine.choice.use(1, spare_one=True)
+    assert engine.threads == 1

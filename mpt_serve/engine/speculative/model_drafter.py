@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 
-from jax import Array
 from jax.typing import DTypeLike
 
 from model.config.mpt_config import MptConfig
@@ -19,7 +18,7 @@ from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.engine.speculative.acceptance import AcceptanceRates
 from mpt_serve.engine.speculative.draft_policy import draft_lengths
 from mpt_serve.engine.speculative.drafter import Drafter, before_stop
-from mpt_serve.engine.step_output import SampledIds
+from mpt_serve.engine.step_output import Sampled, SampledIds
 from mpt_serve.engine.step_rows import Row, StepRows
 
 _PRIOR_RATE = {1: 0.7}
@@ -228,7 +227,7 @@ class ModelDrafter(Drafter):
         rows.sort(key=lambda row: row[0].length)  # those of one token come first in a step
         return [row for row, _ in rows], [task for row, task in rows if row.samples]
 
-    def _step(self, rows: list[Row]) -> Array:
+    def _step(self, rows: list[Row]) -> Sampled:
         prepared = self._runner.prepare(StepRows(rows, sum(row.length == 1 for row in rows)))
         _, sampled = self._runner.step(prepared)
         return sampled
