@@ -1,6 +1,7 @@
 """`serve run FILE` that ends when an application cannot start, where Serve's own waits for it forever."""
 
 import re
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -60,16 +61,27 @@ def _start_ray(options: Mapping[str, Any]) -> None:
 
 
 def _first_failure() -> str:
-    """Wait until an application cannot start, and return why. Applications that have started may do what they will."""
+    """Wait until an application cannot start, and return why; once all have started, wait until a signal raises.
+
+    What is deployed later does not end this process.
+    """
     started: set[str] = set()
     while True:
-        for name, application in _applications().items():
+        applications = _applications()
+        for name, application in applications.items():
             if application.status == ApplicationStatus.RUNNING:
                 started.add(name)
             failure = failure_of(name, application)
             if failure is not None and name not in started:
                 return failure
+        if applications and started >= applications.keys():
+            _wait_for_signal()
         time.sleep(_POLL_S)
+
+
+def _wait_for_signal() -> None:
+    while True:
+        signal.pause()
 
 
 def _applications() -> Mapping[str, ApplicationStatusOverview]:

@@ -1,5 +1,6 @@
 """The real program, started as users start it: `serve run` of a configuration file, spoken to over HTTP."""
 
+import itertools
 import json
 import os
 import shutil
@@ -9,7 +10,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,20 @@ ROOT = Path(__file__).parents[1]
 START_TIMEOUT_S = 240.0
 
 
+_PORTS = itertools.count(os.getpid() * 61)
+
+
 def free_port() -> int:
-    """Return a TCP port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a TCP port that nobody listens on now, another one at each call.
+
+    From a range below that of outgoing connections and above that of Ray's workers: a port that the kernel chose could
+    be given to a connection before the server listens on it.
+    """
+    for number in _PORTS:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", 20_000 + number % 12_000))
+            return int(probe.getsockname()[1])
+    raise AssertionError
 
 
 def environment(folder: Path, *, guarded: bool = True) -> dict[str, str]:
@@ -165,14 +176,8 @@ class ServerProcess:
     def _ray_address(self) -> str:
         """Return the address of the server's own Ray, which is in the command line of its raylet."""
         option = b"--gcs-address="
-        for process in Path("/proc").glob("[0-9]*"):
-            try:
-                arguments = (process / "cmdline").read_bytes().split(b"\0")
-                if str(self._folder).encode() not in (process / "environ").read_bytes():
-                    continue
-            except OSError:  # it ended meanwhile
-                continue
-            for argument in arguments:
+        for _, command in self._processes():
+            for argument in command.split(b"\0"):
                 if argument.startswith(option):
                     return argument.removeprefix(option).decode()
         raise AssertionError(f"no Ray runs:\n{self.output()}")
@@ -183,17 +188,18 @@ class ServerProcess:
 
     def replica_pids(self, deployment: str) -> list[int]:
         """Return the process ids of the deployment's replicas. Raises AssertionError if there are none."""
-        pids = []
-        own = str(self._folder).encode()
         title = f"ray::ServeReplica:mpt:{deployment}".encode()
-        for process in Path("/proc").glob("[0-9]*"):
-            try:
-                if (process / "cmdline").read_bytes().startswith(title) and own in (process / "environ").read_bytes():
-                    pids.append(int(process.name))
-            except OSError:  # it ended meanwhile
-                continue
+        pids = [pid for pid, command in self._processes() if command.startswith(title)]
         assert pids, f"no replica of {deployment} runs"
         return pids
+
+    def _processes(self) -> Iterator[tuple[int, bytes]]:
+        """Yield the process ids and command lines of the program's session, whose processes are all of Ray's too."""
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # it ended meanwhile
+                state, _, _, session, *_ = (process / "stat").read_text().rpartition(")")[2].split()
+                if int(session) == self.process.pid and state != "Z":
+                    yield int(process.name), (process / "cmdline").read_bytes()
 
     def wait_ready(self, timeout_s: float = START_TIMEOUT_S) -> "ServerProcess":
         """Wait until /ready says 200. Raises AssertionError with the output when it does not, or the program ends."""
@@ -210,14 +216,14 @@ class ServerProcess:
         return self.process.wait(timeout_s)
 
     def stop(self) -> None:
-        """End the program and every process it started."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            try:
-                self.process.wait(60)
-            except subprocess.TimeoutExpired:
-                os.killpg(self.process.pid, signal.SIGKILL)
-                self.process.wait()
+        """End the program and every process it started, at once: to shut down takes seconds, and has its own tests."""
+        while pids := [pid for pid, _ in self._processes()]:
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.02)
+        self.process.kill()  # where there is no /proc
+        self.process.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def __enter__(self) -> "ServerProcess":

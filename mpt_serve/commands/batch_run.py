@@ -1,7 +1,6 @@
 """Sends the requests of a batch to a server, several at once, until each has a result."""
 
 import asyncio
-import random
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import httpx
 
+from mpt_serve.batches.backoff import backoff_s
 from mpt_serve.batches.input_lines import BatchLine, read_lines
 from mpt_serve.batches.pending import pending
 from mpt_serve.batches.result_files import ResultFiles
@@ -25,7 +25,7 @@ _BUSY = frozenset({429, 502, 503})  # the server takes requests later
 _FAILING = frozenset({408, 409, 500, 504})  # the same request may succeed when it is sent again, or never
 _DENIED = frozenset({401, 403})  # so are all others
 _RETRIES = 2
-_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 30.0
+_LONGEST_WAIT_S = 30.0
 
 
 class _LaterError(MptServeError):
@@ -103,14 +103,14 @@ class BatchRun:
                     raise CommandError(f"{error}\nno response for {away_s:.0f} s: {kept}") from error
                 self.notice = " waiting for the server"
                 waits += 1
-                await asyncio.sleep(_wait_s(error.wait_s, waits))
+                await asyncio.sleep(backoff_s(waits, _LONGEST_WAIT_S, wanted_s=error.wait_s))
                 continue
             self._responded_at, self.notice, waits = time.monotonic(), "", 0
             status = (result.record["response"] or {}).get("status_code")
             if status not in _FAILING or failures == _RETRIES:
                 return result
             failures += 1
-            await asyncio.sleep(_wait_s(None, failures))
+            await asyncio.sleep(backoff_s(failures, _LONGEST_WAIT_S))
 
     async def _send(self, http: httpx.AsyncClient, line: BatchLine) -> Result:
         """Send a request once. Raises _LaterError and CommandError."""
@@ -154,9 +154,3 @@ def _retry_after_s(response: httpx.Response) -> float | None:
         return max(0.0, float(response.headers["retry-after"]))
     except (KeyError, ValueError):
         return None
-
-
-def _wait_s(wanted: float | None, times: int) -> float:
-    """Return the seconds to wait: those that the server wants, or more with each time in a row."""
-    doubled = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** (min(times, 10) - 1))
-    return min(120.0, wanted if wanted is not None else doubled) * (0.75 + random.random() / 2)

@@ -81,16 +81,13 @@ class _Talk:
         _note(f"{self._conversation.model} at {self._conversation.client.url}. /help shows the commands; Ctrl-D ends.")
         while True:
             try:
-                line = _read_message(read_line)
+                if not self._obey(_read_message(read_line)):
+                    return
             except EOFError:
                 _note("")
                 return
             except KeyboardInterrupt:
                 _note("\nCtrl-D ends.")
-                continue
-            try:
-                if not self._obey(line):
-                    return
             except CommandError as error:
                 _note(str(error))
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from mpt_serve.one_loop import ONE_LOOP, PROXY_GUARD, new_link_key
+from mpt_serve.one_loop import ONE_LOOP, PERIODS, PROXY_GUARD, new_link_key
 
 __all__ = ["DEFAULT_FILE", "RunCommand", "run"]
 
@@ -36,7 +36,8 @@ def run(
     options = list(arguments or ())
     file = options.pop(0) if options and not options[0].startswith("-") else DEFAULT_FILE
     in_cluster = "RAY_ADDRESS" in os.environ or any(option.split("=")[0] in ("-a", "--address") for option in options)
-    _set_variables({**ONE_LOOP, **PROXY_GUARD, **new_link_key()})  # before Ray is imported, which reads some of them
+    # Before Ray is imported, which reads some of them.
+    _set_variables({**ONE_LOOP, **PROXY_GUARD, **PERIODS, **new_link_key()})
     _require_startable(file, in_cluster)
     _set_variables(_proxy_limits(file))
     from mpt_serve.serve_run import run_file  # after the environment is set

@@ -13,7 +13,12 @@ ModelLen = Annotated[
     Field(description="Longest prompt and output together, in tokens. Unset: the model's own limit."),
 ]
 _CompilationCache = Annotated[
-    str | None, Field(description="Folder of JAX's persistent compilation cache. `null` leaves JAX's own setting.")
+    str | None,
+    Field(
+        description="Folder of JAX's persistent compilation cache, and on CPUs of an engine's programs as a whole,"
+        " which later starts load without compiling. What it holds is run: only this user may write to it. `null`"
+        " leaves JAX's own setting."
+    ),
 ]
 
 
@@ -49,10 +54,22 @@ class EngineOptions(SettingsGroup):
         default=True,
         description="Keep the keys and values of prompts and outputs for later requests with the same prefix.",
     )
+    background_patience: Count | None = Field(
+        default=256,
+        description="Steps without any row of requests of batches, while some wait, after which the first of them is"
+        " served as if somebody waited for it; one at a time. Others lose at most one row of a step to it. `null`:"
+        " batches wait for as long as others fill the steps.",
+    )
     speculation: Literal["none", "ngram", "draft"] = Field(
         default="ngram",
         description="Propose several draft tokens and verify them in one step, which never changes the output: `ngram`"
         " proposes what followed the same tokens before, `draft` runs a smaller model.",
+    )
+    prompt_embeds: bool = Field(
+        default=False,
+        description="Take embeddings in place of ids in prompts (`prompt_embeds` in requests). Off unless needed: each"
+        " step shape then has one more program to compile, each waiting request may hold as many bytes as its body, and"
+        " embeddings reach what no text does.",
     )
     num_draft_tokens: Count = Field(default=11, description="Draft tokens per sequence and step, at most.")
     kernels: Literal["auto", "xla"] = Field(

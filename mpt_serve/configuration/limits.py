@@ -1,6 +1,6 @@
 """Bounds on what one request, and all requests together, may ask for."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import ByteSize, Field
 
@@ -28,6 +28,11 @@ class Limits(SettingsGroup):
         " an error before that keeps its own status.",
     )
     keep_alive_s: Seconds = Field(default=15.0, description="Seconds of silence after which a stream sends a comment.")
+    unknown_fields: Literal["ignore", "refuse"] = Field(
+        default="ignore",
+        description="What happens to fields that no endpoint knows. `ignore`: they have no effect, and the response's"
+        " header `x-mpt-ignored-fields` names them. `refuse`: an error 400 names the first.",
+    )
     max_body_bytes: Size = Field(
         default=ByteSize(4 * 1024**2), description="Size of one request's body, such as `4MiB`; counted while reading."
     )

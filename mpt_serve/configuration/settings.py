@@ -9,6 +9,7 @@ from mpt_serve.configuration.access import AccessSettings
 from mpt_serve.configuration.batches import BatchSettings
 from mpt_serve.configuration.engine_config import EngineConfig, EngineOptions, EngineSettings, ModelLen
 from mpt_serve.configuration.limits import Limits
+from mpt_serve.configuration.sampling_defaults import SamplingDefaults
 from mpt_serve.configuration.setting_types import Count, SettingsGroup
 
 __all__ = ["MeshSettings", "Settings"]
@@ -49,8 +50,9 @@ class Settings(SettingsGroup):
     quantization_cache_dir: str | None = Field(
         default=None,
         min_length=1,
-        description="Folder of the quantised-weights cache: later starts read the quantised weights instead of"
-        " quantising again. Replicas may share it; it may be deleted at any time. Unset: no cache.",
+        description="Folder of the packed-weights cache: later starts map the weights from there, in a second or two,"
+        " instead of quantising and packing again; on CPUs also with `quantization: none`. Replicas may share it, and"
+        " on one machine its memory; its files may be deleted at any time. Unset: no cache.",
     )
     chat_template: str | None = Field(
         default=None,
@@ -63,6 +65,9 @@ class Settings(SettingsGroup):
         description="What control tokens such as `<|im_end|>` in the messages of a chat become. `text`: ordinary text,"
         " so that no message can end its turn or begin another one. `parse`: control tokens, as those that the template"
         " writes; only for clients that may write every turn.",
+    )
+    sampling_defaults: SamplingDefaults = Field(
+        default_factory=SamplingDefaults, description="What sampling fields mean in requests that leave them out."
     )
     embedding_pooling: Literal["mean", "last"] = Field(
         default="mean",

@@ -1,4 +1,4 @@
-"""How many requests of one client begin at the same time, where others send fewer."""
+"""In which order requests of several clients begin."""
 
 import asyncio
 import time
@@ -7,37 +7,37 @@ from collections.abc import Callable
 
 __all__ = ["Beginning", "Beginnings"]
 
-_AT_ONCE = 1  # takes milliseconds, beside what other clients have there
-_LONGEST_S = 1.0
+_AT_ONCE = 1  # of a client: takes milliseconds, and two at the same time take twice as long
+_LONGEST_S = 0.25
 _REMEMBER_S = 10.0  # after its last request a client still counts
+_AHEAD = 4  # requests that a client may have begun less than another one, and makes up for
 
 
 class _Client:
     """What one client has at this proxy.
 
-    requests: all that have not ended. beginning: those of them that no Ingress has read. waiting: those before that.
+    begun: requests that an Ingress has read, or more: see `_AHEAD`. requests: all that have not ended.
+    beginning: those of them that no Ingress has read. waiting: those before that.
     """
 
     def __init__(self) -> None:
         self.last_request = 0.0
+        self.begun = 0
         self.requests = 0
         self.beginning = 0
         self.waiting: deque[asyncio.Future[None]] = deque()
 
-    def leave(self) -> None:
-        """Give a place among those that begin back, to the next that waits if there is one."""
-        self.beginning -= 1
-        while self.waiting and self.beginning < _AT_ONCE:
-            place = self.waiting.popleft()
-            if not place.done():
-                place.set_result(None)
-                self.beginning += 1
+    @property
+    def order(self) -> tuple[int, int]:
+        """Return the sort key, the smallest first."""
+        return self.begun, self.requests
 
 
 class Beginning:
     """A request's place among those that begin, and among all of its client's."""
 
-    def __init__(self, client: _Client) -> None:
+    def __init__(self, beginnings: "Beginnings", client: _Client) -> None:
+        self._beginnings = beginnings
         self._client = client
         self._begins = True
         self._timer = asyncio.get_running_loop().call_later(_LONGEST_S, self.begun)
@@ -48,7 +48,7 @@ class Beginning:
         if self._begins:
             self._begins = False
             self._timer.cancel()
-            self._client.leave()
+            self._beginnings.leave(self._client)
 
     def end(self) -> None:
         """Count the request no longer. Idempotent."""
@@ -63,22 +63,27 @@ class Beginnings:
 
     That takes more of a processor than anything but generating, in several processes, all of whose event loops treat
     all requests alike. A client that sends many at once would therefore delay those of others until all of its own have
-    begun. So a client's requests begin one after the other as long as another has fewer; the one with fewest is not
-    limited, and neither is one alone. A request that takes a second, as its text is long or its Ingress cannot report,
-    keeps the next waiting no longer. Belongs to one event loop.
+    begun. So while there are several clients, the requests of each begin one after the other, and none while one of a
+    client of which fewer have begun begins. A client alone has no limit. A request that takes a quarter of a second, as
+    its text is long or its Ingress cannot report, keeps others waiting no longer. Belongs to one event loop.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._clients: dict[str, _Client] = {}  # the one whose request came last is the last
+        self._busy: set[_Client] = set()  # those that have requests that begin, or wait for that
+        self._most = 0  # requests of one client that have begun
 
     async def begin(self, name: str) -> Beginning:
         """Wait for a place for a request of a client, and return it."""
         client = self._seen(name)
         client.requests += 1
-        if client.beginning < _AT_ONCE or not self._has_more_than_others(client):
+        self._busy.add(client)
+        if self._has_place(client) and (
+            self._is_alone() or not any(other.order < client.order for other in self._busy)
+        ):
             client.beginning += 1
-            return Beginning(client)
+            return Beginning(self, client)
         place = asyncio.get_running_loop().create_future()
         client.waiting.append(place)
         try:
@@ -86,24 +91,50 @@ class Beginnings:
         except asyncio.CancelledError:
             client.requests -= 1
             if not place.cancelled():  # it had just been given the place
-                client.leave()
+                self.leave(client)
             raise
-        return Beginning(client)
+        return Beginning(self, client)
+
+    def leave(self, client: _Client) -> None:
+        """Give a client's place among those that begin to whoever waits and is next."""
+        client.beginning -= 1
+        client.begun += 1
+        self._most = max(self._most, client.begun)
+        self._give_places()
 
     def _seen(self, name: str) -> _Client:
         client = self._clients.pop(name, None) or _Client()
         client.last_request = self._clock()
+        client.begun = max(client.begun, self._most - _AHEAD)
         self._clients[name] = client
         first, oldest = next(iter(self._clients.items()))
-        if oldest.last_request < client.last_request - _REMEMBER_S and not oldest.requests:
+        if self._forgets(oldest) and not oldest.requests:
             del self._clients[first]
         return client
 
-    def _has_more_than_others(self, client: _Client) -> bool:
-        """Return whether another client that has sent a request lately has fewer."""
-        for other in reversed(self._clients.values()):
-            if other.last_request < client.last_request - _REMEMBER_S:
-                return False
-            if other.requests < client.requests:
-                return True
-        return False
+    def _give_places(self) -> None:
+        """Let the client that is next begin what it may. As long as requests wait, one begins, which calls this."""
+        while self._busy:
+            client = min(self._busy, key=lambda client: client.order)
+            if not client.beginning and not client.waiting:
+                self._busy.discard(client)
+            elif not client.waiting or not self._has_place(client):
+                return
+            else:
+                place = client.waiting.popleft()
+                if not place.done():
+                    place.set_result(None)
+                    client.beginning += 1
+
+    def _has_place(self, client: _Client) -> bool:
+        return client.beginning < _AT_ONCE or self._is_alone()
+
+    def _is_alone(self) -> bool:
+        """Return whether no other client than the one whose request came last has sent one lately."""
+        latest = reversed(self._clients.values())
+        next(latest)
+        other = next(latest, None)
+        return other is None or self._forgets(other)
+
+    def _forgets(self, client: _Client) -> bool:
+        return client.last_request < self._clock() - _REMEMBER_S

@@ -7,6 +7,7 @@ deltas of each choice are merged. What comes back on the connection ends request
 import asyncio
 import socket
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from mpt_serve.deployments.delta_wire import encode, merged
 from mpt_serve.deployments.link_sender import Link, Links
@@ -98,10 +99,4 @@ class DeltaLink(Link[Delta]):
 
 def delta_links(abort: Abort) -> Links[DeltaLink]:
     """Return the links of one Generator."""
-
-    def make(
-        link_id: str, connection: socket.socket, loop: asyncio.AbstractEventLoop, on_lost: Callable[[], None]
-    ) -> DeltaLink:
-        return DeltaLink(link_id, connection, loop, on_lost, abort)
-
-    return Links(make, "Ingress")
+    return Links(partial(DeltaLink, abort=abort), "Ingress")

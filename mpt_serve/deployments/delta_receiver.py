@@ -7,6 +7,7 @@ from itertools import count
 from typing import Any
 
 from mpt_serve.deployments.delta_wire import decode, merged
+from mpt_serve.deployments.link_calls import LinkCalls
 from mpt_serve.deployments.link_receiver import Connection, LinkReceiver
 from mpt_serve.engine.request import Delta
 from mpt_serve.errors import EngineClosedError
@@ -86,10 +87,11 @@ class Delivery:
 
 
 class DeltaReceiver(LinkReceiver):
-    """Takes the deltas that Generators send to this Ingress."""
+    """Takes the deltas that Generators send to this Ingress, and what Tokenizers reply to its `calls`."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.calls = LinkCalls()
         self._numbers = count()
         self._deliveries: dict[int, Delivery] = {}
 
@@ -115,6 +117,9 @@ class DeltaReceiver(LinkReceiver):
         """Deliver what has come, the deltas of each choice merged."""
         choices: dict[tuple[int, int], list[Delta]] = {}
         for frame in frames:
+            if isinstance(frame, dict):
+                self.calls.take(frame["replies"])
+                continue
             for entry in frame:
                 choices.setdefault((entry[0], entry[1]), []).append(decode(entry))
         for (number, _), deltas in choices.items():
@@ -124,7 +129,8 @@ class DeltaReceiver(LinkReceiver):
                 delivery.deliver(merged(deltas))
 
     def lose(self, connection: Connection) -> None:
-        """Fail the requests of a connection that is lost."""
+        """Fail the requests and calls of a connection that is lost."""
+        self.calls.lose(connection)
         for delivery in list(self._deliveries.values()):
             if delivery.connection is connection:
                 delivery.fail(EngineClosedError("the connection to the replica was lost"))

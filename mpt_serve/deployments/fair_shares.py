@@ -12,6 +12,7 @@ _PROMPT_WEIGHT = 1  # of one token of a prompt
 _OUTPUT_WEIGHT = 2  # of a generated one, which takes a row of a step rather than a part of one
 _REMEMBER_S = 60.0  # after its last request a client still has slots kept free
 _KEPT_FREE = 1 / 8  # of the sequences that run, while there are several clients
+_CREDIT = 1024  # weighted tokens that a client which was idle may have had less: some requests with short prompts
 _LITTLE = 1 / 2  # of its part: with more, a client's requests are not expedited; clients with equal loads pause nobody
 
 
@@ -40,11 +41,12 @@ class Share:
 class FairShares:
     """The shares of all clients. The one with the lowest counter is next.
 
-    A client that was idle does not save up: its counter rises to the lowest of those that have requests. While there
-    are several clients, none waits behind another's requests in an engine: no more choices are dispatched than run at
-    the same time, and of those the last eighth is for the client with the lowest counter while it has less than its
-    part. A client that comes back therefore starts at once, and need not wait for the end of another's output. While
-    it has less than half of its part, its requests are expedited: others pause for a step while a prompt is computed.
+    A client that was idle does not save up: its counter rises to the lowest of those that have requests, less some
+    tokens, so that what it sends together starts together. While there are several clients, none waits behind another's
+    requests in an engine: no more choices are dispatched than run at the same time, and of those the last eighth is for
+    the client with the lowest counter while it has less than its part. A client that comes back therefore starts at
+    once, and need not wait for the end of another's output. While it has less than half of its part, its requests are
+    expedited: others pause for a step while a prompt is computed.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -58,7 +60,7 @@ class FairShares:
         if not share.active:
             counters = [other.counter for other in self._shares.values() if other.active]
             self._lowest = max(self._lowest, min(counters, default=0))
-            share.counter = max(share.counter, self._lowest)
+            share.counter = max(share.counter, self._lowest - _CREDIT)
         share.waiting += choices
         share.last_request = self._clock()
         return share

@@ -22,6 +22,7 @@ from mpt_serve.deployments.start_report import reported_start
 from mpt_serve.deployments.tracing import Carrier, tracing_from_environment, watched_generation
 from mpt_serve.deployments.version import Version
 from mpt_serve.deployments.watchdog import ReplicaReport
+from mpt_serve.engine.prompt_embeds import PromptEmbeds
 from mpt_serve.engine.request import Delta
 from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.engine.status_log import StatusLog
@@ -69,6 +70,7 @@ class Generator:
         spec: GrammarSpec | None = None,
         address: LinkAddress | None = None,
         carrier: Carrier | None = None,
+        embeds: PromptEmbeds | None = None,
     ) -> AsyncIterator[Delta | str]:
         """Generate the request's choices; closing the iterator ends them in the engine.
 
@@ -78,13 +80,14 @@ class Generator:
         generated: ids that a request of one choice has already; it continues after them.
         spec: the grammar that every choice must match, which is compiled first.
         address: of the Ingress, for its link. carrier: of the request's trace; None where it is not traced.
+        embeds: what stands in the prompt in place of ids.
         Raises RequestError for a request that the engine refuses, EngineClosedError when it has stopped or the link is
         lost.
         """
         with watched_generation(self._tracing, carrier, request_id, len(prompt_ids)) as watch:
 
             def submit(listener: Callable[[Delta], None]) -> str:
-                return self._submit(prompt_ids, params, request_id, generated, spec, watch(listener))
+                return self._submit(prompt_ids, params, request_id, generated, spec, watch(listener), embeds)
 
             link = None if address is None else await self._links.to(address)
             if link is None or address is None:
@@ -122,13 +125,14 @@ class Generator:
         generated: Sequence[int],
         spec: GrammarSpec | None,
         on_delta: Callable[[Delta], None],
+        embeds: PromptEmbeds | None = None,
     ) -> str:
         """Compile the grammar, if there is one, and submit the request. What the engine refuses is not compiled."""
         grammar = None
         if spec is not None:
-            self._engine.check(prompt_ids, params, with_grammar=True)
+            self._engine.check(prompt_ids, params, with_grammar=True, embeds=embeds)
             grammar = self._grammars.compile(spec)
-        return self._engine.submit(prompt_ids, params, on_delta, request_id, generated, grammar)
+        return self._engine.submit(prompt_ids, params, on_delta, request_id, generated, grammar, embeds)
 
     async def _begin(self, submit: Callable[[], str], request_id: str, spec: GrammarSpec | None) -> None:
         """Submit, on another thread where a grammar is to be compiled: the event loop does not have that time."""

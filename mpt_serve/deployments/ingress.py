@@ -21,6 +21,7 @@ from mpt_serve.access.audit_log import AuditLog
 from mpt_serve.configuration.model_folder import tokenizer_folder
 from mpt_serve.configuration.settings import Settings
 from mpt_serve.deployments.admission import Admission
+from mpt_serve.deployments.cores import leave_cores_to_kernels
 from mpt_serve.deployments.drain import follow_replica_end, graceful_shutdown_timeout_s, run_until_end
 from mpt_serve.deployments.logs import log_through_serve
 from mpt_serve.deployments.memory import resident_bytes
@@ -69,7 +70,7 @@ class Ingress:
         updates = ReplicaUpdates(["Ingress", "Tokenizer", "Generator"])
         self._takeover = Takeover("Ingress", ["Tokenizer", "Generator"], self._version, updates)
         self._backend = ServeBackend(
-            _model_info(settings, text, *chat_template(folder, settings, text)),
+            _model_info(settings, folder, text, *chat_template(folder, settings, text)),
             text,
             tokenizer,
             generator,
@@ -92,6 +93,7 @@ class Ingress:
 
         By then the readiness is known, so that a replica that takes over from another refuses no request for that.
         """
+        leave_cores_to_kernels()
         self._backend.listen(ray.util.get_node_ip_address())
         await self._takeover.wait()
         watch = self._backend.watch
@@ -149,7 +151,9 @@ class Ingress:
         return {
             "ingress": self._name,
             **self._backend.metrics.snapshot(),
+            **Batching.counters(self._batching),
             "waiting": self._backend.num_waiting,
+            "background_waiting": self._backend.background_queue.num_waiting,
             "resident_bytes": resident_bytes(),
         }
 
@@ -183,6 +187,7 @@ def _audit_log(folder: str | None, replica: str) -> AuditLog | None:
 
 def _model_info(
     settings: Settings,
+    folder: Path,
     text: TextTokenizer,
     chat_template: str | None,
     chat_refusal: str | None,
@@ -200,5 +205,7 @@ def _model_info(
         chat_template=chat_template,
         tools_refusal=tools_refusal,
         embedding_pooling=settings.embedding_pooling,
+        prompt_embeds=settings.engine.prompt_embeds,
+        sampling_defaults=settings.sampling_defaults.of_model(folder),
         max_chars_per_token=text.max_chars_per_token,
     )

@@ -5,6 +5,7 @@ import hmac
 import logging
 import secrets
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from typing import Any, cast
 
 from mpt_serve.deployments.link_wire import (
@@ -14,6 +15,7 @@ from mpt_serve.deployments.link_wire import (
     LinkAddress,
     Unpacker,
     encrypted_only,
+    local_name,
     pack,
 )
 
@@ -33,7 +35,7 @@ class LinkReceiver(ABC):
         self._connections: dict[str, Connection] = {}
         self.strangers = 0  # connections that have not proved themselves yet
         self._listening: asyncio.Task[tuple[str, int] | None] | None = None
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
 
     @abstractmethod
     def take_frames(self, connection: "Connection", frames: list[Any]) -> None:
@@ -61,21 +63,27 @@ class LinkReceiver(ABC):
         return self._connections.get(link_id)
 
     def close(self) -> None:
-        """Close the server and all connections."""
-        if self._server is not None:
-            self._server.close()
+        """Close the sockets that are listened on, and all connections."""
+        for server in self._servers:
+            server.close()
         for connection in list(self._connections.values()):
             connection.close()
 
     async def _listen(self, host: str) -> tuple[str, int] | None:
         if encrypted_only():
             return None
+        loop = asyncio.get_running_loop()
         try:
-            self._server = await asyncio.get_running_loop().create_server(lambda: Connection(self), host, 0)
+            server = await loop.create_server(lambda: Connection(self), host, 0)
         except OSError as error:
             logger.warning("No socket for links on %s (%s): tokens go through Serve.", host, error)
             return None
-        return host, self._server.sockets[0].getsockname()[1]
+        self._servers.append(server)
+        port: int = server.sockets[0].getsockname()[1]
+        if (name := local_name(host, port, self._secret)) is not None:
+            with suppress(OSError):  # senders then use TCP
+                self._servers.append(await loop.create_unix_server(lambda: Connection(self), name))
+        return host, port
 
     # For the connections
 

@@ -12,9 +12,10 @@ import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
-from mpt_serve.deployments.link_wire import LinkAddress, Unpacker
+from mpt_serve.deployments.link_wire import LinkAddress, Unpacker, local_name
 from mpt_serve.errors import EngineClosedError
 
 __all__ = ["Link", "Links"]
@@ -227,15 +228,23 @@ class Links(Generic[L]):
 
 
 async def _connected(address: LinkAddress, link_id: str) -> socket.socket:
-    """Connect to a receiver, and return when that has accepted the connection."""
+    """Connect to a receiver, by its Unix socket if it is on this node, and return when it has accepted."""
+    hello = address.secret + bytes.fromhex(link_id)
+    if (name := local_name(address.host, address.port, address.secret)) is not None:
+        with suppress(OSError):  # it is on another node
+            return await _greeted(socket.socket(socket.AF_UNIX), name, hello)
+    connection = socket.socket(socket.AF_INET6 if ":" in address.host else socket.AF_INET)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return await _greeted(connection, (address.host, address.port), hello)
+
+
+async def _greeted(connection: socket.socket, place: str | tuple[str, int], hello: bytes) -> socket.socket:
+    """Connect a socket, prove this end to the receiver, and return it; closed where that fails."""
     loop = asyncio.get_running_loop()
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    connection = socket.socket(family, socket.SOCK_STREAM)
     try:
         connection.setblocking(False)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        await loop.sock_connect(connection, (address.host, address.port))
-        await loop.sock_sendall(connection, address.secret + bytes.fromhex(link_id))
+        await loop.sock_connect(connection, place)
+        await loop.sock_sendall(connection, hello)
         if not await loop.sock_recv(connection, 1):
             raise ConnectionError("it closed the connection")
     except BaseException:

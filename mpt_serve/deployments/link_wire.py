@@ -1,15 +1,18 @@
 """What both ends of a link between two processes agree on.
 
-A link is a TCP connection on which one process sends what its streams produce to another: Generators send deltas to
-Ingresses, Ingresses send events to Serve's proxies. A frame is one msgpack object, which needs no length before it.
+A link is a connection on which one process sends what its streams produce to another: Generators send deltas to
+Ingresses, Ingresses send events to Serve's proxies. Between nodes it is TCP; on one node it is a Unix socket, which
+costs less. A frame is one msgpack object, which needs no length before it.
 """
 
+import hashlib
 import os
+import sys
 from dataclasses import dataclass
 
 import msgpack
 
-__all__ = ["ACCEPTED", "HELLO_BYTES", "SECRET_BYTES", "LinkAddress", "Unpacker", "encrypted_only", "pack"]
+__all__ = ["ACCEPTED", "HELLO_BYTES", "SECRET_BYTES", "LinkAddress", "Unpacker", "encrypted_only", "local_name", "pack"]
 
 SECRET_BYTES = 32
 HELLO_BYTES = SECRET_BYTES + 8  # the secret, and the link's id
@@ -31,6 +34,16 @@ class LinkAddress:
     port: int
     secret: bytes
     number: int
+
+
+def local_name(host: str, port: int, secret: bytes) -> str | None:
+    """Return the name of a receiver's Unix socket, for senders on its own node; None where there are no such names.
+
+    The name is in Linux' abstract namespace, so that no file is left behind, and says nothing of the secret.
+    """
+    if sys.platform != "linux":
+        return None
+    return "\0mpt-serve-link-" + hashlib.sha256(f"{host} {port} ".encode() + secret).hexdigest()
 
 
 def encrypted_only() -> bool:

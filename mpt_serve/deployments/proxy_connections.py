@@ -17,6 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from mpt_serve.configuration.limits import Limits
 from mpt_serve.deployments.half_closed import COMMENT, CONTINUE, HalfClosed
 from mpt_serve.openai.errors import ApiError, HeadersTooLargeError, InvalidValueError, NotReadyError, error_body
+from mpt_serve.openai.ids import new_id
 
 __all__ = ["ABORT", "EVENTS", "BoundedProtocol", "Connections", "bound_connections"]
 
@@ -215,7 +216,7 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         content = json.dumps(error_body(error)).encode()
         lines = [f"HTTP/1.1 {error.status} {_REASONS[error.status]}", "content-type: application/json"]
-        lines += [f"content-length: {len(content)}", "connection: close"]
+        lines += [f"content-length: {len(content)}", "connection: close", f"x-request-id: {new_id('req')}"]
         lines += [f"{name}: {value}" for name, value in error.headers.items()]
         self.transport.write("\r\n".join([*lines, "", ""]).encode() + content)
         if self.transport.can_write_eof():

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mpt_serve.configuration.proxy_limits import ProxyLimits
 from mpt_serve.deployments.beginnings import Beginning, Beginnings
+from mpt_serve.deployments.cores import leave_cores_to_kernels
 from mpt_serve.deployments.logs import hide_client_text
 from mpt_serve.deployments.lost_requests import RespondToAll
 from mpt_serve.deployments.proxy_admission import ProxyAdmission
@@ -27,7 +28,8 @@ from mpt_serve.deployments.proxy_keys import ProxyKeys
 from mpt_serve.deployments.proxy_send import patient_send
 from mpt_serve.deployments.response_receiver import ResponseReceiver
 from mpt_serve.deployments.response_wire import BODY_KEY, LINK_HEADER, link_key
-from mpt_serve.openai.arriving_bodies import ArrivingBodies, BodySize
+from mpt_serve.deployments.unread_bodies import UnreadBodies
+from mpt_serve.openai.arriving_bodies import ArrivingBodies, BodySize, received_again
 from mpt_serve.openai.error_forms import error_response
 from mpt_serve.openai.errors import ApiError, RouteNotFoundError
 from mpt_serve.openai.gate import GENERATING_PATHS, OVERLOADED_HEADER, send_refusal
@@ -57,6 +59,7 @@ _INTERNAL = frozenset(
 def middlewares() -> list[Middleware]:
     """Return the middleware of Serve's proxy; Serve calls this in the proxy's process, before that listens."""
     hide_client_text()
+    leave_cores_to_kernels()
     limits = ProxyLimits.from_environment()
     bound_connections(limits.bodies)
     return [Middleware(ProxyGuard, limits=limits, key=link_key()), Middleware(ProxyErrors)]  # the last is the outermost
@@ -68,8 +71,8 @@ class ProxyGuard:
     Request ids are replaced unless they are harmless in logs, headers for Serve itself are removed, and so is every
     value that is not ASCII. Bodies are complete before Serve knows of their requests. Requests to generate are refused
     here, at a fraction of the cost, while the application would refuse them too (`ProxyAdmission`). Where all
-    applications require API keys, those without one have a few separate places (`ProxyKeys`), and a client's requests
-    begin one after the other while others have fewer (`Beginnings`).
+    applications require API keys, those without one have a few separate places (`ProxyKeys`), and the requests of
+    several clients begin in turns (`Beginnings`).
 
     key: of `link_key`, which Ingresses have too; without it, responses go through Serve.
     host: where Ingresses reach this process; None for this node's address in Ray.
@@ -88,6 +91,7 @@ class ProxyGuard:
         self._responses = ResponseReceiver(key) if key else None
         self._host = host
         self._bodies = ArrivingBodies(limits.bodies)
+        self._unread = UnreadBodies(limits.bodies)
         self._admission = admission or ProxyAdmission(limits.max_running)
         self._keys = ProxyKeys.of(limits.keys)
         self._beginnings = Beginnings()
@@ -101,11 +105,12 @@ class ProxyGuard:
             return
         scope = {**scope, "headers": _harmless(scope["headers"])}
         if not scope["path"].startswith("/"):  # Serve would refuse it in plain text
-            await _fail(scope, receive, send, RouteNotFoundError("There is no endpoint at this path."))
+            error = _named(RouteNotFoundError("There is no endpoint at this path."), scope)
+            await error_response(error, scope)(scope, receive, send)
             return
         generates = scope["method"] == "POST" and scope["path"].endswith(_GENERATING)
         if generates and self._admission.is_full:
-            await self._refuse(scope, send)
+            await self._refuse(scope, receive, send)
             return
         client = ""
         if generates and self._keys is not None:
@@ -120,7 +125,7 @@ class ProxyGuard:
         """Let an Ingress refuse a request, as long as there are few like it; its key may be valid and very new."""
         if keys.is_full:
             await asyncio.sleep(_HOLD_WITHOUT_KEY_S)
-            await send_refusal(send, scope["path"], _RETRY_WITHOUT_KEY_S, [(_REQUEST_ID, _request_id(scope))])
+            await self._send_refusal(scope, receive, send, _RETRY_WITHOUT_KEY_S)
             return
         keys.running_without_key += 1
         try:
@@ -137,7 +142,9 @@ class ProxyGuard:
                 try:
                     receive = await with_body_read(self._bodies, scope, receive, size)
                 except ApiError as error:
-                    await _fail(scope, receive, send, error)
+                    size.release()
+                    rest = received_again(b"", receive) if size.complete else receive
+                    await self._fail(scope, rest, send, abort, error)
                     return
                 except ClientDisconnect:
                     return
@@ -148,9 +155,18 @@ class ProxyGuard:
             else:
                 await self._respond(scope, receive, send, _Passed(size, begin_events))
 
+    async def _fail(
+        self, scope: Scope, receive: Receive, send: Send, abort: Callable[[], None], error: ApiError
+    ) -> None:
+        response = error_response(_named(error, scope), scope)
+        if "connection" in error.headers:  # it is closed
+            await response(scope, receive, send)
+        else:
+            await self._unread.respond(scope, receive, send, abort, lambda to: response(scope, receive, to))
+
     async def _generate(self, scope: Scope, receive: Receive, send: Send, client: str, passed: "_Passed") -> None:
         if not self._admission.begin():
-            await self._refuse(scope, send)
+            await self._refuse(scope, receive, send)
             return
         passed.admission = self._admission
         try:
@@ -159,11 +175,17 @@ class ProxyGuard:
         finally:
             passed.end()
 
-    async def _refuse(self, scope: Scope, send: Send) -> None:
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
         if (seconds := self._admission.hold_s()) > 0:
             await asyncio.sleep(seconds)
+        await self._send_refusal(scope, receive, send, self._admission.retry_after_s())
+
+    async def _send_refusal(self, scope: Scope, receive: Receive, send: Send, retry_after_s: float) -> None:
         headers = [(_REQUEST_ID, _request_id(scope))]
-        await send_refusal(send, scope["path"], self._admission.retry_after_s(), headers)
+        abort: Callable[[], None] = scope.get(ABORT, _no_connection)
+        await self._unread.respond(
+            scope, receive, send, abort, lambda to: send_refusal(to, scope["path"], retry_after_s, headers)
+        )
 
     async def _respond(self, scope: Scope, receive: Receive, send: Send, passed: "_Passed") -> None:
         """Pass a request on, and offer a link for its response."""
@@ -242,9 +264,9 @@ class _Passed:
                 self._begin_events()
 
 
-async def _fail(scope: Scope, receive: Receive, send: Send, error: ApiError) -> None:
+def _named(error: ApiError, scope: Scope) -> ApiError:
     error.headers[_REQUEST_ID.decode()] = _request_id(scope).decode()
-    await error_response(error, scope)(scope, receive, send)
+    return error
 
 
 def _no_connection() -> None:

@@ -110,10 +110,15 @@ class ReplicaWatch:
     def model_was_replaced(self) -> bool:
         """Return whether all Generators that run have another model than this replica's settings name."""
         replicas = self._updates.replicas.get("Generator", ())
-        return bool(replicas) and not self._usable("Generator")
+        return bool(replicas) and not self.usable("Generator")
+
+    def usable(self, deployment: str) -> list[RunningReplica]:
+        """Return the running replicas of this replica's model; one of an older release does not name its model."""
+        replicas = self._updates.replicas.get(deployment, ())
+        return [r for r in replicas if r.version is None or r.version.model == self._version.model]
 
     async def _check(self) -> None:
-        missing = [name for name in _NEEDED if not self._usable(name)]
+        missing = [name for name in _NEEDED if not self.usable(name)]
         silent = [name for name in _NEEDED if not self._replying(name)]
         generators = self._replying("Generator")
         # One more than each runs, so that Serve sees a queue and its autoscaling knows that they are full.
@@ -142,14 +147,9 @@ class ReplicaWatch:
             self._set_ready(True)
             logger.info("Ready: the Generator replies.")
 
-    def _usable(self, deployment: str) -> list[RunningReplica]:
-        """Return the running replicas of this replica's model; one of an older release does not name its model."""
-        replicas = self._updates.replicas.get(deployment, ())
-        return [r for r in replicas if r.version is None or r.version.model == self._version.model]
-
     def _replying(self, deployment: str) -> list[RunningReplica]:
         """Return the usable replicas that have not fallen silent."""
-        return [replica for replica in self._usable(deployment) if not self._signs.is_silent(replica.name)]
+        return [replica for replica in self.usable(deployment) if not self._signs.is_silent(replica.name)]
 
     def _set_ready(self, ready: bool) -> None:
         self.readiness = replace(self.readiness, ready=ready, reason="" if ready else _LOADING, stage="", progress=None)

@@ -60,7 +60,14 @@ class ReplicaClient:
         with self.receiver.receive(delivery):
             address = await self.receiver.address(delivery.number)
             response = self._generator.generate.remote(
-                list(request.ids), params, engine_id, tuple(generated), request.grammar, address, **current_carrier()
+                list(request.ids),
+                params,
+                engine_id,
+                tuple(generated),
+                request.grammar,
+                address,
+                embeds=request.embeds,
+                **current_carrier(),
             )
             reader = self._in_background(self._read(response, delivery))
             try:

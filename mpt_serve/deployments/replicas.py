@@ -13,8 +13,8 @@ from ray.serve._private.constants import SERVE_NAMESPACE
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from mpt_serve.deployments.link_receiver import LinkReceiver
-from mpt_serve.deployments.replica_updates import ReplicaUpdates
+from mpt_serve.deployments.link_receiver import Connection, LinkReceiver
+from mpt_serve.deployments.replica_updates import ReplicaUpdates, RunningReplica
 from mpt_serve.deployments.signs_of_life import SignsOfLife
 from mpt_serve.deployments.watchdog import ReplicaReport
 
@@ -73,6 +73,7 @@ class WatchedReplicas:
         self._updates = updates
         self._receiver = receiver
         self._signs = signs
+        self._taking_texts: set[str] = set()
 
     async def stats(self) -> list[dict[str, Any]]:
         """Return what `Generator.stats` of every replica returns that replies in time."""
@@ -86,6 +87,11 @@ class WatchedReplicas:
     def running(self) -> Set[str]:
         """Return the names of the replicas that take requests."""
         return {replica.name for replica in self._updates.replicas.get(self._name, ())}
+
+    def taking_texts(self, usable: Sequence[RunningReplica]) -> Sequence[Connection]:
+        """Return the connections of those replicas, of the usable ones, that take texts to encode there."""
+        found = [self._signs.connection(replica.name) for replica in usable if replica.name in self._taking_texts]
+        return [connection for connection in found if connection is not None]
 
     def was_heard(self, replica: str, seconds: float) -> bool:
         """Return whether a replica has sent something on its link within some seconds."""
@@ -106,8 +112,11 @@ class WatchedReplicas:
         report = await reply
         if report.link is not None:
             self._signs.note(report.replica, report.link)
+            if report.takes_texts:
+                self._taking_texts.add(report.replica)
         running = {replica.name for replicas in self._updates.replicas.values() for replica in replicas}
         self._signs.keep({report.replica, *running})
+        self._taking_texts &= {report.replica, *running}
         return report
 
 

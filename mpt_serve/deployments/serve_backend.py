@@ -1,27 +1,25 @@
 """The backend of the HTTP endpoints, over handles to the other deployments."""
 
-from collections.abc import Callable, Mapping, Sequence, Set
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext, suppress
+from collections.abc import Mapping, Sequence, Set
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
-from ray.exceptions import RayActorError, RayError
-from ray.serve.exceptions import RayServeException
-from ray.serve.handle import DeploymentHandle, DeploymentResponse
+from ray.serve.handle import DeploymentHandle
 
 from mpt_serve.deployments.admission import Admission, Reservation
 from mpt_serve.deployments.dispatch_queue import DispatchQueue
 from mpt_serve.deployments.drain import Drain
 from mpt_serve.deployments.failover import FailoverStream
 from mpt_serve.deployments.readiness import ReplicaWatch, Waiting
-from mpt_serve.deployments.replica_client import ReplicaClient, translated
+from mpt_serve.deployments.replica_client import ReplicaClient
 from mpt_serve.deployments.replica_updates import ReplicaUpdates
 from mpt_serve.deployments.replicas import WatchedReplicas
 from mpt_serve.deployments.signs_of_life import SignsOfLife
-from mpt_serve.deployments.traced_app import current_carrier
+from mpt_serve.deployments.tokenizer_client import TokenizerClient
 from mpt_serve.deployments.version import Version
-from mpt_serve.deployments.watchdog import ReplicaLostError, Watchdog
+from mpt_serve.deployments.watchdog import Watchdog
 from mpt_serve.engine.request import Delta
 from mpt_serve.openai.backend import GenerationRequest, ModelInfo, OnDelta, Readiness
 from mpt_serve.openai.errors import NotReadyError
@@ -33,7 +31,6 @@ __all__ = ["ServeBackend"]
 
 _BACKGROUND_PART = 2  # one of this many may be in the background, beside all others
 _POOLED_PART = 4  # one of this many requests with the Generators may be for hidden states
-_ENCODE_RETRIES = 2  # the first may still reach the replica that is ended since it froze
 
 
 class ServeBackend:
@@ -63,7 +60,6 @@ class ServeBackend:
         self.queue = DispatchQueue(capacity=1)  # until the watch has seen the replicas
         self.pooled_queue = DispatchQueue(capacity=1)  # of requests for hidden states, before that one
         self.background_queue = DispatchQueue(capacity=1)  # of requests that nobody waits for
-        self._tokenizer_replicas = tokenizer
         self._generator_replicas = ReplicaClient(generator)
         receiver = self._generator_replicas.receiver
         self.signs = SignsOfLife(receiver)
@@ -72,6 +68,12 @@ class ServeBackend:
         self.watchdog = Watchdog(self._replicas, reply_timeout_s)
         tokenizers = WatchedReplicas("Tokenizer", tokenizer, updates, receiver, self.signs)
         self.tokenizer_watchdog = Watchdog(tokenizers, reply_timeout_s)
+        self._tokenizer_replicas = TokenizerClient(
+            tokenizer,
+            self.tokenizer_watchdog,
+            lambda: tokenizers.taking_texts(self.watch.usable("Tokenizer")),
+            receiver.calls,
+        )
         self.drain = Drain()
         self._admission = admission
 
@@ -81,8 +83,7 @@ class ServeBackend:
 
     async def encode(self, text: str, add_special_tokens: bool, parse_special_tokens: bool = True) -> Sequence[int]:
         """Return the text's ids; see `TextTokenizer.encode`."""
-        how = (add_special_tokens, parse_special_tokens)
-        return await self._ids(lambda: self._tokenizer_replicas.encode.remote(text, *how, **current_carrier()))
+        return await self._tokenizer_replicas.encode(text, add_special_tokens, parse_special_tokens)
 
     async def encode_chat(
         self,
@@ -94,24 +95,7 @@ class ServeBackend:
     ) -> Sequence[int]:
         """Return the ids of the rendered conversation. Raises ChatTemplateError."""
         ending = (add_generation_prompt, continue_final_message)
-        chat = (list(messages), *ending, list(tools), add_special_tokens)
-        return await self._ids(lambda: self._tokenizer_replicas.encode_chat.remote(*chat, **current_carrier()))
-
-    async def _ids(self, call: Callable[[], DeploymentResponse]) -> Sequence[int]:
-        """Return a Tokenizer's result; if its replica dies or freezes, another is called: nothing is lost with it."""
-        try:
-            for _ in range(_ENCODE_RETRIES):
-                with suppress(RayActorError, ReplicaLostError):
-                    return await self._watched(call)
-            return await self._watched(call)
-        except (RayError, RayServeException, ReplicaLostError) as error:
-            raise translated(error) from error
-
-    async def _watched(self, call: Callable[[], DeploymentResponse]) -> Sequence[int]:
-        """Return a Tokenizer's result. Raises ReplicaLostError when a Tokenizer has frozen meanwhile."""
-        async with self.tokenizer_watchdog.watch("encode"):
-            ids: Sequence[int] = await call()
-            return ids
+        return await self._tokenizer_replicas.encode_chat(messages, *ending, tools, add_special_tokens)
 
     def retry_after_s(self) -> float | None:
         """Return None while a new request would be counted, or else the seconds after which to send it again."""

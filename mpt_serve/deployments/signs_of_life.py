@@ -9,7 +9,7 @@ import asyncio
 import math
 from collections.abc import Iterable
 
-from mpt_serve.deployments.link_receiver import LinkReceiver
+from mpt_serve.deployments.link_receiver import Connection, LinkReceiver
 
 __all__ = ["PERIOD_S", "SignsOfLife"]
 
@@ -42,6 +42,11 @@ class SignsOfLife:
             self._links[replica] = link_id
             self._received[replica] = -1
             self._looks[replica] = 0
+
+    def connection(self, replica: str) -> Connection | None:
+        """Return the connection on which a replica is heard; None while there is none, or it is silent."""
+        link_id = self._links.get(replica)
+        return None if link_id is None or self.is_silent(replica) else self._receiver.connection(link_id)
 
     def keep(self, replicas: Iterable[str]) -> None:
         """Forget all other replicas."""

@@ -6,8 +6,9 @@ from typing import Any
 
 from mpt_serve.configuration.model_folder import tokenizer_folder
 from mpt_serve.configuration.settings import Settings
+from mpt_serve.deployments.encode_link import encode_links
 from mpt_serve.deployments.encoding_lanes import EncodingLanes
-from mpt_serve.deployments.heartbeat import heartbeat_links, start_heartbeat
+from mpt_serve.deployments.heartbeat import start_heartbeat
 from mpt_serve.deployments.link_wire import LinkAddress
 from mpt_serve.deployments.logs import log_through_serve
 from mpt_serve.deployments.replica_updates import ReplicaUpdates
@@ -31,7 +32,7 @@ class Tokenizer:
         self._version = Version.of(settings)
         self._actor = own_names()[1]
         self._tracing = tracing_from_environment()
-        self._links = heartbeat_links()
+        self._links = encode_links(self._run)
         start_heartbeat(self._links.beat)
         self._takeover: Takeover | None = Takeover(
             "Tokenizer", ["Generator"], self._version, ReplicaUpdates(["Tokenizer", "Generator"])
@@ -67,7 +68,7 @@ class Tokenizer:
         address: of the Ingress that asks; a link to it is opened.
         """
         link = None if address is None else self._links.to_if_open(address)
-        return ReplicaReport(self._actor, (), "", None if link is None else link.id)
+        return ReplicaReport(self._actor, (), "", None if link is None else link.id, takes_texts=True)
 
     async def encode(
         self,
@@ -84,6 +85,10 @@ class Tokenizer:
             if parse_special_tokens:
                 return await self._lanes.encode(text, add_special_tokens)
             return self._control.original_ids(await self._plain_lanes.encode(text, add_special_tokens))
+
+    async def _run(self, method: str, arguments: Sequence[Any]) -> Sequence[int]:
+        """Return the result of a call that came over a link."""
+        return await (self.encode if method == "encode" else self.encode_chat)(*arguments)
 
     async def encode_chat(
         self,

@@ -11,7 +11,7 @@ __all__ = ["StartProgress"]
 _LOADED = re.compile(r"weights: (\d+) of (\d+) MiB read")
 _WEIGHTS = re.compile(r"weights: (\d+) MiB")
 _COMPILED = re.compile(r"programs: (\d+) of (\d+) compiled")
-_ALL_COMPILED = re.compile(r"compiled (\d+) programs in ([\d.]+) s")
+_ALL_READY = re.compile(r"(compiled|loaded) (\d+) programs in ([\d.]+) s")
 _CACHE = re.compile(r"KV cache: (\d+) tokens in \d+ blocks of \d+ \((\d+) MiB\); .* requests of (\d+) tokens")
 
 
@@ -24,6 +24,7 @@ class StartProgress:
     compiled: int = 0
     programs: int = 0
     compile_s: float = 0.0
+    made: str = "compiled"  # how there came to be programs: 'loaded' where they were stored
     cache_tokens: int = 0
     cache_size: int = 0
     context: int = 0
@@ -36,9 +37,10 @@ class StartProgress:
             self.loaded = self.weights = int(match[1])
         elif match := _COMPILED.fullmatch(message):
             self.compiled, self.programs = int(match[1]), int(match[2])
-        elif match := _ALL_COMPILED.fullmatch(message):
-            self.compiled = self.programs = int(match[1])
-            self.compile_s = float(match[2])
+        elif match := _ALL_READY.fullmatch(message):
+            self.made = match[1]
+            self.compiled = self.programs = int(match[2])
+            self.compile_s = float(match[3])
         elif match := _CACHE.fullmatch(message):
             self.cache_tokens, self.cache_size, self.context = int(match[1]), int(match[2]), int(match[3])
 
@@ -49,5 +51,5 @@ class StartProgress:
             parts.append(f"KV cache {self.cache_tokens} tokens ({self.cache_size} MiB)")
             parts.append(f"context {self.context} tokens")
         if self.programs:
-            parts.append(f"{self.programs} programs compiled in {self.compile_s:.1f} s")
+            parts.append(f"{self.programs} programs {self.made} in {self.compile_s:.1f} s")
         return ", ".join(parts)

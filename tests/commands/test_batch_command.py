@@ -15,6 +15,7 @@ import pytest
 from loopback_server import Server
 from typer.testing import CliRunner, Result
 
+from mpt_serve.batches import backoff
 from mpt_serve.commands import batch_run
 from mpt_serve.commands.app import app
 
@@ -51,7 +52,7 @@ def files(tmp_path: Path) -> Files:
 
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch_run, "_FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(backoff, "_FIRST_S", 0.001)
     monkeypatch.setattr(batch_run, "_LONGEST_WAIT_S", 0.01)
 
 

@@ -94,6 +94,16 @@ class Terminal:
             self.shown += os.read(self._own, 4096).decode()
         self.shown = self.shown.partition(text)[2]
 
+    def interrupt_at_the_prompt(self) -> None:
+        """Send what Ctrl-C sends once the program waits for a line.
+
+        Python's `input` does not notice a signal between the moment it shows the prompt and the moment it waits.
+        """
+        self.wait_for("> ")
+        state = Path(f"/proc/{self.process.pid}/stat")
+        Server.wait_until(lambda: state.read_text().rpartition(") ")[2].startswith("S"))
+        self.process.send_signal(signal.SIGINT)
+
     def close(self) -> None:
         if self.process.poll() is None:
             self.process.kill()
@@ -152,8 +162,7 @@ def test_ctrl_c_stops_the_reply_and_not_the_program(server: Server, terminal: Te
     terminal.wait_for("[assistant]")
     assert contents(server.backend)[0] == ("user", "one")
     assert contents(server.backend)[1][1].startswith("[user]")
-    terminal.wait_for("> ")
-    terminal.process.send_signal(signal.SIGINT)
+    terminal.interrupt_at_the_prompt()
     terminal.wait_for("Ctrl-D ends.")
     terminal.type("/exit\n")
     assert terminal.process.wait(60) == 0

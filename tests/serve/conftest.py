@@ -46,7 +46,13 @@ def ending_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerPr
         "served_model_name": "tiny",
         "chat_template": _TOOLS_TEMPLATE,
         "max_model_len": 2048,
-        "engine": {"max_num_seqs": 16, "max_num_batched_tokens": 64, "num_blocks": 512, "pre_compile": False},
+        "engine": {
+            "max_num_seqs": 16,
+            "max_num_batched_tokens": 64,
+            "num_blocks": 512,
+            "pre_compile": False,
+            "prompt_embeds": True,
+        },
     }
     with shared(ServerProcess.of(serve_config(args, free_port()), tmp_path_factory.mktemp("server"))) as server:
         yield server

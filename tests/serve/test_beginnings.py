@@ -51,25 +51,64 @@ def test_one_client_alone_is_not_limited() -> None:
     run(scenario)
 
 
-def test_a_client_with_many_requests_delays_its_own_alone() -> None:
+def test_a_client_of_which_fewer_have_begun_goes_first() -> None:
     async def scenario(scene: Scene) -> None:
         await scene.send("light")
         await scene.end("light", 0)
-        await scene.send("heavy", 10)
-        assert scene.count("heavy") == 1
-        await scene.send("light", 7)  # fewer than the other has
-        assert scene.count("light") == 8
-        for number in range(9):
+        await scene.send("heavy", 24)
+        for number in range(4):
             assert scene.count("heavy") == 1 + number
             await scene.read("heavy", number)
             await scene.read("heavy", number)  # does nothing
-        assert scene.count("heavy") == 10
-        await scene.send("light", 4)  # as many, and one more
-        assert scene.count("light") == 11
-        for number in range(10):
+        await scene.send("light", 3)  # the first beside the heavy client's one, then one after the other
+        assert scene.count("light") == 2
+        await scene.read("heavy", 4)
+        assert scene.count("heavy") == 5
+        for number in range(1, 4):
+            assert scene.count("light") == 1 + number
+            await scene.read("light", number)
+        assert scene.count("light") == 4
+        for number in range(5, 24):
+            assert scene.count("heavy") == 1 + number
+            await scene.read("heavy", number)
             await scene.end("heavy", number)
             await scene.end("heavy", number)  # does nothing
-        assert scene.count("light") == 11
+        assert scene.count("heavy") == 24
+
+    run(scenario)
+
+
+def test_clients_that_always_have_more_take_turns() -> None:
+    async def scenario(scene: Scene) -> None:
+        await scene.send("a", 1)
+        await scene.send("b", 40)
+        await scene.send("a", 39)
+        order = []
+        for _ in range(60):
+            begins = next(client for client in "ab" if any(place._begins for place in scene.begun.get(client, ())))
+            number = next(number for number, place in enumerate(scene.begun[begins]) if place._begins)
+            order.append(begins)
+            await scene.read(begins, number)
+        assert all(abs(order[:length].count("a") - order[:length].count("b")) <= 2 for length in range(60))
+
+    run(scenario)
+
+
+def test_a_client_that_was_away_goes_first_for_a_few_requests_alone() -> None:
+    async def scenario(scene: Scene) -> None:
+        await scene.send("away")
+        await scene.end("away", 0)
+        await scene.send("stays", 200)
+        for number in range(100):
+            await scene.read("stays", number)
+        await scene.send("away", 100)
+        await scene.read("stays", 100)
+        for _ in range(60):
+            for client in ("away", "stays"):
+                for place in list(scene.begun[client]):
+                    place.begun()
+                    await asyncio.sleep(0)
+        assert scene.count("away") - 1 <= scene.count("stays") - 101 + beginnings._AHEAD + 2
 
     run(scenario)
 
@@ -79,6 +118,7 @@ def test_those_that_began_before_there_was_another_are_counted() -> None:
         await scene.send("heavy", 10)
         await scene.send("light")
         await scene.send("heavy")
+        await scene.read("light", 0)
         for number in range(9):
             await scene.end("heavy", number)
             assert scene.count("heavy") == 10
@@ -107,6 +147,7 @@ def test_those_that_leave_while_they_wait_take_no_place() -> None:
 def test_a_while_after_its_last_request_a_client_counts_no_longer() -> None:
     async def scenario(scene: Scene) -> None:
         await scene.send("gone")
+        await scene.read("gone", 0)
         await scene.send("heavy", 2)
         assert scene.count("heavy") == 1
         scene.now += 11

@@ -17,7 +17,7 @@ from mpt_serve.access.audit_log import AuditLog
 from mpt_serve.configuration.limits import Limits
 from mpt_serve.configuration.proxy_limits import PROXY_LIMITS_VARIABLE, ProxyLimits
 from mpt_serve.configuration.reference import settings_reference
-from mpt_serve.one_loop import ONE_LOOP, PROXY_GUARD, replica_runtime_env
+from mpt_serve.one_loop import ONE_LOOP, PERIODS, PROXY_GUARD, replica_runtime_env
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,13 +70,13 @@ def test_run_hands_the_file_and_the_options_to_serve(
     monkeypatch.setattr("sys.path", sys.path.copy())
     monkeypatch.setattr("mpt_serve.commands.run._require_startable", lambda *_: None)
     monkeypatch.chdir(tmp_path)
-    for name in (*ONE_LOOP, *PROXY_GUARD, PROXY_LIMITS_VARIABLE):
+    for name in (*ONE_LOOP, *PROXY_GUARD, *PERIODS, PROXY_LIMITS_VARIABLE):
         monkeypatch.setenv(name, "")  # so that it is put back as it was
         monkeypatch.delenv(name)
     for arguments in ([], ["--address", "auto"], ["other.yaml", "--app-dir", "x"], ["other.yaml", "-r"]):
         assert cli.main(["run", *arguments]) == 3
     assert ProxyLimits.from_environment() == ProxyLimits(bodies=Limits(), max_running=256)
-    assert os.environ.items() >= {**ONE_LOOP, **PROXY_GUARD}.items()
+    assert os.environ.items() >= {**ONE_LOOP, **PROXY_GUARD, **PERIODS}.items()
     assert [options["address"] for options in started] == [None, "auto", None, None]
     assert {options["namespace"] for options in started} == {"serve"}
     assert calls == [

@@ -1,16 +1,19 @@
 """Every sampling feature against a running server; MPT_SERVE_TEST_URL names another server."""
 
 import asyncio
+import base64
 import json
 import os
 import re
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
+import safetensors.numpy
 from prometheus_client.parser import text_string_to_metric_families
 from server import ServerProcess, wait_idle
 
@@ -333,3 +336,14 @@ def test_choices_of_a_killed_generator_continue_exactly(request: pytest.FixtureR
         assert own[0] is None
         assert own[1:] == pytest.approx(undisturbed[1:], abs=1e-3)
     server.wait_ready()
+
+
+def test_embeddings_of_a_prompt_give_what_its_text_gives(http: httpx.Client, tiny_checkpoint: Path) -> None:
+    """Rows of the model's own table, in base64: equal ids and log probabilities, to the last bit."""
+    table = safetensors.numpy.load_file(tiny_checkpoint / "model.safetensors")["transformer.wte.weight"]
+    file = base64.b64encode(safetensors.numpy.save({"x": table[tokens_of(http, PROMPT)]})).decode()
+    params = {"n": 3, "seed": 7, "temperature": 0.8, "logprobs": 2, "return_token_ids": True}
+    expected, answer = complete(http, **params), complete(http, prompt=None, prompt_embeds=file, **params)
+    assert answer["usage"]["prompt_tokens"] == expected["usage"]["prompt_tokens"]
+    for by_text, by_rows in zip(expected["choices"], answer["choices"], strict=True):
+        assert by_rows == {**by_text, "prompt_token_ids": None}

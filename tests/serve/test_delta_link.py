@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import socket
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -270,6 +271,24 @@ def test_a_stranger_is_not_accepted(caplog: pytest.LogCaptureFixture) -> None:
             with caplog.at_level(logging.WARNING, "ray.serve"):
                 assert await both.links.to(replace(address, secret=b"?" * 32)) is None
             assert not both.receiver._connections
+
+    uvloop.run(scenario())
+
+
+@pytest.mark.parametrize("on_this_node", [True, False])
+def test_a_receiver_on_the_node_is_reached_without_tcp(monkeypatch: pytest.MonkeyPatch, on_this_node: bool) -> None:
+    if not on_this_node:
+        monkeypatch.setattr(link_sender, "local_name", lambda *_: "\0nobody-listens-there")
+
+    async def scenario() -> None:
+        async with pair() as both:
+            link = await both.link()
+            assert (link._socket.family == socket.AF_UNIX) == (on_this_node and sys.platform == "linux")
+            with both.receiver.receive(delivery := both.delivery()):
+                link.open(delivery.number, "r", 1).post(delta(5, end=True))
+                link.flush()
+                await delivery.ended
+            assert both.received == [delta(5, end=True)]
 
     uvloop.run(scenario())
 

@@ -87,9 +87,9 @@ class Replica:
     def options(self, **_: Any) -> "Replica":
         return self
 
-    def _call(self, *arguments: Any) -> "Call":
+    def _call(self, *arguments: Any, **options: Any) -> "Call":
         call = Call()
-        self.calls.append(asyncio.create_task(call.run(self._generator.generate(*arguments))))
+        self.calls.append(asyncio.create_task(call.run(self._generator.generate(*arguments, **options))))
         return call
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 import pytest
 
 from mpt_serve.deployments.dispatch_queue import DispatchQueue
+from mpt_serve.deployments.fair_shares import FairShares
 
 SEQUENCES = 8
 STEPS_PER_S = 50
@@ -126,14 +127,15 @@ def test_a_light_client_beside_one_with_ten_times_its_load() -> None:
 
 @pytest.mark.parametrize(("length", "prompt_tokens"), [(20, 10), (80, 10), (20, 300)])
 def test_two_clients_that_always_have_more_get_the_same(length: int, prompt_tokens: int) -> None:
-    """One has ten times the requests, and perhaps longer ones."""
+    """One has five times the requests, and perhaps longer ones."""
 
     async def main() -> dict[str, float]:
         simulation = Simulation()
         for _ in range(300):
             for _ in range(10):
                 simulation.send("many", length, prompt_tokens)
-            simulation.send("few", 20, 10)
+            for _ in range(2):
+                simulation.send("few", 20, 10)
         for _ in range(1000):
             await simulation.step()
         shares = simulation.queue._shares._shares
@@ -149,20 +151,40 @@ def test_a_client_that_was_idle_has_not_saved_up() -> None:
     async def main() -> Simulation:
         simulation = Simulation()
         simulation.send("late", 1)
-        for _ in range(1000):
+        for _ in range(2000):
             simulation.send("busy", 20)
         for _ in range(600):
             await simulation.step()
         simulation.served.clear()
         for _ in range(1000):
             simulation.send("late", 20)
-        for _ in range(600):
+        for _ in range(2000):
             await simulation.step()
         await simulation.end()
         return simulation
 
     served = asyncio.run(main()).served
     assert served["late"] == pytest.approx(served["busy"], rel=0.15)
+
+
+def test_what_a_light_client_sends_together_starts_together_and_is_expedited() -> None:
+    """Each of its prompts counts at once, and yet the next one need not wait until the other client has had as much."""
+    shares = FairShares(lambda: 0.0)
+    heavy = shares.arrive("heavy", 20)
+    shares.start(heavy, 20, 20 * 40)
+    heavy.charge_output(100_000)
+    for _ in range(2):  # the second time it has been idle for a moment
+        started = 0
+        while started < 8:
+            light = shares.arrive("light", 1)
+            if not (shares.may_start(light, 1, 32) and shares.is_behind(light, 1, 32)):
+                shares.leave(light, 1, started=False)
+                break
+            shares.start(light, 1, 200)
+            started += 1
+        assert 4 <= started < 8  # and then it is the other's turn
+        shares.leave(light, started, started=True)
+        heavy.charge_output(1000)
 
 
 def test_one_client_alone_has_the_whole_capacity() -> None:

@@ -45,6 +45,7 @@ class FakeEngine:
         request_id: str,
         generated: Sequence[int] = (),
         grammar: object = None,
+        embeds: object = None,
     ) -> str:
         self.check(ids, params)
         self.generated = generated
@@ -53,7 +54,9 @@ class FakeEngine:
         self.listeners[request_id] = on_delta
         return request_id
 
-    def check(self, ids: Sequence[int], params: SamplingParams, with_grammar: bool = False) -> None:
+    def check(
+        self, ids: Sequence[int], params: SamplingParams, with_grammar: bool = False, embeds: object = None
+    ) -> None:
         if not ids:
             raise RequestError("the prompt is empty")
 

@@ -15,6 +15,7 @@ from mpt_serve.deployments.ingress_metrics import INGRESS_METRICS
 from mpt_serve.deployments.memory import device_bytes, resident_bytes
 from mpt_serve.deployments.metrics import ALIASES, exposition, metrics_reference
 from mpt_serve.engine.stats import EngineStats
+from mpt_serve.openai.batching import Batching
 from mpt_serve.openai.server_metrics import HISTOGRAMS, ServerMetrics
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +36,15 @@ def ingress(name: str) -> dict[str, Any]:
     metrics.requests["/v1/completions", 200] += 3
     metrics.refusals["overloaded"] += 2
     metrics.moves += 1
-    return {"ingress": name, **metrics.snapshot(), "waiting": 5, "resident_bytes": 6}
+    batches = {**Batching.counters(None), "batches_ended": {"completed": 7}}
+    return {
+        "ingress": name,
+        **metrics.snapshot(),
+        **batches,
+        "waiting": 5,
+        "background_waiting": 8,
+        "resident_bytes": 6,
+    }
 
 
 def read(generators: list[dict[str, Any]], ingresses: list[dict[str, Any]]) -> dict[str, Metric]:
@@ -72,6 +81,10 @@ def test_every_count_of_every_ingress_is_reported() -> None:
     assert of_y["mpt_serve_refusals_total", "overloaded"] == 2
     assert of_y["mpt_serve_moves_total",] == 1
     assert of_y["mpt_serve_dispatch_waiting",] == 5
+    assert of_y["mpt_serve_dispatch_waiting_background",] == 8
+    assert of_y["mpt_serve_batches_ended_total", "completed"] == 7
+    assert of_y["mpt_serve_batch_requests_total", "failed"] == 0
+    assert of_y["mpt_serve_batch_tokens_total", "generated"] == 0
     name = "mpt_serve_time_to_first_token_seconds"
     assert [of_y[f"{name}_bucket", bound] for bound in ("0.01", "0.02", "0.25", "0.5", "640.0", "+Inf")] == [
         *(0, 1, 1, 2, 2, 3)
@@ -117,7 +130,7 @@ def test_the_reference_page_is_current() -> None:
 
 def test_the_dashboard_asks_for_metrics_that_exist() -> None:
     exposed = {name for name, *_ in samples(read([generator("a", 1)], [ingress("x")]))}
-    labels = {"le", "replica", "ingress", "reason", "path", "status"}
+    labels = {"le", "replica", "ingress", "reason", "path", "status", "outcome", "kind"}
     panels = [panel for panel in json.loads(DASHBOARD.read_text())["panels"] if panel["type"] != "row"]
     queries = [target["expr"] for panel in panels for target in panel["targets"]]
     assert len(queries) >= 20

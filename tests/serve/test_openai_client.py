@@ -147,17 +147,21 @@ def test_errors_have_the_clients_own_types(
 
 
 def test_a_cancelled_stream_frees_its_blocks(client: openai.OpenAI, server_url: str, model: str) -> None:
-    before = wait_idle(server_url)
-    stream = client.completions.create(
-        model=model, prompt="x", max_tokens=250, stream=True, extra_body={"ignore_eos": True}
-    )
-    for _ in range(3):
+    for _ in range(20):  # on a busy machine a stream may have been generated to its end before its client leaves
+        before = wait_idle(server_url)
+        stream = client.completions.create(
+            model=model, prompt="x", max_tokens=250, n=8, stream=True, extra_body={"ignore_eos": True}
+        )
         next(stream)
-    stream.close()
-    after = wait_idle(server_url)
-    assert after["free_blocks"] == before["free_blocks"]
-    assert after["finished"]["cancelled"] == before["finished"]["cancelled"] + 1
-    assert after["generated_tokens"] - before["generated_tokens"] < 250
+        stream.close()
+        after = wait_idle(server_url)
+        assert after["free_blocks"] == before["free_blocks"]
+        cancelled = after["finished"]["cancelled"] - before["finished"]["cancelled"]
+        generated = after["generated_tokens"] - before["generated_tokens"]
+        assert cancelled == 0 or generated < 8 * 250
+        if cancelled:
+            return
+    raise AssertionError("no stream was cancelled")
 
 
 def lengths_of(count: int) -> Iterator[tuple[str, int, float]]:

@@ -91,7 +91,7 @@ class Client:
 
     async def answer(self) -> tuple[int, bytes]:
         """Return the status and the body of a response with a length."""
-        head = await self.head()
+        self.last_head = head = await self.head()
         length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length"))
         return int(head.split()[1]), await asyncio.wait_for(self._reader.readexactly(int(length.split()[1])), 30)
 
@@ -243,6 +243,7 @@ def test_endless_headers_are_not_kept(before: bytes) -> None:
         if not before:
             status, body = await client.answer()
             assert (status, error_of(body)) == (431, "headers_too_large")
+            assert b"x-request-id: req-" in client.last_head
         assert await client.closed() == b""
         client.close()
         await proxy.wait_for(0, 0, 0)
@@ -263,6 +264,7 @@ def test_what_is_not_http_gets_an_error_of_the_api(request_bytes: bytes) -> None
         client = await proxy.connect(request_bytes)
         status, body = await client.answer()
         assert (status, error_of(body)) == (400, "invalid_value")
+        assert b"x-request-id: req-" in client.last_head
         assert await client.closed() == b""
         assert proxy.requests == 0
 

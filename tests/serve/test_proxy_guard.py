@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from mpt_serve.access.key_store import KeyStore
 from mpt_serve.configuration.limits import Limits
 from mpt_serve.configuration.proxy_limits import KeySource, ProxyLimits
 from mpt_serve.deployments.proxy_admission import ProxyAdmission
-from mpt_serve.deployments.proxy_connections import BoundedProtocol
+from mpt_serve.deployments.proxy_connections import ABORT, BoundedProtocol
 from mpt_serve.deployments.proxy_errors import ProxyErrors
 from mpt_serve.deployments.proxy_guard import ProxyGuard
 from mpt_serve.errors import BusyError
@@ -292,13 +293,17 @@ class Sender:
 
     def __init__(self, guard: ProxyGuard, path: str = "/tokenize", headers: Headers | None = None) -> None:
         self.sent: list[Message] = []
+        self.aborted = False
         self._parts: asyncio.Queue[Message] = asyncio.Queue()
-        scope = {"type": "http", "method": "POST", "path": path, "query_string": b""}
+        scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", ABORT: self._abort}
         scope["headers"] = headers or [(b"transfer-encoding", b"chunked")]
         self.task = asyncio.create_task(guard(scope, self._parts.get, self._send))  # type: ignore[arg-type]
 
     async def _send(self, message: Message) -> None:
         self.sent.append(message)
+
+    def _abort(self) -> None:
+        self.aborted = True
 
     async def send(self, body: bytes, *, more: bool = True) -> None:
         self._parts.put_nowait({"type": "http.request", "body": body, "more_body": more})
@@ -335,6 +340,12 @@ class Reading:
         self.disconnects += (await receive())["type"] == "http.disconnect"
 
 
+async def wait_for(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
 def guarded(application: ASGIApp, **limits: Any) -> ProxyGuard:
     return ProxyGuard(application, ProxyLimits(bodies=Limits(**limits)))
 
@@ -365,6 +376,7 @@ def test_bodies_beyond_a_limit_do_not_reach_serve(path: str) -> None:
         assert (await declared.ended(), declared.code) == (413, "request_too_large")
         large = Sender(guarded(application, max_body_bytes=10), path)
         await large.send(b"a" * 11)
+        await large.send(b"a", more=False)
         assert (await large.ended(), large.code) == (413, "request_too_large")
         assert dict(large.sent[0]["headers"])[b"x-request-id"].startswith(b"req-")
         one_place = guarded(application, max_unread_bodies=1)
@@ -377,6 +389,92 @@ def test_bodies_beyond_a_limit_do_not_reach_serve(path: str) -> None:
     asyncio.run(scenario())
 
 
+DECLARED = [(b"content-length", b"1000000")]
+CHUNKED = [(b"transfer-encoding", b"chunked")]
+
+
+class Refusing:
+    """Guards that refuse a request for several reasons, and with what status."""
+
+    @staticmethod
+    def too_large(**limits: Any) -> tuple[ProxyGuard, str, int]:
+        return guarded(Reading(), max_body_bytes=10, **limits), "/tokenize", 413
+
+    @staticmethod
+    def overloaded(**limits: Any) -> tuple[ProxyGuard, str, int]:
+        admission = ProxyAdmission(1, clock=Clock())
+        assert admission.begin()
+        assert admission.begin()  # finds out whether there is more capacity
+        bodies = ProxyLimits(bodies=Limits(**limits))
+        return ProxyGuard(Reading(), bodies, admission=admission), "/v1/completions", 503
+
+
+@pytest.mark.parametrize("refusing", [Refusing.too_large, Refusing.overloaded])
+@pytest.mark.parametrize("headers", [DECLARED, CHUNKED])
+def test_the_rest_of_a_refused_body_is_read_after_the_response(refusing: Any, headers: Headers) -> None:
+    async def scenario() -> None:
+        guard, path, status = refusing()
+        for last in ("complete", "leaves"):
+            client = Sender(guard, path, headers)
+            await client.send(b"a" * 11)
+            await wait_for(lambda client=client: len(client.sent) == 2)  # all of the response that has contents
+            assert client.sent[0]["status"] == status
+            assert int(dict(client.sent[0]["headers"])[b"content-length"]) == len(client.sent[1]["body"])
+            for _ in range(3):
+                await client.send(b"a" * 1000)
+            assert not client.task.done()
+            assert not client.aborted
+            await (client.send(b"", more=False) if last == "complete" else client.leave())
+            assert await client.ended() == status
+            assert client.sent[2] == {"type": "http.response.body", "body": b""}
+            assert not client.aborted
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("refusing", [Refusing.too_large, Refusing.overloaded])
+def test_refused_bodies_have_limited_time_and_places(refusing: Any) -> None:
+    async def scenario() -> None:
+        guard, path, status = refusing(body_timeout_s=0.01)
+        late = Sender(guard, path, DECLARED)
+        assert await late.ended() == status
+        assert late.aborted
+        guard, path, status = refusing(max_unread_bodies=2)
+        first, second = (Sender(guard, path, DECLARED) for _ in range(2))
+        await wait_for(lambda: len(first.sent) == len(second.sent) == 2)
+        third = Sender(guard, path, DECLARED)
+        assert await third.ended() == status
+        assert third.aborted
+        assert not first.task.done()
+        await first.leave()
+        await second.leave()
+
+    asyncio.run(scenario())
+
+
+def test_refused_bodies_are_read_one_part_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    sleep = asyncio.sleep
+
+    async def sleep_recorded(seconds: float) -> None:
+        if seconds:
+            pauses.append(seconds)
+        await sleep(0)
+
+    async def scenario() -> None:
+        guard, path, _ = Refusing.too_large()
+        clients = [Sender(guard, path, DECLARED) for _ in range(4)]
+        monkeypatch.setattr(asyncio, "sleep", sleep_recorded)
+        for client in clients:
+            for _ in range(8):
+                await client.send(b"a" * 2**18)
+            await client.send(b"", more=False)
+            assert await client.ended() == 413
+
+    asyncio.run(scenario())
+    assert sum(pauses) == pytest.approx(4 * 8 * 2**18 / (32 * 2**20))
+
+
 def test_bodies_count_until_the_application_answers() -> None:
     async def scenario() -> None:
         application = Reading()
@@ -386,6 +484,7 @@ def test_bodies_count_until_the_application_answers() -> None:
         await first.send(b"a" * 8, more=False)
         second = Sender(guard)
         await second.send(b"a" * 8, more=False)
+        assert second.task.done()  # there is nothing left to wait for
         assert (await second.ended(), second.code) == (503, "overloaded")
         application.answers.set()
         for _ in range(5):

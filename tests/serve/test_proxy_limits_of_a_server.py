@@ -77,7 +77,8 @@ def is_served(server: ServerProcess) -> None:
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/tokenize", "/nowhere"])
 def test_bodies_that_are_too_large_or_late_do_not_reach_an_ingress(server: ServerProcess, path: str) -> None:
-    large = rest_of(connect(server, post(70_000, path, "too-large")))
+    size = 4 * 2**20  # is sent completely before the response is read
+    large = rest_of(connect(server, post(size, path, "too-large") + b"a" * size))
     assert large.startswith(b"HTTP/1.1 413")
     assert code_of(large) == "request_too_large"
     late = rest_of(connect(server, post(10, path, "too-late") + b'{"'))

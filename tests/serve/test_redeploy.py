@@ -122,7 +122,8 @@ def test_bad_deploys_harm_nothing_and_a_good_one_loses_no_request(tiny_checkpoin
 
 def test_a_start_that_fails_ends_with_one_message(tmp_path: Path) -> None:
     deploys = Deploys(beyond_float16(tmp_path / "beyond"))
-    with ServerProcess.of(deploys.config(dtype="float16"), tmp_path, command="mpt-serve") as server:
+    once = {"RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT": "1"}  # Serve tries three times by default
+    with ServerProcess.of(deploys.config(dtype="float16"), tmp_path, command="mpt-serve", variables=once) as server:
         assert server.wait_end(600) == 1
         output = server.output()
     (message,) = [line for line in output.splitlines() if line.startswith("mpt-serve: ")]

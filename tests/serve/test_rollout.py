@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from ray.serve.schema import ApplicationStatus, DeploymentStatus
 
+from mpt_serve import serve_run
 from mpt_serve.resources import ClusterNode, surge_percent
 from mpt_serve.serve_run import failure_of
 
@@ -85,3 +86,27 @@ model.checkpoint.stored_tensor.CheckpointError: /m: the tensors do not fit the c
 )
 def test_a_failed_start_is_reported_without_tracebacks(application: Any, failure: str | None) -> None:
     assert failure_of("mpt", application) == failure
+
+
+class Signalled(BaseException):
+    pass
+
+
+def test_only_the_start_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once all applications have started, the controller is not asked any more, and later failures end nothing."""
+    starting, running = status(ApplicationStatus.DEPLOYING), status(ApplicationStatus.RUNNING)
+    failed = status(ApplicationStatus.DEPLOY_FAILED, "Deploying app 'b' failed with exception:\nmodel: no folder\n")
+    states = iter([{}, {"a": starting, "b": starting}, {"a": running, "b": starting}, {"a": failed, "b": running}])
+
+    def wait() -> None:
+        raise Signalled
+
+    monkeypatch.setattr(serve_run, "_applications", lambda: next(states))
+    monkeypatch.setattr(serve_run, "_wait_for_signal", wait)
+    monkeypatch.setattr(serve_run, "_POLL_S", 0)
+    with pytest.raises(Signalled):
+        serve_run._first_failure()
+    assert not list(states)
+
+    states = iter([{"a": running, "b": starting}, {"a": running, "b": failed}])
+    assert serve_run._first_failure() == "the application 'b' cannot start: model: no folder"

@@ -6,6 +6,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 from ray.exceptions import RayActorError, RaySystemError, RayTaskError
@@ -19,6 +20,7 @@ from mpt_serve.deployments.replica_updates import ReplicaUpdates, RunningReplica
 from mpt_serve.deployments.serve_backend import ServeBackend
 from mpt_serve.deployments.version import Version
 from mpt_serve.deployments.watchdog import ReplicaReport, Watchdog
+from mpt_serve.engine.prompt_embeds import PromptEmbeds
 from mpt_serve.engine.request import Delta
 from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.errors import EngineClosedError, RequestError
@@ -60,6 +62,7 @@ class FakeGenerator:
         self.responses: list[FakeResponse] = []
         self.specs: list[object] = []
         self.carriers: list[object] = []
+        self.embeds: list[object] = []
         self.generate = SimpleNamespace(remote=self._generate)
         self.broadcasts: list[tuple[object, ...]] = []
         self.answers: list[object] | Exception = [None]
@@ -89,8 +92,10 @@ class FakeGenerator:
         spec: object,
         address: object,
         carrier: object = None,
+        embeds: object = None,
     ) -> FakeResponse:
         self.carriers.append(carrier)
+        self.embeds.append(embeds)
         self.specs.append(spec)
         self.calls.append((list(ids), params, request_id, generated))
         self.responses.append(FakeResponse(self._scripts.pop(0)(ids, params, generated)))
@@ -150,6 +155,16 @@ async def collect(served: ServeBackend, params: SamplingParams, prompt: Sequence
 
 def tokens(deltas: list[Delta]) -> list[int]:
     return [token for delta in deltas for token in delta.token_ids]
+
+
+def test_a_request_that_moves_takes_its_embeddings_along() -> None:
+    generator = FakeGenerator(continuing(until=2), continuing())
+    embeds = PromptEmbeds.of(np.ones((2, 3), np.float32))
+    request = GenerationRequest([0, 0], SamplingParams(max_tokens=4), None, "r", embeds=embeds)
+    deltas: list[Delta] = []
+    asyncio.run(backend(generator).generate(request, deltas.append))
+    assert tokens(deltas) == [103, 104, 105, 106]
+    assert generator.embeds == [embeds, embeds]
 
 
 def test_a_finished_stream_is_not_cancelled() -> None:

@@ -19,6 +19,7 @@ from mpt_serve.configuration.serve_schema import check_serve_config
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
+@pytest.mark.exhaustive  # test_serve_schema.py has the messages; test_redeploy.py starts a program that ends
 def test_a_plain_serve_run_ends_with_the_nearest_name_of_a_typo(tmp_path: Path) -> None:
     config = serve_config({"model": "embedded"}, free_port(), proxy_locaton="HeadOnly")
     config["applications"][0]["deployments"][2]["num_replica"] = 2
@@ -100,7 +101,7 @@ def _plain_text_until_ready(server: ServerProcess) -> set[int]:
             continue
         if response.status_code == 200:
             break
-        assert response.headers["content-type"].startswith("text/plain")
+        assert response.headers["content-type"].startswith("text/plain"), f"{response.status_code} {response.text}"
         statuses.add(response.status_code)
         time.sleep(0.1)
     server.wait_ready()

@@ -58,7 +58,7 @@ def test_programs_are_counted_while_they_are_compiled(
     monkeypatch.setattr(programs, "_LOG_PERIOD_S", 0.01)
     monkeypatch.setattr(Programs, "_lower", lower)
     own = Programs.__new__(Programs)
-    own._shapes, own._fused = {}, False
+    own._shapes, own._fused, own._stored = {}, [], False
     reporter = Reporter()
     programs.logger.addHandler(reporter)
     with caplog.at_level(logging.INFO):
