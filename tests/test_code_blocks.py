@@ -45,6 +45,8 @@ NOT_RUN = {
     ("docs/batches.md", "bash"): "hours of requests to a server; tests/commands/test_batch_command.py sends short ones",
     ("docs/batches.md", "python"): "polls a batch; tests/openai/test_files_and_batches.py makes the same calls",
     ("docs/architecture.md", "mermaid"): "a diagram; tests/test_imports.py has it as a table",
+    ("docs/engine.md", "python"): "a tensor of the reader's; tests/serve/test_complete_engine.py sends such a file",
+    ("docs/harnesses.md", "bash"): "installs another program, which needs a running server",
     ("docs/formats.md", "bash"): "checkpoints that are not here; tests/test_convert_command.py converts small ones",
     ("docs/quantization.md", "bash"): "measures for minutes",
     ("docs/quantization.md", "yaml"): "a model that is not here",

@@ -68,7 +68,7 @@ ALLOWED: Mapping[str, set[str]] = {
     "mpt_serve.app": {"mpt_serve.driver", "mpt_serve.rollout", "mpt_serve.preflight", *_SERVING},
     "mpt_serve.serve_run": {"mpt_serve.graceful_run", "mpt_serve.start_display"},
     "mpt_serve.load_test": {"mpt_serve.errors"},
-    "mpt_serve.batches": {"mpt_serve.errors"},
+    "mpt_serve.batches": {"mpt_serve.errors", "model.checkpoint"},
     "mpt_serve.serve_logs": set(),
     "mpt_serve.start_display": {"mpt_serve.configuration", "mpt_serve.serve_logs"},
     "mpt_serve.commands": {  # the root has __version__

@@ -1,10 +1,10 @@
 """Removing keys from a key file. The lines of others, comments too, stay as they are."""
 
 import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from model.checkpoint.atomic_write import atomic_write
 from mpt_serve.access.api_key import ApiKey, KeyLineError, parse_key_lines
 
 __all__ = ["read_keys", "remove_keys"]
@@ -48,16 +48,7 @@ def _replace(file: Path, text: str) -> None:
     """Write a new file in the place of one, with its permissions and owner."""
     target = file.resolve()  # a link stays a link
     status = target.stat()
-    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as new:
-            new.write(text)
-            os.fchmod(new.fileno(), status.st_mode & 0o777)
-            if (status.st_uid, status.st_gid) != (os.geteuid(), os.getegid()):
-                os.fchown(new.fileno(), status.st_uid, status.st_gid)
-            new.flush()
-            os.fsync(new.fileno())
-        os.replace(name, target)
-    except BaseException:
-        os.unlink(name)
-        raise
+    with atomic_write(target, mode=status.st_mode & 0o777, on_disk=True) as new:
+        new.write_bytes(text.encode())
+        if (status.st_uid, status.st_gid) != (os.geteuid(), os.getegid()):
+            os.chown(new, status.st_uid, status.st_gid)

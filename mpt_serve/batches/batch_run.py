@@ -1,12 +1,13 @@
 """One batch from where it is to its end."""
 
 import asyncio
-import random
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Executor
 from typing import TypeVar
 
+from mpt_serve.batches.backoff import backoff_s
+from mpt_serve.batches.batch_counters import BatchCounters
 from mpt_serve.batches.batch_store import ENDED, Batch, BatchState, BatchStore
 from mpt_serve.batches.input_lines import BatchLine, read_lines
 from mpt_serve.batches.pending import pending
@@ -17,7 +18,7 @@ from mpt_serve.errors import MptServeError
 __all__ = ["BatchRun", "LaterError"]
 
 _PERIOD_S = 0.5  # between two looks at whether a batch is cancelled, and two writes of its progress
-_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 15.0
+_LONGEST_WAIT_S = 15.0
 
 T = TypeVar("T")
 
@@ -30,7 +31,8 @@ class BatchRun:
     """Sends the requests of a batch that have no result yet.
 
     places: for requests of all batches. workers: requests of this batch at the same time, at most.
-    thread: an executor with one thread, which everything that touches the batch's files runs on.
+    thread: an executor with one thread, which everything that touches the batch's files runs on. counters: of all
+        batches.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class BatchRun:
         places: asyncio.Semaphore,
         workers: int,
         thread: Executor,
+        counters: BatchCounters,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
@@ -49,6 +52,7 @@ class BatchRun:
         self._places = places
         self._workers = workers
         self._thread = thread
+        self._counters = counters
         self._clock = clock
 
     async def run(self) -> None:
@@ -56,7 +60,11 @@ class BatchRun:
         results = self._store.results(self._batch)
         try:
             await self._on_thread(results.__enter__)
-            await self._run(results)
+            self._counters.running += 1
+            try:
+                await self._run(results)
+            finally:
+                self._counters.running -= 1
         finally:  # on the same thread, and so after the beginning, if that was cancelled
             await asyncio.shield(self._on_thread(lambda: results.__exit__(None, None, None)))
 
@@ -119,16 +127,21 @@ class BatchRun:
         while (line := await self._on_thread(lambda: next(lines, None))) is not None:
             result = line if isinstance(line, Result) else await self._result(line)
             await self._on_thread(lambda result=result: results.append(result))  # type: ignore[misc]
+            self._counters.requests["completed" if result.succeeded else "failed"] += 1
 
     async def _result(self, line: BatchLine) -> Result:
-        wait_s = _FIRST_WAIT_S
-        while True:
-            try:
-                async with self._places:
-                    return await self._send(self._batch.owner, line)
-            except LaterError:
-                await asyncio.sleep(wait_s * (0.75 + random.random() / 2))
-                wait_s = min(_LONGEST_WAIT_S, 2 * wait_s)
+        refused = 0
+        self._counters.requests_running += 1
+        try:
+            while True:
+                try:
+                    async with self._places:
+                        return await self._send(self._batch.owner, line)
+                except LaterError:
+                    refused += 1
+                    await asyncio.sleep(backoff_s(refused, _LONGEST_WAIT_S))
+        finally:
+            self._counters.requests_running -= 1
 
     def _is_over(self) -> bool:
         """Return whether the completion window has ended."""
@@ -149,6 +162,7 @@ class BatchRun:
         state.status = status
         state.times[status] = int(self._clock())
         await self._on_thread(lambda: self._store.end(self._batch, state))
+        self._counters.ended[status] += 1
 
     @staticmethod
     def _count(state: BatchState, results: ResultFiles) -> bool:

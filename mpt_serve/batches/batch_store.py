@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from mpt_serve.batches.durable import read_json, sync_folder, write_bytes, write_json
+from model.checkpoint.atomic_write import sync
+from mpt_serve.batches.durable import read_json, write_bytes, write_json
 from mpt_serve.batches.file_store import FileStore, StoredFile, owner_folder
 from mpt_serve.batches.result_files import ResultFiles
 from mpt_serve.errors import LimitExceededError
@@ -208,7 +209,7 @@ class BatchStore:
         with contextlib.suppress(FileNotFoundError):
             if self._clock() - marker.stat().st_ctime > _LEFT_S:
                 marker.unlink()
-                sync_folder(self._active)
+                sync(self._active)
 
     def _owner(self, owner: str) -> Path:
         return owner_folder(self._folder, owner)

@@ -1,28 +1,19 @@
 """Files that are complete whenever a process or a machine ends: they are on disk before they have their names."""
 
 import json
-import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["read_json", "sync_folder", "write_bytes", "write_json"]
+from model.checkpoint.atomic_write import atomic_write
+
+__all__ = ["read_json", "write_bytes", "write_json"]
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write or replace a file. When this returns, it is on disk. Raises OSError, which leaves what was there."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with open(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    with atomic_write(path, mode=0o600, on_disk=True) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -37,12 +28,3 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     return content
-
-
-def sync_folder(folder: Path) -> None:
-    """Have the names of new files on disk. Raises OSError."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mpt_serve.batches.durable import read_json, sync_folder, write_bytes, write_json
+from model.checkpoint.atomic_write import sync
+from mpt_serve.batches.durable import read_json, write_bytes, write_json
 from mpt_serve.errors import RequestError
 
 __all__ = ["FileStore", "StorageFullError", "StoredFile", "owner_folder"]
@@ -127,7 +128,7 @@ class FileStore:
     def _remove(self, folder: Path, file_id: str) -> None:
         (folder / f"{file_id}.json").unlink(missing_ok=True)
         (folder / f"{file_id}.jsonl").unlink(missing_ok=True)
-        sync_folder(folder)
+        sync(folder)
 
     def _describe(
         self, owner: str, file_id: str, filename: str, purpose: str, expires_after_s: int | None

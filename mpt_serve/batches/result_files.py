@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
-from mpt_serve.batches.durable import sync_folder
+from model.checkpoint.atomic_write import sync
 from mpt_serve.batches.results import RECORD_START, Result
 from mpt_serve.errors import MptServeError
 
@@ -48,7 +48,7 @@ class ResultFiles:
             self.completed = self._read(self.outputs, outputs)
             self.failed = self._read(self.errors, errors)
             for folder in {self.outputs.parent, self.errors.parent}:
-                sync_folder(folder)
+                sync(folder)
             self._descriptors = (outputs, errors)
             opened.pop_all()
         return self

@@ -6,6 +6,7 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 
+from mpt_serve.batches.batch_counters import BatchCounters
 from mpt_serve.batches.batch_run import BatchRun
 from mpt_serve.batches.batch_store import Batch, BatchStore
 from mpt_serve.batches.input_lines import BatchLine
@@ -27,7 +28,7 @@ class BatchRunner:
 
     send: returns the result of a request of an owner. Raises LaterError where it cannot be sent now.
     max_running: requests that are sent at the same time, over all batches, which have turns.
-    period_s: between two looks at the store, where nobody calls `wake`.
+    period_s: between two looks at the store, where nobody calls `wake`. counters: of what it does.
     """
 
     def __init__(self, store: BatchStore, send: Send, max_running: int, period_s: float = 2.0) -> None:
@@ -36,6 +37,7 @@ class BatchRunner:
         self._max_running = max_running
         self._places = asyncio.Semaphore(max_running)
         self._period_s = period_s
+        self.counters = BatchCounters()
         self._woken = asyncio.Event()
         self._running: dict[str, tuple[Batch, asyncio.Task[None]]] = {}
         self._sweep_at = 0.0
@@ -68,7 +70,9 @@ class BatchRunner:
         if time.monotonic() >= self._sweep_at:
             await asyncio.to_thread(self._store.files.sweep)
             self._sweep_at = time.monotonic() + _SWEEP_PERIOD_S
-        for batch in await asyncio.to_thread(self._store.active):
+        active = await asyncio.to_thread(self._store.active)
+        self.counters.unfinished = len(active)
+        for batch in active:
             owners = [other.owner for other, _ in self._running.values()]
             if batch.id in self._running or len(owners) >= _MAX_BATCHES or batch.owner in owners:
                 continue
@@ -78,7 +82,8 @@ class BatchRunner:
         # One thread, so that what touches the batch's files happens in order, also when the task is cancelled.
         with ThreadPoolExecutor(1, thread_name_prefix=batch.id) as thread:
             try:
-                await BatchRun(self._store, batch, self._send, self._places, self._max_running, thread).run()
+                how = (self._send, self._places, self._max_running, thread, self.counters)
+                await BatchRun(self._store, batch, *how).run()
                 self.wake()  # its owner's next batch may begin
             except ResultFilesError:
                 logger.debug("%s: another process works on it", batch.id)

@@ -6,7 +6,6 @@ from importlib.resources.abc import Traversable
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 from mpt_serve.access.access_control import AccessControl
@@ -20,6 +19,7 @@ from mpt_serve.openai.batches import BatchEndpoints
 from mpt_serve.openai.batching import Batching
 from mpt_serve.openai.chat import prepare_chat
 from mpt_serve.openai.completions import prepare_completion
+from mpt_serve.openai.cors import Cors
 from mpt_serve.openai.embeddings import prepare_embeddings
 from mpt_serve.openai.endpoint import GenerationEndpoint
 from mpt_serve.openai.envelope import Envelope
@@ -36,7 +36,7 @@ from mpt_serve.openai.request_log import RequestLog
 from mpt_serve.openai.responses import prepare_response
 from mpt_serve.openai.root_path import RootPath
 from mpt_serve.openai.score import prepare_rerank, prepare_score
-from mpt_serve.openai.server_context import ServerContext
+from mpt_serve.openai.server_context import IGNORED_FIELDS_HEADER, ServerContext
 from mpt_serve.openai.server_metrics import ServerMetrics
 from mpt_serve.openai.tokenize import detokenize, tokenize
 from mpt_serve.openai.tokenizer_info import tokenizer_info
@@ -45,7 +45,7 @@ __all__ = ["create_app"]
 
 
 # What pages of other origins may read of a response, beside what browsers always show.
-_EXPOSED_HEADERS = ("x-request-id", "x-mpt-ignored-fields", "retry-after", "retry-after-ms", "www-authenticate")
+_EXPOSED_HEADERS = ("x-request-id", IGNORED_FIELDS_HEADER, "retry-after", "retry-after-ms", "www-authenticate")
 
 
 def create_app(
@@ -99,7 +99,7 @@ def _cors(origins: Sequence[str]) -> list[Middleware]:
         return []
     return [
         Middleware(
-            CORSMiddleware,
+            Cors,
             allow_origins=origins,
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],

@@ -16,10 +16,11 @@ Headers = Iterable[tuple[bytes, bytes]]
 
 
 class BodySize:
-    """How many bytes one body counts for."""
+    """How many bytes one body counts for, and whether all of it has come."""
 
     def __init__(self, bodies: "ArrivingBodies") -> None:
         self.bytes = 0
+        self.complete = False
         self.given_up = False
         self.deadline: asyncio.Timeout | None = None
         self._bodies = bodies
@@ -66,15 +67,14 @@ class ArrivingBodies:
             async with asyncio.timeout(self._limits.body_timeout_s) as size.deadline:
                 self._enter(size)
                 try:
-                    more = True
-                    while more:
+                    while not size.complete:
                         message = await receive()
                         if message["type"] == "http.disconnect":
                             raise ClientDisconnect
                         chunk = message.get("body", b"")
                         body += chunk
+                        size.complete = not message.get("more_body", False)
                         self._count(size, len(chunk))
-                        more = message.get("more_body", False)
                 finally:
                     self._arriving.pop(size, None)
         except TimeoutError:
@@ -104,12 +104,14 @@ class ArrivingBodies:
         size.deadline.reschedule(asyncio.get_running_loop().time())
 
     def _timeout(self, size: BodySize) -> ApiError:
+        error: ApiError
         if size.given_up:
             error = NotReadyError("The server is at capacity: too many bodies arrive, others faster. Retry later.")
-            error.headers["connection"] = "close"
-            return error
-        seconds = self._limits.body_timeout_s
-        return BodyTimeoutError(f"The body did not arrive within {seconds:g} s, this server's limit.")
+        else:
+            seconds = self._limits.body_timeout_s
+            error = BodyTimeoutError(f"The body did not arrive within {seconds:g} s, this server's limit.")
+        error.headers["connection"] = "close"  # what has not come by now is not awaited
+        return error
 
     def _check_declared_size(self, headers: Headers) -> None:
         for name, value in headers:

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from mpt_serve.engine.prompt_embeds import PromptEmbeds
 from mpt_serve.engine.request import Delta
 from mpt_serve.engine.sampling_params import Pooling, SamplingParams
 from mpt_serve.structured_outputs.spec import GrammarSpec
@@ -28,6 +29,8 @@ class ModelInfo:
     tools_refusal: str | None = None  # why conversations cannot have tools; None: they can
     hidden_size: int = 0  # numbers in an embedding; 0 while the model loads
     embedding_pooling: Pooling = "mean"  # where a request names none
+    prompt_embeds: bool = False  # prompts may be embeddings
+    sampling_defaults: Mapping[str, float] = field(default_factory=dict)  # of fields that requests leave out
     max_chars_per_token: int | None = None  # no token stands for more characters; None: no bound before tokenizing
 
 
@@ -52,6 +55,7 @@ class GenerationRequest:
 
     grammar: what every choice must match; None for free text. request_id: for logs; need not be unique.
     client: name of the owner of the request's key, empty where no keys are required; clients have turns.
+    embeds: what stands in the prompt in place of ids; None for ids alone.
     """
 
     ids: Sequence[int]
@@ -59,6 +63,7 @@ class GenerationRequest:
     grammar: GrammarSpec | None
     request_id: str
     client: str = ""
+    embeds: PromptEmbeds | None = None
 
 
 OnDelta = Callable[[Delta], None]  # a plain function, called on the event loop

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 from starlette.types import ASGIApp, Message, Scope
 
 from mpt_serve.access.client import Client
+from mpt_serve.batches.batch_counters import BatchCounters
 from mpt_serve.batches.batch_run import LaterError
-from mpt_serve.batches.batch_store import BatchStore
+from mpt_serve.batches.batch_store import ENDED, BatchStore
 from mpt_serve.batches.file_store import FileStore
 from mpt_serve.batches.input_lines import BatchLine
 from mpt_serve.batches.results import Result
@@ -29,6 +31,7 @@ from mpt_serve.openai.errors import as_api_error, error_body
 from mpt_serve.openai.ids import new_id
 from mpt_serve.openai.responses import prepare_response
 from mpt_serve.openai.server_context import ServerContext
+from mpt_serve.openai.server_metrics import ServerMetrics
 
 __all__ = ["BatchRequests", "Batching"]
 
@@ -43,6 +46,7 @@ class Batching:
     files: FileStore
     batches: BatchStore
     runner: BatchRunner
+    metrics: ServerMetrics  # of the batches' requests
 
     @classmethod
     def of(cls, settings: BatchSettings, backend: Backend, limits: Limits) -> "Batching | None":
@@ -54,19 +58,38 @@ class Batching:
             (folder / name).mkdir(parents=True, exist_ok=True, mode=0o700)
         files = FileStore(folder, settings.max_files, settings.max_stored_bytes)
         batches = BatchStore(folder, files, settings.max_unfinished, settings.max_requests)
-        return cls(files, batches, BatchRunner(batches, BatchRequests(backend, limits).send, settings.max_running))
+        requests = BatchRequests(backend, limits)
+        return cls(files, batches, BatchRunner(batches, requests.send, settings.max_running), requests.metrics)
+
+    @staticmethod
+    def counters(batching: "Batching | None") -> dict[str, Any]:
+        """Return what was counted of batches as plain data, which other processes can read; None: there are none."""
+        own = BatchCounters() if batching is None else batching.runner.counters
+        histograms = ServerMetrics().histograms if batching is None else batching.metrics.histograms
+        return {
+            "batches_unfinished": own.unfinished,
+            "batches_running": own.running,
+            "batches_ended": {status: own.ended[status] for status in sorted(ENDED)},
+            "batch_requests_running": own.requests_running,
+            "batch_requests": {outcome: own.requests[outcome] for outcome in ("completed", "failed")},
+            "batch_tokens": {
+                "prompt": int(histograms["prompt_tokens"].total),
+                "generated": int(histograms["output_tokens"].total),
+            },
+        }
 
 
 class BatchRequests:
     """Sends requests of batches through the endpoints that their URLs name, in this process.
 
     They count neither towards the server's capacity, nor towards the limits of their owner, nor in the metrics of
-    requests that somebody waits for.
+    requests that somebody waits for. metrics: of these requests.
     """
 
     def __init__(self, backend: Backend, limits: Limits) -> None:
         patient = limits.replace(request_timeout_s=max(_WEEK_S, limits.request_timeout_s))
         context = ServerContext(BackgroundBackend(backend), patient)
+        self.metrics = context.metrics
         self._endpoints: Mapping[str, ASGIApp] = {
             "/v1/completions": GenerationEndpoint(context, prepare_completion),
             "/v1/chat/completions": GenerationEndpoint(context, prepare_chat),

@@ -6,6 +6,7 @@ from typing import Any
 from mpt_serve.openai.endpoint import Prepared
 from mpt_serve.openai.logprobs import completion_logprobs
 from mpt_serve.openai.output_choice import ChoicePart
+from mpt_serve.openai.prompt_embeds import read_prompt_embeds
 from mpt_serve.openai.prompts import check_prompts, tokenize_prompts
 from mpt_serve.openai.protocol.completions import DEFAULT_MAX_TOKENS, CompletionRequest
 from mpt_serve.openai.protocol.responses import (
@@ -96,9 +97,18 @@ async def prepare_completion(context: ServerContext, body: Mapping[str, Any]) ->
     context.require_model(request.model)
     options = SamplingOptions.of(request, context.backend.model)
     await context.require_ready()  # before that the context's length may not be known
-    prompts, limits = request.prompt, context.limits
-    check_prompts(context, prompts, "prompt", limits.max_prompts, cut=request.truncate_prompt_tokens is not None)
-    options.check_choices(len(prompts), limits)
+    prompts, files, limits = request.prompt or (), request.prompt_embeds, context.limits
+    most = limits.max_prompts - len(files)
+    check_prompts(context, prompts, "prompt", most, cut=request.truncate_prompt_tokens is not None)
+    options.check_choices(len(files) + len(prompts), limits)
+    embeds = await read_prompt_embeds(files, context.backend.model)
     ids = await tokenize_prompts(context, prompts, request.add_special_tokens, request.parse_special_tokens)
-    unknown = CompletionRequest.unknown_fields(body)
-    return Prepared(ids, "prompt", options, DEFAULT_MAX_TOKENS, CompletionResponseBuilder, unknown)
+    return Prepared(
+        [*([0] * len(own.rows) for own in embeds), *ids],
+        "prompt",
+        options,
+        DEFAULT_MAX_TOKENS,
+        CompletionResponseBuilder,
+        CompletionRequest.unknown_fields(body),
+        embeds=embeds,
+    )

@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from mpt_serve.access.client import Usage
 from mpt_serve.configuration.limits import Limits
+from mpt_serve.engine.prompt_embeds import PromptEmbeds
 from mpt_serve.engine.sampling_params import Pooling, SamplingParams
 from mpt_serve.errors import BusyError, EngineClosedError, RequestError
 from mpt_serve.openai.authentication import client_of
@@ -58,6 +59,7 @@ class Prepared:
     pooling: Pooling | None = None  # for hidden states of the prompts
     normalize: bool = False
     at_once: int | None = None  # prompts that wait or run at the same time; None: all
+    embeds: Sequence[PromptEmbeds] = ()  # the first prompts, whose ids stand for nothing
 
 
 @dataclass(frozen=True)
@@ -130,17 +132,21 @@ class GenerationEndpoint:
         """Return the response, or None if it was sent as a stream."""
         prepared = await self._prepare(self._context, body)
         del body
-        with prepared.names.in_errors():
-            return await self._generate(prepared, call, stream)
-
-    async def _generate(self, prepared: Prepared, call: _Call, stream: EventStream) -> Response | None:
-        options = prepared.options
         headers = self._context.ignored_fields_header(prepared.unknown)
+        with prepared.names.in_errors():
+            return await self._generate(prepared, call, stream, headers)
+
+    async def _generate(
+        self, prepared: Prepared, call: _Call, stream: EventStream, headers: Mapping[str, str]
+    ) -> Response | None:
+        """Return the response, with some headers, or None if it was sent as a stream."""
+        options = prepared.options
         backend = self._context.backend
         prompts = await self._prompt_streams(prepared, call)
         names = TokenNames(backend.tokenizer.token_bytes, options.output.tokens_as_ids)
         ids = [prompt.request.ids for prompt in prompts]
-        builder = prepared.builder(ResponseBasis(backend.model.id, options.output, names, ids, options.request.n))
+        basis = ResponseBasis(backend.model.id, options.output, names, ids, options.request.n, len(prepared.embeds))
+        builder = prepared.builder(basis)
         call.admit([len(prompt) for prompt in ids], options.request.num_choices, prepared.at_once)
         with _grammar_errors(options.grammar_field, self._context.metrics):
             async with RequestStream(backend, prompts, prepared.at_once) as output:
@@ -172,7 +178,11 @@ class GenerationEndpoint:
         """Check each prompt against the context. Raises ContextLengthError or InvalidValueError."""
         options, backend = prepared.options, self._context.backend
         default = prepared.default_max_tokens
-        prompts = [options.fit(prompt, backend.model, default, prepared.param) for prompt in prepared.prompts]
+        embeds = dict(enumerate(prepared.embeds))
+        prompts = [
+            options.fit(prompt, backend.model, default, "prompt_embeds" if number in embeds else prepared.param)
+            for number, prompt in enumerate(prepared.prompts)
+        ]
         if not prepared.scored_from:  # else the response holds sums alone
             _check_prompt_logprobs(prompts, options, self._context.limits)
         bad_words: tuple[tuple[int, ...], ...] = ()
@@ -195,7 +205,7 @@ class GenerationEndpoint:
             echo = await asyncio.to_thread(Echo.of, ids, backend.tokenizer) if options.output.echo else None
             first = number * options.request.num_choices
             choices = [self._choice(first + i, options, params, echo) for i in range(options.request.num_choices)]
-            request = GenerationRequest(ids, params, options.grammar, name, call.client)
+            request = GenerationRequest(ids, params, options.grammar, name, call.client, embeds.get(number))
             timer = TokenTimer(self._context.metrics, call.started, len(choices))
             streams.append(PromptStream(request, choices, echo, timer))
         return streams

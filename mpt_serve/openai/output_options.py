@@ -16,17 +16,20 @@ class OutputOptions:
     echo: bool = False
     token_ids: bool = False
     tokens_as_ids: bool = False
+    named: bool = False  # `logprobs` ids that the request names, not the most likely ones
     usage: bool = False  # a stream ends with a chunk that has the usage
 
     @classmethod
     def of(cls, request: SamplingRequest) -> "OutputOptions":
         """Return the options of a request."""
+        named = request.logprob_token_ids
         return cls(
-            request.num_logprobs,
+            request.num_logprobs if named is None else len(named),
             request.prompt_logprobs,
             request.echo_prompt,
             request.return_token_ids,
             request.return_tokens_as_token_ids,
+            named is not None,
             request.include_usage,
         )
 
@@ -38,5 +41,6 @@ class OutputOptions:
     @property
     def engine_prompt_logprobs(self) -> int | None:
         """What the engine reports about the prompt: enough for `prompt_logprobs` and for the echo."""
-        counts = [self.prompt_logprobs, self.logprobs if self.echo else None]
+        echoed = 0 if self.named else self.logprobs  # of a prompt's tokens, named ids have none
+        counts = [self.prompt_logprobs, echoed if self.echo else None]
         return max((count for count in counts if count is not None), default=None)

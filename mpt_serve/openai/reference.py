@@ -63,10 +63,10 @@ The paths below `/v1` are served without it as well. The setting `server_root_pa
 in front serves all of them.
 
 Bodies are JSON objects in UTF-8, sent as `application/json`. In every field `null` means the same as leaving it out.
-A field that is in no table below has no effect: the response's header `x-mpt-ignored-fields` names it. Every response
-carries the `x-request-id` that its request had, or a new one; logs show a request's own only if it matches
-`[A-Za-z0-9_.-]{1,128}`. The request header `x-request-timeout-seconds` is Serve's: after that time, Serve ends
-the response without an error of this API.
+A field that is in no table below has no effect, and the response's header `x-mpt-ignored-fields` names it; with the
+setting `limits.unknown_fields: refuse` it is a 400. Every response carries the `x-request-id` that its request had, or
+a new one; logs show a request's own only if it matches `[A-Za-z0-9_.-]{1,128}`. After the seconds in the request
+header `x-request-timeout-seconds`, Serve ends the response without an error of this API.
 
 With `access.key_file` or `access.key_variable` set, requests need an API key of that server in the header
 `Authorization: Bearer KEY` or `X-Api-Key: KEY`, except those to `/health`, `/ready` and the page at `/`: else they get

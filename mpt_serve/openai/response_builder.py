@@ -28,6 +28,7 @@ class ResponseBasis:
     """What every response is built from.
 
     prompts: ids of each prompt; they have the same number of `choices`, numbered prompt by prompt.
+    embedded: that many of the first ones are embeddings, and have no ids.
     """
 
     model_id: str
@@ -35,6 +36,7 @@ class ResponseBasis:
     names: TokenNames
     prompts: Sequence[Sequence[int]]
     choices: int
+    embedded: int = 0
 
 
 class WholeBuilder(ABC):
@@ -50,6 +52,7 @@ class WholeBuilder(ABC):
         self._names = basis.names
         self._prompts = basis.prompts
         self._choices = basis.choices
+        self._embedded = basis.embedded
         self._begun: set[int] = set()  # choices that have had a chunk
         self._shaped_prompt_logprobs: dict[int, PromptLogprobs] = {}
 
@@ -91,9 +94,10 @@ class ResponseBuilder(WholeBuilder):
         """Return the chunk that ends a stream with an error."""
         return error_body(error)
 
-    def _prompt_ids(self, index: int) -> list[int]:
-        """Return the ids of a choice's prompt."""
-        return list(self._prompts[index // self._choices])
+    def _prompt_ids(self, index: int) -> list[int] | None:
+        """Return the ids of a choice's prompt; None for one of embeddings."""
+        prompt = index // self._choices
+        return None if prompt < self._embedded else list(self._prompts[prompt])
 
     def _prompt_logprobs(self, part: ChoicePart) -> PromptLogprobs | None:
         """Return the prompt's log probabilities; None if they are not requested."""

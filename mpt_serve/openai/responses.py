@@ -143,7 +143,7 @@ def _usage(usage: Usage) -> ResponseUsage:
 
 async def prepare_response(context: ServerContext, body: Mapping[str, Any]) -> Prepared:
     """Validate a request, render its conversation as chat does and tokenize it. Raises ApiError."""
-    request = ResponseRequest.parse(body)
+    request = ResponseRequest.parse(body).with_defaults(context.backend.model.sampling_defaults)
     unknown = ResponseRequest.unknown_fields(body)
     with request.names.in_errors():
         prepared = await prepare_conversation(context, request.chat)

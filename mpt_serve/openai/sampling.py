@@ -33,6 +33,7 @@ class SamplingOptions:
     @classmethod
     def of(cls, request: SamplingRequest, model: ModelInfo) -> "SamplingOptions":
         """Return the options of a request to the model. Raises InvalidValueError."""
+        request = request.with_defaults(model.sampling_defaults)
         _check_ids(request, model.vocab_len)
         grammar_field, grammar = request.output_grammar or (None, None)
         return cls(request, OutputOptions.of(request), grammar, grammar_field)
@@ -76,7 +77,9 @@ class SamplingOptions:
         if request.min_tokens > max_tokens:
             message = f"'min_tokens' must not be above the number of tokens that may be generated, here {max_tokens}."
             raise InvalidValueError(message, param="min_tokens")
-        ranking = 0 if request.num_choices > request.n else None
+        logprobs = self.output.logprobs
+        if request.logprob_token_ids is not None or (logprobs is None and request.num_choices > request.n):
+            logprobs = 0  # the sampled ids alone, for the ranking or beside those that are named
         return SamplingParams(
             max_tokens=max_tokens,
             min_tokens=request.min_tokens,
@@ -94,7 +97,8 @@ class SamplingOptions:
             n=request.num_choices,
             stop_token_ids=request.stop_token_ids,
             ignore_eos=request.ignore_eos,
-            logprobs=ranking if self.output.logprobs is None else self.output.logprobs,
+            logprobs=logprobs,
+            logprob_token_ids=request.logprob_token_ids,
             prompt_logprobs=self.output.engine_prompt_logprobs,
             priority=request.priority,
             cache_salt=request.cache_salt or "",
@@ -105,6 +109,7 @@ def _check_ids(request: SamplingRequest, vocab_len: int) -> None:
     ids = {
         "stop_token_ids": request.stop_token_ids,
         "allowed_token_ids": request.allowed_token_ids or (),
+        "logprob_token_ids": request.logprob_token_ids or (),
         "logit_bias": [token_id for token_id, _ in request.biases],
     }
     for name, own in ids.items():

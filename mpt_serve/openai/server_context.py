@@ -21,9 +21,11 @@ from mpt_serve.openai.protocol.messages import ConversationRequest
 from mpt_serve.openai.server_metrics import ServerMetrics
 from mpt_serve.text.tool_format import tool_texts, uses_tools
 
-__all__ = ["ServerContext"]
+__all__ = ["IGNORED_FIELDS_HEADER", "ServerContext"]
 
 logger = logging.getLogger(__name__)
+
+IGNORED_FIELDS_HEADER = "x-mpt-ignored-fields"
 
 _PLAIN_NAME = re.compile(r"[\w.\[\]-]{1,64}", re.ASCII)
 _MAX_NAMES = 16
@@ -99,11 +101,25 @@ class ServerContext:
         return await self.backend.encode_chat(messages, *ending, tools, request.add_special_tokens)
 
     def ignored_fields_header(self, unknown: Iterable[str]) -> Mapping[str, str]:
-        """Return the header that names unknown fields, and log each at DEBUG, once in the life of the process."""
+        """Return the header that names unknown fields, and warn of the first ones in the log.
+
+        Names are text of clients: the log has them at DEBUG alone, each once in the life of the process.
+        Raises UnsupportedParameterError where the settings refuse them.
+        """
+        unknown = list(unknown)
         names = [name for name in unknown if _PLAIN_NAME.fullmatch(name)]
+        if unknown and self.limits.unknown_fields == "refuse":
+            named = f"'{names[0]}'" if names else "A field of the request"
+            message = f"{named} is unknown to this server, whose setting 'limits.unknown_fields' refuses that: omit it."
+            raise UnsupportedParameterError(message, param=names[0] if names else None)
         shown = names[:_MAX_NAMES] + (["..."] if len(names) > _MAX_NAMES or not set(unknown) <= set(names) else [])
         new = [name for name in names[:_MAX_NAMES] if name not in self._warned]
         if new and len(self._warned) < _MAX_REMEMBERED:
+            if not self._warned:
+                logger.warning(
+                    "A request has unknown fields, which have no effect; its response's %s names them",
+                    IGNORED_FIELDS_HEADER,
+                )
             self._warned.update(new)
-            logger.debug("ignored unknown request fields: %s", ", ".join(new))
-        return {"x-mpt-ignored-fields": ", ".join(shown)} if shown else {}
+            logger.debug("unknown fields: %s", ", ".join(new))
+        return {IGNORED_FIELDS_HEADER: ", ".join(shown)} if shown else {}

@@ -63,7 +63,7 @@ def test_the_owner_stays(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     owned: list[tuple[int, int]] = []
     status = file.stat()
     monkeypatch.setattr(os, "geteuid", lambda: status.st_uid + 1)  # as if an operator changed the server's file
-    monkeypatch.setattr(os, "fchown", lambda _, uid, gid: owned.append((uid, gid)))
+    monkeypatch.setattr(os, "chown", lambda _, uid, gid: owned.append((uid, gid)))
     remove_keys(file, ["bob"])
     assert owned == [(status.st_uid, status.st_gid)]
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from mpt_serve.engine.prompt_embeds import PromptEmbeds
 from mpt_serve.engine.request import Delta, TokenLogprobs
 from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.errors import RequestError
@@ -67,6 +68,7 @@ class FakeBackend:
     started: list[tuple[str, SamplingParams]] = field(default_factory=list)
     grammars: list[GrammarSpec | None] = field(default_factory=list)  # of the requests in `started`
     conversations: list[tuple[Sequence[Message], Sequence[Mapping[str, Any]]]] = field(default_factory=list)
+    embeds: list[PromptEmbeds | None] = field(default_factory=list)  # of the requests in `started`
     clients: list[str] = field(default_factory=list)  # of the requests in `started`
     admitted: list[tuple[int, int]] = field(default_factory=list)
     full: bool = False  # the capacity is exhausted
@@ -135,6 +137,7 @@ class FakeBackend:
         self.started.append((request.request_id, request.params))
         self.grammars.append(request.grammar)
         self.clients.append(request.client)
+        self.embeds.append(request.embeds)
         self.running.add(request.request_id)
         self.most_running = max(self.most_running, len(self.running))
         unfinished = set(range(request.params.n))
@@ -183,6 +186,8 @@ def choice_deltas(ids: Sequence[int], params: SamplingParams, index: int, output
         stops = (token_id == EOS and not params.ignore_eos) or token_id in params.stop_token_ids
         reason: Any = "stop" if stops else "length" if count == params.max_tokens else None
         logprobs = None if params.logprobs is None else (likelihood(token_id, params.logprobs),)
+        if logprobs and params.logprob_token_ids is not None:
+            logprobs = (replace(logprobs[0], top=tuple((i, -i / 8) for i in params.logprob_token_ids)),)
         deltas.append(Delta((token_id,), reason, token_id if stops else None, **head, logprobs=logprobs))
         if reason is not None:
             break

@@ -1,6 +1,7 @@
 """/v1/messages: what chat gets of a request, and what its output becomes."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from fake_backend import FakeBackend
 from loopback_server import Server
 from test_errors import check_error, post
 from test_protocol import check_type
-from test_tools import ARGUMENTS, CALL, CITY, TIME_CALL, generate
+from test_tools import ARGUMENTS, CALL, CITY, TIME_CALL, check_choice, generate
 
 from mpt_serve.errors import RequestError
 from mpt_serve.openai.error_forms import broken_stream, error_response
@@ -242,7 +243,7 @@ class TestConversations:
         assert [message["role"] for message in messages] == ["user", "assistant", "user", "tool", "user"]
 
     @pytest.mark.parametrize(
-        ("choice", "content", "names", "at_most"),
+        ("choice", "content", "places", "at_most"),
         [
             (None, True, [0, 1], 16),
             ({"type": "auto"}, True, [0, 1], 16),
@@ -252,15 +253,11 @@ class TestConversations:
         ],
     )
     def test_the_choice_of_tools(
-        self, http: httpx.Client, backend: FakeBackend, choice: Any, content: bool, names: list[int], at_most: int
+        self, http: httpx.Client, backend: FakeBackend, choice: Any, content: bool, places: list[int], at_most: int
     ) -> None:
         generate(backend, TIME_CALL)
         message_of(http, tools=TOOLS, tool_choice=choice)
-        grammar = backend.grammars[-1]
-        assert grammar is not None
-        spec = json.loads(grammar.text)
-        assert (spec["content"], spec["at_most"]) == (content, at_most)
-        assert [tool["name"] for tool in spec["tools"]] == [f"tools[{i}].function.parameters" for i in names]
+        check_choice(backend, content, places, at_most)
 
     def test_none_leaves_the_tools_out(self, http: httpx.Client, backend: FakeBackend) -> None:
         message_of(http, tools=TOOLS, tool_choice={"type": "none"})
@@ -441,8 +438,9 @@ class TestCounts:
 
 
 @pytest.fixture
-def official(server: Server) -> anthropic.Anthropic:
-    return anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0)
+def official(server: Server) -> Iterator[anthropic.Anthropic]:
+    with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as client:
+        yield client
 
 
 class TestOfficialClient:

@@ -49,6 +49,11 @@ def test_other_origins_are_refused() -> None:
         other = {**PREFLIGHT, "Origin": "https://evil.example.com"}
         preflight = http.options(f"{server.url}/v1/completions", headers=other)
         assert preflight.status_code == 400
+        error = preflight.json()["error"]
+        assert (error["code"], error["param"]) == ("invalid_value", None)
+        assert "(origin)" in error["message"]
+        assert "'access.cors_origins'" in error["message"]
+        assert "evil" not in preflight.text
         assert "access-control-allow-origin" not in preflight.headers
         response = http.get(f"{server.url}/v1/models", headers={"Origin": other["Origin"]})
         assert "access-control-allow-origin" not in response.headers

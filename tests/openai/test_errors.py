@@ -356,7 +356,6 @@ class TestValues:
     @pytest.mark.parametrize(
         ("field", "value"),
         [
-            ("logprob_token_ids", [1]),
             ("logits_processors", ["x"]),
             ("use_beam_search", True),
             ("length_penalty", 2),

@@ -18,7 +18,7 @@ from test_errors import check_error
 
 from mpt_serve.access.access_control import AccessControl
 from mpt_serve.access.api_key import new_key
-from mpt_serve.batches import batch_run
+from mpt_serve.batches import backoff, batch_run
 from mpt_serve.batches.batch_run import LaterError
 from mpt_serve.batches.input_lines import BatchLine
 from mpt_serve.configuration.access import AccessSettings
@@ -56,7 +56,12 @@ class Batches:
         return batching
 
     def start(self) -> "Runner":
-        return Runner(self.load())
+        self.running = self.load()
+        return Runner(self.running)
+
+    def counted(self) -> dict[str, Any]:
+        """Return what the runner that `start` started last has counted."""
+        return Batching.counters(self.running)
 
 
 class Runner:
@@ -90,7 +95,7 @@ class Runner:
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch_run, "_PERIOD_S", 0.02)
-    monkeypatch.setattr(batch_run, "_FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(backoff, "_FIRST_S", 0.01)
 
 
 @pytest.fixture
@@ -260,6 +265,10 @@ class TestBatches:
         assert client.files.delete(batch.input_file_id).deleted  # the batch has its content
         with batches.start():
             done = wait_for(client, batch, "completed")
+            Server.wait_until(lambda: batches.counted()["batches_ended"]["completed"] == 1)
+            counted = batches.counted()
+        assert counted["batch_requests"] == {"completed": 1, "failed": 4}
+        assert counted["batch_tokens"] == {"prompt": 1, "generated": 2}
         assert done.request_counts is not None
         assert done.request_counts.to_dict() == {"total": 5, "completed": 1, "failed": 4}
         assert None not in (done.in_progress_at, done.finalizing_at, done.completed_at)
@@ -355,8 +364,14 @@ class TestBatches:
             assert wait_for(client, batch, "cancelled").cancelling_at is not None
             running = create(client, *(line(f"{number}") for number in range(5)))
             Server.wait_until(lambda: len(batches.backend.running) == 5)
+            counted = batches.counted()
+            assert (counted["batches_running"], counted["batch_requests_running"]) == (1, 5)
+            assert counted["batches_unfinished"] >= 1
             client.batches.cancel(running.id)
             done = wait_for(client, running, "cancelled")
+            Server.wait_until(lambda: batches.counted()["batches_ended"]["cancelled"] == 2)
+            Server.wait_until(lambda: batches.counted()["batches_unfinished"] == 0)
+            assert batches.counted()["batch_requests_running"] == batches.counted()["batches_running"] == 0
         assert (done.output_file_id, done.error_file_id) == (None, None)
         assert batches.backend.running == set()
 

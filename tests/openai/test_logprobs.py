@@ -292,3 +292,45 @@ def test_offsets_are_the_places_of_the_tokens(shared_http: httpx.Client, text: s
     for name, offset in zip(logprobs["tokens"], logprobs["text_offset"], strict=True):
         if not name.startswith("bytes:") and name != "<|endoftext|>":
             assert choice["text"][offset : offset + len(name)] == name
+
+
+def test_ids_that_a_request_names_stand_in_place_of_the_likeliest(http: httpx.Client, backend: FakeBackend) -> None:
+    a, b = ids_of(backend, "ab")
+    x, y = ids_of(backend, "xy")
+    [choice] = complete(http, prompt="ab", logprob_token_ids=[y, a, x], max_tokens=2)["choices"]
+    ((_, params),) = backend.started
+    assert (params.logprobs, params.logprob_token_ids) == (0, (y, a, x))
+    named = {"y": -y / 8, "a": -a / 8, "x": -x / 8}
+    own = [likelihood(token_id, 0).logprob for token_id in (a, b)]
+    assert choice["logprobs"]["token_logprobs"] == own
+    assert choice["logprobs"]["top_logprobs"] == [{**named, "a": own[0]}, {"b": own[1], **named}]
+    [echoed] = complete(http, prompt="ab", logprob_token_ids=[x], echo=True, logprobs=3, max_tokens=1)["choices"]
+    assert [len(top or {}) for top in echoed["logprobs"]["top_logprobs"]] == [0, 1, 2]  # none of a prompt's tokens
+
+    body = {
+        "messages": [{"role": "user", "content": "ab"}],
+        "logprobs": True,
+        "logprob_token_ids": [x],
+        "max_tokens": 1,
+    }
+    [entry] = http.post(CHAT, json=body).json()["choices"][0]["logprobs"]["content"]
+    assert [top["token"] for top in entry["top_logprobs"]] == [entry["token"], "x"]
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/completions", {"logprob_token_ids": []}),
+        ("/v1/completions", {"logprob_token_ids": [257]}),
+        ("/v1/completions", {"logprob_token_ids": [3, 3]}),
+        ("/v1/completions", {"logprob_token_ids": list(range(129))}),
+        (CHAT, {"logprob_token_ids": [3]}),  # without logprobs
+        ("/v1/responses", {"logprob_token_ids": [3]}),
+    ],
+)
+def test_wrong_names_of_ids_are_refused(http: httpx.Client, path: str, fields: dict[str, Any]) -> None:
+    messages = [{"role": "user", "content": "ab"}]
+    prompt = {CHAT: {"messages": messages}, "/v1/responses": {"input": "a"}}.get(path, {"prompt": "a"})
+    response = http.post(path, json={**prompt, **fields})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "logprob_token_ids"

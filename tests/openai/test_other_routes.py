@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loopback_server import serving
 
+from mpt_serve.configuration.limits import Limits
 from mpt_serve.openai.ids import request_id_from
 from mpt_serve.openai.reference import render_reference
 
@@ -172,14 +173,46 @@ class TestRequestId:
 
 
 def test_each_unknown_field_is_logged_once_and_no_value_ever(
-    http: httpx.Client, caplog: pytest.LogCaptureFixture
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    with caplog.at_level(logging.DEBUG, logger="mpt_serve"):
-        for _ in range(2):
-            http.post("/v1/completions", json={"prompt": "\x1b[31msecret", "user": "secret", "once\x1b": 1, "twice": 1})
-    named = [(r.levelno, r.getMessage()) for r in caplog.records if r.name.endswith("server_context")]
-    assert named == [(logging.DEBUG, "ignored unknown request fields: twice")]
+    """The first has a warning without its name, which is a client's text."""
+    with serving() as server, caplog.at_level(logging.DEBUG, logger="mpt_serve"):
+        for field in ("twice", "twice", "other"):
+            body = {"prompt": "\x1b[31msecret", "user": "secret", "once\x1b": 1, field: 1}
+            httpx.post(f"{server.url}/v1/completions", json=body, timeout=30)
+    logged = [(r.levelno, r.getMessage()) for r in caplog.records if r.name.endswith("server_context")]
+    warning = "A request has unknown fields, which have no effect; its response's x-mpt-ignored-fields names them"
+    names = [(logging.DEBUG, f"unknown fields: {name}") for name in ("twice", "other")]
+    assert logged == [(logging.WARNING, warning), *names]
     assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/completions", {"prompt": "a", "temperatur": 1}, "temperatur"),
+        ("/v1/completions", {"prompt": "a", "stream": True, "stream_options": {"other": 1}}, "stream_options.other"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a", "mood": "b"}]}, "messages[0].mood"),
+        ("/v1/messages", {"max_tokens": 1, "messages": [{"role": "user", "content": "a"}], "mood": "a"}, "mood"),
+        ("/v1/responses", {"input": "a", "temperatur": 1}, "temperatur"),
+        ("/v1/embeddings", {"input": "a", "temperatur": 1}, "temperatur"),
+        ("/v1/score", {"text_1": "a", "text_2": "b", "temperatur": 1}, "temperatur"),
+        ("/tokenize", {"prompt": "a", "temperatur": 1}, "temperatur"),
+        ("/v1/completions", {"prompt": "a", "\x1b[31m": 1}, None),
+    ],
+)
+def test_unknown_fields_are_refused_where_the_settings_say_so(
+    path: str, body: dict[str, Any], param: str | None
+) -> None:
+    with serving(limits=Limits(unknown_fields="refuse")) as server:
+        response = httpx.post(server.url + path, json=body, timeout=30)
+        assert response.status_code == 400
+        error = response.json()["error"]
+        assert (f"'{param}'" if param else "A field") in error["message"]
+        assert "'limits.unknown_fields'" in error["message"]
+        if not path.endswith("/messages"):  # whose errors have other members
+            assert (error["code"], error["param"]) == ("unsupported_parameter", param)
+        assert server.backend.started == []
 
 
 def test_each_request_but_polls_has_one_line(http: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:

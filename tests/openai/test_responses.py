@@ -11,7 +11,7 @@ import pytest
 from fake_backend import FakeBackend, likelihood
 from test_errors import check_error, post
 from test_protocol import check_type
-from test_tools import ARGUMENTS, CALL, CITY, NOTHING, TIME_CALL, generate
+from test_tools import ARGUMENTS, CALL, CITY, NOTHING, TIME_CALL, check_choice, generate
 
 from mpt_serve.errors import RequestError
 from mpt_serve.openai.backend import Readiness
@@ -296,7 +296,7 @@ class TestConversations:
         assert messages[1]["content"] == "So.\n"
 
     @pytest.mark.parametrize(
-        ("choice", "content", "names", "at_most"),
+        ("choice", "content", "places", "at_most"),
         [
             (None, True, [0, 1], 16),
             ("auto", True, [0, 1], 16),
@@ -307,14 +307,10 @@ class TestConversations:
         ],
     )
     def test_the_choice_of_tools(
-        self, http: httpx.Client, backend: FakeBackend, choice: Any, content: bool, names: list[int], at_most: int
+        self, http: httpx.Client, backend: FakeBackend, choice: Any, content: bool, places: list[int], at_most: int
     ) -> None:
         respond(http, tools=TOOLS, tool_choice=choice)
-        grammar = backend.grammars[-1]
-        assert grammar is not None
-        spec = json.loads(grammar.text)
-        assert (spec["content"], spec["at_most"]) == (content, at_most)
-        assert [tool["name"] for tool in spec["tools"]] == [f"tools[{i}].function.parameters" for i in names]
+        check_choice(backend, content, places, at_most)
 
     def test_none_leaves_the_tools_out(self, http: httpx.Client, backend: FakeBackend) -> None:
         respond(http, tools=TOOLS, tool_choice="none")

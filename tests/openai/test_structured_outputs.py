@@ -125,6 +125,23 @@ def test_others_are_refused_by_name(http: httpx.Client, path: str, body: dict[st
     assert check_error(post(http, path, {**GOOD[path], **body}), 400)["param"] == param
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "name"),
+    [
+        ("/v1/chat/completions", {"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ("/v1/responses", {"text": {"format": {"type": "json_schema"}}}, "text.format.schema"),
+        ("/v1/messages", {"tool_choice": {"type": "tool"}}, "tool_choice.name"),
+    ],
+)
+def test_what_is_missing_for_a_type_is_said_to_be_required(
+    http: httpx.Client, path: str, body: dict[str, Any], name: str
+) -> None:
+    messages = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 9}
+    rest = {"input": "Hi"} if path == "/v1/responses" else messages
+    error = check_error(post(http, path, {**rest, **body}), 400)
+    assert error["message"].startswith(f"'{name}' is required where the type is")
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
     ("field", "value"),

@@ -60,6 +60,13 @@ def grammar_of(backend: FakeBackend) -> dict[str, Any]:
     return spec
 
 
+def check_choice(backend: FakeBackend, content: Any, places: list[int], at_most: int) -> None:
+    """Check which of TOOLS the last request's output could call, how often, and what text it could have."""
+    spec = grammar_of(backend)
+    assert (spec["content"], spec["at_most"]) == (content, at_most)
+    assert [tool["name"] for tool in spec["tools"]] == [f"tools[{i}].function.parameters" for i in places]
+
+
 class TestResponses:
     def test_a_call(self, http: httpx.Client, backend: FakeBackend) -> None:
         generate(backend, CALL)
@@ -283,12 +290,16 @@ class TestGrammar:
         ],
     )
     def test_choices(
-        self, http: httpx.Client, backend: FakeBackend, body: dict[str, Any], content: Any, places: Any, at_most: int
+        self,
+        http: httpx.Client,
+        backend: FakeBackend,
+        body: dict[str, Any],
+        content: Any,
+        places: list[int],
+        at_most: int,
     ) -> None:
         message_of(http, **body)
-        spec = grammar_of(backend)
-        assert (spec["content"], spec["at_most"]) == (content, at_most)
-        assert [tool["name"] for tool in spec["tools"]] == [f"tools[{i}].function.parameters" for i in places]
+        check_choice(backend, content, places, at_most)
 
     @pytest.mark.parametrize("kind", [None, "object", ["object", "null"]])
     def test_arguments_are_objects_whatever_the_schema_says(

@@ -133,7 +133,9 @@ class ToolChoiceObject(RequestModel):
 
     @model_validator(mode="after")
     def _check_name(self) -> Self:
-        if (self.type == "tool") != (self.name is not None):
+        if self.type == "tool" and self.name is None:
+            raise invalid("is required where the type is tool: the name of one of the tools", "name")
+        if self.type != "tool" and self.name is not None:
             raise invalid("belongs to the type tool, and to no other", "name")
         return self
 

@@ -16,7 +16,7 @@ from mpt_serve.openai.protocol.anthropic_blocks import (
     ContentBlock,
     TextBlocks,
 )
-from mpt_serve.openai.protocol.compatibility import IGNORED
+from mpt_serve.openai.protocol.compatibility import IGNORED, NO_NAMED_LOGPROBS
 from mpt_serve.openai.protocol.field_names import FieldNames
 from mpt_serve.openai.protocol.field_types import MAX_INT32, ModelId, shown_default
 from mpt_serve.openai.protocol.generation import GenerationFields, StopStrings
@@ -182,6 +182,7 @@ class MessagesRequest(AnthropicRequest, GenerationFields):
         *(Refused(name, "use `max_tokens`") for name in ("max_completion_tokens", "max_output_tokens")),
         *(Refused(name, "messages have no log probabilities", (False, 0)) for name in ("logprobs", "top_logprobs")),
         *refused_grammars("output_config.format"),
+        NO_NAMED_LOGPROBS,
         *GenerationFields.refused,
     )
 

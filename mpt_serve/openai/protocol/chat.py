@@ -126,4 +126,6 @@ class ChatCompletionRequest(SamplingRequest, ConversationRequest):
     def _check_top_logprobs(self) -> Self:
         if self.top_logprobs and not self.logprobs:
             raise invalid("needs 'logprobs': true", "top_logprobs")
+        if self.logprob_token_ids is not None and not self.logprobs:
+            raise invalid("needs 'logprobs': true", "logprob_token_ids")
         return self

@@ -7,7 +7,7 @@ from pydantic.config import JsonDict
 
 from mpt_serve.openai.protocol.request_model import Refused, RequestModel
 
-__all__ = ["IGNORED", "REFUSED_FIELDS", "IgnoredFields", "UnusedFields"]
+__all__ = ["IGNORED", "NO_NAMED_LOGPROBS", "REFUSED_FIELDS", "IgnoredFields", "UnusedFields"]
 
 IGNORED: JsonDict = {"x-ignored": True}  # the extra in the schema of a field that is checked and then has no effect
 
@@ -22,9 +22,12 @@ _FILTER_NAMES: dict[str, tuple[int, ...]] = {
     "dynatemp_range": (0,),
 }
 
+NO_NAMED_LOGPROBS = Refused(
+    "logprob_token_ids", "here log probabilities are those of the token itself and of the most likely ones"
+)
+
 # They change the text: a request that has one must not get a response as if it had none.
 REFUSED_FIELDS = (
-    Refused("logprob_token_ids", "log probabilities are those of the token itself and of the most likely ones"),
     Refused("logits_processors", "requests bring no code"),
     Refused("use_beam_search", "tokens are sampled, not searched for", (False,)),
     Refused("length_penalty", "it belongs to beam search, which is not offered", (1,)),

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import Field, PlainValidator, model_validator
+from pydantic import BeforeValidator, Field, PlainValidator, model_validator
 
 from mpt_serve.engine.sampling_params import INTEGER_BOUNDS
 from mpt_serve.openai.protocol.field_types import (
@@ -10,13 +10,14 @@ from mpt_serve.openai.protocol.field_types import (
     LogprobsCount,
     ModelId,
     TokenId,
+    as_list,
     encodable,
     shown_default,
 )
 from mpt_serve.openai.protocol.request_model import Refused
 from mpt_serve.openai.protocol.sampling import SamplingRequest
 from mpt_serve.openai.protocol.schema_words import Accepts, json_type
-from mpt_serve.openai.protocol.validation_errors import invalid
+from mpt_serve.openai.protocol.validation_errors import invalid, unsupported
 
 __all__ = ["DEFAULT_MAX_TOKENS", "CompletionRequest", "Prompt"]
 
@@ -74,6 +75,9 @@ Prompts = Annotated[
     ),
     Accepts(_PROMPT_WORDS),
 ]
+_File = Annotated[str, Field(min_length=1)]
+_Files = Annotated[tuple[_File, ...], Field(min_length=1, max_length=128, strict=False, fail_fast=True)]
+PromptFiles = Annotated[_Files, BeforeValidator(as_list, json_schema_input_type=_File | _Files)]
 _MaxTokens = Annotated[int, INTEGER_BOUNDS["max_tokens"]]
 
 
@@ -81,7 +85,18 @@ class CompletionRequest(SamplingRequest):
     """The body of POST /v1/completions."""
 
     model: ModelId = None
-    prompt: Prompts = Field(description="What the text continues. Several prompts make several choices.")
+    prompt: Prompts | None = Field(
+        None,
+        description="What the text continues. Several prompts make several choices.",
+        json_schema_extra=shown_default("required, unless there are `prompt_embeds`"),
+    )
+    prompt_embeds: PromptFiles = Field(
+        (),
+        description="Prompts of embeddings, where the server's `engine.prompt_embeds` allows them: a safetensors file"
+        " with one tensor (tokens, hidden size) of float32, float16 or bfloat16 in base64, or an array of such. Their"
+        " choices come before those of `prompt`. Not with `echo`, `prompt_logprobs` and `truncate_prompt_tokens`.",
+        json_schema_extra=shown_default("none"),
+    )
     add_special_tokens: bool = Field(True, description="Let the tokenizer add its own special tokens to text prompts.")
     parse_special_tokens: bool = Field(
         True,
@@ -114,7 +129,6 @@ class CompletionRequest(SamplingRequest):
     refused: ClassVar[tuple[Refused, ...]] = (
         Refused("top_logprobs", "it belongs to chat; here `logprobs` is the number", (0,)),
         Refused("suffix", "the models cannot fill in the middle", ("",)),
-        Refused("prompt_embeds", "prompts are text or ids"),
         *SamplingRequest.refused,
     )
 
@@ -133,6 +147,20 @@ class CompletionRequest(SamplingRequest):
     @property
     def echo_prompt(self) -> bool:
         return self.echo
+
+    @model_validator(mode="after")
+    def _check_prompt_embeds(self) -> Self:
+        if self.prompt is None and not self.prompt_embeds:
+            raise invalid(f"is required: {_PROMPT_WORDS}", "prompt")
+        used = {
+            "echo": self.echo,
+            "prompt_logprobs": self.prompt_logprobs is not None,
+            "truncate_prompt_tokens": self.truncate_prompt_tokens is not None,
+        }
+        for name in used if self.prompt_embeds else ():
+            if used[name]:
+                raise unsupported("is not offered with 'prompt_embeds': such a prompt has no tokens", name)
+        return self
 
     @model_validator(mode="after")
     def _check_best_of(self) -> Self:

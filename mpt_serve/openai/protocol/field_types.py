@@ -1,6 +1,6 @@
 """Types that fields of several requests have."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 from pydantic.config import JsonDict
@@ -17,6 +17,7 @@ __all__ = [
     "Text",
     "TokenId",
     "TokensKept",
+    "as_list",
     "encodable",
     "shown_default",
 ]
@@ -32,6 +33,11 @@ def encodable(text: str, place: str = "") -> str:
     except UnicodeEncodeError:
         raise invalid("contains half of a surrogate pair, which is not text", place) from None
     return text
+
+
+def as_list(value: Any) -> Any:
+    """Return a list as it is, and anything else as a list of one."""
+    return value if isinstance(value, list) else [value]
 
 
 def shown_default(words: str) -> JsonDict:

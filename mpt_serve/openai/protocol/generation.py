@@ -3,10 +3,11 @@
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic.config import JsonDict
 
 from mpt_serve.engine.sampling_params import INTEGER_BOUNDS, MAX_BIASED_IDS, NUMBER_BOUNDS
 from mpt_serve.openai.protocol.compatibility import REFUSED_FIELDS
-from mpt_serve.openai.protocol.field_types import MAX_INT32, POSITIVE_ZERO, TokenId, TokensKept, shown_default
+from mpt_serve.openai.protocol.field_types import MAX_INT32, POSITIVE_ZERO, TokenId, TokensKept, as_list, shown_default
 from mpt_serve.openai.protocol.request_model import Refused, RequestModel
 from mpt_serve.openai.protocol.schema_words import Accepts
 from mpt_serve.openai.protocol.validation_errors import invalid
@@ -28,13 +29,9 @@ def _not_blank(words: tuple[str, ...]) -> tuple[str, ...]:
     return words
 
 
-def _as_list(value: Any) -> Any:
-    return value if isinstance(value, list) else [value]
-
-
 _Text = Annotated[str, Field(min_length=1, max_length=256)]
 _Texts = Annotated[tuple[_Text, ...], Field(max_length=16, strict=False, fail_fast=True)]
-StopStrings = Annotated[_Texts, BeforeValidator(_as_list, json_schema_input_type=_Text | _Texts)]
+StopStrings = Annotated[_Texts, BeforeValidator(as_list, json_schema_input_type=_Text | _Texts)]
 LogitBias = Annotated[
     dict[
         Annotated[str, Field(pattern="^(0|[1-9][0-9]{0,9})$")], Annotated[float, Field(ge=-100, le=100), POSITIVE_ZERO]
@@ -48,25 +45,40 @@ StopTokenIds = Annotated[tuple[TokenId, ...], Field(max_length=128, strict=False
 AllowedTokenIds = Annotated[tuple[TokenId, ...], Field(min_length=1, max_length=262_144, strict=False, fail_fast=True)]
 
 
+def _shown(default: str) -> JsonDict:
+    return shown_default(f"{default}, or of `sampling_defaults`")
+
+
 class GenerationFields(RequestModel):
     """How tokens are selected, and when text stops."""
 
     temperature: Annotated[float, NUMBER_BOUNDS["temperature"], Field(le=2), POSITIVE_ZERO] = Field(
-        1.0, description="Randomness of the sampled tokens; 0 always takes the most likely one."
+        1.0,
+        description="Randomness of the sampled tokens; 0 always takes the most likely one.",
+        json_schema_extra=_shown("1.0"),
     )
     top_p: Annotated[float, NUMBER_BOUNDS["top_p"]] = Field(
-        1.0, description="Keep the most likely tokens that together reach this probability."
+        1.0,
+        description="Keep the most likely tokens that together reach this probability.",
+        json_schema_extra=_shown("1.0"),
     )
     top_k: int = Field(
-        0, ge=-1, le=MAX_INT32, description="Keep this number of the most likely tokens; 0 and -1 keep all."
+        0,
+        ge=-1,
+        le=MAX_INT32,
+        description="Keep this number of the most likely tokens; 0 and -1 keep all.",
+        json_schema_extra=_shown("0"),
     )
     min_p: Annotated[float, NUMBER_BOUNDS["min_p"], POSITIVE_ZERO] = Field(
-        0.0, description="Drop tokens less likely than this share of the most likely one's probability."
+        0.0,
+        description="Drop tokens less likely than this share of the most likely one's probability.",
+        json_schema_extra=_shown("0.0"),
     )
     repetition_penalty: Annotated[float, NUMBER_BOUNDS["repetition_penalty"]] = Field(
         1.0,
         description="Divides the positive logits, and multiplies the negative ones, of tokens in the prompt or the"
         " output.",
+        json_schema_extra=_shown("1.0"),
     )
     presence_penalty: Annotated[float, NUMBER_BOUNDS["presence_penalty"], POSITIVE_ZERO] = Field(
         0.0, description="Subtracted from the logits of tokens in the output."

@@ -57,6 +57,11 @@ class RequestModel(BaseModel):
         except ValidationError as error:
             raise invalid_value_error(error, json_schema(cls), cls.field_order(), body) from None
 
+    def with_defaults(self, defaults: Mapping[str, Any]) -> Self:
+        """Return the request with other values for those of its fields that the client has left out."""
+        names = (defaults.keys() & type(self).model_fields.keys()) - self.model_fields_set
+        return self.model_copy(update={name: defaults[name] for name in names}) if names else self
+
     @classmethod
     def field_order(cls) -> Sequence[str]:
         """Return the fields' names on the wire, in the order of the reference and of what is reported first."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import ConfigDict, Field, PlainValidator, model_validator
 
 from mpt_serve.openai.protocol.adapted import AdaptedRequest, Turn, refused_grammars
-from mpt_serve.openai.protocol.compatibility import IGNORED, UnusedFields
+from mpt_serve.openai.protocol.compatibility import IGNORED, NO_NAMED_LOGPROBS, UnusedFields
 from mpt_serve.openai.protocol.field_names import FieldNames
 from mpt_serve.openai.protocol.field_types import (
     ALL_LOGPROBS,
@@ -75,7 +75,9 @@ class TextFormat(RequestModel):
 
     @model_validator(mode="after")
     def _check_schema(self) -> Self:
-        if (self.type == "json_schema") != (self.json_schema is not None):
+        if self.type == "json_schema" and self.json_schema is None:
+            raise invalid("is required where the type is json_schema", "schema")
+        if self.type != "json_schema" and self.json_schema is not None:
             raise invalid("belongs to the type json_schema, and to no other", "schema")
         return self
 
@@ -174,6 +176,7 @@ class ResponseRequest(UnusedFields, AdaptedRequest, GenerationFields):
         Refused("n", "a response is one", (1,)),
         Refused("best_of", "a response is one", (1,)),
         *refused_grammars("text.format"),
+        NO_NAMED_LOGPROBS,
         *GenerationFields.refused,
     )
 

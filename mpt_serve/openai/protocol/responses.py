@@ -90,7 +90,7 @@ class CompletionChunkChoice(TypedDict):
     logprobs: CompletionLogprobs | None
     finish_reason: FinishReason | None
     stop_reason: NotRequired[str | int | None]  # in the last chunk of a choice
-    prompt_token_ids: NotRequired[list[int]]  # in its first
+    prompt_token_ids: NotRequired[list[int] | None]  # in its first
     token_ids: NotRequired[list[int]]
 
 
@@ -196,7 +196,7 @@ class ChatCompletionChunk(TypedDict):
     model: str
     choices: list[ChatChunkChoice]
     usage: NotRequired[UsageBody | None]
-    prompt_token_ids: NotRequired[list[int]]  # in the first chunk
+    prompt_token_ids: NotRequired[list[int] | None]  # in the first chunk
 
 
 class Score(TypedDict):

@@ -2,18 +2,24 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
+from mpt_serve.engine.sampling_params import MAX_LOGPROB_TOKEN_IDS
 from mpt_serve.openai.protocol.compatibility import IGNORED, IgnoredFields
-from mpt_serve.openai.protocol.field_types import ALL_LOGPROBS, LogprobsCount
+from mpt_serve.openai.protocol.field_types import ALL_LOGPROBS, LogprobsCount, TokenId
 from mpt_serve.openai.protocol.generation import GenerationFields
 from mpt_serve.openai.protocol.request_model import Refused, RequestModel
 from mpt_serve.openai.protocol.structured_outputs import StructuredOutputFields
 from mpt_serve.openai.protocol.validation_errors import invalid
 
 __all__ = ["SamplingRequest", "StreamOptions"]
+
+
+NamedTokenIds = Annotated[
+    tuple[TokenId, ...], Field(min_length=1, max_length=MAX_LOGPROB_TOKEN_IDS, strict=False, fail_fast=True)
+]
 
 
 class StreamOptions(RequestModel):
@@ -36,6 +42,11 @@ class SamplingRequest(IgnoredFields, StructuredOutputFields, GenerationFields):
         None,
         description="Log probabilities of the prompt's tokens and of this number of the most likely ones, not with"
         f" `stream`; {ALL_LOGPROBS}.",
+    )
+    logprob_token_ids: NamedTokenIds | None = Field(
+        None,
+        description="Log probabilities of these ids after each generated token, in place of those of the most likely"
+        " ones; in chat with `logprobs`.",
     )
     return_token_ids: bool = Field(False, description="Add `prompt_token_ids` and `token_ids` to the response.")
     return_tokens_as_token_ids: bool = Field(False, description="Name every token by its id, as `token_id:64`.")
@@ -98,6 +109,9 @@ class SamplingRequest(IgnoredFields, StructuredOutputFields, GenerationFields):
     def _check_combinations(self) -> Self:
         if self.prompt_logprobs is not None and self.stream:
             raise invalid("is only available without 'stream'", "prompt_logprobs")
+        named = self.logprob_token_ids
+        if named is not None and len(set(named)) < len(named):
+            raise invalid("must not have an id twice", "logprob_token_ids")
         if self.stream_options is not None and not self.stream:
             raise invalid("needs 'stream': true", "stream_options")
         if self.ignore_eos and self.output_grammar is not None:

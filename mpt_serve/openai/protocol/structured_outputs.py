@@ -142,7 +142,9 @@ class ResponseFormat(RequestModel):
 
     @model_validator(mode="after")
     def _check_schema(self) -> Self:
-        if (self.type == "json_schema") != (self.json_schema is not None):
+        if self.type == "json_schema" and self.json_schema is None:
+            raise invalid('is required where the type is json_schema: {"name": "...", "schema": {...}}', "json_schema")
+        if self.type != "json_schema" and self.json_schema is not None:
             raise invalid("belongs to the type json_schema, and to no other", "json_schema")
         if self.object_schema is not None and self.type != "json_object":
             raise invalid("belongs to the type json_object, and to no other", "schema")
