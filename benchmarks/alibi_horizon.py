@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from model.config.mpt_config import MptConfig
 from model.kernels.cpu.attention import paged_attention
-from model.kernels.cpu.huge_pages import use_huge_pages
 from model.kernels.cpu.library import kernel_library
+from model.kernels.cpu.zeros import lazy_zeros
 from model.params.alibi_horizon import length_bound
 from model.params.kv_cache import LayerCache, init_kv_cache
 from model.params.qkv import Qkv
@@ -51,8 +51,7 @@ class Decode:
         self._config = MptConfig(**shape, n_layers=1, vocab_size=8)
         spread = (reach / self._config.head_dim**0.5) ** 0.5
         blocks = context // BLOCK
-        cache = init_kv_cache(self._config, blocks, BLOCK, dtype)
-        jax.tree.map(use_huge_pages, cache)
+        cache = init_kv_cache(self._config, blocks, BLOCK, dtype, zeros=lazy_zeros)
         self._cache: LayerCache = _filled(cache.layers[0], spread)
         table = np.random.default_rng(0).permutation(blocks).astype(np.int32)
         q = spread * jax.random.normal(jax.random.key(1), (1, self._config.n_heads, self._config.head_dim))

@@ -4,15 +4,19 @@ python benchmarks/batches.py CHECKPOINT [--load 0.4] [--background 16] [--quanti
 
 Requests (a prompt of 64 ids, 32 tokens) come at random moments, so that the engine is busy for a share of the time; in
 every second phase, other requests (prompts of 20 to 300 ids, 64 tokens) fill the background. Phases of either kind
-alternate in one engine, with the same moments. Prints median and 99th percentile of the time to the first token, of the
-gaps between tokens and of whole requests, their ratios, and the tokens per second that the background has generated.
+follow each other in one engine as pairs, with the same moments, each kind first in every second pair. Prints median and
+99th percentile of the time to the first token, of the gaps between tokens and of whole requests, over all phases; their
+ratios, each the median of those of the pairs, with the smallest and the largest, as whatever else the machine does
+changes from pair to pair; and the tokens per second that the background has generated.
 """
 
 import argparse
 import random
+import statistics
 import sys
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,12 +37,6 @@ class Times:
     first: list[float] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)
     whole: list[float] = field(default_factory=list)
-
-    def add(self, other: "Times") -> None:
-        """Take over what another phase has measured."""
-        self.first += other.first
-        self.gaps += other.gaps
-        self.whole += other.whole
 
 
 class Client:
@@ -136,23 +134,30 @@ def main() -> None:
         alone, _ = phase(engine, 5, 0.0, 0, 0)  # also warms up
         alone, _ = phase(engine, 20, 0.0, 0, 1)
         pause_s = quantile(alone.whole, 0.5) / args.load
-        found = {0: Times(), args.background: Times()}
+        pairs: list[dict[bool, Times]] = []
         rates = []
         for repetition in range(args.repetitions):
-            for count, times in found.items():
-                own, rate = phase(engine, args.requests, pause_s, count, repetition)
-                times.add(own)
-                rates += [rate] if count else []
-    print(f"{1 / pause_s:.2f} requests/s")
+            pairs.append({})
+            for with_background in (False, True) if repetition % 2 else (True, False):
+                count = args.background if with_background else 0
+                pairs[-1][with_background], rate = phase(engine, args.requests, pause_s, count, repetition)
+                rates += [rate] if with_background else []
+    print(f"{1 / pause_s:.2f} requests/s, {len(pairs)} pairs of {args.requests} requests each")
     for name in ("first", "gaps", "whole"):
-        without, beside = (getattr(times, name) for times in found.values())
-        shown = [
-            f"p{100 * share:g} {1000 * quantile(without, share):.2f} -> {1000 * quantile(beside, share):.2f} ms"
-            f" (x {quantile(beside, share) / quantile(without, share):.3f})"
-            for share in (0.5, 0.99)
-        ]
-        print(f"{name}: {', '.join(shown)}")
+        print(f"{name}: {', '.join(compared(pairs, name, share) for share in (0.5, 0.99))}")
     print(f"background: {sum(rates) / len(rates):.0f} tokens/s")
+
+
+def compared(pairs: Sequence[Mapping[bool, Times]], name: str, share: float) -> str:
+    """Return a quantile of both kinds of phases, and the ratios of the pairs."""
+    without, beside = (
+        quantile([value for pair in pairs for value in getattr(pair[kind], name)], share) for kind in (False, True)
+    )
+    ratios = [
+        quantile(getattr(pair[True], name), share) / quantile(getattr(pair[False], name), share) for pair in pairs
+    ]
+    found = f"x {statistics.median(ratios):.3f}, {min(ratios):.2f} to {max(ratios):.2f}"
+    return f"p{100 * share:g} {1000 * without:.2f} -> {1000 * beside:.2f} ms ({found})"
 
 
 if __name__ == "__main__":

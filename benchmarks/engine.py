@@ -68,7 +68,13 @@ def contender(session: Session) -> Contender:
         speculation=options.speculation,
     )
     dtype = DTYPES.get(options.dtype, options.dtype)
-    engine = Engine.from_pretrained(options.checkpoint, settings, dtype=dtype, quantization=options.quantization)
+    engine = Engine.from_pretrained(
+        options.checkpoint,
+        settings,
+        dtype=dtype,
+        quantization=options.quantization,
+        quantization_cache_dir=options.quantization_cache_dir,
+    )
 
     def generate(prompts: list[list[int]], new: int) -> Timing:
         params = SamplingParams(temperature=0, max_tokens=new, ignore_eos=True)
@@ -89,6 +95,7 @@ def contender(session: Session) -> Contender:
 def main() -> None:
     parser = argument_parser(__doc__, [*DTYPES, *DTYPES.values()], default="bf16")
     parser.add_argument("--quantization", default="none", choices=("none", "int8", "int4"))
+    parser.add_argument("--quantization-cache-dir", help="keep packed weights here, and map them from there")
     parser.add_argument("--max-num-batched-tokens", type=int, default=512)
     parser.add_argument("--speculation", default="none", choices=("none", "ngram"))
     parser.add_argument("--compilation-cache-dir", help="keep compiled programs here")

@@ -4,7 +4,8 @@ python benchmarks/fairness.py [CHECKPOINT] [--heavy 40] [--light 4] [--seconds 1
 
 Starts `mpt-serve run` with API keys and prints a table. The light key's clients run alone, then beside the heavy key's,
 in turn, --rounds times; at the end both use one key, as if there were no shares. Every client sends its next request as
-soon as its response has ended, so that with --heavy clients all sequences (--sequences) are always in use.
+soon as its response has ended, so that with --heavy clients all sequences (--sequences) are always in use, and all
+processors; with --pause it waits before that, so that the load may be one that the machine has capacity for.
 
  TTFT p50, p95     of each key's streams, from sending to the first event, in milliseconds
  x alone           the p95 over that of the same clients alone, the mean of the runs before and after
@@ -43,9 +44,12 @@ class Measurement:
 
     def run(self, roles: Mapping[str, str], seconds: float) -> dict[str, Figures]:
         """Return what clients saw. roles: the names of those that run, each with the name of the key that it uses."""
+        pause = self._options.pause
         return run_roles(
             [
-                Role(name, self._server.url, self._bodies(name, key), self._counts[name], seconds)
+                Role(
+                    name, self._server.url, self._bodies(name, key), self._counts[name], seconds, pause, spread_s=pause
+                )
                 for name, key in roles.items()
             ]
         )
@@ -108,6 +112,7 @@ def main() -> None:
     parser.add_argument("--words", type=int, default=32, help="of each prompt (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=64, help="of each completion (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=12.0, help="of each measurement (default: %(default)s)")
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds between two requests of a client")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--port", type=int, default=8126)
     parser.add_argument("--load-seconds", type=float, default=300.0)

@@ -6,8 +6,8 @@ Starts `mpt-serve run` and keeps it running. In each round, for each number of s
 do the same work one after the other: that many prompts of --prompt random ids at once, --tokens greedy ids for each.
 The engine's process is stopped while it is not measured; the server is idle while the engine is, and then takes a few
 hundredths of a core. --peer: another OpenAI-style server that serves the same checkpoint already, such as vLLM's or
-llama.cpp's; it takes its turn in each round. FOLDER gets results.jsonl, table.md and, where matplotlib is installed,
-serving.svg.
+llama.cpp's; it takes its turn in each round. FOLDER gets results.jsonl, table.md, server.json (seconds
+until the server was ready, and memory of its Generator) and, where matplotlib is installed, serving.svg.
 
  tok_s          generated tokens per second, prompts included
  ttft_ms        submission to the first token, median of the streams
@@ -21,6 +21,7 @@ import asyncio
 import json
 import os
 import random
+import signal
 import statistics
 import sys
 import time
@@ -99,6 +100,10 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     shapes = [Shape(streams, options.prompt, options.tokens) for streams in options.streams]
     command = [sys.executable, HERE / "engine.py", options.checkpoint, *map(str, shapes), "--dtype", options.dtype]
     command += ["--quantization", options.quantization, "--threads", str(os.cpu_count())]
+    if options.quantization_cache_dir:
+        command += ["--quantization-cache-dir", options.quantization_cache_dir]
+    if options.compilation_cache_dir:
+        command += ["--compilation-cache-dir", options.compilation_cache_dir]
     engine = Worker([str(part) for part in command], folder / "engine.log", options.load_seconds)
     results: list[dict[str, Any]] = []
     try:
@@ -120,6 +125,8 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
                         results.append(result)
                         with (folder / "results.jsonl").open("a") as file:
                             file.write(json.dumps(result) + "\n")
+            memory = {name: round(mib) for name, mib in server.memory("Generator").items()}
+            (folder / "server.json").write_text(json.dumps({"ready_s": round(server.ready_s, 1), "memory_mib": memory}))
         finally:
             server.close()
     finally:
@@ -129,13 +136,17 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def server_args(options: argparse.Namespace) -> dict[str, Any]:
     """Return the server's settings."""
+    engine: dict[str, Any] = {"speculation": "none", "prefix_caching": False, "max_num_seqs": max(options.streams)}
+    if options.compilation_cache_dir:
+        engine["compilation_cache_dir"] = options.compilation_cache_dir
     return {
         "model": options.checkpoint,
         "served_model_name": "model",
         "dtype": DTYPES.get(options.dtype, options.dtype),
         "quantization": options.quantization,
+        "quantization_cache_dir": options.quantization_cache_dir,
         "max_model_len": options.prompt + options.tokens,
-        "engine": {"speculation": "none", "prefix_caching": False, "max_num_seqs": max(options.streams)},
+        "engine": engine,
     }
 
 
@@ -199,6 +210,8 @@ def main() -> None:
     parser.add_argument("checkpoint", help="a folder, or 'embedded'")
     parser.add_argument("--dtype", choices=[*DTYPES, *DTYPES.values()], default="bf16")
     parser.add_argument("--quantization", default="none", choices=("none", "int8", "int4"))
+    parser.add_argument("--quantization-cache-dir", help="keep packed weights here, for both")
+    parser.add_argument("--compilation-cache-dir", help="keep compiled programs here, for both")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--prompt", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=128)
@@ -211,6 +224,7 @@ def main() -> None:
     parser.add_argument("--load-seconds", type=float, default=600.0)
     parser.add_argument("--out", required=True, metavar="FOLDER")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # by way of `finally`: the server does not end by itself
     names = [name for name, _ in options.peer]
     results = run(options)
     text = table(results, names)

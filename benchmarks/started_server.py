@@ -1,6 +1,7 @@
 """A server started by a benchmark: `mpt-serve run` on a port of this machine, and the CPU time of its processes."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ KINDS = ("Generator", "Ingress", "Tokenizer", "ProxyActor", "ServeController")
 
 
 class Server:
-    """One `mpt-serve run`, ready when the constructor returns.
+    """One `mpt-serve run`, ready when the constructor returns; ready_s: how many seconds that took.
 
     args: of the application. log: a file for what it prints. Raises RuntimeError if it is not ready in load_seconds.
     """
@@ -48,11 +49,13 @@ class Server:
         command = [sys.executable, "-m", "mpt_serve.cli", "run", str(file)]
         environment = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", **os.environ}
         environment |= {"RAY_TMPDIR": str(self._folder), "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+        started = time.perf_counter()
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
             )
         self._wait_ready(load_seconds)
+        self.ready_s = time.perf_counter() - started
 
     def cpu_seconds(self) -> dict[str, float]:
         """Return the CPU time of the server's processes so far, by kind; "other" is the rest of Ray."""
@@ -70,13 +73,25 @@ class Server:
         pages = [int((process / "statm").read_text().split()[1]) for own, process in self._processes() if own == kind]
         return sum(pages) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
+    def memory(self, kind: str) -> dict[str, float]:
+        """Return the memory of the processes of a kind in MiB: their own, mapped files, and the peak of both."""
+        names = {"RssAnon": "own", "RssFile": "mapped", "VmHWM": "peak"}
+        total = dict.fromkeys(names.values(), 0.0)
+        for own, process in self._processes():
+            for line in (process / "status").read_text().splitlines() if own == kind else ():
+                field, _, value = line.partition(":")
+                if field in names:
+                    total[names[field]] += int(value.split()[0]) / 2**10
+        return total
+
     def close(self) -> None:
-        """End the server."""
+        """End the server, and remove Ray's files."""
         self._process.send_signal(signal.SIGTERM)
         try:
             self._process.wait(60)
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _processes(self) -> list[tuple[str, Path]]:
         found = []
@@ -97,6 +112,6 @@ class Server:
                 with urllib.request.urlopen(f"{self.url}/ready", timeout=5):
                     return
             except OSError:
-                time.sleep(0.5)
+                time.sleep(0.2)
         self.close()
         raise RuntimeError(f"the server did not become ready in {seconds:g} s")
