@@ -23,11 +23,12 @@ LATER, LATERS = new_key("later", tokens_per_minute=5)
 
 
 class Guarded:
-    """The server, and its folder with `keys` and `audit`."""
+    """The server, its folder with `keys` and `audit`, and the addresses that it listens on."""
 
-    def __init__(self, url: str, folder: Path) -> None:
+    def __init__(self, url: str, folder: Path, listens_on: set[str]) -> None:
         self.url = url
         self.folder = folder
+        self.listens_on = listens_on
         self.http = httpx.Client(base_url=url, timeout=60)
 
     def status(self, path: str, key: str | None = None) -> int:
@@ -51,7 +52,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> 
     with ServerProcess.of(serve_config(args, free_port()), folder, command="mpt-serve") as server:
         server.wait_ready()
         wait_for(lambda: f"s at {server.url} (" in server.output())
-        own = Guarded(server.url, folder)
+        own = Guarded(server.url, folder, server.listens_on())
         yield own
         own.http.close()
 
@@ -94,9 +95,17 @@ def test_a_client_and_what_is_measured_and_recorded(guarded: Guarded) -> None:
     wait_for(lambda: '"path":"/v1/completions"' in file.read_text())
     text = file.read_text()
     assert "secret" not in text
-    assert check_audit_file(file) == len(text.splitlines())
+    assert check_audit_file(file).records == len(text.splitlines())
     record = next(json.loads(line) for line in text.splitlines() if "completions" in line)
     assert (record["client"], record["key"], record["status"]) == ("user", USERS.id, 200)
+
+
+def test_everything_listens_on_this_machine_alone(guarded: Guarded) -> None:
+    """Ray's processes, too: by themselves they listen on every address."""
+    port = int(guarded.url.rpartition(":")[2])
+    assert f"0100007F:{port:04X}" in guarded.listens_on
+    assert len(guarded.listens_on) > 10
+    assert {address.rpartition(":")[0][-8:] for address in guarded.listens_on} == {"0100007F"}
 
 
 def test_a_flood_without_keys_takes_no_places_of_those_with_one(guarded: Guarded) -> None:
