@@ -28,8 +28,8 @@ class RootPath:
             await RedirectResponse(f"{root}/")(scope, receive, send)
             return
         path = own_path(scope, self._prefix)
-        state = {**scope.get("state", {}), "public_root": root}
-        await self._app({**scope, "path": path, "root_path": "", "state": state}, receive, send)
+        scope.setdefault("state", {})["public_root"] = root  # whoever is outside finds the request's id there, too
+        await self._app({**scope, "path": path, "root_path": ""}, receive, send)
 
 
 def own_path(scope: Scope, prefix: str) -> str:
