@@ -138,7 +138,7 @@ MPT_INSIDE void to_int4(const float* numbers, float inverse, Floats& v) {
 }
 MPT_INSIDE float inverse_of(float scale) { return std::fabs(scale) > kLeast ? 1.f / scale : 0.f; }
 
-// Quantises a row of `groups` groups; relative: [groups], each `stride` from the last. full: room for as many numbers.
+// Quantises a row of `groups` groups; relative: [groups], each `stride` from the last. full: as many numbers, written here.
 MPT_CLONES float int4_row(const float* row, int64_t K, int64_t group, int64_t space, int64_t groups, float* full,
                           uint8_t* codes, uint16_t* relative, int64_t stride) {
   float top = 0;
