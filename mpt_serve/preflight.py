@@ -59,7 +59,7 @@ def check_config_file(path: str, models: bool = True, machine: Machine | None = 
             problems += [Problem((*place, "args", *p.path), p.message, p.key) for p in report.problems]
             notes += report.notes
             if machine is not None and not report.problems:
-                problems += resource_problems(application, place, machine, report.need)
+                problems += resource_problems(application, place, machine, report.need.problem(machine.memory))
                 notes += report.need.notes(machine.memory, machine.available)
     if problems:
         raise file.error(problems)

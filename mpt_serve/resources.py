@@ -6,7 +6,6 @@ from typing import Any
 
 from mpt_serve.configuration.problems import Path, Problem
 from mpt_serve.deployments.placement import Demand, replica_demands
-from mpt_serve.engine.memory_need import MemoryNeed
 
 __all__ = ["ClusterNode", "Machine", "resource_problems", "surge_percent"]
 
@@ -46,11 +45,11 @@ class ClusterNode:
 
 
 def resource_problems(
-    application: Mapping[str, Any], path: Path, machine: Machine, need: MemoryNeed
+    application: Mapping[str, Any], path: Path, machine: Machine, memory_problem: str | None
 ) -> Iterator[Problem]:
     """Find deployments whose replicas can never run on this machine.
 
-    application: in the form of the Serve configuration. need: of a Generator's memory.
+    application: in the form of the Serve configuration. memory_problem: why its memory cannot hold a Generator.
     """
     generator_on_accelerator = False
     for number, deployment in enumerate(application.get("deployments") or ()):
@@ -70,9 +69,8 @@ def resource_problems(
                 f"{replicas} replicas of {needed} do not fit on this machine, which has {{{has}}}: change num_replicas"
                 " or ray_actor_options (for a cluster, check with --for-cluster)",
             )
-    problem = need.problem(machine.memory)
-    if problem is not None and not generator_on_accelerator:
-        yield Problem((*path, "args", "model"), problem)
+    if memory_problem is not None and not generator_on_accelerator:
+        yield Problem((*path, "args", "model"), memory_problem)
 
 
 def surge_percent(

@@ -61,7 +61,7 @@ ALLOWED: Mapping[str, set[str]] = {
     "mpt_serve.deployments": _SERVING,
     "mpt_serve.driver": set(),
     "mpt_serve.graceful_run": set(),
-    "mpt_serve.resources": {"mpt_serve.configuration", "mpt_serve.deployments", "mpt_serve.engine"},
+    "mpt_serve.resources": {"mpt_serve.configuration", "mpt_serve.deployments"},
     "mpt_serve.rollout": {"mpt_serve.resources"},
     "mpt_serve.preflight": {"mpt_serve.access", "mpt_serve.resources", *_LIBRARY},
     "mpt_serve.conversion": {"mpt_serve.configuration", "mpt_serve.text", *_ALL_OF_MODEL},

@@ -65,7 +65,7 @@ def load_through_cache(
     mark = fingerprint(files)
     about = {
         "checkpoint": str(folder.resolve()),
-        "content": content_digest(files, mark, cache_dir),
+        "content": content_digest(files, mark, cache_dir, progress),
         "quantization": format.quantization,
         "layout": str(LAYOUT),
     }
@@ -79,6 +79,7 @@ def load_through_cache(
         with _entry(path, about, config) as entry:
             for name, leaf in read_parameters(folder, config, dtype, 1, progress, format):
                 entry.add(name, leaf)
+            logger.info("packed weights: waiting for the disk")
             if fingerprint(checkpoint_files(folder)) != mark:
                 raise _ChangedError
         _remove_outdated(cache_dir, about)

@@ -176,7 +176,7 @@ def test_a_checkpoint_is_read_through_once(
 ) -> None:
     read = []
     digest_of = digest._digest_of
-    monkeypatch.setattr(digest, "_digest_of", lambda path: read.append(path) or digest_of(path))
+    monkeypatch.setattr(digest, "_digest_of", lambda path, count: read.append(path) or digest_of(path, count))
     folder, cache = save(), tmp_path / "cache"
     for format in (INT8, INT4, INT8):
         mpt_from_pretrained(folder, format=format, cache_dir=cache)
