@@ -1,6 +1,7 @@
 """`mpt-serve run`: a validated configuration, served until the process is stopped."""
 
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -68,8 +69,12 @@ def _proxy_limits(file: str) -> Mapping[str, str]:
 
 
 def _require_startable(file: str, in_cluster: bool) -> None:
-    """Raise ConfigurationError for what would keep the file's applications from starting, as far as it can be known."""
+    """Raise ConfigurationError for what would keep the file's applications from starting, as far as it can be known.
+
+    Print what else there is to know of them: loading a large model takes minutes.
+    """
     from mpt_serve.preflight import check_config_file
     from mpt_serve.resources import Machine
 
-    check_config_file(file, machine=None if in_cluster else Machine.here())
+    for note in check_config_file(file, machine=None if in_cluster else Machine.here()):
+        print(f"note: {note}", file=sys.stderr, flush=True)
