@@ -191,7 +191,7 @@ def test_headers_have_a_deadline_which_further_bytes_do_not_move() -> None:
         assert await busy.answer() == (200, b"ok")  # only headers have this deadline
 
     gone: list[Client] = []
-    run(scenario, body_timeout_s=0.1)
+    run(scenario, body_timeout_s=1)  # long enough for a complete request on a busy machine
 
 
 def test_a_place_is_taken_from_the_connection_that_waits_longest() -> None:
