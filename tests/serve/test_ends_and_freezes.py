@@ -206,6 +206,7 @@ def test_requests_of_an_ingress_that_dies_end_with_an_error(server: ServerProces
                 task = asyncio.create_task(streams(server.url, 4, begun))
                 whole = asyncio.create_task(http.post("/v1/completions", json={"prompt": "x", **LONG, "stream": False}))
                 while not task.done() and not whole.done():
+                    await asyncio.sleep(0.01)
                     if begun.is_set() and await asyncio.to_thread(running_choices, server) == 5:
                         os.kill(ingress, signal.SIGKILL)
                         break
