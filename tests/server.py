@@ -20,7 +20,7 @@ import yaml
 from compilation import as_users_do
 from waiting import PATIENCE_S, wait_for
 
-from mpt_serve.one_loop import PROXY_GUARD, new_link_key
+from mpt_serve.one_loop import LOOPBACK, PROXY_GUARD, new_link_key
 
 ROOT = Path(__file__).parents[1]
 _PORTS = itertools.count(os.getpid() * 61)
@@ -170,7 +170,9 @@ class ServerProcess:
         """Run a Python script that has joined the server's Ray, and return what it prints. text: its input."""
         command = [sys.executable, "-W", "ignore", "-c", _JOIN + script]
         # Ray's own search (`address="auto"`) may find another server of this machine.
-        env = {**environment(self._folder), "RAY_ADDRESS": self._ray_address()}
+        address = self._ray_address()
+        own = LOOPBACK if address.startswith("127.") else {}  # or Ray would look for it at the machine's other address
+        env = {**environment(self._folder), **own, "RAY_ADDRESS": address}
         done = subprocess.run(command, env=env, cwd=ROOT, input=text, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, f"{done.stderr}\n{self.output()[-20_000:]}"
         return done.stdout
@@ -194,6 +196,17 @@ class ServerProcess:
         pids = [pid for pid, command in self._processes() if command.startswith(title)]
         assert pids, f"no replica of {deployment} runs"
         return pids
+
+    def listens_on(self) -> set[str]:
+        """Return the addresses that the program's processes listen on with TCP, as hexadecimal digits, with ports."""
+        own = set[str]()
+        for pid, _ in self._processes():
+            for descriptor in Path(f"/proc/{pid}/fd").glob("*"):
+                with suppress(OSError):
+                    own.add(os.readlink(descriptor))
+        tables = "".join(Path(f"/proc/net/{name}").read_text() for name in ("tcp", "tcp6"))
+        rows = map(str.split, tables.splitlines())
+        return {row[1] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in own}
 
     def _processes(self) -> Iterator[tuple[int, bytes]]:
         """Yield the process ids and command lines of the program's session, whose processes are all of Ray's too."""

@@ -64,6 +64,13 @@ def test_what_the_server_refuses_is_reported(server: Server) -> None:
     assert "the server ended its response" in result.stderr
 
 
+def test_fields_that_the_server_ignores_are_named(server: Server) -> None:
+    result = chat(server, "hi", "--set", "no_such=1")
+    assert (result.exit_code, result.stdout) == (0, "[user]hi[assistant]\n")
+    assert result.stderr.startswith("note: http")
+    assert result.stderr.endswith(" ignores no_such\n")
+
+
 def test_wrong_arguments(server: Server) -> None:
     for arguments, message in ((["--set", "x"], "--set must have the form"), ([], "there is no message")):
         result = chat(server, *arguments)

@@ -161,6 +161,36 @@ class TestBody:
     def test_bad_bodies(self, http: httpx.Client, path: str, content: bytes) -> None:
         assert check_error(post_raw(http, path, content), 400)["type"] == "invalid_request_error"
 
+    @pytest.mark.parametrize(
+        ("content", "param"),
+        [
+            (b'{"temperature": NaN}', "temperature"),
+            (b'{"user": "NaN", "logit_bias": {"1": 1e309}, "metadata": {"a": {}}}', "logit_bias"),
+            (b'{"seed": 1, "stop": [[1.5, {}], [-Infinity]]}', "stop"),
+            (b'{"seed": ' + b"9" * 5000 + b"}", "seed"),
+            (b'{"a b": NaN}', None),
+            (b"[NaN]", None),
+            (b'{"temperature": NaN', None),
+        ],
+    )
+    def test_the_field_with_a_number_that_is_refused_is_named(
+        self, http: httpx.Client, path: str, content: bytes, param: str | None
+    ) -> None:
+        assert check_error(post_raw(http, path, content), 400)["param"] == param
+
+    @pytest.mark.parametrize(
+        ("content", "what"),
+        [
+            (b'{"prompt": "a", "max_tokens": 1, "prompt": "b"}', "the member 'prompt'"),
+            (b'{"metadata": {"a": {"x.y": 1, "x.y": 1}}}', "the member 'x.y'"),
+            (b'{"\\u001b": 1, "\\u001b": 1}', "a member"),
+        ],
+    )
+    def test_a_member_that_comes_twice_is_refused(
+        self, http: httpx.Client, path: str, content: bytes, what: str
+    ) -> None:
+        assert check_error(post_raw(http, path, content), 400)["message"] == f"The body has {what} twice."
+
     @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "", "application/jsonp"])
     def test_other_media_types(self, http: httpx.Client, path: str, kind: str) -> None:
         check_error(http.post(path, content=b"{}", headers={"content-type": kind}), 415, "unsupported_media_type")

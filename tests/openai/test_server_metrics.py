@@ -91,6 +91,19 @@ def test_other_paths_are_one(measured: Measured) -> None:
     assert measured.metrics.requests == {("(other path)", 404): 2, ("/health", 200): 1}
 
 
+def test_paths_with_ids_are_counted_by_their_route(measured: Measured) -> None:
+    for path in ("/v1/models/a", "/models/a/b", "/v1/files/a/content", "/v1/files/a", "/v1/batches/a/b"):
+        measured.http.get(path)
+    measured.wait_for_requests(5)
+    assert measured.metrics.requests == {
+        ("/v1/models/{id}", 404): 1,
+        ("/models/{id}", 404): 1,
+        ("/v1/files/{id}/content", 404): 1,
+        ("/v1/files/{id}", 404): 1,
+        ("(other path)", 404): 1,
+    }
+
+
 def test_grammars_that_cannot_be_compiled(measured: Measured) -> None:
     measured.backend.refusal = RequestError("the grammar is too large")
     body = {**PROMPT, "response_format": {"type": "json_object"}}

@@ -269,6 +269,35 @@ def test_what_is_not_http_gets_an_error_of_the_api(request_bytes: bytes) -> None
     run(scenario)
 
 
+def test_a_body_that_ceases_to_be_http_gets_an_error_of_the_api() -> None:
+    async def scenario(proxy: Proxy) -> None:
+        proxy.answers.clear()  # so that the request waits, as one whose body is read does
+        client = await proxy.connect(b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n")
+        await until(lambda: proxy.requests == 1)
+        client.send(b"not a length\r\n")
+        status, body = await client.answer()
+        assert (status, error_of(body)) == (400, "invalid_value")
+        proxy.answers.set()
+        assert await client.closed() == b""  # and no response of the application
+        await proxy.wait_for(0, 0, 0)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("before", [b"", GET])
+def test_a_path_longer_than_the_parser_takes_is_too_large_a_header(before: bytes) -> None:
+    async def scenario(proxy: Proxy) -> None:
+        client = await proxy.connect(before)
+        if before:
+            assert await client.answer() == (200, b"ok")
+        client.send(b"GET /%s HTTP/1.1\r\nhost: x\r\n\r\n" % (b"a" * 70_000))
+        status, body = await client.answer()
+        assert (status, error_of(body)) == (431, "headers_too_large")
+        assert b"65536 bytes" in body
+
+    run(scenario)
+
+
 def test_nonsense_while_a_response_is_awaited_closes_the_connection() -> None:
     async def scenario(proxy: Proxy) -> None:
         proxy.answers.clear()
