@@ -46,7 +46,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> 
     access = {"key_file": str(folder / "keys"), "audit_log_dir": str(folder / "audit")}
     args = {
         "model": str(tiny_checkpoint),
-        "engine": {"max_num_seqs": 4},
+        "engine": {"max_num_seqs": 4, "pre_compile": False},
         "access": access,
         "limits": {"max_waiting_requests": 4},
     }
