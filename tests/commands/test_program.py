@@ -55,7 +55,10 @@ def test_the_module_is_the_program() -> None:
 def test_shells_complete_commands() -> None:
     completed = start(_MPT_SERVE_COMPLETE="complete_bash", COMP_WORDS="mpt-serve ch", COMP_CWORD="1")
     assert "check" in completed.split()
-    assert "_MPT_SERVE_COMPLETE" in start("--show-completion", SHELL="/bin/bash")
+    # In a shell, which the program looks for among the processes that it was started by.
+    command = ["bash", "-c", f"{sys.executable} -W ignore -m mpt_serve --show-completion; exit $?"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert "_MPT_SERVE_COMPLETE" in shown
 
 
 def test_the_program_starts_without_the_heavy_libraries() -> None:
