@@ -67,3 +67,13 @@ def test_the_program_starts_without_the_heavy_libraries() -> None:
     program = f"import sys, mpt_serve.cli; print([name for name in {heavy} if name in sys.modules])"
     command = [sys.executable, "-W", "ignore", "-c", program]
     assert subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout == "[]\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a device that is a full disk")
+@pytest.mark.parametrize("arguments", [["docs", "settings"], ["--help"]])
+def test_a_full_disk_is_one_line(arguments: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-W", "ignore", "-m", "mpt_serve", *arguments]
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr == "mpt-serve: [Errno 28] No space left on device\n"
