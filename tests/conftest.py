@@ -99,7 +99,7 @@ def _forget_programs() -> Iterator[None]:
     """Drop JAX's compiled programs when there are many, or much memory is taken.
 
     Each takes some of the memory maps that Linux allows a process; with none left JAX dies of a segmentation fault.
-    What engines have compiled stays, as it is theirs. The C library keeps what is freed unless it is told otherwise.
+    What engines have compiled stays, as it is theirs. The C library keeps what is freed until it is asked for it.
     """
     yield
     maps = Path("/proc/self/maps")
