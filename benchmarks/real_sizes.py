@@ -20,6 +20,7 @@ import argparse
 import json
 import os
 import random
+import signal
 import statistics
 import sys
 import time
@@ -136,6 +137,7 @@ def main() -> None:
     parser.add_argument("--load-seconds", type=float, default=600.0)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON lines are appended here")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # by way of `finally`: the server does not end by itself
     figures = run(options)
     with options.out.open("a") as file:
         file.write(json.dumps(figures) + "\n")

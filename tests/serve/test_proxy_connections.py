@@ -180,18 +180,16 @@ def test_headers_have_a_deadline_which_further_bytes_do_not_move() -> None:
         used.send(GET[:10])
         proxy.answers.clear()
         busy = await proxy.connect(GET)
-        while slow not in gone:
-            slow.send(b"a")
+        while proxy.counts[2]:
+            if not slow.writer.is_closing():
+                slow.send(b"a")
             await asyncio.sleep(0.02)
-            if proxy.counts[2] == 0:
-                gone.append(slow)
         for client in (silent, slow, used):
             assert await client.closed() == b""
         proxy.answers.set()
         assert await busy.answer() == (200, b"ok")  # only headers have this deadline
 
-    gone: list[Client] = []
-    run(scenario, body_timeout_s=0.1)
+    run(scenario, body_timeout_s=1)  # long enough for a complete request on a busy machine
 
 
 def test_a_place_is_taken_from_the_connection_that_waits_longest() -> None:

@@ -21,6 +21,7 @@ namespace {
 constexpr int64_t kLanes = 16;
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
+typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
 
 constexpr float kShrinkings[] = {1.0f, 0.94f, 0.88f, 0.82f, 0.76f};
 constexpr float kLeast = 1e-30f;
@@ -110,8 +111,8 @@ MPT_INSIDE float largest(const float* numbers, int64_t count) {
 }
 
 MPT_INSIDE void write_codes(const Floats& numbers, int offset, int64_t count, uint8_t* codes) {
-  const Ints integers = __builtin_convertvector(numbers, Ints) + offset;
-  for (int64_t i = 0; i < count; ++i) codes[i] = static_cast<uint8_t>(integers[i]);
+  const Bytes bytes = __builtin_convertvector(__builtin_convertvector(numbers, Ints) + offset, Bytes);
+  std::memcpy(codes, &bytes, count == kLanes ? kLanes : count);
 }
 
 MPT_CLONES float int8_row(const float* row, int64_t K, uint8_t* codes) {
