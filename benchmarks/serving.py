@@ -64,6 +64,17 @@ class Stream:
             raise RuntimeError(f"{url} responded with status {status.decode()} and no complete stream")
 
 
+def run_streams(url: str, bodies: Sequence[dict[str, Any]]) -> list[Stream]:
+    """Send the requests at once and return their streams, which have ended. Raises RuntimeError as `Stream.run`."""
+    streams = [Stream() for _ in bodies]
+
+    async def all_streams() -> None:
+        await asyncio.gather(*(stream.run(url, body) for stream, body in zip(streams, bodies, strict=True)))
+
+    asyncio.run(all_streams())
+    return streams
+
+
 def measure(url: str, model: str, shape: Shape, repetition: int, vocab: int) -> dict[str, Any]:
     """Run one batch of streams and return its figures."""
     source = random.Random(f"{repetition} {shape}")
@@ -78,12 +89,7 @@ def measure(url: str, model: str, shape: Shape, repetition: int, vocab: int) -> 
         }
         for _ in range(shape.batch)
     ]
-    streams = [Stream() for _ in bodies]
-
-    async def all_streams() -> None:
-        await asyncio.gather(*(stream.run(url, body) for stream, body in zip(streams, bodies, strict=True)))
-
-    asyncio.run(all_streams())
+    streams = run_streams(url, bodies)
     begin, end = min(stream.sent for stream in streams), max(stream.events[-1] for stream in streams)
     gaps = sorted(b - a for s in streams for a, b in zip(s.events, s.events[1:], strict=False)) or [0.0]
     return {

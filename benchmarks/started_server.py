@@ -50,6 +50,7 @@ class Server:
         environment = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", **os.environ}
         environment |= {"RAY_TMPDIR": str(self._folder), "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
         started = time.perf_counter()
+        self._log = log
         with log.open("wb") as output:
             self._process = subprocess.Popen(
                 command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
@@ -113,5 +114,7 @@ class Server:
                     return
             except OSError:
                 time.sleep(0.2)
+        status = self._process.poll()
         self.close()
-        raise RuntimeError(f"the server did not become ready in {seconds:g} s")
+        happened = "did not become ready" if status is None else f"ended with status {status}"
+        raise RuntimeError(f"the server {happened} in {seconds:g} s; {self._log} says more")

@@ -76,7 +76,7 @@ def build(args: dict[str, Any]) -> Application:
         max_ongoing_requests=2 * settings.engine.max_num_seqs,
         ray_actor_options={"num_cpus": 1, **runtime_env},
         **life,
-        max_surge_percent=generator_surge_percent(args, report.memory),
+        max_surge_percent=generator_surge_percent(args, report.need.least),
         request_router_config=to_same_model,
     ).bind(settings)
     tokenizer = serve.deployment(Tokenizer, request_router_config=to_same_model, **edge).bind(settings)

@@ -1,4 +1,4 @@
-"""Environment variables of Ray's processes: one event loop per replica, our middleware in Serve's HTTP proxy.
+"""Environment variables of Ray's processes: one event loop per replica, our middleware in Serve's HTTP proxy, loopback.
 
 By default a replica runs our code on one thread and Serve's on another, which costs a thread switch per token and puts
 an unbounded queue between engine and client. Our code never blocks, so it can share Serve's loop: that halves the CPU
@@ -9,7 +9,7 @@ import os
 import secrets
 from typing import Any
 
-__all__ = ["LINK_KEY_VARIABLE", "ONE_LOOP", "PERIODS", "PROXY_GUARD", "new_link_key", "replica_runtime_env"]
+__all__ = ["LINK_KEY_VARIABLE", "LOOPBACK", "ONE_LOOP", "PERIODS", "PROXY_GUARD", "new_link_key", "replica_runtime_env"]
 
 ONE_LOOP = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0", "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0"}
 
@@ -25,6 +25,10 @@ PROXY_GUARD = {
 # default of 0.1 s they take 4 % of a core. Each replica, and each handle to one, gives its counters to Ray, which
 # exports them every 10 s; the default is 0.1 s, too.
 PERIODS = {"RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.25", "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000"}
+
+# Of a Ray that no other node joins: all its processes listen on 127.0.0.1 alone, as they do on Windows and macOS, whose
+# name the variable has. By default they listen on every address of the machine.
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 LINK_KEY_VARIABLE = "MPT_SERVE_LINK_KEY"
 

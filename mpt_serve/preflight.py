@@ -4,10 +4,9 @@
 running application's replicas, so what is found here never replaces one that runs.
 """
 
-import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,6 @@ from model.checkpoint.match import match_tensors
 from model.checkpoint.stored_tensor import CheckpointError
 from model.config.mpt_config import MptConfig
 from model.config.strict_reader import ConfigError
-from model.params.kv_cache import kv_bytes_per_token
-from model.params.weight_format import WeightFormat
-from model.params.weights import weight_specs
 from mpt_serve.access.access_control import AccessControl
 from mpt_serve.configuration.config_file import ConfigFile
 from mpt_serve.configuration.model_folder import folder_problem, model_path, tokenizer_folder
@@ -27,28 +23,24 @@ from mpt_serve.configuration.problems import Path as SettingPath
 from mpt_serve.configuration.serve_schema import check_file, check_serve_config, own_applications
 from mpt_serve.configuration.settings import Settings
 from mpt_serve.engine.memory import plan_cache
+from mpt_serve.engine.memory_need import MemoryNeed, StoredDtypes, memory_need
 from mpt_serve.resources import Machine, resource_problems
 from mpt_serve.text.chat_template import ChatTemplate, ChatTemplateError
 from mpt_serve.text.tokenizer import TextTokenizer, TokenizerError
 
 __all__ = ["ModelReport", "check_config_file", "check_deployment", "check_model"]
 
-_BITS = {"float32": 32.0, "bfloat16": 16.0, "float16": 16.0, "int8": 8.1, "int4": 4.6}  # of an element, with scales
-
 
 @dataclass
 class ModelReport:
-    """What is known of an application's model. problems: by path in the settings. notes: what else to know."""
+    """What is known of an application's model. problems: by path in the settings. notes: what else to know.
+
+    need: of a Generator replica's memory.
+    """
 
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    weight_bytes: int = 0
-    cache_bytes: int = 0  # of one request of the longest length
-
-    @property
-    def memory(self) -> int:
-        """Return the bytes that a replica needs at least."""
-        return self.weight_bytes + self.cache_bytes
+    need: MemoryNeed = field(default_factory=MemoryNeed)
 
 
 def check_config_file(path: str, models: bool = True, machine: Machine | None = None) -> list[str]:
@@ -67,7 +59,8 @@ def check_config_file(path: str, models: bool = True, machine: Machine | None = 
             problems += [Problem((*place, "args", *p.path), p.message, p.key) for p in report.problems]
             notes += report.notes
             if machine is not None and not report.problems:
-                problems += resource_problems(application, place, machine, report.memory)
+                problems += resource_problems(application, place, machine, report.need.problem(machine.memory))
+                notes += report.need.notes(machine.memory, machine.available)
     if problems:
         raise file.error(problems)
     return notes
@@ -101,10 +94,10 @@ def check_model(settings: Settings, download: bool = False) -> ModelReport:
     folder = _folder_of(settings.model, ("model",), report, download)
     if folder is None:
         return report
-    config = _check_config(folder, ("model",), report, weights=not download)
+    config, stored = _check_config(folder, ("model",), report, weights=not download)
     _check_text(folder, settings, report)
     if config is not None:
-        _check_fit(config, settings, report)
+        _check_fit(config, settings, report, stored)
         _check_draft(config, settings, report, download)
     return report
 
@@ -145,18 +138,23 @@ def _folder_of(model: str, path: SettingPath, report: ModelReport, download: boo
         return None
 
 
-def _check_config(folder: Path, path: SettingPath, report: ModelReport, weights: bool) -> MptConfig | None:
+def _check_config(
+    folder: Path, path: SettingPath, report: ModelReport, weights: bool
+) -> tuple[MptConfig | None, StoredDtypes | None]:
+    """Return the config, and the dtypes of the parameters (`WeightSpec.path`) in the file where that is there."""
+    stored = None
     try:
         config = MptConfig.from_file(folder)
         if weights or find_weights(folder) is not None:
-            match_tensors(folder, find_tensors(folder), config)
+            sources = match_tensors(folder, find_tensors(folder), config)
+            stored = {source.spec.path: source.parts[0].dtype for source in sources}
     except (ConfigError, CheckpointError) as error:
         report.problems.append(Problem(path, str(error)))
-        return None
+        return None, None
     except OSError as error:
         report.problems.append(Problem(path, f"the folder '{folder}' cannot be read: {error}"))
-        return None
-    return config
+        return None, None
+    return config, stored
 
 
 def _check_text(folder: Path, settings: Settings, report: ModelReport) -> None:
@@ -174,13 +172,11 @@ def _check_text(folder: Path, settings: Settings, report: ModelReport) -> None:
             report.problems.append(Problem(("chat_template",), str(error)))
 
 
-def _check_fit(config: MptConfig, settings: Settings, report: ModelReport) -> None:
+def _check_fit(config: MptConfig, settings: Settings, report: ModelReport, stored: StoredDtypes | None) -> None:
     engine = settings.engine_config
-    declared = config.torch_dtype if config.torch_dtype in _BITS else "float32"
-    dtype = settings.dtype if settings.dtype != "auto" else declared or "float32"
-    per_token = kv_bytes_per_token(config, dtype if engine.cache_dtype == "auto" else engine.cache_dtype)
+    need = memory_need(config, settings, engine.max_model_len or config.max_seq_len, stored)
     try:
-        plan = plan_cache(engine, config, per_token, available=2**62)
+        plan = plan_cache(engine, config, need.per_token, available=2**62)
     except ValueError as error:
         setting = "max_model_len" if "max_model_len" in str(error) else "engine"
         report.problems.append(Problem((setting,), f"does not fit the model: {error}"))
@@ -188,22 +184,8 @@ def _check_fit(config: MptConfig, settings: Settings, report: ModelReport) -> No
     if config.n_heads % settings.mesh.tensor:
         message = f"must divide the model's number of attention heads ({config.n_heads}); got {settings.mesh.tensor}"
         report.problems.append(Problem(("mesh", "tensor"), message))
-    report.weight_bytes = round(_weight_bytes(config, settings, dtype))
-    report.cache_bytes = per_token * plan.max_model_len
-    report.notes += plan.notes
-    report.notes.append(
-        f"a Generator replica needs about {report.weight_bytes / 2**30:.2f} GiB for weights, and for the KV cache of"
-        f" one request of {plan.max_model_len} tokens {report.cache_bytes / 2**30:.2f} GiB"
-    )
-
-
-def _weight_bytes(config: MptConfig, settings: Settings, dtype: str) -> float:
-    kept = WeightFormat(settings.quantization)
-    total = 0.0
-    for spec in weight_specs(config):
-        packed = kept.of(spec.path, dtype, config.tied_head)
-        total += math.prod(spec.shape) * _BITS[packed or dtype] / 8
-    return total
+    report.need = replace(need, context=plan.max_model_len)
+    report.notes += [*plan.notes, report.need.text()]
 
 
 def _check_draft(config: MptConfig, settings: Settings, report: ModelReport, download: bool) -> None:
@@ -211,7 +193,7 @@ def _check_draft(config: MptConfig, settings: Settings, report: ModelReport, dow
         return
     path: SettingPath = ("engine", "draft_model")
     folder = _folder_of(settings.engine.draft_model, path, report, download)
-    draft = None if folder is None else _check_config(folder, path, report, weights=not download)
+    draft = None if folder is None else _check_config(folder, path, report, weights=not download)[0]
     if draft is not None and draft.vocab_size != config.vocab_size:
         report.problems.append(
             Problem(path, f"must have the model's vocabulary of {config.vocab_size} ids; it has {draft.vocab_size}")

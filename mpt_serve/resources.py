@@ -14,24 +14,25 @@ _DEFAULT_OPTIONS = {"num_cpus": 1}  # as in `mpt_serve.app`
 
 @dataclass(frozen=True)
 class Machine:
-    """A single machine. resources: by Ray's names. memory: bytes."""
+    """A single machine. resources: by Ray's names. memory: bytes in all. available: those that nothing uses now."""
 
     resources: Mapping[str, float]
     memory: int
+    available: int = 2**62
 
     @classmethod
     def here(cls) -> "Machine":
         """Return what Ray finds on this machine."""
         from ray._common.utils import get_system_memory
         from ray._private.accelerators import get_all_accelerator_managers
-        from ray._private.utils import get_num_cpus
+        from ray._private.utils import get_num_cpus, get_used_memory
 
         resources = {"CPU": float(get_num_cpus())}
         for manager in get_all_accelerator_managers():  # several makers' are named GPU
             name, number = manager.get_resource_name(), manager.get_current_node_num_accelerators()
             resources[name] = max(resources.get(name, 0.0), float(number))
         memory = int(get_system_memory())
-        return cls({**resources, "memory": float(memory)}, memory)
+        return cls({**resources, "memory": float(memory)}, memory, max(0, memory - int(get_used_memory())))
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,11 @@ class ClusterNode:
 
 
 def resource_problems(
-    application: Mapping[str, Any], path: Path, machine: Machine, replica_memory: int
+    application: Mapping[str, Any], path: Path, machine: Machine, memory_problem: str | None
 ) -> Iterator[Problem]:
     """Find deployments whose replicas can never run on this machine.
 
-    application: in the form of the Serve configuration. replica_memory: bytes that a Generator needs at least.
+    application: in the form of the Serve configuration. memory_problem: why its memory cannot hold a Generator.
     """
     generator_on_accelerator = False
     for number, deployment in enumerate(application.get("deployments") or ()):
@@ -68,12 +69,8 @@ def resource_problems(
                 f"{replicas} replicas of {needed} do not fit on this machine, which has {{{has}}}: change num_replicas"
                 " or ray_actor_options (for a cluster, check with --for-cluster)",
             )
-    if replica_memory > machine.memory and not generator_on_accelerator:
-        yield Problem(
-            (*path, "args", "model"),
-            f"a Generator replica needs at least {replica_memory / 2**30:.1f} GiB and this machine has"
-            f" {machine.memory / 2**30:.1f} GiB: set quantization or a smaller max_model_len, or use another machine",
-        )
+    if memory_problem is not None and not generator_on_accelerator:
+        yield Problem((*path, "args", "model"), memory_problem)
 
 
 def surge_percent(

@@ -122,6 +122,7 @@ class StartDisplay:
         """Bring the bars up to date: sums over the Generators that start here."""
         states = list(self._generators.values())
         for name, unit, done, total in (
+            ("Reading the checkpoint", "MiB", sum(s.read for s in states), sum(s.checkpoint for s in states)),
             ("Loading weights", "MiB", sum(s.loaded for s in states), sum(s.weights for s in states)),
             ("Compiling", "programs", sum(s.compiled for s in states), sum(s.programs for s in states)),
         ):

@@ -1,5 +1,6 @@
 """Options and order of the whole suite, and fixtures of tests that speak HTTP to a server."""
 
+import ctypes
 import os
 import signal
 import sys
@@ -44,6 +45,7 @@ LONGEST_FIRST = (
 )
 
 MANY_MAPS = 20_000  # of 65,530; the one file of tests that takes most takes 28,000
+MUCH_MEMORY = 2 * 2**30  # bytes of a process that runs tests
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -94,14 +96,20 @@ def _interrupts_interrupt() -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def _forget_programs() -> Iterator[None]:
-    """Drop JAX's compiled programs when there are many: each takes some of the memory maps that Linux allows a process.
+    """Drop JAX's compiled programs when there are many, or much memory is taken.
 
-    With none left JAX dies of a segmentation fault. What engines have compiled stays, as it is theirs.
+    Each takes some of the memory maps that Linux allows a process; with none left JAX dies of a segmentation fault.
+    What engines have compiled stays, as it is theirs. The C library keeps what is freed until it is asked for it.
     """
     yield
     maps = Path("/proc/self/maps")
-    if "jax" in sys.modules and maps.exists() and maps.read_bytes().count(b"\n") > MANY_MAPS:
+    if "jax" not in sys.modules or not maps.exists():
+        return
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    if resident > MUCH_MEMORY or maps.read_bytes().count(b"\n") > MANY_MAPS:
         sys.modules["jax"].clear_caches()
+        if hasattr(library := ctypes.CDLL(None), "malloc_trim"):
+            library.malloc_trim(0)
 
 
 @pytest.fixture(scope="session")

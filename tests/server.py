@@ -18,13 +18,11 @@ from typing import Any
 import httpx
 import yaml
 from compilation import as_users_do
+from waiting import PATIENCE_S, wait_for
 
-from mpt_serve.one_loop import PROXY_GUARD, new_link_key
+from mpt_serve.one_loop import LOOPBACK, PROXY_GUARD, new_link_key
 
 ROOT = Path(__file__).parents[1]
-START_TIMEOUT_S = 240.0
-
-
 _PORTS = itertools.count(os.getpid() * 61)
 
 
@@ -152,6 +150,10 @@ class ServerProcess:
         """Return what the program has written so far."""
         return self._log.read_text(encoding="utf-8", errors="replace")
 
+    def wait_output(self, text: str) -> None:
+        """Wait until the program has written a text. What other processes log comes here a moment later."""
+        wait_for(lambda: text in self.output(), lambda: f"{text!r} is not in:\n{self.output()}")
+
     def log_files(self) -> list[Path]:
         """Return the log files of Serve and of Ray's processes."""
         files = self._folder.glob("ray/session_2*/logs/**/*")
@@ -168,7 +170,9 @@ class ServerProcess:
         """Run a Python script that has joined the server's Ray, and return what it prints. text: its input."""
         command = [sys.executable, "-W", "ignore", "-c", _JOIN + script]
         # Ray's own search (`address="auto"`) may find another server of this machine.
-        env = {**environment(self._folder), "RAY_ADDRESS": self._ray_address()}
+        address = self._ray_address()
+        own = LOOPBACK if address.startswith("127.") else {}  # or Ray would look for it at the machine's other address
+        env = {**environment(self._folder), **own, "RAY_ADDRESS": address}
         done = subprocess.run(command, env=env, cwd=ROOT, input=text, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, f"{done.stderr}\n{self.output()[-20_000:]}"
         return done.stdout
@@ -193,6 +197,17 @@ class ServerProcess:
         assert pids, f"no replica of {deployment} runs"
         return pids
 
+    def listens_on(self) -> set[str]:
+        """Return the addresses that the program's processes listen on with TCP, as hexadecimal digits, with ports."""
+        own = set[str]()
+        for pid, _ in self._processes():
+            for descriptor in Path(f"/proc/{pid}/fd").glob("*"):
+                with suppress(OSError):
+                    own.add(os.readlink(descriptor))
+        tables = "".join(Path(f"/proc/net/{name}").read_text() for name in ("tcp", "tcp6"))
+        rows = map(str.split, tables.splitlines())
+        return {row[1] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in own}
+
     def _processes(self) -> Iterator[tuple[int, bytes]]:
         """Yield the process ids and command lines of the program's session, whose processes are all of Ray's too."""
         for process in Path("/proc").glob("[0-9]*"):
@@ -201,7 +216,7 @@ class ServerProcess:
                 if int(session) == self.process.pid and state != "Z":
                     yield int(process.name), (process / "cmdline").read_bytes()
 
-    def wait_ready(self, timeout_s: float = START_TIMEOUT_S) -> "ServerProcess":
+    def wait_ready(self, timeout_s: float = PATIENCE_S) -> "ServerProcess":
         """Wait until /ready says 200. Raises AssertionError with the output when it does not, or the program ends."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
@@ -211,7 +226,7 @@ class ServerProcess:
             time.sleep(0.3)
         raise AssertionError(f"not ready after {timeout_s} s:\n{self.output()}")
 
-    def wait_end(self, timeout_s: float = START_TIMEOUT_S) -> int:
+    def wait_end(self, timeout_s: float = PATIENCE_S) -> int:
         """Wait until the program ends by itself and return its exit status."""
         return self.process.wait(timeout_s)
 
@@ -234,25 +249,32 @@ class ServerProcess:
 
 
 def stats_of(url: str) -> dict[str, Any]:
-    """Return the counters of the one Generator replica."""
-    (replica,) = httpx.get(f"{url}/stats", timeout=30).json()["replicas"]
-    return dict(replica)
+    """Return the counters of the one Generator replica. One that does not reply for a moment is not among them."""
+    found: list[dict[str, Any]] = []
+
+    def asked() -> bool:
+        found[:] = httpx.get(f"{url}/stats", timeout=60).json()["replicas"]
+        return len(found) == 1
+
+    wait_for(asked, lambda: f"not one Generator: {found}")
+    return found[0]
 
 
 def wait_idle(url: str) -> dict[str, Any]:
     """Wait until the engine holds no request, and return its counters."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        stats = stats_of(url)
-        if stats["running"] == stats["waiting"] == 0:
-            return stats
-        time.sleep(0.2)
-    raise AssertionError(f"still busy: {stats}")
+    found: list[dict[str, Any]] = []
+
+    def idle() -> bool:
+        found[:] = [stats_of(url)]
+        return bool(found[0]["running"] == found[0]["waiting"] == 0)
+
+    wait_for(idle, lambda: f"still busy: {found}")
+    return found[0]
 
 
 def ready(url: str) -> bool:
     """Say whether the server at `url` takes requests."""
     try:
-        return httpx.get(f"{url}/ready", timeout=5).status_code == 200
+        return httpx.get(f"{url}/ready", timeout=30).status_code == 200
     except httpx.TransportError:
         return False

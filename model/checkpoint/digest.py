@@ -8,15 +8,19 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from model.checkpoint.atomic_write import atomic_write
+from model.checkpoint.load_progress import LoadProgress
 
 MEMO_SUFFIX = ".sha256"
+
 _SAMPLES, _SAMPLE_BYTES = 64, 2**15
 _READERS = 4  # files read at once
+_PIECE_BYTES = 2**22
 
 
 def fingerprint(files: Sequence[Path]) -> str:
@@ -24,18 +28,25 @@ def fingerprint(files: Sequence[Path]) -> str:
     return hashlib.sha256(json.dumps([_sample(path) for path in files]).encode()).hexdigest()
 
 
-def content_digest(files: Sequence[Path], mark: str, folder: Path) -> str:
+def content_digest(files: Sequence[Path], mark: str, folder: Path, progress: bool | None = False) -> str:
     """Return hex digits from the names and all bytes of the files, whose `fingerprint` is `mark`.
 
-    folder: where the digest is stored, where that is possible.
+    folder: where the digest is stored, where that is possible. progress: as `LoadProgress` has it.
     """
     memo = folder / f"{mark}{MEMO_SUFFIX}"
     with contextlib.suppress(OSError, UnicodeDecodeError):
         digest = memo.read_text("ascii")
         if re.fullmatch("[0-9a-f]{64}", digest):
             return digest
-    with ThreadPoolExecutor(_READERS) as pool:
-        digests = list(pool.map(_digest_of, files))
+    with LoadProgress(sum(path.stat().st_size for path in files), progress, "Reading the checkpoint") as bar:
+        one_at_a_time = threading.Lock()
+
+        def count(size: int) -> None:
+            with one_at_a_time:
+                bar.update(size)
+
+        with ThreadPoolExecutor(_READERS) as pool:
+            digests = list(pool.map(lambda path: _digest_of(path, count), files))
     parts = [[path.name, digest] for path, digest in zip(files, digests, strict=True)]
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     with contextlib.suppress(OSError):
@@ -55,6 +66,11 @@ def _sample(path: Path) -> list[str | int]:
     return [path.name, status.st_size, status.st_mtime_ns, status.st_ctime_ns, digest.hexdigest()]
 
 
-def _digest_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _digest_of(path: Path, count: Callable[[int], None]) -> str:
+    """Return the digest of a file; count: takes the bytes read since the last call."""
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(_PIECE_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while size := file.readinto(buffer):
+            digest.update(buffer[:size])
+            count(size)
+    return digest.hexdigest()

@@ -106,9 +106,12 @@ def sharded_advice(folder: Path) -> str:
     return "; .metadata is missing, which says what is in the .distcp files: copy it too"
 
 
-def checkpoint_files(folder: Path) -> list[Path]:
-    """Return the files that a checkpoint's numbers come from. Raises CheckpointError as `find_tensors`."""
-    tensors = list(find_tensors(folder).values())
+def checkpoint_files(folder: Path, found: Mapping[str, StoredTensor] | None = None) -> list[Path]:
+    """Return the files that a checkpoint's numbers come from. Raises CheckpointError as `find_tensors`.
+
+    found: what that returned, where it is known.
+    """
+    tensors = list((find_tensors(folder) if found is None else found).values())
     tensors += [part for tensor in tensors if tensor.computed is not None for part in tensor.computed.parts]
     tensors += [tensor.delta.left for tensor in tensors if tensor.delta is not None]
     files = {file for tensor in tensors if tensor.computed is not None for file in tensor.computed.files}

@@ -1,10 +1,11 @@
 """Packs matrices on the host in the order of the CPU kernels (`params.packed_matrix`), quantised or not."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import ml_dtypes
 import numpy as np
 from jax import Array
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from model.checkpoint.quantize import quantise_int4, quantise_int8
 from model.checkpoint.stored_tensor import aligned_empty
 from model.checkpoint.weight_memory import weight_empty
 from model.config.mpt_config import MptConfig
-from model.kernels.cpu.library import kernel_library
+from model.kernels.cpu.library import KernelLibrary, QuantiseArgs, kernel_library
 from model.params.packed_matrix import CODE_OFFSET, PANEL, PackedMatrix, packed_arrays
 from model.params.weight_format import WeightFormat
 from model.params.weights import Weights, path_name
@@ -54,22 +55,53 @@ def pack_matrix(weight: NDArray[Any], format: str, group: int) -> PackedMatrix:
     if format in ("float32", "bfloat16"):
         return PackedMatrix(pack_floats(weight.astype(format, copy=False)), shape=shape, format=format)  # type: ignore[arg-type]
     arrays = {name: weight_empty(size, dtype) for name, (size, dtype) in packed_arrays(shape, format, group).items()}
+    group = group if format == "int4" else 0
+    library = kernel_library()
+    finite = _quantise(weight, group, arrays) if library is None else _quantise_natively(library, weight, group, arrays)
+    if not finite:
+        raise ValueError("holds numbers that are not finite, which cannot be quantised")
+    return PackedMatrix(**arrays, shape=shape, format=format, group=group)  # type: ignore[arg-type]
+
+
+def _quantise(weight: NDArray[Any], group: int, arrays: Mapping[str, NDArray[Any]]) -> bool:
+    """Fill the arrays of a `PackedMatrix`; return False where a number is not finite. group: 0 for int8."""
+    finite = []
 
     def quantise(rows: slice) -> None:
         panels = slice(rows.start // PANEL, -(-rows.stop // PANEL))
         part = weight[rows].astype(np.float32)
-        if not np.isfinite(part).all():
-            raise ValueError("holds numbers that are not finite, which cannot be quantised")
-        if format == "int8":
+        finite.append(bool(np.isfinite(part).all()))
+        if not finite[-1]:
+            return
+        if group == 0:
             codes, arrays["row_scale"][rows] = quantise_int8(part)
         else:
             codes, arrays["row_scale"][rows], relative = quantise_int4(part, group)
             relative = np.pad(relative, ((0, -len(relative) % PANEL), (0, 0)))
             arrays["group_scale"][panels] = relative.reshape(-1, PANEL, relative.shape[1]).swapaxes(1, 2)
-        arrays["data"][panels] = pack_codes(codes, format)
+        arrays["data"][panels] = pack_codes(codes, "int4" if group else "int8")
 
-    in_threads(quantise, panel_parts(*shape))
-    return PackedMatrix(**arrays, shape=shape, format=format, group=group if format == "int4" else 0)  # type: ignore[arg-type]
+    in_threads(quantise, panel_parts(*weight.shape))
+    return all(finite)
+
+
+def _quantise_natively(
+    library: KernelLibrary, weight: NDArray[Any], group: int, arrays: Mapping[str, NDArray[Any]]
+) -> bool:
+    """As `_quantise`, to the same bits."""
+    if weight.dtype not in (np.float32, ml_dtypes.bfloat16):
+        weight = weight.astype(np.float32)
+    weight = np.ascontiguousarray(weight)
+    addresses = {name: array.ctypes.data for name, array in arrays.items()}
+    dtype = 0 if weight.dtype == np.float32 else 1
+    args = QuantiseArgs(weight.ctypes.data, dtype, *weight.shape, group, **addresses)
+    finite = []
+
+    def quantise(rows: slice) -> None:
+        finite.append(library.quantise_panels(args, rows.start // PANEL, -(-rows.stop // PANEL)))
+
+    in_threads(quantise, panel_parts(*weight.shape))
+    return all(finite)
 
 
 def pack_floats(weight: NDArray[Any]) -> NDArray[Any]:

@@ -26,13 +26,14 @@ from safetensors import SafetensorError, safe_open
 
 from model.checkpoint.atomic_write import atomic_write
 from model.checkpoint.digest import MEMO_SUFFIX, content_digest, fingerprint
-from model.checkpoint.folder import checkpoint_files
+from model.checkpoint.folder import checkpoint_files, find_tensors
 from model.checkpoint.load import load_weights, place, read_parameters
 from model.checkpoint.load_progress import LoadProgress
 from model.checkpoint.mapped_file import TensorReader
 from model.checkpoint.packed_entry import EntryWriter
 from model.checkpoint.safetensors_file import read_safetensors
 from model.checkpoint.stored_tensor import CheckpointError, StoredTensor
+from model.checkpoint.weight_names import is_buffer
 from model.config.mpt_config import MptConfig
 from model.params.packed_matrix import PackedMatrix, packed_arrays
 from model.params.weight_format import WeightFormat
@@ -40,7 +41,7 @@ from model.params.weights import Weights, WeightSpec, assemble_weights, weight_s
 
 logger = logging.getLogger(__name__)
 
-LAYOUT = 3  # version of an entry, of `PackedMatrix` and of the quantisation: raised when one of them changes
+LAYOUT = 4  # version of an entry, of `PackedMatrix` and of the quantisation: raised when one of them changes
 _ABANDONED_S = 3600.0  # after which an entry counts as unused, and a half-written file as left by a dead process
 
 
@@ -59,15 +60,16 @@ def load_through_cache(
     Raises CheckpointError as `load_weights` does.
     """
     cache_dir, folder = Path(cache_dir).expanduser(), Path(folder)
-    files = checkpoint_files(folder)
+    tensors = find_tensors(folder)
+    files = checkpoint_files(folder, tensors)
     mark = fingerprint(files)
     about = {
         "checkpoint": str(folder.resolve()),
-        "content": content_digest(files, mark, cache_dir),
+        "content": content_digest(files, mark, cache_dir, progress),
         "quantization": format.quantization,
         "layout": str(LAYOUT),
     }
-    path = cache_dir / f"{_key(about, config, dtype, format)}.safetensors"
+    path = cache_dir / f"{_key(about, config, _dtypes(tensors, dtype, format), format)}.safetensors"
     if path.is_file():
         try:
             return _read(path, config, format, sharding, progress)
@@ -77,6 +79,7 @@ def load_through_cache(
         with _entry(path, about, config) as entry:
             for name, leaf in read_parameters(folder, config, dtype, 1, progress, format):
                 entry.add(name, leaf)
+            logger.info("packed weights: waiting for the disk")
             if fingerprint(checkpoint_files(folder)) != mark:
                 raise _ChangedError
         _remove_outdated(cache_dir, about)
@@ -92,14 +95,21 @@ class _ChangedError(Exception):
     """The checkpoint is not the one that an entry was to be made of."""
 
 
-def _key(about: Mapping[str, str], config: MptConfig, dtype: DTypeLike | None, format: WeightFormat) -> str:
+def _dtypes(tensors: Mapping[str, StoredTensor], dtype: DTypeLike | None, format: WeightFormat) -> list[str]:
+    """Return the dtypes that parameters are loaded in: the same whether `dtype` is named or is that of the file."""
+    if dtype is not None:
+        return [jnp.dtype(dtype).name]
+    return sorted({format.kept_dtype(tensor.dtype).name for name, tensor in tensors.items() if not is_buffer(name)})
+
+
+def _key(about: Mapping[str, str], config: MptConfig, dtypes: list[str], format: WeightFormat) -> str:
     """Return hex digits that identify a checkpoint and the format it is loaded in."""
     identity = {
         "layout": about["layout"],
         "quantization": format.quantization,
         "group": format.group,
-        "packed": format.packed,  # decides what float16 becomes
-        "dtype": None if dtype is None else jnp.dtype(dtype).name,
+        "packed": format.packed,
+        "dtypes": dtypes,
         "config": repr(config),
         "content": about["content"],
     }

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -82,8 +83,21 @@ def _root(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status. argv: without the program's name; None takes the process's."""
+    status = os.EX_OK
     try:
-        app(args=argv, prog_name="mpt-serve")
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
-    return os.EX_OK
+        try:
+            app(args=argv, prog_name="mpt-serve")
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        sys.stdout.flush()
+    except OSError as error:  # such as stdout in a file on a full disk
+        print(f"mpt-serve: {error}", file=sys.stderr)
+        _leave_out_what_cannot_be_written()
+        return 1
+    return status
+
+
+def _leave_out_what_cannot_be_written() -> None:
+    """Let Python end without another attempt to write what is left of stdout."""
+    with suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())

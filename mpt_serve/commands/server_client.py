@@ -1,6 +1,7 @@
 """Calls to an OpenAI-style server, whose errors become messages."""
 
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -13,14 +14,20 @@ from mpt_serve.commands.server_url import ServerUrl
 __all__ = ["ServerClient", "error_message", "refusal"]
 
 _CONNECT_S = 10.0
+_UNAUTHORIZED = 401
 _MAX_MESSAGE = 2000
+_IGNORED_FIELDS = "x-mpt-ignored-fields"
 
 
 class ServerClient:
-    """One server; a context manager. Every method raises CommandError where the server refuses or cannot be reached."""
+    """One server; a context manager. Every method raises CommandError where the server refuses or cannot be reached.
+
+    Fields of requests that the server says it ignores are named on stderr, once.
+    """
 
     def __init__(self, url: str, key: str | None) -> None:
         self.url = ServerUrl(url)
+        self._ignored: str | None = None
         headers = {} if not key else {"Authorization": f"Bearer {key}"}
         try:
             # A response may begin late, where requests wait: only connecting has a limit.
@@ -63,6 +70,7 @@ class ServerClient:
             if response.status_code != httpx.codes.OK:
                 response.read()
                 raise CommandError(refusal(response))
+            self._note_ignored(response)
             yield _events(response)
 
     def _call(self, method: str, url: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -70,6 +78,7 @@ class ServerClient:
             response = self._http.request(method, url, json=body)
         if response.status_code != httpx.codes.OK:
             raise CommandError(refusal(response))
+        self._note_ignored(response)
         try:
             content = response.json()
         except ValueError:
@@ -77,6 +86,12 @@ class ServerClient:
         if not isinstance(content, dict):
             raise CommandError(f"{url} does not respond with a JSON object; --url must be that of an OpenAI-style API")
         return content
+
+    def _note_ignored(self, response: httpx.Response) -> None:
+        ignored = response.headers.get(_IGNORED_FIELDS)
+        if ignored and ignored != self._ignored:
+            print(f"note: {self.url} ignores {ignored}", file=sys.stderr)
+            self._ignored = ignored
 
     @contextmanager
     def _failures(self) -> Iterator[None]:
@@ -106,7 +121,8 @@ def refusal(response: httpx.Response) -> str:
         message = error_message(response.json())
     except ValueError:
         message = response.text.strip()[:_MAX_MESSAGE]
-    return f"{response.url} responds {response.status_code}: {message or response.reason_phrase}"
+    hint = " --key or the variable OPENAI_API_KEY sets it here." if response.status_code == _UNAUTHORIZED else ""
+    return f"{response.url} responds {response.status_code}: {message or response.reason_phrase}{hint}"
 
 
 def error_message(body: Any) -> str:

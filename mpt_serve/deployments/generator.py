@@ -13,6 +13,7 @@ from mpt_serve.configuration.settings import Settings
 from mpt_serve.deployments.delta_link import delta_links
 from mpt_serve.deployments.delta_mailbox import DeltaMailbox
 from mpt_serve.deployments.engine_watch import NumbersWatch, StallWatch
+from mpt_serve.deployments.grpc_address import listen_on_the_nodes_address
 from mpt_serve.deployments.heartbeat import start_heartbeat
 from mpt_serve.deployments.link_wire import LinkAddress
 from mpt_serve.deployments.logs import log_through_serve
@@ -46,6 +47,7 @@ class Generator:
 
     def __init__(self, settings: Settings) -> None:
         log_through_serve()
+        listen_on_the_nodes_address()
         self._replica, self._actor = own_names()
         self._version = Version.of(settings)
         with reported_start(self._replica):

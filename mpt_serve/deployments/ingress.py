@@ -23,6 +23,7 @@ from mpt_serve.configuration.settings import Settings
 from mpt_serve.deployments.admission import Admission
 from mpt_serve.deployments.cores import leave_cores_to_kernels
 from mpt_serve.deployments.drain import follow_replica_end, graceful_shutdown_timeout_s, run_until_end
+from mpt_serve.deployments.grpc_address import listen_on_the_nodes_address
 from mpt_serve.deployments.logs import log_through_serve
 from mpt_serve.deployments.memory import resident_bytes
 from mpt_serve.deployments.metrics import exposition
@@ -39,6 +40,7 @@ from mpt_serve.deployments.version import Version
 from mpt_serve.openai.app import create_app
 from mpt_serve.openai.backend import ModelInfo
 from mpt_serve.openai.batching import Batching
+from mpt_serve.openai.route_names import RouteNames
 from mpt_serve.text.chat_template import ChatTemplate, MissingChatTemplateError
 from mpt_serve.text.tokenizer import TextTokenizer
 
@@ -53,6 +55,7 @@ class Ingress:
 
     def __init__(self, settings: Settings, tokenizer: DeploymentHandle, generator: DeploymentHandle) -> None:
         log_through_serve()
+        listen_on_the_nodes_address()
         folder = tokenizer_folder(settings.model)
         text = TextTokenizer.from_folder(folder)
         limits = settings.limits
@@ -122,7 +125,8 @@ class Ingress:
         app.router.routes.append(Route("/metrics", self._metrics, methods=["GET"]))
         served = self._backend.drain.following(app)
         if self._tracing is not None:
-            served = TracedApp(served, self._tracing, [route.path for route in app.routes if isinstance(route, Route)])
+            names = RouteNames(route.path for route in app.routes if isinstance(route, Route))
+            served = TracedApp(served, self._tracing, names, self._root_path)
         return LinkedResponses(served)
 
     async def begin_drain(self) -> float:

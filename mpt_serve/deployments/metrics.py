@@ -21,11 +21,13 @@ class Alias:
     """What vLLM names so: one value for the whole server, as gateways and autoscalers read it.
 
     value: of what the Generators and the Ingresses report; for histograms a field of the Ingresses' snapshots.
+    label: the name of its keys, if it is a mapping.
     """
 
     name: str
     of: str  # in the reference
-    value: Callable[[Stats, Stats], float] | str
+    value: Callable[[Stats, Stats], float | Mapping[str, float]] | str
+    label: str | None = None
 
     @property
     def kind(self) -> str:
@@ -43,8 +45,13 @@ class Alias:
             histogram.add_metric([model], buckets(self.value, counts), counts[1])
             return histogram
         make = CounterMetricFamily if self.kind == "counter" else GaugeMetricFamily
-        family = make(self.name, meaning, labels=["model_name"])
-        family.add_metric([model], self.value(generators, ingresses))
+        family = make(self.name, meaning, labels=["model_name", *([] if self.label is None else [self.label])])
+        value = self.value(generators, ingresses)
+        if isinstance(value, Mapping):
+            for key, number in value.items():
+                family.add_metric([model, key], number)
+        else:
+            family.add_metric([model], value)
         return family
 
 
@@ -61,12 +68,26 @@ def _cache_usage(generators: Stats, _: Stats) -> float:
     return 1 - float(sum(stats["free_blocks"] for stats in generators)) / total if total else 0.0
 
 
+def _successes(generators: Stats, _: Stats) -> Mapping[str, float]:
+    """Return the choices that ended without an error, by vLLM's names of the reasons."""
+    names = {"stop": "stop", "length": "length", "cancelled": "abort"}
+    return {
+        name: float(sum(stats["finished"].get(reason, 0) for stats in generators)) for reason, name in names.items()
+    }
+
+
 ALIASES = (
     Alias("vllm:num_requests_running", "`mpt_serve_running_choices`", _sum_of("running")),
     Alias("vllm:num_requests_waiting", "`mpt_serve_waiting_choices` and `mpt_serve_dispatch_waiting`", _waiting),
     Alias("vllm:kv_cache_usage_perc", "the part of the KV cache's blocks that are held, from 0 to 1", _cache_usage),
     Alias("vllm:prefix_cache_queries_total", "`mpt_serve_prompt_tokens_total`", _sum_of("prompt_tokens")),
     Alias("vllm:prefix_cache_hits_total", "`mpt_serve_cached_prompt_tokens_total`", _sum_of("cached_tokens")),
+    Alias(
+        "vllm:request_success_total",
+        "`mpt_serve_finished_choices_total`, with `finished_reason`: `stop`, `length` or `abort`",
+        _successes,
+        label="finished_reason",
+    ),
     Alias("vllm:num_preemptions_total", "`mpt_serve_preemptions_total`", _sum_of("preemptions")),
     Alias("vllm:prompt_tokens_total", "`mpt_serve_prompt_tokens_total`", _sum_of("prompt_tokens")),
     Alias("vllm:generation_tokens_total", "`mpt_serve_generated_tokens_total`", _sum_of("generated_tokens")),

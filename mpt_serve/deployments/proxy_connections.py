@@ -29,6 +29,7 @@ EVENTS = "mpt_serve.events"  # a function that says: its response is a stream of
 _MOST = 16_384
 _SWEEP_S = 1.0
 _LINGER_S = 1.0
+_MOST_OF_A_URL = 2**16 - 1  # httptools counts its bytes in 16 bits
 _REASONS = {
     400: "Bad Request",
     431: "Request Header Fields Too Large",
@@ -140,7 +141,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._in_head:
             self._head_bytes += len(data)
             if self._head_bytes > self.connections_of_proxy.max_head_bytes:
-                self._refuse(HeadersTooLargeError("The request's headers are too large."))
+                self._refuse_headers()
 
     def on_message_begin(self) -> None:
         """Take the first bytes of a request."""
@@ -199,21 +200,32 @@ class BoundedProtocol(HttpToolsProtocol):
         super().handle_websocket_upgrade()
 
     def send_400_response(self, msg: str) -> None:
-        """Respond to what is not HTTP."""
-        self._refuse(InvalidValueError("What was sent is not an HTTP/1.1 request."))
+        """Respond to what is not HTTP, and to a path that the parser has no place for."""
+        if len(self.url) > _MOST_OF_A_URL:
+            self._refuse_headers()
+        else:
+            self._refuse(InvalidValueError("What was sent is not an HTTP/1.1 request."))
 
     def abort(self) -> None:
         """Close the connection at once."""
         self.connections_of_proxy.remove(self)
         self.transport.abort()
 
+    def _refuse_headers(self) -> None:
+        most = self.connections_of_proxy.max_head_bytes // 2
+        self._refuse(HeadersTooLargeError(f"The request's headers are too large: send at most {most} bytes."))
+
     def _refuse(self, error: ApiError) -> None:
         """Respond with an error, and close the connection when the client has had time to read it."""
         self._in_head, self._refused = False, True
         self.connections_of_proxy.no_longer_waits(self)
-        if self.cycle is not None and not self.cycle.response_complete:  # in the middle of another response
-            self.transport.abort()
-            return
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            if self.pipeline or not cycle.more_body or cycle.response_started:  # of another request
+                self.transport.abort()
+                return
+            cycle.disconnected = True  # a part of its body is not HTTP: nobody waits for another response
+            cycle.message_event.set()
         content = json.dumps(error_body(error)).encode()
         lines = [f"HTTP/1.1 {error.status} {_REASONS[error.status]}", "content-type: application/json"]
         lines += [f"content-length: {len(content)}", "connection: close", f"x-request-id: {new_id('req')}"]

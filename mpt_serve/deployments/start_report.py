@@ -32,15 +32,17 @@ class LoadingStage:
         return _STAGES[self.number]
 
 
-_STAGES = ("starting", "loading weights", "compiling programs")
+_STAGES = ("starting", "reading the checkpoint", "loading weights", "compiling programs")
 
 
 def stage_of(progress: StartProgress) -> LoadingStage:
     """Return the stage that a Generator's log lines show."""
     if progress.programs:
-        return LoadingStage(2, progress.compiled / progress.programs)
+        return LoadingStage(3, progress.compiled / progress.programs)
     if progress.weights:
-        return LoadingStage(1, progress.loaded / progress.weights)
+        return LoadingStage(2, progress.loaded / progress.weights)
+    if progress.checkpoint:
+        return LoadingStage(1, progress.read / progress.checkpoint)
     return LoadingStage(0, 0.0)
 
 

@@ -8,6 +8,7 @@ from mpt_serve.configuration.model_folder import tokenizer_folder
 from mpt_serve.configuration.settings import Settings
 from mpt_serve.deployments.encode_link import encode_links
 from mpt_serve.deployments.encoding_lanes import EncodingLanes
+from mpt_serve.deployments.grpc_address import listen_on_the_nodes_address
 from mpt_serve.deployments.heartbeat import start_heartbeat
 from mpt_serve.deployments.link_wire import LinkAddress
 from mpt_serve.deployments.logs import log_through_serve
@@ -29,6 +30,7 @@ class Tokenizer:
 
     def __init__(self, settings: Settings) -> None:
         log_through_serve()
+        listen_on_the_nodes_address()
         self._version = Version.of(settings)
         self._actor = own_names()[1]
         self._tracing = tracing_from_environment()

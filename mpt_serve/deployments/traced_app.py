@@ -1,12 +1,13 @@
 """The spans of the Ingress: one for each HTTP request, and what its calls to other deployments carry."""
 
-from collections.abc import Collection
 from contextvars import ContextVar
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mpt_serve.deployments.tracing import Carrier, Tracing
 from mpt_serve.openai.request_log import METHODS, POLLS
+from mpt_serve.openai.root_path import own_path
+from mpt_serve.openai.route_names import OTHER_PATH, RouteNames
 
 __all__ = ["TracedApp", "current_carrier"]
 
@@ -20,21 +21,22 @@ def current_carrier() -> dict[str, Carrier]:
 
 
 class TracedApp:
-    """ASGI middleware around the whole application. paths: those of the API; others are the client's text."""
+    """ASGI middleware around the whole application. names: what is shown of paths. prefix: as of `RootPath`."""
 
-    def __init__(self, app: ASGIApp, tracing: Tracing, paths: Collection[str]) -> None:
+    def __init__(self, app: ASGIApp, tracing: Tracing, names: RouteNames, prefix: str = "") -> None:
         self._app = app
         self._tracing = tracing
-        self._paths = frozenset(paths)
+        self._names = names
+        self._prefix = prefix
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in POLLS:
+        if scope["type"] != "http" or (own := own_path(scope, self._prefix)) in POLLS:
             await self._app(scope, receive, send)
             return
         from opentelemetry.trace import SpanKind
 
         method = scope["method"] if scope["method"] in METHODS else "_OTHER"
-        path = scope["path"] if scope["path"] in self._paths else "(other path)"
+        path = self._names.of(own) or OTHER_PATH
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         about = {"http.request.method": method, "http.route": path}
         state = scope.setdefault("state", {})  # which copies of the scope share

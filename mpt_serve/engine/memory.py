@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 # Share of a device's memory for weights and cache together; the rest is for a step's intermediate values.
 _DEVICE_SHARE = 0.9
 # Share of the host's free memory for the cache: the host also runs the rest of the server, and others.
-_HOST_SHARE = 0.4
+HOST_SHARE = 0.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +149,7 @@ def available_memory(device: jax.Device) -> int:
     stats: dict[str, int] | None = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:
         return max(0, int(stats["bytes_limit"] * _DEVICE_SHARE) - stats["bytes_in_use"])
-    return int(_available_host_memory() * _HOST_SHARE) // jax.local_device_count(device.platform)
+    return int(_available_host_memory() * HOST_SHARE) // jax.local_device_count(device.platform)
 
 
 def _available_host_memory(root: Path = Path("/")) -> int:

@@ -32,9 +32,10 @@ from mpt_serve.openai.http_versions import HttpVersions
 from mpt_serve.openai.models import get_model, list_models
 from mpt_serve.openai.openapi import openapi
 from mpt_serve.openai.pages import DOCS_FILES, PLAYGROUND_FILES, pages
-from mpt_serve.openai.request_log import RequestLog
+from mpt_serve.openai.request_log import POLLS, RequestLog
 from mpt_serve.openai.responses import prepare_response
 from mpt_serve.openai.root_path import RootPath
+from mpt_serve.openai.route_names import RouteNames
 from mpt_serve.openai.score import prepare_rerank, prepare_score
 from mpt_serve.openai.server_context import IGNORED_FIELDS_HEADER, ServerContext
 from mpt_serve.openai.server_metrics import ServerMetrics
@@ -71,15 +72,15 @@ def create_app(
     metrics = metrics or ServerMetrics()
     page = PLAYGROUND_FILES if playground else {}
     routes = [*_routes(ServerContext(backend, limits, metrics), batching), *_pages(DOCS_FILES), *_pages(page)]
-    paths = [route.path for route in routes]
+    names = RouteNames([*(route.path for route in routes), *POLLS])
     app = Starlette(
         routes=routes,
         middleware=[
             Middleware(RootPath, prefix=root_path),
             *_cors(cors_origins),
             Middleware(Gate, retry_after_s=backend.retry_after_s, metrics=metrics),
-            *([] if audit_log is None else [Middleware(Audit, log=audit_log, paths=paths)]),
-            Middleware(RequestLog, paths=paths, metrics=metrics, quiet=page.keys() - {"/"}),
+            *([] if audit_log is None else [Middleware(Audit, log=audit_log, names=names)]),
+            Middleware(RequestLog, names=names, metrics=metrics, quiet=page.keys() - {"/"}),
             Middleware(Envelope, limits=limits, metrics=metrics),
             Middleware(HttpVersions),
             *([] if access is None else [Middleware(Authentication, access=access, public=page.keys())]),

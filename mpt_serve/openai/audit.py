@@ -1,13 +1,13 @@
 """One record of the audit log for each request."""
 
 import time
-from collections.abc import Collection
 from datetime import UTC, datetime
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mpt_serve.access.audit_log import AuditLog
 from mpt_serve.openai.request_log import METHODS, POLLS
+from mpt_serve.openai.route_names import RouteNames
 
 __all__ = ["Audit"]
 
@@ -15,13 +15,13 @@ __all__ = ["Audit"]
 class Audit:
     """ASGI middleware that records who sent a request and what became of it. Polls are left out unless refused.
 
-    paths: those of the API; others are not recorded, as they are the client's text.
+    names: what is recorded of paths.
     """
 
-    def __init__(self, app: ASGIApp, log: AuditLog, paths: Collection[str]) -> None:
+    def __init__(self, app: ASGIApp, log: AuditLog, names: RouteNames) -> None:
         self._app = app
         self._log = log
-        self._paths = frozenset(paths) | POLLS
+        self._names = names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -50,7 +50,7 @@ class Audit:
                         "client": None if client is None else client.name,
                         "key": state.get("key_id"),
                         "method": method if method in METHODS else None,
-                        "path": path if path in self._paths else None,
+                        "path": self._names.of(path),
                         "status": status,
                         "seconds": round(time.monotonic() - started, 3),
                         "choices": None if usage is None else usage.choices,

@@ -14,14 +14,18 @@ __all__ = ["parse_json_object"]
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 _ITEMS_PER_MEMBER = 8
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_FIELD_NAME = re.compile(r"[\w.-]{1,64}", re.ASCII)
+_MAX_DIGITS = 4300  # of an integer; Python refuses to parse more
 
 
 def parse_json_object(body: bytes, limits: Limits, what: str = "The body") -> dict[str, Any]:
-    """Parse a JSON object strictly: UTF-8, no NaN or infinity in any spelling, depth and items within the limits.
+    """Parse a JSON object strictly.
 
-    A byte order mark, which some editors and .NET put before UTF-8, is skipped.
-    Raises InvalidValueError, whose message begins with `what`.
+    UTF-8, no NaN or infinity in any spelling, no member of an object twice, depth and items within the limits. A byte
+    order mark, which some editors and .NET put before UTF-8, is skipped.
+    Raises InvalidValueError, whose message begins with `what`; its `param` is the member with a number that is refused.
     """
+    param = None
     try:
         _check_structure(body, limits)
         value = json.loads(
@@ -31,19 +35,25 @@ def parse_json_object(body: bytes, limits: Limits, what: str = "The body") -> di
         problem = "is not UTF-8"
     except json.JSONDecodeError as error:
         problem = f"is not JSON: {error.msg}, line {error.lineno} column {error.colno}"
+    except _BadNumberError as error:
+        problem, param = str(error), _member_with_bad_number(body)
     except _BadJsonError as error:
         problem = str(error)
     except ValueError:  # an integer of thousands of digits
-        problem = "contains a number with too many digits"
+        problem, param = "contains a number with too many digits", _member_with_bad_number(body)
     else:
         if isinstance(value, dict):
             return value
         problem = f"must be a JSON object, not {_kind(value)}"
-    raise InvalidValueError(f"{what} {problem}.")
+    raise InvalidValueError(f"{what} {problem}.", param=param)
 
 
 class _BadJsonError(ValueError):
     """Text that may be JSON, but is refused; the message says why."""
+
+
+class _BadNumberError(_BadJsonError):
+    """A number that is refused."""
 
 
 def _check_structure(body: bytes, limits: Limits) -> None:
@@ -64,19 +74,51 @@ def _check_structure(body: bytes, limits: Limits) -> None:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise _BadJsonError(f"contains {name}, which is not JSON: numbers must be finite")
+    raise _BadNumberError(f"contains {name}, which is not JSON: numbers must be finite")
 
 
 def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return an object. A function in Python: with none, parsing keeps the interpreter's lock until it is done."""
-    return dict(members)
+    value = dict(members)
+    if len(value) < len(members):  # all but the last would be ignored, and other parsers take the first
+        names = [name for name, _ in members]
+        twice = next(name for number, name in enumerate(names) if name in names[:number])
+        member = f"the member '{twice}'" if _FIELD_NAME.fullmatch(twice) else "a member"
+        raise _BadJsonError(f"has {member} twice")
+    return value
 
 
 def _finite(digits: str) -> float:
     value = float(digits)
     if math.isinf(value):
-        raise _BadJsonError("contains a number beyond the range of 64-bit floats: numbers must be finite")
+        raise _BadNumberError("contains a number beyond the range of 64-bit floats: numbers must be finite")
     return value
+
+
+def _member_with_bad_number(body: bytes) -> str | None:
+    """Return the name of the outermost member with a number that is refused; None if it is no name of a field."""
+    bad = object()
+    outermost: str | None = None
+
+    def is_bad(value: Any) -> bool:
+        return any(map(is_bad, value)) if isinstance(value, list) else value is bad
+
+    def note(members: list[tuple[str, Any]]) -> Any:  # objects inside others come first
+        nonlocal outermost
+        outermost = next((name for name, value in members if is_bad(value)), None)
+        return bad if outermost is not None else {}
+
+    try:
+        json.loads(
+            body.decode("utf-8-sig"),
+            parse_constant=lambda _: bad,
+            parse_float=lambda digits: bad if math.isinf(float(digits)) else None,
+            parse_int=lambda digits: bad if len(digits) > _MAX_DIGITS else None,
+            object_pairs_hook=note,
+        )
+    except ValueError:  # it has other faults, too
+        return None
+    return outermost if outermost is not None and _FIELD_NAME.fullmatch(outermost) else None
 
 
 def _kind(value: Any) -> str:

@@ -95,3 +95,5 @@ def _check_media_type(request: Request) -> None:
 def _check_encoding(request: Request) -> None:
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise UnsupportedMediaTypeError("The body must not be compressed: send no Content-Encoding.")
+    if request.headers.get("transfer-encoding", "chunked").lower() not in ("chunked", "identity"):
+        raise UnsupportedMediaTypeError("The body must not be compressed: send no Transfer-Encoding but 'chunked'.")

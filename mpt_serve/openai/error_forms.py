@@ -12,7 +12,8 @@ from mpt_serve.openai.sse import DONE, event
 
 __all__ = ["anthropic_error", "broken_stream", "error_of_path", "error_response", "is_anthropic", "on_http_exception"]
 
-_ANTHROPIC_ENDS = ("/messages", "/messages/count_tokens")  # in front of the application, behind any prefix
+# In front of the application, behind any prefix.
+_ANTHROPIC_ENDS = ("/messages", "/messages/count_tokens", "/messages/batches")
 
 _ANTHROPIC_TYPES: Mapping[int, str] = {
     401: "authentication_error",

@@ -273,7 +273,7 @@ def _refused_by_the_router(error: HTTPException) -> ApiError:
     if allowed is not None:
         message = f"This path does not accept the method; it accepts {allowed}."
         return MethodNotAllowedError(message, headers={"allow": allowed})
-    return RouteNotFoundError("There is no endpoint at this path; GET /v1/models lists the served model.")
+    return RouteNotFoundError("There is no endpoint at this path; GET /openapi.json lists those that there are.")
 
 
 def client_sentence(text: str) -> str:

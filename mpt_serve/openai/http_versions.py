@@ -2,7 +2,7 @@
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mpt_serve.openai.errors import MissingHostError
+from mpt_serve.openai.errors import InvalidValueError, MissingHostError
 
 __all__ = ["HttpVersions", "is_to_server", "send_methods"]
 
@@ -10,7 +10,7 @@ _METHODS = b"GET, HEAD, POST, OPTIONS"
 
 
 class HttpVersions:
-    """ASGI middleware: HTTP/1.1 needs a Host header, HTTP/1.0 knows no chunks, and `OPTIONS *` is a question.
+    """ASGI middleware: HTTP/1.1 needs one Host header, HTTP/1.0 knows no chunks, and `OPTIONS *` is a question.
 
     The server in front sends a response without a length in chunks whatever the version, so a stream to a client of
     HTTP/1.0 is gathered, and sent with its length when it is complete.
@@ -24,8 +24,11 @@ class HttpVersions:
             await self._app(scope, receive, send)
             return
         version = scope.get("http_version")
-        if version == "1.1" and all(name != b"host" for name, _ in scope["headers"]):
+        hosts = sum(name == b"host" for name, _ in scope["headers"])
+        if version == "1.1" and hosts == 0:
             raise MissingHostError("A request of HTTP/1.1 needs the header Host.")
+        if hosts > 1:
+            raise InvalidValueError("The request has several headers Host: send one.")
         if is_to_server(scope):
             await send_methods(send)
             return

@@ -1,11 +1,13 @@
-"""GET /v1/models and /v1/models/{id}."""
+"""GET /v1/models and /v1/models/{id}, in OpenAI's form, and in Anthropic's for its clients."""
 
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from mpt_serve.openai.backend import ModelInfo
+from mpt_serve.openai.protocol.anthropic_bodies import AnthropicModel, AnthropicModelList
 from mpt_serve.openai.protocol.responses import ModelBody, ModelList
 from mpt_serve.openai.server_context import ServerContext
 
@@ -18,7 +20,16 @@ def list_models(context: ServerContext) -> Endpoint:
     """Return the endpoint that lists the served model."""
 
     async def endpoint(request: Request) -> JSONResponse:
-        models: ModelList = {"object": "list", "data": [model_body(context.backend.model)]}
+        model = context.backend.model
+        if _is_anthropic(request):
+            listed: AnthropicModelList = {
+                "data": [_anthropic_model(model)],
+                "has_more": False,
+                "first_id": model.id,
+                "last_id": model.id,
+            }
+            return JSONResponse(listed)
+        models: ModelList = {"object": "list", "data": [model_body(model)]}
         return JSONResponse(models)
 
     return endpoint
@@ -29,7 +40,8 @@ def get_model(context: ServerContext) -> Endpoint:
 
     async def endpoint(request: Request) -> JSONResponse:
         context.require_model(request.path_params["id"])
-        return JSONResponse(model_body(context.backend.model))
+        form = _anthropic_model if _is_anthropic(request) else model_body
+        return JSONResponse(form(context.backend.model))
 
     return endpoint
 
@@ -44,4 +56,19 @@ def model_body(model: ModelInfo) -> ModelBody:
         "root": model.root or model.id,
         "parent": None,
         "max_model_len": model.max_model_len or None,
+    }
+
+
+def _is_anthropic(request: Request) -> bool:
+    return "anthropic-version" in request.headers
+
+
+def _anthropic_model(model: ModelInfo) -> AnthropicModel:
+    return {
+        "type": "model",
+        "id": model.id,
+        "display_name": model.id,
+        "created_at": datetime.fromtimestamp(model.created, UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        "max_input_tokens": model.max_model_len or None,
+        "max_tokens": model.max_model_len or None,
     }

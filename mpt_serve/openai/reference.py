@@ -190,7 +190,7 @@ With `"stream": true` each event has its `type` as its name: `message_start`, th
 
 Errors are `{"type": "error", "error": {"type", "message", "param", "code"}, "request_id"}`, with Anthropic's types and
 the status, `param` and `code` that they have elsewhere. A key may be sent as `X-Api-Key`, as Anthropic's clients do.
-`anthropic-version` and `anthropic-beta` have no effect.
+With `anthropic-version`, `/v1/models` responds in its form; `anthropic-beta` has no effect.
 
 `/v1/messages/count_tokens` takes the fields from `model` to `output_config`.
 

@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mpt_serve.openai.route_names import OTHER_PATH, RouteNames
 from mpt_serve.openai.server_metrics import ServerMetrics
 
 __all__ = ["CLIENT_DISCONNECTED", "METHODS", "POLLS", "RequestLog"]
@@ -20,16 +21,13 @@ METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"}
 class RequestLog:
     """ASGI middleware that counts each request when it has ended, and logs it: at INFO, or at DEBUG if it is a poll.
 
-    paths: those of the API; others are not shown, as they are the client's text. quiet: those that are logged as polls
-    are, because many come at once.
+    names: what is shown of paths. quiet: those that are logged as polls are, because many come at once.
     """
 
-    def __init__(
-        self, app: ASGIApp, paths: Collection[str], metrics: ServerMetrics, quiet: Collection[str] = ()
-    ) -> None:
+    def __init__(self, app: ASGIApp, names: RouteNames, metrics: ServerMetrics, quiet: Collection[str] = ()) -> None:
         self._app = app
         self._metrics = metrics
-        self._paths = frozenset(paths) | POLLS
+        self._names = names
         self._quiet = frozenset(quiet) | POLLS
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -49,7 +47,7 @@ class RequestLog:
             await self._app(scope, receive, send_watched)
         finally:
             path, method = scope["path"], scope["method"]
-            known = path if path in self._paths else "(other path)"
+            known = self._names.of(path) or OTHER_PATH
             self._metrics.requests[known, int(outcome) if outcome.isdecimal() else CLIENT_DISCONNECTED] += 1
             logger.log(
                 logging.DEBUG if path in self._quiet else logging.INFO,

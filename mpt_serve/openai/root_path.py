@@ -3,7 +3,7 @@
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-__all__ = ["RootPath", "public_root"]
+__all__ = ["RootPath", "own_path", "public_root"]
 
 
 class RootPath:
@@ -27,9 +27,14 @@ class RootPath:
         if scope["path"] and scope["path"] in (mounted, self._prefix, mounted + self._prefix):
             await RedirectResponse(f"{root}/")(scope, receive, send)
             return
-        path = _below(self._prefix, _below(mounted, scope["path"]))
-        state = {**scope.get("state", {}), "public_root": root}
-        await self._app({**scope, "path": path, "root_path": "", "state": state}, receive, send)
+        path = own_path(scope, self._prefix)
+        scope.setdefault("state", {})["public_root"] = root  # whoever is outside finds the request's id there, too
+        await self._app({**scope, "path": path, "root_path": ""}, receive, send)
+
+
+def own_path(scope: Scope, prefix: str) -> str:
+    """Return the path of a request without Serve's route_prefix and the prefix of a proxy in front."""
+    return _below(prefix, _below(scope.get("root_path", ""), scope["path"]))
 
 
 def public_root(scope: Scope) -> str:

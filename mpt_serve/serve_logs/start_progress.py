@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 __all__ = ["StartProgress"]
 
+_READ = re.compile(r"Reading the checkpoint: (\d+) of (\d+) MiB")
 _LOADED = re.compile(r"weights: (\d+) of (\d+) MiB read")
 _WEIGHTS = re.compile(r"weights: (\d+) MiB")
 _COMPILED = re.compile(r"programs: (\d+) of (\d+) compiled")
@@ -19,6 +20,8 @@ _CACHE = re.compile(r"KV cache: (\d+) tokens in \d+ blocks of \d+ \((\d+) MiB\);
 class StartProgress:
     """What one Generator has done. Sizes are in MiB; a total of 0 is not known yet."""
 
+    read: int = 0  # of the checkpoint, to know what it holds: where it is the first time
+    checkpoint: int = 0
     loaded: int = 0
     weights: int = 0
     compiled: int = 0
@@ -31,7 +34,9 @@ class StartProgress:
 
     def take(self, message: str) -> None:
         """Take note of a logged message; most say nothing of the start."""
-        if match := _LOADED.fullmatch(message):
+        if match := _READ.fullmatch(message):
+            self.read, self.checkpoint = int(match[1]), int(match[2])
+        elif match := _LOADED.fullmatch(message):
             self.loaded, self.weights = int(match[1]), int(match[2])
         elif match := _WEIGHTS.fullmatch(message):
             self.loaded = self.weights = int(match[1])

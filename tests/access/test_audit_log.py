@@ -1,15 +1,18 @@
 """The audit log's chain."""
 
+import errno
+import hashlib
 import json
 import logging
+import os
+import stat
 import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from mpt_serve.access import audit_log
-from mpt_serve.access.audit_log import AuditError, AuditLog, check_audit_file
+from mpt_serve.access.audit_log import AuditedFile, AuditError, AuditLog, check_audit_file
 
 
 @pytest.fixture
@@ -23,7 +26,9 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_an_unbroken_log(file: Path) -> None:
-    assert check_audit_file(file) == 5
+    lines = file.read_bytes().splitlines()
+    assert check_audit_file(file) == AuditedFile(5, hashlib.sha256(lines[-1]).hexdigest())
+    assert stat.S_IMODE(file.stat().st_mode) & 0o137 == 0
     records = [json.loads(line) for line in file.read_text().splitlines()]
     assert [record["request_id"] for record in records] == ["r0", "r1", "r2", "r3", "r4"]
     assert len({record["previous"] for record in records}) == 5
@@ -31,7 +36,7 @@ def test_an_unbroken_log(file: Path) -> None:
 
 def test_an_empty_log(tmp_path: Path) -> None:
     AuditLog(tmp_path / "a").close()
-    assert check_audit_file(tmp_path / "a") == 0
+    assert check_audit_file(tmp_path / "a").records == 0
 
 
 @pytest.mark.parametrize("change", ["edited", "removed", "inserted", "swapped", "first removed"])
@@ -65,43 +70,39 @@ def test_a_file_is_never_continued(file: Path) -> None:
         AuditLog(file)
 
 
-class FailingFile:
-    """Writes wait for `go`; the first two fail."""
+class FullDisk:
+    """Stands for `os.pwrite`: writes wait for `go`; the first one fails, the second one writes a part of its bytes."""
 
     def __init__(self) -> None:
         self.go = threading.Event()
-        self.lines: list[bytes] = []
-        self.failures = 2
+        self.writes = 0
+        self._pwrite = os.pwrite
 
-    def write(self, line: bytes) -> None:
+    def __call__(self, descriptor: int, line: bytes, offset: int) -> int:
         self.go.wait(60)
-        if self.failures:
-            self.failures -= 1
-            raise OSError("no space left")
-        self.lines.append(line)
-
-    def close(self) -> None:
-        pass
+        self.writes += 1
+        if self.writes == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return self._pwrite(descriptor, line[:20] if self.writes == 2 else line, offset)
 
 
 def test_records_that_are_lost_are_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """And where a part of a record was written, the records after it are separate lines."""
     monkeypatch.setattr(audit_log, "_MAX_PENDING", 4)
+    disk = FullDisk()
+    monkeypatch.setattr(os, "pwrite", disk)
     log = AuditLog(tmp_path / "a")
-    log._file.close()
-    failing: Any = FailingFile()
-    log._file = failing
     log.write({"n": 0})
     while not log._records.empty():  # until the thread has taken it
         pass
     for number in range(1, 8):  # four wait, three are lost
         log.write({"n": number})
     with caplog.at_level(logging.ERROR):
-        failing.go.set()
+        disk.go.set()
         log.close()
-    records = [json.loads(line) for line in failing.lines]
+    records = [json.loads(line) for line in (tmp_path / "a").read_bytes().splitlines()]
     assert [(record["n"], record.get("lost")) for record in records] == [(2, 5), (3, None), (4, None)]
     assert caplog.text.count("cannot be written") <= 1
-    (tmp_path / "b").write_bytes(b"".join(failing.lines))
-    assert check_audit_file(tmp_path / "b") == 3
+    assert check_audit_file(tmp_path / "a").records == 3

@@ -29,6 +29,7 @@ def test_a_request() -> None:
         (b"[]", "invalid_json_line", None),
         (b"\xff{}", "invalid_json_line", None),
         (b'{"custom_id": NaN}', "invalid_json_line", None),
+        (b'{"custom_id": "a", "body": {"prompt": "a", "prompt": "b"}}', "invalid_json_line", None),
         (b'{"custom_id": %s}' % (b"1" * 5000), "invalid_json_line", None),
         (b"[" * 200_000, "invalid_json_line", None),
         (line(custom_id=7), "invalid_custom_id", None),

@@ -122,6 +122,19 @@ def test_other_formats_types_and_checkpoints_have_separate_entries(
     assert len(loads) == len(entries(cache)) == 5
 
 
+@pytest.mark.parametrize("format", [INT8, INT4, PACKED])
+@pytest.mark.parametrize("stored", [np.float32, ml_dtypes.bfloat16, np.float16])
+def test_a_dtype_that_is_the_files_has_the_same_entry(
+    save: Callable[..., Path], tmp_path: Path, loads: list[WeightFormat], format: WeightFormat, stored: Any
+) -> None:
+    folder, cache = save(dtype=stored), tmp_path / "cache"
+    named = "bfloat16" if stored == ml_dtypes.bfloat16 else "float32"  # float16 is kept as float32
+    for dtype in (None, named):
+        weights, _ = mpt_from_pretrained(folder, dtype=dtype, format=format, cache_dir=cache)
+        assert_same(weights, load_weights(folder, CONFIG, dtype, format=format))
+    assert len(loads) == len(entries(cache)) == 1
+
+
 def change(file: Path, offset: int) -> None:
     """Change one number in a file without changing its name or size."""
     raw = bytearray(file.read_bytes())
@@ -163,7 +176,7 @@ def test_a_checkpoint_is_read_through_once(
 ) -> None:
     read = []
     digest_of = digest._digest_of
-    monkeypatch.setattr(digest, "_digest_of", lambda path: read.append(path) or digest_of(path))
+    monkeypatch.setattr(digest, "_digest_of", lambda path, count: read.append(path) or digest_of(path, count))
     folder, cache = save(), tmp_path / "cache"
     for format in (INT8, INT4, INT8):
         mpt_from_pretrained(folder, format=format, cache_dir=cache)

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import pytest
 from loopback_server import Server
 from typer.testing import CliRunner, Result
+from waiting import PATIENCE_S
 
 from mpt_serve.batches import backoff
 from mpt_serve.commands import batch_run
@@ -104,19 +105,18 @@ def test_the_same_command_continues(server: Server, files: Files) -> None:
 def test_what_was_killed_continues_without_loss_and_repetition(server: Server, files: Files) -> None:
     names = [f"line {number}" for number in range(60)]
     files.write(*map(request, names))
-    server.backend.pause_s = 0.005
+    backend = server.backend
     command = [sys.executable, "-m", "mpt_serve", *files.arguments(f"{server.url}/v1", "-c", "3")]
     for kill in (signal.SIGKILL, signal.SIGINT):
         before = files.outputs.stat().st_size if files.outputs.exists() else 0
+        hang_from = backend.hang_from = len(backend.started) + 10
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        server.wait_until(
-            lambda process=process, before=before: (  # type: ignore[misc]
-                process.poll() is not None or (files.outputs.exists() and files.outputs.stat().st_size > before + 2000)
-            )
-        )
+        server.wait_until(lambda end=hang_from + 3: len(backend.started) == end)  # type: ignore[misc]
+        server.wait_until(lambda before=before: files.outputs.stat().st_size > before)  # type: ignore[misc]
         os.kill(process.pid, kill)
-        assert process.wait(30) == (-signal.SIGKILL if kill == signal.SIGKILL else 130)
+        assert process.wait(PATIENCE_S) == (-signal.SIGKILL if kill == signal.SIGKILL else 130)
         assert 0 < files.outputs.read_bytes().count(b"\n") < len(names)
+    backend.hang_from = None
     assert files.run(server.url).exit_code == 0
     outputs = files.records(files.outputs)
     assert {name: outputs[name]["response"]["body"]["choices"][0]["text"] for name in names} == {n: n for n in names}

@@ -15,6 +15,7 @@ import pytest
 from fake_backend import FakeBackend
 from loopback_server import Server
 from typer.testing import CliRunner, Result
+from waiting import PATIENCE_S, attempts
 
 from mpt_serve.commands.app import app
 
@@ -63,6 +64,13 @@ def test_what_the_server_refuses_is_reported(server: Server) -> None:
     assert "the server ended its response" in result.stderr
 
 
+def test_fields_that_the_server_ignores_are_named(server: Server) -> None:
+    result = chat(server, "hi", "--set", "no_such=1")
+    assert (result.exit_code, result.stdout) == (0, "[user]hi[assistant]\n")
+    assert result.stderr.startswith("note: http")
+    assert result.stderr.endswith(" ignores no_such\n")
+
+
 def test_wrong_arguments(server: Server) -> None:
     for arguments, message in ((["--set", "x"], "--set must have the form"), ([], "there is no message")):
         result = chat(server, *arguments)
@@ -87,22 +95,28 @@ class Terminal:
 
     def wait_for(self, text: str) -> None:
         """Wait until a text is shown, and forget everything up to it."""
-        give_up = time.monotonic() + 60
-        while text not in self.shown:
-            ready, _, _ = select.select([self._own], [], [], max(0, give_up - time.monotonic()))
-            assert ready, f"not shown: {text!r} in {self.shown!r}"
-            self.shown += os.read(self._own, 4096).decode()
+        assert self._shows(text, PATIENCE_S), f"not shown: {text!r} in {self.shown!r}"
         self.shown = self.shown.partition(text)[2]
 
-    def interrupt_at_the_prompt(self) -> None:
-        """Send what Ctrl-C sends once the program waits for a line.
+    def _shows(self, text: str, within_s: float) -> bool:
+        give_up = time.monotonic() + within_s
+        while text not in self.shown:
+            ready, _, _ = select.select([self._own], [], [], max(0, give_up - time.monotonic()))
+            if not ready:
+                return False
+            self.shown += os.read(self._own, 4096).decode()
+        return True
+
+    def interrupt_at_the_prompt(self, response: str) -> None:
+        """Send what Ctrl-C sends while the program waits for a line, until it shows its response to that.
 
         Python's `input` does not notice a signal between the moment it shows the prompt and the moment it waits.
         """
         self.wait_for("> ")
-        state = Path(f"/proc/{self.process.pid}/stat")
-        Server.wait_until(lambda: state.read_text().rpartition(") ")[2].startswith("S"))
-        self.process.send_signal(signal.SIGINT)
+        for _ in attempts(f"not shown: {response!r} in {self.shown!r}", 60):
+            self.process.send_signal(signal.SIGINT)
+            if self._shows(response, within_s=1):
+                break
 
     def close(self) -> None:
         if self.process.poll() is None:
@@ -114,9 +128,11 @@ class Terminal:
 @pytest.fixture
 def terminal(server: Server) -> Iterator[Terminal]:
     running = Terminal(["chat", "--url", server.url])
-    running.wait_for("> ")
-    yield running
-    running.close()
+    try:
+        running.wait_for("> ")
+        yield running
+    finally:
+        running.close()
 
 
 def test_a_conversation_in_a_terminal(server: Server, terminal: Terminal) -> None:
@@ -146,7 +162,7 @@ def test_a_conversation_in_a_terminal(server: Server, terminal: Terminal) -> Non
     terminal.wait_for("/what is no command.")
     terminal.wait_for("> ")
     terminal.type("\x04")
-    assert terminal.process.wait(60) == 0
+    assert terminal.process.wait(PATIENCE_S) == 0
 
 
 def test_ctrl_c_stops_the_reply_and_not_the_program(server: Server, terminal: Terminal) -> None:
@@ -162,10 +178,9 @@ def test_ctrl_c_stops_the_reply_and_not_the_program(server: Server, terminal: Te
     terminal.wait_for("[assistant]")
     assert contents(server.backend)[0] == ("user", "one")
     assert contents(server.backend)[1][1].startswith("[user]")
-    terminal.interrupt_at_the_prompt()
-    terminal.wait_for("Ctrl-D ends.")
+    terminal.interrupt_at_the_prompt("Ctrl-D ends.")
     terminal.type("/exit\n")
-    assert terminal.process.wait(60) == 0
+    assert terminal.process.wait(PATIENCE_S) == 0
 
 
 def test_a_refusal_ends_neither_the_program_nor_the_conversation(server: Server, terminal: Terminal) -> None:

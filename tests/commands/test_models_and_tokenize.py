@@ -41,6 +41,7 @@ def test_a_key_is_sent_and_its_lack_is_reported(server: Server, tmp_path: Path) 
         result = run("models", "--url", guarded.url)
         assert result.exit_code == 1
         assert "responds 401: This server requires an API key." in result.output
+        assert "OPENAI_API_KEY sets it" in result.output
     assert run("models", "--url", guarded.url, "--key", "schlüssel").exit_code == 2
 
 

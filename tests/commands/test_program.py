@@ -55,7 +55,10 @@ def test_the_module_is_the_program() -> None:
 def test_shells_complete_commands() -> None:
     completed = start(_MPT_SERVE_COMPLETE="complete_bash", COMP_WORDS="mpt-serve ch", COMP_CWORD="1")
     assert "check" in completed.split()
-    assert "_MPT_SERVE_COMPLETE" in start("--show-completion", SHELL="/bin/bash")
+    # In a shell, which the program looks for among the processes that it was started by.
+    command = ["bash", "-c", f"{sys.executable} -W ignore -m mpt_serve --show-completion; exit $?"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert "_MPT_SERVE_COMPLETE" in shown
 
 
 def test_the_program_starts_without_the_heavy_libraries() -> None:
@@ -64,3 +67,13 @@ def test_the_program_starts_without_the_heavy_libraries() -> None:
     program = f"import sys, mpt_serve.cli; print([name for name in {heavy} if name in sys.modules])"
     command = [sys.executable, "-W", "ignore", "-c", program]
     assert subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout == "[]\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a device that is a full disk")
+@pytest.mark.parametrize("arguments", [["docs", "settings"], ["--help"]])
+def test_a_full_disk_is_one_line(arguments: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-W", "ignore", "-m", "mpt_serve", *arguments]
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr == "mpt-serve: [Errno 28] No space left on device\n"

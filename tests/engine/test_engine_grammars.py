@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import jsonschema
 import pytest
-from engine_helpers import Listener, assert_all_free
+from engine_helpers import Listener, assert_all_free, draft_freely
 from small_engine import CHARACTERS, END, SETTINGS, VOCAB_LIMIT
 from test_engine import limited, prompt_of
 from test_sampling_features import choices_of, submit
@@ -15,7 +15,6 @@ from test_sampling_features import choices_of, submit
 from model.config.mpt_config import MptConfig
 from model.params.weights import Weights
 from mpt_serve.engine import Engine, RequestError, SamplingParams
-from mpt_serve.engine.step_costs import StepCosts
 from mpt_serve.structured_outputs.compiler import GrammarCompiler
 from mpt_serve.structured_outputs.spec import GrammarSpec
 
@@ -147,16 +146,6 @@ def test_a_grammar_with_ignore_eos_is_refused(ending_engine: Engine, grammars: G
     assert_all_free(ending_engine)
 
 
-class Free(StepCosts):
-    """A machine on which a step costs the same whatever it computes, so that every draft pays."""
-
-    def cost(self, num_tokens: int) -> float:
-        return 1.0
-
-    def measured(self, num_tokens: int, seconds: float) -> None:
-        pass
-
-
 def test_a_wrong_draft_beyond_the_limits_ends_no_output(
     weights: Weights, config: MptConfig, grammars: GrammarCompiler
 ) -> None:
@@ -170,8 +159,7 @@ def test_a_wrong_draft_beyond_the_limits_ends_no_output(
     for speculation in ("none", "ngram"):
         settings = SETTINGS.replace(pre_compile=False, speculation=speculation)
         with Engine(weights, config, settings, VOCAB_LIMIT, eos_token_ids=[END]) as engine:
-            if engine._drafter is not None:
-                engine._drafter._costs = Free(engine._drafter._costs.sizes)
+            draft_freely(engine)
             outputs.append(outputs_of(engine, grammars, spec, params, prompt))
     assert outputs[0] == outputs[1]
     reasons = {reason for ids, reason, *_ in outputs[0] if len(ids) > 10}

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from engine_helpers import draft_freely
 from small_engine import END, VOCAB_LIMIT
 
 from model.config.mpt_config import MptConfig
@@ -113,6 +114,7 @@ def soak(weights: Weights, config: MptConfig, grammars: GrammarCompiler, request
     with Engine(weights, config, SOLITARY, **options) as engine:
         alone = [[run_alone(engine, asked, i) for i in range(asked.params.n)] for asked in pool]
     with Engine(weights, config, CROWDED, **options) as engine:
+        draft_freely(engine)
         outputs: list[tuple[int, Output]] = []
         for number in range(requests):
             kind = int(random.integers(kinds))

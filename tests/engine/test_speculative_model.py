@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from engine_helpers import generate
+from engine_helpers import draft_freely, generate
 from small_engine import SETTINGS, VOCAB_LIMIT
 
 from model.config.mpt_config import MptConfig
@@ -16,7 +16,6 @@ from model.params.weights import Weights, init_weights
 from mpt_serve.engine import Engine, EngineConfig, SamplingParams
 from mpt_serve.engine.request import Request
 from mpt_serve.engine.speculative import DraftModel, ModelDrafter, model_drafter
-from mpt_serve.engine.step_costs import StepCosts
 
 DRAFTING = SETTINGS.replace(speculation="draft", num_draft_tokens=5, pre_compile=False)
 
@@ -26,16 +25,6 @@ MIXED = (
     SamplingParams(seed=2, max_tokens=24, top_k=8),
     SamplingParams(seed=3, max_tokens=24, top_p=0.9, min_p=0.02),
 )
-
-
-class Free(StepCosts):
-    """A machine on which a step costs the same whatever it computes, so that every draft pays."""
-
-    def cost(self, num_tokens: int) -> float:
-        return 1.0
-
-    def measured(self, num_tokens: int, seconds: float) -> None:
-        pass
 
 
 MakeEngine = Callable[..., Engine]
@@ -49,7 +38,7 @@ def make_engine(weights: Weights, config: MptConfig) -> Iterator[MakeEngine]:
         engine = Engine(weights, config, settings, VOCAB_LIMIT, draft=DraftModel(draft, config))
         drafter = engine._drafter
         assert isinstance(drafter, ModelDrafter)
-        drafter._costs = Free(drafter._costs.sizes)
+        draft_freely(engine)
         drafter._shares.append(cost_share)
         drafter._shares.popleft()
         engines.append(engine)

@@ -10,10 +10,11 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from engine_helpers import Listener, assert_all_free, held_after, wait_idle, wait_until
+from engine_helpers import FreeSteps, Listener, assert_all_free, held_after, wait_idle, wait_until
 
 from model.checkpoint.load import load_weights
 from model.config.mpt_config import MptConfig
@@ -269,7 +270,10 @@ def test_stop_strings_end_an_output_across_ids_and_characters(
     assert len(completion.token_ids) == len(completion.choices[0].logprobs or ()) == len(ids)
 
 
-def test_stop_strings_are_found_in_what_speculation_brings_at_once(llm: LLM) -> None:
+def test_stop_strings_are_found_in_what_speculation_brings_at_once(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    drafter = llm.engine._drafter
+    assert drafter is not None
+    monkeypatch.setattr(drafter, "_costs", FreeSteps(drafter._costs.sizes))
     before = llm.engine.stats().accepted_tokens
     (completion,) = llm.generate("abcdefgh" * 6, WRITTEN, structured_outputs=only("abcdefgh" * 20 + "!"), stop="h!")
     assert llm.engine.stats().accepted_tokens > before
@@ -278,13 +282,23 @@ def test_stop_strings_are_found_in_what_speculation_brings_at_once(llm: LLM) -> 
     assert_all_free(llm.engine)
 
 
-def test_a_stop_string_ends_one_choice_and_not_the_others(llm: LLM) -> None:
+def test_a_stop_string_ends_one_choice_and_not_the_others(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine is held until the reader has found the string the first time."""
+    found, cancel = threading.Event(), llm.engine.cancel
+
+    def cancel_noted(*arguments: Any) -> None:
+        cancel(*arguments)
+        found.set()
+
     params = replace(SAMPLED, n=6)
     free = [choice.text or "" for choice in llm.generate("Once", params)[0].choices]
-    counts = {char: sum(char in text for text in free) for char in "".join(free)}
+    counts = {char: sum(char in text for text in free) for char in "".join(text[:20] for text in free)}
     stop = next(char for char, count in counts.items() if 2 <= count <= 4 and char != "\ufffd")
     before = wait_idle(llm.engine)
-    (completion,) = llm.generate("Once", params, stop=[stop])
+    monkeypatch.setattr(llm.engine, "cancel", cancel_noted)
+    turns = 10 + min(text.index(stop) for text in free if stop in text)
+    with held_after(llm.engine, turns, until=found.is_set):
+        (completion,) = llm.generate("Once", params, stop=[stop])
     for text, choice in zip(free, completion.choices, strict=True):
         assert choice.text == text.split(stop)[0]
         assert (choice.finish_reason, choice.stop_reason) == (("stop", stop) if stop in text else ("length", None))
@@ -419,7 +433,8 @@ def test_an_interrupt_between_two_pieces_cancels_the_batch(
     monkeypatch.setattr(Completion, "of", interrupt)
     before = wait_idle(llm.engine).finished["cancelled"]
     params = [replace(GREEDY, max_tokens=1), *[replace(GREEDY, max_tokens=480, ignore_eos=True)] * 3]
-    with pytest.raises(KeyboardInterrupt) as interrupted:  # whose traceback is held, as `sys.last_exc` holds it
+    # The traceback of the interrupt is held, as `sys.last_exc` holds it.
+    with held_after(llm.engine, turns=20), pytest.raises(KeyboardInterrupt) as interrupted:
         llm.generate(["Once"] * 4, params, progress=progress)
     assert wait_idle(llm.engine).finished["cancelled"] == before + 3
     assert interrupted.traceback

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from model.checkpoint.pack import pack_matrix, pack_weights
 from model.config.mpt_config import MptConfig
+from model.kernels.cpu.library import kernel_library
 from model.layers.forward import forward
 from model.params.packed_matrix import PANEL, PackedMatrix, unpack
 from model.params.weight_format import WeightFormat
@@ -109,6 +111,28 @@ def test_a_row_does_not_depend_on_the_others(format: str, shape: tuple[int, int]
     for row in (0, PANEL, shape[0] - 1):
         alone = unpacked(pack_matrix(weight[row : row + 1], format, 64))
         np.testing.assert_array_equal(np.asarray(alone)[0], whole[row])
+
+
+@pytest.mark.skipif(kernel_library() is None, reason="compares with the native library, which was not built")
+@pytest.mark.parametrize("format", ["int8", "int4"])
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float16])
+@pytest.mark.parametrize(("shape", "group"), [((70, 130), 64), ((33, 40), 20), ((32, 3), 4), ((1030, 520), 128)])
+def test_native_code_quantises_to_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch, format: str, dtype: Any, shape: tuple[int, int], group: int
+) -> None:
+    weight = random_matrix(shape)
+    weight *= np.random.default_rng(1).choice(np.float32([0, 1e-42, 1e-34, 1e-6, 1, 1, 1, 300]), shape)
+    weight[2], weight[3, : shape[1] // 2], weight[4] = 0, 0, np.abs(weight[4])
+    weight[5, 1:] *= np.float32(1e-7)  # groups whose relative scale is subnormal or zero
+    with np.errstate(under="ignore"):
+        weight = weight.astype(dtype)
+    native = pack_matrix(weight, format, group)
+    monkeypatch.setattr("model.checkpoint.pack.kernel_library", lambda: None)
+    plain = pack_matrix(weight, format, group)
+    np.testing.assert_array_equal(native.data, plain.data)
+    np.testing.assert_array_equal(native.row_scale, plain.row_scale)
+    if format == "int4":
+        np.testing.assert_array_equal(native.group_scale.view(np.uint16), plain.group_scale.view(np.uint16))
 
 
 @pytest.mark.parametrize("format", ["int8", "int4"])

@@ -60,6 +60,7 @@ class FakeBackend:
     ids_per_delta: int = 1
     pause_s: float = 0.0  # before each delta
     hang_after: int | None = None  # deltas after which nothing more comes
+    hang_from: int | None = None  # requests in `started` after which the next ones get nothing
     fail_after: int | None = None  # deltas after which the engine reports an error
     failure: Delta = FAILURE
     refusal: Exception | None = None  # raised instead of the first delta
@@ -141,7 +142,10 @@ class FakeBackend:
         self.running.add(request.request_id)
         self.most_running = max(self.most_running, len(self.running))
         unfinished = set(range(request.params.n))
+        hangs = self.hang_from is not None and len(self.started) > self.hang_from
         try:
+            if hangs:
+                await asyncio.Event().wait()
             for number, delta in enumerate(self._deltas(request.ids, request.params)):
                 await asyncio.sleep(self.pause_s)
                 if number == self.hang_after:

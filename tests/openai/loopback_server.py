@@ -1,15 +1,18 @@
 """The application behind a real HTTP server on a loopback port."""
 
 import asyncio
+import json
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import uvicorn
 from fake_backend import FakeBackend
 from starlette.applications import Starlette
+from waiting import PATIENCE_S
 
 from mpt_serve.configuration.limits import Limits
 from mpt_serve.openai.app import create_app
@@ -40,10 +43,18 @@ class Server:
         self._thread.join()
         self._socket.close()
 
+    def sent(self, path: str, body: dict[str, Any]) -> socket.socket:
+        """Return a connection on which a request has been sent, whose client may leave when the test says so."""
+        content = json.dumps(body).encode()
+        head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(content)}"
+        connection = socket.create_connection(("127.0.0.1", int(self.url.rpartition(":")[2])))
+        connection.sendall(f"{head}\r\n\r\n".encode() + content)
+        return connection
+
     @staticmethod
     def wait_until(condition: Callable[[], bool]) -> None:
         """Wait for something that happens in the server's thread."""
-        give_up = time.monotonic() + 30
+        give_up = time.monotonic() + PATIENCE_S
         while not condition():
             assert time.monotonic() < give_up, "it did not happen"
             time.sleep(0.005)

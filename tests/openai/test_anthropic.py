@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC
 from typing import Any
 
 import anthropic
@@ -470,6 +471,17 @@ class TestOfficialClient:
         official.messages.create(**fields, messages=again)
         messages, _ = backend.conversations[-1]
         assert [message["role"] for message in messages] == ["user", "assistant", "tool"]
+
+    def test_models(self, official: anthropic.Anthropic) -> None:
+        (listed,) = official.models.list()
+        assert listed == official.models.retrieve("mpt-echo")
+        assert (listed.id, listed.type, listed.display_name) == ("mpt-echo", "model", "mpt-echo")
+        assert (listed.max_input_tokens, listed.created_at.tzinfo) == (256, UTC)
+
+    def test_batches_of_messages_are_refused_in_its_form(self, official: anthropic.Anthropic) -> None:
+        with pytest.raises(anthropic.NotFoundError) as caught:
+            official.messages.batches.list()
+        assert caught.value.type == "not_found_error"
 
     def test_count(self, official: anthropic.Anthropic) -> None:
         assert official.messages.count_tokens(model="mpt-echo", messages=HI).input_tokens == 19

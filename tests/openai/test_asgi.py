@@ -15,6 +15,7 @@ from mpt_serve.openai.envelope import Envelope
 from mpt_serve.openai.http_versions import HttpVersions
 from mpt_serve.openai.request_log import RequestLog
 from mpt_serve.openai.root_path import RootPath
+from mpt_serve.openai.route_names import RouteNames
 from mpt_serve.openai.server_metrics import ServerMetrics
 from mpt_serve.openai.sse import event
 
@@ -106,7 +107,7 @@ def test_text_before_a_failure_is_sent() -> None:
     "wrap",
     [
         lambda app: Envelope(app, Limits(), ServerMetrics()),
-        lambda app: RequestLog(app, [], ServerMetrics()),
+        lambda app: RequestLog(app, RouteNames([]), ServerMetrics()),
         HttpVersions,
         RootPath,
     ],

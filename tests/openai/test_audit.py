@@ -35,7 +35,7 @@ def audited(folder: Path, requests: list[tuple[str, str, dict[str, Any]]]) -> li
     assert SECRET not in text
     assert KEY not in text
     records = [json.loads(line) for line in text.splitlines()]
-    assert check_audit_file(folder / "audit.jsonl") == len(records)
+    assert check_audit_file(folder / "audit.jsonl").records == len(records)
     return records
 
 
@@ -71,7 +71,7 @@ def test_the_lifespan_is_no_request(tmp_path: Path) -> None:
     asyncio.run(create_app(FakeBackend(), audit_log=log)({"type": "lifespan"}, receive, send))
     log.close()
     assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
-    assert check_audit_file(tmp_path / "audit.jsonl") == 0
+    assert check_audit_file(tmp_path / "audit.jsonl").records == 0
 
 
 def test_refusals_and_unknown_paths(tmp_path: Path) -> None:
@@ -82,6 +82,8 @@ def test_refusals_and_unknown_paths(tmp_path: Path) -> None:
         ("GET", "/stats", {}),
         ("GET", "/health", {}),
         ("GET", "/ready", {}),
+        ("GET", f"/v1/models/{SECRET}", {}),
+        ("DELETE", f"/v1/files/{SECRET}", {}),
     ]
     records = audited(tmp_path, requests)
     assert [(r["method"], r["path"], r["status"], r["client"]) for r in records] == [
@@ -89,5 +91,7 @@ def test_refusals_and_unknown_paths(tmp_path: Path) -> None:
         ("PATCH", "/v1/models", 405, "user"),
         ("GET", "/v1/models", 401, None),
         ("GET", "/stats", 403, None),
+        ("GET", "/v1/models/{id}", 404, "user"),
+        ("DELETE", "/v1/files/{id}", 404, "user"),
     ]
     assert {record["prompt_tokens"] for record in records} == {None}

@@ -149,7 +149,7 @@ def raw(server: Server, target: str, method: str = "GET", **headers: str) -> tup
     connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=30)
     connection._validate_path = lambda path: None  # type: ignore[attr-defined]
     try:
-        connection.putrequest(method, target, skip_accept_encoding=True)
+        connection.putrequest(method, target, skip_host="host" in headers, skip_accept_encoding=True)
         for name, value in headers.items():
             connection.putheader(name.replace("_", "-"), value)
         connection.endheaders()

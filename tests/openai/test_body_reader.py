@@ -76,8 +76,8 @@ def test_the_deadline_is_the_whole_bodys() -> None:
 
 
 def test_a_body_that_arrives_in_time_has_the_requests_own_deadline_afterwards() -> None:
-    backend = FakeBackend(pause_s=0.1)
-    with serving(backend, Limits(body_timeout_s=0.2)) as server:
+    backend = FakeBackend(pause_s=0.3)
+    with serving(backend, Limits(body_timeout_s=1)) as server:
         response = httpx.post(f"{server.url}/v1/completions", json={"prompt": "abcdef"})
         assert response.json()["choices"][0]["text"] == "abcdef"
 

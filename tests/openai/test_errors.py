@@ -1,6 +1,8 @@
 import json
 import re
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -158,6 +160,36 @@ class TestBody:
     )
     def test_bad_bodies(self, http: httpx.Client, path: str, content: bytes) -> None:
         assert check_error(post_raw(http, path, content), 400)["type"] == "invalid_request_error"
+
+    @pytest.mark.parametrize(
+        ("content", "param"),
+        [
+            (b'{"temperature": NaN}', "temperature"),
+            (b'{"user": "NaN", "logit_bias": {"1": 1e309}, "metadata": {"a": {}}}', "logit_bias"),
+            (b'{"seed": 1, "stop": [[1.5, {}], [-Infinity]]}', "stop"),
+            (b'{"seed": ' + b"9" * 5000 + b"}", "seed"),
+            (b'{"a b": NaN}', None),
+            (b"[NaN]", None),
+            (b'{"temperature": NaN', None),
+        ],
+    )
+    def test_the_field_with_a_number_that_is_refused_is_named(
+        self, http: httpx.Client, path: str, content: bytes, param: str | None
+    ) -> None:
+        assert check_error(post_raw(http, path, content), 400)["param"] == param
+
+    @pytest.mark.parametrize(
+        ("content", "what"),
+        [
+            (b'{"prompt": "a", "max_tokens": 1, "prompt": "b"}', "the member 'prompt'"),
+            (b'{"metadata": {"a": {"x.y": 1, "x.y": 1}}}', "the member 'x.y'"),
+            (b'{"\\u001b": 1, "\\u001b": 1}', "a member"),
+        ],
+    )
+    def test_a_member_that_comes_twice_is_refused(
+        self, http: httpx.Client, path: str, content: bytes, what: str
+    ) -> None:
+        assert check_error(post_raw(http, path, content), 400)["message"] == f"The body has {what} twice."
 
     @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "", "application/jsonp"])
     def test_other_media_types(self, http: httpx.Client, path: str, kind: str) -> None:
@@ -524,8 +556,12 @@ class TestReadiness:
     def test_official_client_retries(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
         server.backend.state = Readiness(ready=False, retry_after_s=1)
         answered: list[float] = []
+        sleep, own_thread = time.sleep, threading.current_thread()
 
         def back_up(seconds: float) -> None:
+            if threading.current_thread() is not own_thread:
+                sleep(seconds)
+                return
             answered.append(seconds)
             server.backend.state = Readiness(ready=True)
 

@@ -320,8 +320,10 @@ class TestBatches:
     ) -> None:
         names = [f"line {number}" for number in range(40)]
         batch = create(client, *map(line, names))
-        batches.backend.pause_s = 0.005
+        completed = 0
         for enough in (3, 12):
+            batches.backend.hang_from = len(batches.backend.started) + enough - completed
+            completed = enough
             with batches.start():
                 give_up = time.monotonic() + 60
                 while client.batches.retrieve(batch.id).request_counts.completed < enough:  # type: ignore[union-attr]
@@ -329,7 +331,7 @@ class TestBatches:
                     time.sleep(0.01)
             assert client.batches.retrieve(batch.id).status == "in_progress"
         started = len(batches.backend.started)
-        batches.backend.pause_s = 0
+        batches.backend.hang_from = None
         with batches.start(), batches.start():  # of two processes one works on it
             done = wait_for(client, batch, "completed")
         assert len(batches.backend.started) - started <= len(names) - 12

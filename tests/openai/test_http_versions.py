@@ -59,6 +59,21 @@ def test_http_1_1_needs_a_host(server: Server) -> None:
     assert status.split()[1] == b"200"
 
 
+@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
+def test_one_host_is_enough(server: Server, version: bytes) -> None:
+    hosts = b"host: x\r\nhost: y\r\nconnection: close\r\n"
+    status, _, content = exchange(server, b"GET /v1/models HTTP/" + version + b"\r\n" + hosts)
+    assert status.split()[1] == b"400"
+    assert "several headers Host" in json.loads(content)["error"]["message"]
+
+
+def test_no_other_transfer_coding_is_taken_for_text(server: Server) -> None:
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ntransfer-encoding: gzip, chunked\r\n"
+    status, _, content = exchange(server, head + JSON + b"\r\n2\r\n{}\r\n0\r\n")
+    assert status.split()[1] == b"415"
+    assert json.loads(content)["error"]["code"] == "unsupported_media_type"
+
+
 def test_the_server_as_a_whole_says_what_it_accepts(server: Server) -> None:
     status, headers, content = exchange(server, b"OPTIONS * HTTP/1.1\r\nhost: x\r\nconnection: close\r\n")
     assert status.split()[1] == b"204"

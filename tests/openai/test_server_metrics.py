@@ -20,6 +20,7 @@ class Measured:
     """A server with its counters."""
 
     def __init__(self, server: Server, metrics: ServerMetrics, http: httpx.Client) -> None:
+        self.server = server
         self.backend = server.backend
         self.metrics = metrics
         self.http = http
@@ -90,6 +91,19 @@ def test_other_paths_are_one(measured: Measured) -> None:
     assert measured.metrics.requests == {("(other path)", 404): 2, ("/health", 200): 1}
 
 
+def test_paths_with_ids_are_counted_by_their_route(measured: Measured) -> None:
+    for path in ("/v1/models/a", "/models/a/b", "/v1/files/a/content", "/v1/files/a", "/v1/batches/a/b"):
+        measured.http.get(path)
+    measured.wait_for_requests(5)
+    assert measured.metrics.requests == {
+        ("/v1/models/{id}", 404): 1,
+        ("/models/{id}", 404): 1,
+        ("/v1/files/{id}/content", 404): 1,
+        ("/v1/files/{id}", 404): 1,
+        ("(other path)", 404): 1,
+    }
+
+
 def test_grammars_that_cannot_be_compiled(measured: Measured) -> None:
     measured.backend.refusal = RequestError("the grammar is too large")
     body = {**PROMPT, "response_format": {"type": "json_object"}}
@@ -100,8 +114,8 @@ def test_grammars_that_cannot_be_compiled(measured: Measured) -> None:
 
 def test_a_client_that_disconnects_before_the_status(measured: Measured) -> None:
     measured.backend.hang_after = 0
-    with httpx.Client(base_url=str(measured.http.base_url)) as other, pytest.raises(httpx.ReadTimeout):
-        other.post("/v1/completions", json=PROMPT, timeout=0.2)
+    with measured.server.sent("/v1/completions", PROMPT):
+        Server.wait_until(lambda: len(measured.backend.running) == 1)
     measured.wait_for_requests(1)
     assert measured.metrics.requests == {("/v1/completions", 499): 1}
 

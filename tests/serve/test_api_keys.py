@@ -1,9 +1,9 @@
 """A started server that requires keys: through Serve's proxy, with a key file that changes while it runs."""
 
 import json
+import re
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -11,6 +11,7 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from server import ServerProcess, free_port, serve_config
+from waiting import wait_for
 
 from mpt_serve.access.api_key import append_line, new_key
 from mpt_serve.access.audit_log import check_audit_file
@@ -23,12 +24,13 @@ LATER, LATERS = new_key("later", tokens_per_minute=5)
 
 
 class Guarded:
-    """The server, and its folder with `keys` and `audit`."""
+    """The server, and its folder with `keys` and `audit`. Its spans go to the logs of its processes."""
 
-    def __init__(self, url: str, folder: Path) -> None:
-        self.url = url
+    def __init__(self, server: ServerProcess, folder: Path) -> None:
+        self.url = server.url
         self.folder = folder
-        self.http = httpx.Client(base_url=url, timeout=60)
+        self.server = server
+        self.http = httpx.Client(base_url=server.url, timeout=60)
 
     def status(self, path: str, key: str | None = None) -> int:
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
@@ -44,23 +46,18 @@ def guarded(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> 
     access = {"key_file": str(folder / "keys"), "audit_log_dir": str(folder / "audit")}
     args = {
         "model": str(tiny_checkpoint),
-        "engine": {"max_num_seqs": 4},
+        "engine": {"max_num_seqs": 4, "pre_compile": False},
         "access": access,
         "limits": {"max_waiting_requests": 4},
     }
-    with ServerProcess.of(serve_config(args, free_port()), folder, command="mpt-serve") as server:
+    traced = {"OTEL_TRACES_EXPORTER": "console", "OTEL_BSP_SCHEDULE_DELAY": "100"}
+    config = serve_config(args, free_port())
+    with ServerProcess.of(config, folder, command="mpt-serve", variables=traced) as server:
         server.wait_ready()
         wait_for(lambda: f"s at {server.url} (" in server.output())
-        own = Guarded(server.url, folder)
+        own = Guarded(server, folder)
         yield own
         own.http.close()
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.1)
 
 
 def test_what_needs_which_key(guarded: Guarded) -> None:
@@ -94,9 +91,42 @@ def test_a_client_and_what_is_measured_and_recorded(guarded: Guarded) -> None:
     wait_for(lambda: '"path":"/v1/completions"' in file.read_text())
     text = file.read_text()
     assert "secret" not in text
-    assert check_audit_file(file) == len(text.splitlines())
+    assert check_audit_file(file).records == len(text.splitlines())
     record = next(json.loads(line) for line in text.splitlines() if "completions" in line)
     assert (record["client"], record["key"], record["status"]) == ("user", USERS.id, 200)
+
+
+def test_everything_listens_on_this_machine_alone(guarded: Guarded) -> None:
+    """Ray's processes, too: by themselves they listen on every address."""
+    port = int(guarded.url.rpartition(":")[2])
+    addresses = guarded.server.listens_on()
+    assert f"0100007F:{port:04X}" in addresses
+    assert len(addresses) > 10
+    assert {address.rpartition(":")[0][-8:] for address in addresses} == {"0100007F"}
+
+
+def test_a_trace_goes_through_all_deployments_with_the_requests_id(guarded: Guarded) -> None:
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    headers = {
+        "Authorization": f"Bearer {USER}",
+        "X-Request-Id": "traced-1",
+        "traceparent": f"00-{trace}-00f067aa0ba902b7-01",
+    }
+    response = guarded.http.post("/v1/completions", json={"prompt": "Hello", "max_tokens": 2}, headers=headers)
+    assert (response.status_code, response.headers["x-request-id"]) == (200, "traced-1")
+
+    def spans() -> dict[str, str]:
+        """The request's id in each span of the trace, by the span's name."""
+        texts = [file.read_text(errors="replace") for file in guarded.server.log_files() if file.suffix == ".out"]
+        found = [span for text in texts for span in re.findall(r"^\{\n.*?^\}", text, re.MULTILINE | re.DOTALL)]
+        own = [json.loads(span) for span in found if f"0x{trace}" in span]
+        return {span["name"]: span["attributes"].get("mpt_serve.request_id") for span in own}
+
+    wait_for(lambda: len(spans()) >= 3)
+    found = spans()
+    assert set(found) == {"POST /v1/completions", "tokenize", "generate"}
+    assert found["POST /v1/completions"] == "traced-1"
+    assert found["generate"].startswith("traced-1")
 
 
 def test_a_flood_without_keys_takes_no_places_of_those_with_one(guarded: Guarded) -> None:
@@ -113,7 +143,7 @@ def test_a_flood_without_keys_takes_no_places_of_those_with_one(guarded: Guarded
     for thread in threads:
         thread.start()
     try:
-        wait_for(lambda: 503 in statuses)
+        wait_for(lambda: statuses >= {401, 503})
         headers = {"Authorization": f"Bearer {USER}"}
         seen = [guarded.http.post("/v1/completions", json=body, headers=headers).status_code for _ in range(50)]
     finally:

@@ -1,5 +1,6 @@
 """The `mpt-serve` command, and what it costs to import the edge."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -17,7 +18,7 @@ from mpt_serve.access.audit_log import AuditLog
 from mpt_serve.configuration.limits import Limits
 from mpt_serve.configuration.proxy_limits import PROXY_LIMITS_VARIABLE, ProxyLimits
 from mpt_serve.configuration.reference import settings_reference
-from mpt_serve.one_loop import ONE_LOOP, PERIODS, PROXY_GUARD, replica_runtime_env
+from mpt_serve.one_loop import LOOPBACK, ONE_LOOP, PERIODS, PROXY_GUARD, replica_runtime_env
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,7 +71,7 @@ def test_run_hands_the_file_and_the_options_to_serve(
     monkeypatch.setattr("sys.path", sys.path.copy())
     monkeypatch.setattr("mpt_serve.commands.run._require_startable", lambda *_: None)
     monkeypatch.chdir(tmp_path)
-    for name in (*ONE_LOOP, *PROXY_GUARD, *PERIODS, PROXY_LIMITS_VARIABLE):
+    for name in (*ONE_LOOP, *PROXY_GUARD, *PERIODS, *LOOPBACK, PROXY_LIMITS_VARIABLE):
         monkeypatch.setenv(name, "")  # so that it is put back as it was
         monkeypatch.delenv(name)
     for arguments in ([], ["--address", "auto"], ["other.yaml", "--app-dir", "x"], ["other.yaml", "-r"]):
@@ -85,6 +86,27 @@ def test_run_hands_the_file_and_the_options_to_serve(
         ["other.yaml", "x", False, False],
         ["other.yaml", ".", True, True],
     ]
+
+
+@pytest.mark.parametrize("cluster", ["none", "--address", "RAY_ADDRESS", "started"])
+def test_run_without_a_cluster_listens_on_this_machine_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cluster: str
+) -> None:
+    monkeypatch.setattr("mpt_serve.commands.run._require_startable", lambda *_: None)
+    monkeypatch.setattr("mpt_serve.serve_run.run_file", lambda *_: 0)
+    (tmp_path / "serve_config.yaml").write_text("applications: []")
+    monkeypatch.chdir(tmp_path)
+    for name in (*ONE_LOOP, *PROXY_GUARD, *PERIODS, *LOOPBACK, PROXY_LIMITS_VARIABLE, "RAY_ADDRESS"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    if cluster == "RAY_ADDRESS":
+        monkeypatch.setenv("RAY_ADDRESS", "auto")
+    elif cluster == "started":
+        (tmp_path / "ray").mkdir()
+        (tmp_path / "ray" / "ray_current_cluster").write_text("192.0.2.1:6379")
+    assert cli.main(["run", *(["--address", "auto"] if cluster == "--address" else [])]) == 0
+    assert (LOOPBACK.items() <= os.environ.items()) == (cluster == "none")
 
 
 def test_keys_makes_a_key_and_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,12 +138,16 @@ def test_audit_checks_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     for _ in range(3):
         log.write({})
     log.close()
-    assert cli.main(["audit", str(tmp_path / "a.jsonl")]) == 0
-    assert capsys.readouterr().out == f"{tmp_path / 'a.jsonl'}: 3 records, unbroken\n"
+    file = tmp_path / "a.jsonl"
+    last = hashlib.sha256(file.read_bytes().splitlines()[-1]).hexdigest()
+    assert cli.main(["audit", str(file)]) == 0
+    assert capsys.readouterr().out == f"{file}: 3 records, unbroken; last {last}\n"
+    assert cli.main(["audit", str(file), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [{"file": str(file), "records": 3, "digest": last}]
     (tmp_path / "a.jsonl").write_text("{}")
-    for file in ("a.jsonl", "none"):
-        assert cli.main(["audit", str(tmp_path / file)]) == 1
-        assert file in capsys.readouterr().err
+    for name in ("a.jsonl", "none"):
+        assert cli.main(["audit", str(tmp_path / name)]) == 1
+        assert name in capsys.readouterr().err
 
 
 def test_docs_prints_the_reference(capsys: pytest.CaptureFixture[str]) -> None:

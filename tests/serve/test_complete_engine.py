@@ -16,6 +16,7 @@ import pytest
 import safetensors.numpy
 from prometheus_client.parser import text_string_to_metric_families
 from server import ServerProcess, wait_idle
+from waiting import attempts, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -68,13 +69,16 @@ def test_a_choice_ends_in_the_engine_at_its_stop_string(http: httpx.Client, serv
         for i in range(9, 60)
         if first[i : i + 3] not in second and first[i] != "\N{REPLACEMENT CHARACTER}"
     )
-    before = wait_idle(server_url)
-    stopped = complete(http, **body, stop=stop)["choices"]
-    after = wait_idle(server_url)
-    assert [choice["finish_reason"] for choice in stopped] == ["stop", "length"]
-    assert stopped[1]["text"] == second
-    assert after["finished"]["stop"] == before["finished"]["stop"] + 1
-    assert after["generated_tokens"] - before["generated_tokens"] < 2 * 420
+    for _ in attempts("the Ingress found the string after the engine had generated the last token"):
+        before = wait_idle(server_url)
+        stopped = complete(http, **body, stop=stop)["choices"]
+        after = wait_idle(server_url)
+        assert [choice["finish_reason"] for choice in stopped] == ["stop", "length"]
+        assert stopped[1]["text"] == second
+        ended = after["finished"]["stop"] - before["finished"]["stop"]
+        assert (after["generated_tokens"] - before["generated_tokens"] < 2 * 420) == (ended == 1)
+        if ended == 1:
+            break
 
 
 def test_tokens_go_over_links(request: pytest.FixtureRequest, http: httpx.Client) -> None:
@@ -84,10 +88,12 @@ def test_tokens_go_over_links(request: pytest.FixtureRequest, http: httpx.Client
     with http.stream("POST", "/v1/completions", json={"prompt": PROMPT, "max_tokens": 4, "stream": True}) as response:
         assert response.read().endswith(b"data: [DONE]\n\n")
         assert not any("link" in name for name in response.headers)
-    log = "".join(file.read_text(errors="replace") for file in server.log_files() if file.suffix == ".log")
-    assert "Tokens go to the proxy at" in log
-    assert "Tokens go to the Ingress at" in log
-    assert "go through Serve" not in log
+
+    def log() -> str:
+        return "".join(file.read_text(errors="replace") for file in server.log_files() if file.suffix == ".log")
+
+    wait_for(lambda: "Tokens go to the proxy at" in log() and "Tokens go to the Ingress at" in log(), log)
+    assert "go through Serve" not in log()
 
 
 def test_metrics_count_what_the_engine_does(http: httpx.Client) -> None:
@@ -97,13 +103,16 @@ def test_metrics_count_what_the_engine_does(http: httpx.Client) -> None:
         families = text_string_to_metric_families(response.text)
         return {f"{s.name}{s.labels.get('reason', '')}": s.value for f in families for s in f.samples}
 
-    before = read()
-    complete(http, prompt="say it again, say it again, say it again, " * 4, temperature=0, max_tokens=200)
-    grown = {name: value - before[name] for name, value in read().items()}
-    assert grown["mpt_serve_generated_tokens_total"] == 200
-    assert grown["mpt_serve_finished_choices_totallength"] == 1
-    # A model of random weights repeats itself when it is greedy.
-    assert grown["mpt_serve_draft_tokens_total"] >= grown["mpt_serve_accepted_draft_tokens_total"] > 0
+    for _ in attempts("no draft was accepted: by the steps' measured times none was worth it"):
+        before = read()
+        complete(http, prompt="say it again, say it again, say it again, " * 4, temperature=0, max_tokens=200)
+        grown = {name: value - before[name] for name, value in read().items()}
+        assert grown["mpt_serve_generated_tokens_total"] == 200
+        assert grown["mpt_serve_finished_choices_totallength"] == 1
+        # A model of random weights repeats itself when it is greedy.
+        assert grown["mpt_serve_draft_tokens_total"] >= grown["mpt_serve_accepted_draft_tokens_total"]
+        if grown["mpt_serve_accepted_draft_tokens_total"]:
+            break
 
 
 class TestLogprobs:

@@ -12,6 +12,7 @@ import pytest
 from ray.exceptions import RayTaskError
 from server import ServerProcess
 from typer.testing import CliRunner
+from waiting import wait_for
 
 from mpt_serve.commands.app import app
 from mpt_serve.deployments.logs import ClientTextFilter, traceback_without_messages
@@ -116,6 +117,7 @@ def test_a_server_logs_no_text_of_its_clients_and_one_line_for_each_request(own_
             http.get("/health")
         named = http.post("/v1/completions", json=bodies[0], headers={"x-request-id": "a-request-of-mine"})
         assert named.status_code == 200
+    wait_for(lambda: any("a-request-of-mine" in text for text in logs_of(own_server)))
     files = {file: file.read_text(errors="replace") for file in own_server.log_files()}
     text = "\n".join([*files.values(), own_server.output()])
     assert [str(file) for file, content in files.items() if SECRET in content] == []
@@ -125,6 +127,11 @@ def test_a_server_logs_no_text_of_its_clients_and_one_line_for_each_request(own_
     assert len(in_files) == 1, in_files
     assert "POST /v1/completions 200" in in_files[0]
     assert not [line for line in text.splitlines() if " INFO " in line and "GET /health" in line]
+
+
+def logs_of(server: ServerProcess) -> Iterator[str]:
+    """Yield the contents of log files. A line may be written after the response that it is about."""
+    yield from (file.read_text(errors="replace") for file in server.log_files() if file.suffix == ".log")
 
 
 @pytest.mark.slow

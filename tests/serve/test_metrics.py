@@ -100,6 +100,7 @@ def test_the_names_that_gateways_know_have_one_value_for_the_server() -> None:
     assert values["vllm:num_requests_waiting",] == 30 + 2 * 5
     assert values["vllm:kv_cache_usage_perc",] == pytest.approx(0.7)
     assert values["vllm:prefix_cache_hits_total",] == 30
+    assert [values["vllm:request_success_total", reason] for reason in ("stop", "length", "abort")] == [32, 0, 0]
     assert values["vllm:time_to_first_token_seconds_count",] == 6
     assert values["vllm:time_to_first_token_seconds_bucket", "0.02"] == 2
 

@@ -15,6 +15,7 @@ import numpy as np
 import openai
 import pytest
 from server import ServerProcess, wait_idle
+from waiting import attempts
 
 from model.kernels.cpu.library import kernels_available
 
@@ -147,7 +148,7 @@ def test_errors_have_the_clients_own_types(
 
 
 def test_a_cancelled_stream_frees_its_blocks(client: openai.OpenAI, server_url: str, model: str) -> None:
-    for _ in range(20):  # on a busy machine a stream may have been generated to its end before its client leaves
+    for _ in attempts("no stream was cancelled"):
         before = wait_idle(server_url)
         stream = client.completions.create(
             model=model, prompt="x", max_tokens=250, n=8, stream=True, extra_body={"ignore_eos": True}
@@ -161,7 +162,6 @@ def test_a_cancelled_stream_frees_its_blocks(client: openai.OpenAI, server_url: 
         assert cancelled == 0 or generated < 8 * 250
         if cancelled:
             return
-    raise AssertionError("no stream was cancelled")
 
 
 def lengths_of(count: int) -> Iterator[tuple[str, int, float]]:
@@ -247,6 +247,7 @@ def created(client: openai.OpenAI, lines: list[str]) -> openai.types.Batch:
 
 def wait_for(client: openai.OpenAI, batch: openai.types.Batch, *statuses: str) -> openai.types.Batch:
     while (found := client.batches.retrieve(batch.id)).status not in statuses:
+        assert found.status not in ("failed", "completed", "expired", "cancelled"), found
         time.sleep(0.1)
     return found
 
@@ -267,9 +268,13 @@ def test_a_batch_has_the_texts_that_its_requests_have_alone(client: openai.OpenA
     assert texts["7"] == client.completions.create(model=model, extra_body=extra, **body).choices[0].text
     assert batch.id in [listed.id for listed in client.batches.list()]
     assert batch.output_file_id in [listed.id for listed in client.files.list(purpose="batch_output")]
-    endless = created(client, [batch_line(number, 480) for number in range(200)])
-    client.batches.cancel(endless.id)
-    assert wait_for(client, endless, "cancelled").cancelled_at is not None
+    for _ in attempts("the batch had been completed before it was cancelled", 5):
+        endless = created(client, [batch_line(number, 480) for number in range(200)])
+        client.batches.cancel(endless.id)
+        ended = wait_for(client, endless, "cancelled", "completed")
+        if ended.status == "cancelled":
+            break
+    assert ended.cancelled_at is not None
 
 
 @pytest.mark.exhaustive
@@ -297,7 +302,6 @@ def test_a_killed_replica_costs_no_result_of_a_batch(
 @pytest.mark.skipif("MPT_SERVE_TEST_URL" in os.environ, reason="the processes of another server are not ours to kill")
 def test_a_killed_generator_costs_a_pause_and_not_a_token(model: str, request: pytest.FixtureRequest) -> None:
     server: ServerProcess = request.getfixturevalue("own_server")
-    generator = server.replica_pid("Generator")
 
     async def answer(client: openai.AsyncOpenAI, number: int, begun: asyncio.Event) -> str:
         stream = await client.completions.create(
@@ -315,28 +319,31 @@ def test_a_killed_generator_costs_a_pause_and_not_a_token(model: str, request: p
             begun.set()
         return text
 
-    async def scrape(statuses: set[int]) -> None:
+    async def scrape(ended: asyncio.Event) -> set[int]:
+        statuses = set()
         async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
-            while True:
+            while not ended.is_set() or not statuses:
                 statuses.add((await http.get("/metrics")).status_code)
                 await asyncio.sleep(0.1)
+        return statuses
 
-    async def scenario(kill: bool) -> tuple[list[str], set[int]]:
-        begun = asyncio.Event()
-        statuses: set[int] = set()
+    async def scenario(killed: int | None) -> tuple[list[str], set[int]]:
+        begun, ended = asyncio.Event(), asyncio.Event()
         async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", timeout=300) as client:
             answers = asyncio.gather(*(answer(client, number, begun) for number in range(48)))
             await begun.wait()
-            scraping = asyncio.create_task(scrape(statuses))
-            if kill:
-                os.kill(generator, signal.SIGKILL)
+            scraping = asyncio.create_task(scrape(ended))
+            if killed is not None:
+                os.kill(killed, signal.SIGKILL)
             texts = await answers
-            scraping.cancel()
-            return texts, statuses
+            ended.set()
+            return texts, await scraping
 
-    undisturbed, _ = asyncio.run(scenario(kill=False))
-    texts, statuses = asyncio.run(scenario(kill=True))
-    assert texts == undisturbed
-    assert statuses == {200}
-    assert "tokens; moving to another replica" in server.output()
-    server.wait_ready()
+    undisturbed, _ = asyncio.run(scenario(None))
+    for _ in attempts("the streams had ended before the Generator was killed", 5):
+        texts, statuses = asyncio.run(scenario(server.replica_pid("Generator")))
+        assert texts == undisturbed
+        assert statuses == {200}
+        server.wait_ready()
+        if "tokens; moving to another replica" in server.output():
+            break

@@ -6,11 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
+import numpy as np
 import pytest
 import yaml
 from ray.serve.exceptions import RayServeException
 from server import serve_config
 
+from model.checkpoint.save import save_checkpoint
+from model.params.weight_format import WeightFormat
+from model.params.weights import weight_bytes
+from model.pretrained import mpt_from_pretrained
 from mpt_serve import app, cli
 from mpt_serve.configuration.access import AccessSettings
 from mpt_serve.configuration.batches import BatchSettings
@@ -58,9 +64,11 @@ def change_config(**values: object) -> Callable[[Path], None]:
 def test_a_good_model_has_no_problem_and_its_memory_is_known(folder: Path) -> None:
     report = check_model(Settings(model=str(folder), chat_template="dolly"))
     assert report.problems == []
-    assert report.weight_bytes == pytest.approx(28_000 * 4, rel=0.15)
-    assert report.cache_bytes > 0
-    assert check_model(Settings(model=str(folder), quantization="int8")).weight_bytes < report.weight_bytes / 2
+    assert report.need.cache > 0
+    for quantization in ("none", "int8", "int4"):
+        need = check_model(Settings(model=str(folder), quantization=quantization)).need
+        format = WeightFormat(quantization, packed=True)
+        assert need.weights == weight_bytes(mpt_from_pretrained(folder, format=format)[0])
     assert check_model(Settings()).problems == []  # the embedded model
 
 
@@ -165,12 +173,45 @@ def test_resources_are_compared_with_the_machine(
     check_config_file(file)  # a cluster may have them
 
 
-def test_a_model_beyond_the_machines_memory_is_refused(tmp_path: Path, folder: Path) -> None:
+def test_a_model_beyond_the_machines_memory_is_refused_and_what_fits_is_named(tmp_path: Path, folder: Path) -> None:
     file = config_file(tmp_path, folder, {})
-    with pytest.raises(
-        ConfigurationError, match=r"line \d+: applications\[0\].args.model: a Generator replica needs at"
-    ):
+    need = check_model(Settings(model=str(folder))).need
+    message = r"line \d+: applications\[0\].args.model: a Generator replica needs at least .* GiB for weights, and this"
+    with pytest.raises(ConfigurationError, match=message + ".*no setting makes it fit"):
         check_config_file(file, machine=Machine(SMALL.resources, 1000))
+    with pytest.raises(ConfigurationError, match=r"'quantization: int8' needs .*; 'quantization: int4' needs"):
+        check_config_file(file, machine=Machine(SMALL.resources, need.weights - 1))
+    assert check_config_file(file, machine=Machine(SMALL.resources, 2 * (need.weights + need.cache)))
+
+
+def test_a_context_that_was_asked_for_must_fit_and_another_is_shortened(tmp_path: Path, folder: Path) -> None:
+    need = check_model(Settings(model=str(folder))).need
+    machine = Machine(SMALL.resources, need.weights + need.cache // 2)
+    notes = check_config_file(config_file(tmp_path, folder, {}), machine=machine)
+    assert any("the context will be shortened to" in note for note in notes)
+    asked = config_file(tmp_path, folder, {}, max_model_len=need.context)
+    with pytest.raises(ConfigurationError, match=r"a request of \d+ tokens, and .*'max_model_len: \d+' fits"):
+        check_config_file(asked, machine=machine)
+
+
+def test_memory_that_others_use_is_a_note(tmp_path: Path, folder: Path) -> None:
+    file = config_file(tmp_path, folder, {})
+    assert any(
+        "available now" in note for note in check_config_file(file, machine=Machine(SMALL.resources, 2**33, 1000))
+    )
+    assert not any("available now" in note for note in check_config_file(file, machine=SMALL))
+
+
+@pytest.mark.parametrize("stored", [np.float16, np.float32, ml_dtypes.bfloat16])
+def test_the_memory_is_that_of_the_files_dtype(folder: Path, stored: Any) -> None:
+    """Whatever config.json says; no CPU kernel reads float16."""
+    weights, _ = mpt_from_pretrained(folder)
+    data = json.loads((folder / "config.json").read_text())
+    save_checkpoint(weights, data, folder / "other", dtype=stored)
+    shutil.copy(folder / "tokenizer.json", folder / "other")
+    change_config(torch_dtype="bfloat16")(folder / "other")
+    loaded, _ = mpt_from_pretrained(folder / "other", format=WeightFormat(packed=True))
+    assert check_model(Settings(model=str(folder / "other"))).need.weights == weight_bytes(loaded)
 
 
 def test_the_builder_refuses_what_check_refuses(folder: Path) -> None:

@@ -78,7 +78,7 @@ def test_loading_then_ready_then_gone_then_ready_again(cluster: Cluster) -> None
 
 
 def test_how_far_the_furthest_generator_is(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    stages = {"a": LoadingStage(1, 0.5), "b": LoadingStage(1, 0.424)}
+    stages = {"a": LoadingStage(2, 0.5), "b": LoadingStage(2, 0.424)}
     monkeypatch.setattr(readiness, "furthest_stage", lambda names: max((stages[n] for n in names), default=None))
     loading = DeploymentState(0, CPU, "", starting=("b",))
     assert cluster.check(loading) == (False, "The model is loading: loading weights, 42%.")

@@ -260,9 +260,12 @@ def test_a_slow_client_gets_what_has_come_meanwhile_as_one(monkeypatch: pytest.M
         slow, fast = Client(), Client()
         slow.reads.clear()
         request = asyncio.create_task(server.request(slow))
+        await until(lambda: bool(slow.bodies))
         await server.request(fast)
         assert fast.body == ALL_EVENTS
-        await asyncio.sleep(0.05)
+        receiver = server.proxy._responses
+        assert receiver is not None
+        await until(lambda: receiver.waiting.bytes == len(ALL_EVENTS) - len(slow.body))
         assert len(slow.bodies) == 1
         slow.reads.set()
         await request
@@ -275,10 +278,11 @@ def test_a_slow_client_gets_what_has_come_meanwhile_as_one(monkeypatch: pytest.M
 
 def test_clients_that_do_not_read_have_bounded_memory_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """The one for whom most waits is taken for gone, when all that waits is too much."""
+    sizes, clients = [700, 200, 600, 300], list[Client]()
 
     async def scenario(server: Server) -> None:
         monkeypatch.setattr("mpt_serve.deployments.response_receiver.MAX_WAITING_BYTES", 1000)
-        clients = [Client() for _ in range(3)]
+        clients.extend(Client() for _ in sizes)
         for client in clients[:2]:
             client.reads.clear()
         first = asyncio.create_task(server.request(clients[0], ((b"bytes", b"700"),)))
@@ -290,8 +294,9 @@ def test_clients_that_do_not_read_have_bounded_memory_together(monkeypatch: pyte
         await server.request(clients[2], ((b"bytes", b"600"),))  # it reads, and is not among those that wait
         assert clients[2].complete
         assert waiting.bytes == 900
-        third = asyncio.create_task(server.request(other := Client(), ((b"bytes", b"300"), (b"slow", b"1"))))
+        other = clients[3]
         other.reads.clear()
+        third = asyncio.create_task(server.request(other, ((b"bytes", b"300"),)))
         await until(lambda: waiting.bytes == 500)
         await first  # its connection is closed with an incomplete response
         assert not clients[0].complete
@@ -305,7 +310,7 @@ def test_clients_that_do_not_read_have_bounded_memory_together(monkeypatch: pyte
         (size,) = (int(value) for name, value in scope["headers"] if name == b"bytes")
         await send(EVENTS)
         await send(part(b"data: x\n\n"))
-        await asyncio.sleep(0.01)
+        await until(lambda: bool(clients[sizes.index(size)].bodies))
         with suppress(OSError):  # its client is taken for gone
             await send(part(b"a" * size, more=False))
 
@@ -467,15 +472,18 @@ def assert_broken_off(client: Client) -> None:
 
 @pytest.mark.parametrize("error", [None, RuntimeError("Serve")])
 def test_an_ingress_that_dies_leaves_an_error_event(monkeypatch: pytest.MonkeyPatch, error: Exception | None) -> None:
+    clients: list[Client] = []
+
     async def dies(scope: Scope, receive: Receive, send: Send) -> None:
         await send(EVENTS)
         await send(part(b"data: x\n\n"))
-        await asyncio.sleep(0.01)
+        await until(lambda: bool(clients[0].bodies))
         if error is not None:
             raise error
 
     async def scenario(server: Server) -> None:
-        await server.request(client := Client())
+        clients.append(client := Client())
+        await server.request(client)
         assert client.body.startswith(b"data: x\n\n")
         assert_broken_off(client)
 

@@ -147,6 +147,12 @@ def backend(generator: FakeGenerator, max_requests: int = 8, capacity: int = 8, 
     return served
 
 
+async def turns() -> None:
+    """Let everything run that waits for nothing but its turn."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
 async def collect(served: ServeBackend, params: SamplingParams, prompt: Sequence[int] = (1, 2, 3)) -> list[Delta]:
     deltas: list[Delta] = []
     await served.generate(GenerationRequest(prompt, params, None, "r"), deltas.append)
@@ -290,7 +296,7 @@ async def collect_until(served: ServeBackend, params: SamplingParams, last: dict
         stopped.update(choice for choice, token in last.items() if token in delta.token_ids)
 
     await served.generate(GenerationRequest([1], params, None, "r"), on_delta, stopped)
-    await asyncio.sleep(0.01)  # for the calls in the background
+    await turns()  # for the calls in the background
     return deltas
 
 
@@ -510,7 +516,7 @@ def test_a_request_of_a_frozen_replica_continues_on_another(monkeypatch: pytest.
         request = asyncio.create_task(collect(served, SamplingParams(max_tokens=4)))
         while not generator.responses:
             await asyncio.sleep(0)
-        await asyncio.sleep(0.01)  # its first delta has come
+        await turns()  # its first delta has come
         generator.answers = [asyncio.Event()]
         await served.watchdog.check()
         await asyncio.gather(*served.watchdog._ending.values())
@@ -616,7 +622,7 @@ def test_a_text_is_encoded_by_another_tokenizer_when_the_first_freezes(monkeypat
         request = asyncio.create_task(served.encode("a b", True))
         while not tokenizer.calls:
             await asyncio.sleep(0)
-        await asyncio.sleep(0.01)
+        await turns()
         await served.tokenizer_watchdog.check()
         return await request
 

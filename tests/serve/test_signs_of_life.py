@@ -97,8 +97,11 @@ def test_a_heartbeat_is_heard_while_the_event_loop_of_its_process_stands_still()
             link = await links.to(address)
             assert link is not None
             assert links.to_if_open(address) is link
-            start_heartbeat(links.beat, period_s=0.001)
+            ended = start_heartbeat(links.beat, period_s=0.001)
             heard.wait(60)
+            ended.set()
+            link.close()
+            await asyncio.sleep(0)
 
         asyncio.run(send())
 

@@ -40,14 +40,14 @@ def test_the_stages_of_a_start(store: Store, loggers: list[logging.Logger]) -> N
     with reported_start("a"):
         assert (furthest_stage(["a"]), furthest_stage(["b"]), furthest_stage([])) == (LoadingStage(0, 0.0), None, None)
         weights.info("weights: %d of %d MiB read", 1, 4)
-        assert furthest_stage(["a", "b"]) == LoadingStage(1, 0.25)
+        assert furthest_stage(["a", "b"]) == LoadingStage(2, 0.25)
         weights.info("anything else")
         weights.info("weights: %d MiB", 4)
         with reported_start("b"):
-            assert furthest_stage(["a", "b"]) == LoadingStage(1, 1.0)
+            assert furthest_stage(["a", "b"]) == LoadingStage(2, 1.0)
         programs.info("programs: %d of %d compiled", 0, 20)
         stage = furthest_stage(["a"])
-        assert stage == LoadingStage(2, 0.0)
+        assert stage == LoadingStage(3, 0.0)
         assert stage.name == "compiling programs"
     assert store == {}
     assert [list(logging.getLogger(name).handlers) for name in ("mpt_serve", "model")] == handlers

@@ -27,8 +27,10 @@ from mpt_serve.deployments.tracing import Tracing, traced, tracing_from_environm
 from mpt_serve.engine.request import Delta
 from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.errors import RequestError
+from mpt_serve.openai.route_names import RouteNames
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+PATHS = ("/known", "/known/{id}", "/prefix/known", "/unknown", "/health")
 TRACEPARENT = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
 
 
@@ -62,13 +64,13 @@ def trace_of(span: ReadableSpan) -> str:
 
 
 def get(recorder: Recorder, path: str, endpoint: Any, headers: dict[str, str] | None = None) -> httpx.Response:
-    """Send a request to a traced application whose one known path is /known."""
-    app = Starlette(routes=[Route(any_path, endpoint) for any_path in ("/known", "/unknown", "/health")])
+    """Send a request to a traced application whose known paths are /known and those below it."""
+    app = Starlette(routes=[Route(any_path, endpoint) for any_path in PATHS])
 
     async def on_a_copy(scope: Scope, receive: Receive, send: Send) -> None:
         await app({**scope}, receive, send)
 
-    served = TracedApp(on_a_copy, recorder.tracing, ["/known"])
+    served = TracedApp(on_a_copy, recorder.tracing, RouteNames(["/known", "/known/{id}"]), "/prefix")
 
     async def scenario() -> httpx.Response:
         transport = httpx.ASGITransport(served, raise_app_exceptions=False)
@@ -103,6 +105,12 @@ def test_a_request_without_a_trace_begins_one(recorder: Recorder, headers: dict[
     raw = {name: value.encode("latin-1") for name, value in headers.items()}
     get(recorder, "/known", respond, raw)  # type: ignore[arg-type]
     assert recorder.spans["GET /known"].parent is None
+
+
+def test_ids_and_prefixes_are_no_part_of_a_spans_name(recorder: Recorder) -> None:
+    get(recorder, "/known/of-a-client", respond)
+    get(recorder, "/prefix/known", respond)
+    assert list(recorder.spans) == ["GET /known/{id}", "GET /known"]
 
 
 def test_polls_are_not_traced_and_paths_of_clients_not_shown(recorder: Recorder) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from model.checkpoint import load_progress
+from model.checkpoint import digest, load_progress
 from mpt_serve.engine import Engine, EngineConfig, programs
 from mpt_serve.engine.programs import Programs
 from mpt_serve.serve_logs.log_files import LogFiles
@@ -89,6 +89,26 @@ def test_weights_are_counted_while_they_are_read(
     assert (progress.loaded, progress.summary()) == (10, "weights 10 MiB")
 
 
+def test_the_first_reading_of_a_checkpoint_is_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes as long as the disk needs for all files, before anything is loaded."""
+    monkeypatch.setattr(load_progress, "_PERIOD_S", 0.0)
+    monkeypatch.setattr(digest, "_PIECE_BYTES", 2**20)
+    files = [tmp_path / name for name in ("a", "b")]
+    for file in files:
+        file.write_bytes(bytes(3 * 2**20 + 1))
+    with caplog.at_level(logging.INFO):
+        first = digest.content_digest(files, "mark", tmp_path / "memory")
+    progress = StartProgress()
+    for logged in caplog.records:
+        progress.take(logged.getMessage())
+    assert (progress.read, progress.checkpoint) == (6, 7)
+    caplog.clear()
+    assert digest.content_digest(files, "mark", tmp_path / "memory") == first
+    assert not caplog.records
+
+
 def test_addresses() -> None:
     config = {
         "http_options": {"host": "0.0.0.0", "port": 9},
@@ -113,6 +133,7 @@ def test_a_start_on_a_terminal_and_elsewhere(
     console = Console(file=shown, force_terminal=terminal, width=100)
     display = StartDisplay(LogFiles(tmp_path), ["http://host:1"], console)
     with file.open("a") as log:
+        log.write(GENERATOR.format(1, "Reading the checkpoint: 20 of 30 MiB"))
         log.write(GENERATOR.format(1, "weights: 500 of 1000 MiB read"))
         log.write(GENERATOR.format(2, "programs: 3 of 46 compiled"))
         log.write(
@@ -123,6 +144,7 @@ def test_a_start_on_a_terminal_and_elsewhere(
     assert not display.advance()
     (tmp_path / "replica_mpt_Ingress_bbbb.log").write_text(READY)
     display.run(threading.Event())
+    assert ("Reading the checkpoint" in shown.getvalue() and "20/30" in shown.getvalue()) == terminal
     assert ("Loading weights" in shown.getvalue() and " 500/1000" in shown.getvalue()) == terminal
     assert ("Compiling" in shown.getvalue() and "3/46" in shown.getvalue()) == terminal
     line, *more = capsys.readouterr().out.splitlines()

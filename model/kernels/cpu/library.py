@@ -36,6 +36,21 @@ class KeyCounts(NamedTuple):
     read: int
 
 
+class QuantiseArgs(ctypes.Structure):
+    """A matrix to quantise, as `quantize.h` declares it; arrays by their addresses."""
+
+    _fields_ = (
+        ("weight", ctypes.c_void_p),
+        ("dtype", ctypes.c_int32),  # 0: float32, 1: bfloat16
+        ("N", ctypes.c_int64),
+        ("K", ctypes.c_int64),
+        ("group", ctypes.c_int64),
+        ("data", ctypes.c_void_p),
+        ("row_scale", ctypes.c_void_p),
+        ("group_scale", ctypes.c_void_p),
+    )
+
+
 class KernelLibrary:
     """The loaded library.
 
@@ -52,6 +67,8 @@ class KernelLibrary:
         word, size = ctypes.c_uint32, ctypes.c_int64
         self._library.mpt_pack_panels.argtypes = [ctypes.c_void_p, size, size, word, size, size, ctypes.c_void_p]
         self._library.mpt_pack_panels.restype = None
+        self._library.mpt_quantise_panels.argtypes = [ctypes.POINTER(QuantiseArgs), size, size]
+        self._library.mpt_quantise_panels.restype = ctypes.c_bool
         self._library.mpt_key_counts.restype = None
         self._library.mpt_row_tile.restype = ctypes.c_int
         self._library.mpt_limit_threads.restype = None
@@ -91,6 +108,10 @@ class KernelLibrary:
     def pack_panels(self, words: int, rows: int, steps: int, padding: int, first: int, last: int, out: int) -> None:
         """Pack panels `first` to `last` of words [rows, steps] uint32 into out [panels, steps, 32]; by address."""
         self._library.mpt_pack_panels(words, rows, steps, padding, first, last, out)
+
+    def quantise_panels(self, args: QuantiseArgs, first: int, last: int) -> bool:
+        """Quantise panels `first` to `last` of a matrix; return False where a number of theirs is not finite."""
+        return bool(self._library.mpt_quantise_panels(ctypes.byref(args), first, last))
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""The responses of POST /v1/messages and /v1/messages/count_tokens, the events of streams, and errors."""
+"""The responses of POST /v1/messages and /v1/messages/count_tokens, the events of streams, errors, and models."""
 
 from typing import Any, Literal, NotRequired
 
@@ -8,6 +8,8 @@ from typing_extensions import TypedDict
 __all__ = [
     "AnthropicError",
     "AnthropicErrorDetails",
+    "AnthropicModel",
+    "AnthropicModelList",
     "ContentBody",
     "MessageBody",
     "MessageEvent",
@@ -102,6 +104,24 @@ class MessageEvent(TypedDict):
     usage: NotRequired[UsageOfMessage]
     error: NotRequired[AnthropicErrorDetails]
     request_id: NotRequired[None]
+
+
+class AnthropicModel(TypedDict):
+    """A model, for clients that send `anthropic-version`. Tokens are null while it loads."""
+
+    type: Literal["model"]
+    id: str
+    display_name: str
+    created_at: str  # RFC 3339
+    max_input_tokens: int | None
+    max_tokens: int | None
+
+
+class AnthropicModelList(TypedDict):
+    data: list[AnthropicModel]
+    has_more: bool
+    first_id: str
+    last_id: str
 
 
 class TokenCount(TypedDict):

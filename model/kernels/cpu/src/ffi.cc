@@ -2,6 +2,7 @@
 // arguments, because a wrong shape would be a read out of bounds.
 #include "ffi_arguments.h"
 #include "pack.h"
+#include "quantize.h"
 
 namespace mpt {
 namespace {
@@ -251,6 +252,9 @@ MPT_EXPORT bool mpt_use_kernels(const char* name) { return mpt::use_kernels(name
 MPT_EXPORT void mpt_pack_panels(const uint32_t* from, int64_t N, int64_t steps, uint32_t padding, int64_t first,
                                 int64_t last, uint32_t* to) {
   mpt::pack_panels(from, N, steps, padding, first, last, to);
+}
+MPT_EXPORT bool mpt_quantise_panels(const mpt::QuantiseArgs* args, int64_t first, int64_t last) {
+  return mpt::quantise_panels(*args, first, last);
 }
 MPT_EXPORT void mpt_key_counts(int64_t* met, int64_t* left_out) {
   *met = mpt::key_counts().met, *left_out = mpt::key_counts().left_out;
