@@ -28,7 +28,8 @@ using Element =
 struct KeyRun {
   const void* k;
   const void* v;
-  const void* ahead;  // keys that are needed next
+  const void* along_k;  // what is fetched along with the keys, and along with the values
+  const void* along_v;
   int64_t begin, end, stride;
 };
 
@@ -120,12 +121,18 @@ __attribute__((noinline)) void score_run(const float* q, int64_t width, const Ke
   constexpr DType D = From::kType;
   const int64_t begin = std::max(seen.begin, run.begin), end = std::min(seen.end, run.end);
   const Element<D>* k = static_cast<const Element<D>*>(run.k) - run.begin * run.stride;
+  const auto prefetch = [&](int64_t key, int64_t count) {
+    From::prefetch(run.along_k, (key - run.begin) * run.stride, count * run.stride);
+  };
   int64_t key = begin;
   for (; key + kKeysAtOnce <= end; key += kKeysAtOnce) {
-    From::prefetch(run.v, (key - run.begin) * run.stride, kKeysAtOnce * run.stride);
+    prefetch(key, kKeysAtOnce);
     dot_products<D, R, kKeysAtOnce>(q, width, k + key * run.stride, run.stride, scores + key);
   }
-  for (; key < end; ++key) dot_products<D, R, 1>(q, width, k + key * run.stride, run.stride, scores + key);
+  for (; key < end; ++key) {
+    prefetch(key, 1);
+    dot_products<D, R, 1>(q, width, k + key * run.stride, run.stride, scores + key);
+  }
 }
 
 // Adds weight * value of `count` keys to R queries, J vectors of each.
@@ -158,7 +165,7 @@ __attribute__((noinline)) void weigh_run(const float* weights, const KeyRun& run
   const int64_t begin = std::max(seen.begin, run.begin), count = std::min(seen.end, run.end) - begin;
   if (count <= 0) return;
   const E* v = static_cast<const E*>(run.v) + (begin - run.begin) * run.stride;
-  const E* ahead = static_cast<const E*>(run.ahead) + (begin - run.begin) * run.stride;
+  const E* ahead = static_cast<const E*>(run.along_v) + (begin - run.begin) * run.stride;
   weights += begin;
   int64_t d = 0;
   const auto add = [&](auto vectors) {

@@ -25,6 +25,7 @@ struct AttentionSchedule {
     for (const Tile& tile : tiles) {
       products += 2 * tile.products * a.H * a.hd;
       keys += tile.position + tile.tokens - first_key(a, tile);
+      short_tiles = short_tiles && tile.tokens <= kShort;
     }
   }
 
@@ -39,9 +40,11 @@ struct AttentionSchedule {
   const bool alibi_horizon;             // whether a query may have keys to skip
   const std::vector<float> allowances;  // [H] of the ALiBi horizon
   const std::vector<int64_t> heads;     // of keys, in the order of work
+  bool short_tiles = true;              // whether all have few tokens
   int64_t products = 0, keys = 0;       // of queries and keys, in all heads; of the tiles, for one head of keys
 
  private:
+  static constexpr int64_t kShort = 8;
   // Queries of a tile, over its heads; more where more heads than that share one head of keys.
   static constexpr int64_t kTileQueries = 128 / kQueries * kQueries;
 

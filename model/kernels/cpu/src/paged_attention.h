@@ -33,14 +33,15 @@ class PagedAttention : public Work {
         schedule(schedule),
         group(a.H / a.Hkv),
         width((a.hd + VL - 1) / VL * VL),
+        alone(schedule.tiles.size() == 1 && schedule.tiles[0].tokens == args.T),
         rule{a.scale, a.softcap, a.window} {}
 
   void add_to(Phases& phases) override {
     const auto write = [](void* self, int64_t chunk) { static_cast<PagedAttention*>(self)->write_tokens(chunk); };
     const auto attend = [](void* self, int64_t chunk) { static_cast<PagedAttention*>(self)->attend_units(chunk); };
     if (a.counts) a.counts->met.fetch_add(schedule.keys * a.Hkv, std::memory_order_relaxed);
-    phases.push_back({(a.T + kTokensPerWrite - 1) / kTokensPerWrite, write, this});
-    phases.push_back({(units() + units_together() - 1) / units_together(), attend, this});
+    if (!alone) phases.push_back({(a.T + kTokensPerWrite - 1) / kTokensPerWrite, write, this});
+    phases.push_back({(units() + units_together() - 1) / units_together(), attend, this, nullptr, in_parts()});
   }
 
  private:
@@ -77,9 +78,15 @@ class PagedAttention : public Work {
   // it computes the one before.
   int64_t units_together() const { return std::clamp<int64_t>(units() / 64, 1, 4); }
 
+  // Whether each thread begins with units that follow each other: the next one is known then, and its keys are fetched.
+  // Few units that take different times are taken in their order, in which the last ones are short.
+  bool in_parts() const { return schedule.short_tiles && (!schedule.alibi_horizon || units() >= 64); }
+
   void attend_units(int64_t chunk) const {
     const int64_t begin = chunk * units_together(), end = std::min(begin + units_together(), units());
-    for (int64_t i = begin; i < end; ++i) attend_unit(unit(i), i + 1 < end ? unit(i + 1) : Unit{nullptr, 0});
+    // With parts, a thread's next chunk follows too.
+    const int64_t known = in_parts() ? units() : end;
+    for (int64_t i = begin; i < end; ++i) attend_unit(unit(i), i + 1 < known ? unit(i + 1) : Unit{nullptr, 0});
   }
 
   int64_t token_width() const { return (a.H + 2 * a.Hkv) * a.hd; }
@@ -87,11 +94,15 @@ class PagedAttention : public Work {
   // Token t's keys and values to its slot; its outputs are zeros until a row's tile fills them.
   void write_token(int64_t t) const {
     std::fill(a.out + t * a.H * a.hd, a.out + (t + 1) * a.H * a.hd, 0.f);
+    write_heads(t, 0, a.Hkv);
+  }
+
+  void write_heads(int64_t t, int64_t first, int64_t last) const {
     const int64_t slot = a.slots[t];
     if (slot < 0 || slot >= a.N * a.block) return;
     const float* k = a.qkv + t * token_width() + a.H * a.hd;
     const float* v = k + a.Hkv * a.hd;
-    for (int64_t h = 0; h < a.Hkv; ++h) {
+    for (int64_t h = first; h < last; ++h) {
       const int64_t to = (slot / a.block * a.Hkv + h) * a.block + slot % a.block;
       const vf squares = write(k + h * a.hd, a.k_pool, a.key_scales, to);
       if (a.key_norms) {
@@ -140,11 +151,17 @@ class PagedAttention : public Work {
   void attend_unit(const Unit& unit, const Unit& following) const {
     const Tile& tile = *unit.tile;
     const int64_t kv_head = unit.kv_head;
+    if (alone) {
+      for (int64_t t = 0; t < a.T; ++t) write_heads(t, kv_head, kv_head + 1);
+    }
     const bool widen = a.hd % VL != 0 || tile.tokens * group > kQueries;
     const Buffers buffers = make_buffers(tile.tokens * group);
     take_queries(tile, kv_head, buffers.queries);
     const int64_t end = tile.position + tile.tokens, first = AttentionSchedule::first_key(a, tile);
     int64_t start = (end - 1) / kKeys * kKeys, left_out = 0;
+    // The first keys and values of the unit that the last one looked ahead to.
+    thread_local const void *fetched_keys = nullptr, *fetched_values = nullptr;
+    const bool one_block = start - kKeys < first;
     KeyBlock blocks[2], *block = blocks, *next = blocks + 1;
     next->start = -1;
     float longest = 0;
@@ -158,15 +175,18 @@ class PagedAttention : public Work {
       std::swap(block, next);
       if (block->start != start) {
         locate(tile.row, kv_head, start, end, block);
-        fetch(*block);
+        if (block->run[0].k != fetched_keys) fetch_keys(*block);
+        if (one_block && block->run[0].v != fetched_values) fetch_values(*block);
       }
       if (start > first && (!schedule.alibi_horizon || may_need(buffers.queries, start - kKeys, longest, rule))) {
         locate(tile.row, kv_head, start - kKeys, end, next);
-        look_ahead(block, *next);
+        look_ahead(block, *next, false);
       } else if (start <= first && following.tile) {
         const int64_t keys = following.tile->position + following.tile->tokens;
         locate(following.tile->row, following.kv_head, (keys - 1) / kKeys * kKeys, keys, next);
-        look_ahead(block, *next);
+        look_ahead(block, *next, one_block);
+        fetched_keys = next->run[0].k;
+        if (one_block) fetched_values = next->run[0].v;
       }
       take_scales(tile.row, kv_head, block, buffers.scales);
       if (widen) {
@@ -199,7 +219,7 @@ class PagedAttention : public Work {
     for_runs(row, kv_head, start, std::min(end, start + kKeys), [&](int64_t at, int64_t position, int64_t stop) {
       const Element<D>* k = static_cast<const Element<D>*>(a.k_pool) + at * a.hd;
       const Element<D>* v = static_cast<const Element<D>*>(a.v_pool) + at * a.hd;
-      block->run[block->runs++] = {k, v, k, position - start, stop - start, a.hd};
+      block->run[block->runs++] = {k, v, v, k, position - start, stop - start, a.hd};
     });
   }
 
@@ -225,24 +245,36 @@ class PagedAttention : public Work {
     }
   }
 
-  static void fetch(const KeyBlock& block) {
+  static void fetch_keys(const KeyBlock& block) {
     for (int n = 0; n < block.runs; ++n) {
       const KeyRun& run = block.run[n];
       Source<D, true>::prefetch(run.k, 0, (run.end - run.begin) * run.stride);
     }
   }
 
+  static void fetch_values(const KeyBlock& block) {
+    for (int n = 0; n < block.runs; ++n) {
+      const KeyRun& run = block.run[n];
+      Source<D, true>::prefetch(run.v, 0, (run.end - run.begin) * run.stride);
+    }
+  }
+
   // Has the keys of `next` fetched along with the values of `block`, key by key, and those beyond its own keys now.
-  static void look_ahead(KeyBlock* block, const KeyBlock& next) {
+  // With `values`, its keys along with the keys of `block` and its values along with the values: units of one block are
+  // so short that memory would not answer in time.
+  static void look_ahead(KeyBlock* block, const KeyBlock& next, bool values) {
     for (int n = 0; n < next.runs; ++n) {
       const KeyRun& run = next.run[n];
       const int64_t keys = run.end - run.begin;
       int64_t along = 0;
       if (n < block->runs) {
-        block->run[n].ahead = run.k;
-        along = std::min(keys, block->run[n].end - block->run[n].begin);
+        KeyRun& own = block->run[n];
+        own.along_v = values ? run.v : run.k;
+        if (values) own.along_k = run.k;
+        along = std::min(keys, own.end - own.begin);
       }
       Source<D, true>::prefetch(run.k, along * run.stride, (keys - along) * run.stride);
+      if (values) Source<D, true>::prefetch(run.v, along * run.stride, (keys - along) * run.stride);
     }
   }
 
@@ -250,10 +282,10 @@ class PagedAttention : public Work {
   void widen_keys(KeyBlock* block, const Buffers& buffers) const {
     for (int n = 0; n < block->runs; ++n) {
       const KeyRun& run = block->run[n];
-      widen(run.k, run.v, run.end - run.begin, buffers.k + run.begin * width);
-      widen(run.v, run.ahead, run.end - run.begin, buffers.v + run.begin * width);
+      widen(run.k, run.along_k, run.end - run.begin, buffers.k + run.begin * width);
+      widen(run.v, run.along_v, run.end - run.begin, buffers.v + run.begin * width);
     }
-    block->run[0] = {buffers.k, buffers.v, buffers.k, 0, block->run[block->runs - 1].end, width};
+    block->run[0] = {buffers.k, buffers.v, buffers.k, buffers.v, 0, block->run[block->runs - 1].end, width};
     block->runs = 1;
   }
 
@@ -320,6 +352,7 @@ class PagedAttention : public Work {
   const AttentionSchedule& schedule;
   const int64_t group;  // query heads of one head of keys
   const int64_t width;  // features of a head in whole vectors
+  const bool alone;     // whether all tokens are of one tile: then no other unit reads the keys that a unit writes
   const ScoreRule rule;
 };
 

@@ -32,23 +32,35 @@ void relax() {
 #endif
 }
 
+// Chunks that follow each other, and the next one to claim.
+struct alignas(64) Lane {
+  std::atomic<int64_t> next{0};
+  int64_t end = 0;
+};
+
 // A phase and how far it has come.
 struct alignas(64) Stage {
   Phase phase;
-  alignas(64) std::atomic<int64_t> next{0};
+  Lane* lanes = nullptr;
+  int lane_count = 0;
   alignas(64) std::atomic<int64_t> done{0};
 
-  // Works until no chunk is left to claim. Nothing of the phase is touched without a claimed chunk: without one, its
-  // call may have returned.
-  void work() {
-    int64_t chunk = next.fetch_add(1, std::memory_order_relaxed);
-    if (chunk >= phase.count) return;
-    if (phase.enter) phase.enter(phase.context);
-    do {
-      phase.run(phase.context, chunk);
-      done.fetch_add(1, std::memory_order_release);
-      chunk = next.fetch_add(1, std::memory_order_relaxed);
-    } while (chunk < phase.count);
+  // Works until no chunk is left to claim, beginning with the thread's own lane. Nothing of the phase is touched
+  // without a claimed chunk: without one, its call may have returned.
+  void work(int thread) {
+    int64_t own = 0;
+    for (int i = 0; i < lane_count; ++i) {
+      Lane& lane = lanes[(thread + i) % lane_count];
+      int64_t chunk = lane.next.fetch_add(1, std::memory_order_relaxed);
+      if (chunk >= lane.end) continue;
+      if (own == 0 && phase.enter) phase.enter(phase.context);
+      do {
+        phase.run(phase.context, chunk);
+        ++own;
+        chunk = lane.next.fetch_add(1, std::memory_order_relaxed);
+      } while (chunk < lane.end);
+    }
+    if (own) done.fetch_add(own, std::memory_order_release);
   }
 
   bool finished() const { return done.load(std::memory_order_acquire) >= phase.count; }
@@ -67,20 +79,31 @@ struct alignas(64) Stage {
 }  // namespace
 
 struct Job {
-  Job(const Phase* phases, int64_t count) : count(count), stages(new Stage[count]) {
-    for (int64_t i = 0; i < count; ++i) stages[i].phase = phases[i];
+  Job(const Phase* phases, int64_t count, int threads)
+      : count(count), stages(new Stage[count]), lanes(new Lane[count * threads]) {
+    for (int64_t i = 0; i < count; ++i) {
+      Stage& stage = stages[i];
+      stage.phase = phases[i], stage.lanes = &lanes[i * threads], stage.lane_count = phases[i].parts ? threads : 1;
+      for (int64_t lane = 0; lane < stage.lane_count; ++lane) {
+        stage.lanes[lane].next.store(phases[i].count * lane / stage.lane_count, std::memory_order_relaxed);
+        stage.lanes[lane].end = phases[i].count * (lane + 1) / stage.lane_count;
+      }
+    }
   }
 
   // Returns once no chunk is left to claim, and all phases but possibly the last are done.
   void work() {
+    const int thread = arrived.fetch_add(1, std::memory_order_relaxed);
     for (int64_t i = 0; i < count; ++i) {
-      if (!stages[i].finished()) stages[i].work();
+      if (!stages[i].finished()) stages[i].work(thread);
       if (i + 1 < count) stages[i].wait();
     }
   }
 
   const int64_t count;
   const std::unique_ptr<Stage[]> stages;
+  const std::unique_ptr<Lane[]> lanes;  // of all stages
+  std::atomic<int> arrived{0};          // threads
 };
 
 namespace {
@@ -159,12 +182,13 @@ void limit_threads(int threads) { thread_limit = threads; }
 
 void PhaseRun::begin(Pool& pool, int threads, const Phase* phases, int64_t count) {
   if (count == 0) return;
-  job_ = std::make_shared<Job>(phases, count);
   int64_t most = 0;
   for (int64_t i = 0; i < count; ++i) most = std::max(most, phases[i].count);
   if (threads > pool.threads()) threads = pool.threads();
   if (const int limit = thread_limit; limit > 0 && threads > limit) threads = limit;
   if (threads > most) threads = static_cast<int>(most);
+  if (threads < 1) threads = 1;
+  job_ = std::make_shared<Job>(phases, count, threads);
   for (int helper = 1; helper < threads; ++helper) {
     if (WaitingHelpers::instance().hand_over(job_)) continue;
     // A helper that starts late finds every chunk claimed, and accesses nothing that the phases refer to.

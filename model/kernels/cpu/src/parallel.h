@@ -24,12 +24,14 @@ class Pool {
 void limit_threads(int threads);
 
 // `count` chunks of work; `run(context, chunk)` computes one. `enter(context)`, if there is one, runs on each thread
-// before its first chunk.
+// before its first chunk. Threads take the chunks in their order; with `parts`, each begins with its own part, whose
+// chunks follow each other, and then takes what others have left of theirs.
 struct Phase {
   int64_t count;
   void (*run)(void* context, int64_t chunk);
   void* context;
   void (*enter)(void* context) = nullptr;
+  bool parts = false;
 };
 
 template <class F>
