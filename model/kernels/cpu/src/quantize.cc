@@ -1,5 +1,6 @@
 // Quantises weights while they are packed. `checkpoint/quantize.py` is the definition, which this equals bit for bit:
-// products and sums are not contracted (see CMakeLists.txt), and sums have 16 parts in a fixed order on every processor.
+// products and sums are not contracted (see CMakeLists.txt), and sums have 16 parts in a fixed order on every
+// processor.
 #include "quantize.h"
 
 #include <algorithm>
@@ -139,7 +140,8 @@ MPT_INSIDE void to_int4(const float* numbers, float inverse, Floats& v) {
 }
 MPT_INSIDE float inverse_of(float scale) { return std::fabs(scale) > kLeast ? 1.f / scale : 0.f; }
 
-// Quantises a row of `groups` groups; relative: [groups], each `stride` from the last. full: as many numbers, written here.
+// Quantises a row of `groups` groups; relative: [groups], each `stride` from the last. full: as many numbers, written
+// here.
 MPT_CLONES float int4_row(const float* row, int64_t K, int64_t group, int64_t space, int64_t groups, float* full,
                           uint8_t* codes, uint16_t* relative, int64_t stride) {
   float top = 0;
@@ -230,9 +232,9 @@ bool quantise_panels(const QuantiseArgs& a, int64_t first, int64_t last) {
       if (!read_row(a, n, width, space, row.data())) return false;
       const int64_t feature = n % kPanel;
       uint8_t* codes = reinterpret_cast<uint8_t*>(words.data() + feature * steps);
-      a.row_scale[n] = int4 ? int4_row(row.data(), a.K, width, space, groups, full.data(), codes, group_scale + feature,
-                                       kPanel)
-                            : int8_row(row.data(), a.K, codes);
+      a.row_scale[n] =
+          int4 ? int4_row(row.data(), a.K, width, space, groups, full.data(), codes, group_scale + feature, kPanel)
+               : int8_row(row.data(), a.K, codes);
     }
     write_panel(words.data(), steps, int4, reinterpret_cast<uint32_t*>(a.data) + panel * steps * columns);
   }
