@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections import Counter
 from typing import Any, NoReturn
 
 from mpt_serve.configuration.limits import Limits
@@ -81,8 +82,7 @@ def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return an object. A function in Python: with none, parsing keeps the interpreter's lock until it is done."""
     value = dict(members)
     if len(value) < len(members):  # all but the last would be ignored, and other parsers take the first
-        names = [name for name, _ in members]
-        twice = next(name for number, name in enumerate(names) if name in names[:number])
+        twice = next(name for name, times in Counter(name for name, _ in members).items() if times > 1)
         member = f"the member '{twice}'" if _FIELD_NAME.fullmatch(twice) else "a member"
         raise _BadJsonError(f"has {member} twice")
     return value
