@@ -73,8 +73,13 @@ def test_a_request_goes_over_the_link_where_it_can() -> None:
 
         async def goes_over_link(**fields: Any) -> bool:
             """Send a request, and return which way it went."""
-            parts = {"ids": (1, 2), "params": SamplingParams(max_tokens=5), "grammar": None, "request_id": "r"}
-            parts |= fields
+            parts: dict[str, Any] = {
+                "ids": (1, 2),
+                "params": SamplingParams(max_tokens=5),
+                "grammar": None,
+                "request_id": "r",
+                **fields,
+            }
             before = len(over_link), len(handle.calls)
             deltas: list[Delta] = []
             await asyncio.wait_for(served.generate(GenerationRequest(**parts), deltas.append), 60)
