@@ -9,6 +9,8 @@ from mpt_serve.commands.server_client import ServerClient
 
 __all__ = ["Conversation", "Reply"]
 
+_SHORT_S = 0.1
+
 
 @dataclass
 class Reply:
@@ -26,8 +28,15 @@ class Reply:
     finish_reason: str | None = None
 
     def tokens_per_s(self) -> float | None:
-        """Return the rate after the first token; None where one token alone came."""
-        return (self.tokens - 1) / self.seconds if self.tokens > 1 and self.seconds > 0 else None
+        """Return the rate after the first token; None where one token alone came.
+
+        Of a short reply it is that since the message was sent: tokens that came together say nothing of the rate.
+        """
+        if self.tokens < 2 or self.ttft_s is None:
+            return None
+        if self.seconds < _SHORT_S:
+            return self.tokens / (self.ttft_s + self.seconds)
+        return (self.tokens - 1) / self.seconds
 
     def summary(self) -> str:
         """Return the figures as one line."""

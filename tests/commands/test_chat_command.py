@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 from waiting import PATIENCE_S, attempts
 
 from mpt_serve.commands.app import app
+from mpt_serve.commands.conversation import Reply
 
 ROOT = Path(__file__).parents[2]
 
@@ -190,3 +191,13 @@ def test_a_refusal_ends_neither_the_program_nor_the_conversation(server: Server,
     terminal.type("one\n")
     terminal.wait_for("[user]one[assistant]")
     assert contents(server.backend) == [("user", "one")]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "ttft_s", "seconds", "rate"),
+    [(101, 0.5, 2.0, 50.0), (11, 0.08, 0.02, 110.0), (8, 0.1, 0.0, 80.0), (1, 0.1, 0.0, None), (0, None, 0.0, None)],
+)
+def test_the_rate_of_a_reply_is_never_that_of_tokens_that_came_together(
+    tokens: int, ttft_s: float | None, seconds: float, rate: float | None
+) -> None:
+    assert Reply(tokens=tokens, ttft_s=ttft_s, seconds=seconds).tokens_per_s() == pytest.approx(rate)

@@ -4,6 +4,8 @@ import { request } from "./api.js";
 import { events } from "./events.js";
 import { streamed } from "./requests.js";
 
+const SHORT_MS = 100;
+
 /**
  * The output of one request.
  * text; calls: [{id, name, args}]; tokens: [{text, logprob, others: [[text, logprob]]}], if they were requested;
@@ -59,11 +61,16 @@ export class Generation {
     return this._firstAt === null ? null : this._firstAt - this._sentAt;
   }
 
-  /** Tokens per second after the first event with tokens; null before the second one. */
+  /**
+   * Tokens per second after the first event with tokens; null before the second one. Of an output whose events took less
+   * than SHORT_MS, since the request was sent: they may have come together, in which case their distance says nothing.
+   */
   get tokensPerSecond() {
-    const count = (this.usage?.completion_tokens ?? 0) - this._firstCount;
-    const seconds = (this._lastAt - (this._firstAt ?? 0)) / 1000;
-    return this._firstAt === null || count <= 0 || seconds <= 0 ? null : count / seconds;
+    const all = this.usage?.completion_tokens ?? 0;
+    if (this._firstAt === null || all <= this._firstCount) return null;
+    const short = this._lastAt - this._firstAt < SHORT_MS;
+    const [count, since] = short ? [all, this._sentAt] : [all - this._firstCount, this._firstAt];
+    return (1000 * count) / (this._lastAt - since);
   }
 
   /** The speed in words, for the line below an output. */
