@@ -1,19 +1,16 @@
 """The Generator's end of the links that carry deltas to the Ingresses.
 
 There is one frame for each step of the engine, written by the engine's own thread. While an Ingress reads slowly, the
-deltas of each choice are merged. What comes back on the connection ends requests, and begins those that need not wait
-for their call of Serve's.
+deltas of each choice are merged. What comes back on the connection ends requests.
 """
 
 import asyncio
 import socket
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
 
 from mpt_serve.deployments.delta_wire import encode, merged
 from mpt_serve.deployments.link_sender import Link, Links
-from mpt_serve.deployments.request_wire import LinkRequest, Message, decode_request
 from mpt_serve.engine.request import AbortReason, Delta
 from mpt_serve.errors import EngineClosedError
 
@@ -22,20 +19,15 @@ __all__ = ["DeltaLink", "LinkedRequest", "delta_links"]
 # Ends a request in the engine, or one choice of it: takes its id, the choice's index or None, and the reason.
 Abort = Callable[[str, int | None, AbortReason], None]
 
-# Submits a request that came over the link; takes what receives its deltas, too. Raises what the request's call raises.
-Begin = Callable[[LinkRequest, Callable[[Delta], None]], object]
-
 
 class LinkedRequest:
     """One request whose deltas go over a link.
 
     ended: done when every choice has finished; fails with EngineClosedError when the link is lost before.
-    begun_here: the request came over the link, and its call of Serve's follows it.
     """
 
-    def __init__(self, link: "DeltaLink", number: int, request_id: str, choices: int, begun_here: bool = False) -> None:
+    def __init__(self, link: "DeltaLink", number: int, request_id: str, choices: int) -> None:
         self.request_id = request_id
-        self.begun_here = begun_here
         self.ended: asyncio.Future[None] = link.loop.create_future()
         self._link = link
         self._number = number
@@ -47,18 +39,17 @@ class LinkedRequest:
         if delta.finish_reason is not None:
             self._unfinished -= 1
             if not self._unfinished:
-                self._link.call_on_loop(self.end)
+                self._link.call_on_loop(self._end)
 
-    def end(self) -> None:
-        """Take note that nothing more is to come."""
+    def lose(self) -> None:
+        """Fail, since the link is lost."""
+        if not self.ended.done():
+            self.ended.set_exception(EngineClosedError("the connection to the Ingress was lost"))
+            self.ended.exception()  # nobody may await it any more
+
+    def _end(self) -> None:
         if not self.ended.done():
             self.ended.set_result(None)
-
-    def fail(self, error: BaseException) -> None:
-        """End with an error."""
-        if not self.ended.done():
-            self.ended.set_exception(error)
-            self.ended.exception()  # nobody may await it any more
 
 
 class DeltaLink(Link[Delta]):
@@ -71,10 +62,8 @@ class DeltaLink(Link[Delta]):
         loop: asyncio.AbstractEventLoop,
         on_lost: Callable[[], None],
         abort: Abort,
-        begin: Begin,
     ) -> None:
         self._abort = abort
-        self._begin = begin
         self._requests: dict[int, LinkedRequest] = {}
         super().__init__(link_id, connection, loop, on_lost)
 
@@ -88,10 +77,6 @@ class DeltaLink(Link[Delta]):
         """Forget a request."""
         self._requests.pop(number, None)
 
-    def begun(self, number: int) -> LinkedRequest | None:
-        """Return a request that came over this link; None once its Ingress has left it."""
-        return self._requests.get(number)
-
     def encode(self, posted: Iterable[tuple[int, Delta]]) -> bytes:
         """Return a frame of the deltas, those of each choice merged."""
         choices: dict[tuple[int, int], list[Delta]] = {}
@@ -99,40 +84,19 @@ class DeltaLink(Link[Delta]):
             choices.setdefault((number, delta.index), []).append(delta)
         return encode((number, merged(deltas)) for (number, _), deltas in choices.items())
 
-    def take(self, message: Any) -> None:
-        """Begin a request, or end one, or one choice of it, that the Ingress has no more use for."""
-        number, *rest = message
-        if len(rest) > 1:
-            self._begin_request(message)
-            return
-        [index] = rest
+    def take(self, message: tuple[int, int | None]) -> None:
+        """End a request, or one choice of it, that the Ingress has no more use for."""
+        number, index = message
         if (request := self._requests.get(number)) is not None:
-            if not request.ended.done():
-                self._abort(request.request_id, index, "cancelled" if index is None else "stop")
-            if index is None and request.begun_here:
-                self.close_request(number)
-                request.end()
+            self._abort(request.request_id, index, "cancelled" if index is None else "stop")
 
     def lose(self) -> None:
-        """Fail the requests, and end those in the engine whose calls may not have come."""
+        """Fail the requests."""
         for request in self._requests.values():
-            request.fail(EngineClosedError("the connection to the Ingress was lost"))
-            if request.begun_here:
-                self._abort(request.request_id, None, "cancelled")
+            request.lose()
         self._requests.clear()
 
-    def _begin_request(self, message: Message) -> None:
-        """Begin a request; what that raises, its call raises."""
-        number, request_id, _, params, _ = message
-        request = LinkedRequest(self, number, request_id, params.get("n", 1), begun_here=True)
-        self._requests[number] = request
-        try:
-            self._begin(decode_request(message), request.post)
-        except Exception as error:
-            request.fail(error)
-        self.flush()  # what the engine may have posted at once
 
-
-def delta_links(abort: Abort, begin: Begin) -> Links[DeltaLink]:
+def delta_links(abort: Abort) -> Links[DeltaLink]:
     """Return the links of one Generator."""
-    return Links(partial(DeltaLink, abort=abort, begin=begin), "Ingress")
+    return Links(partial(DeltaLink, abort=abort), "Ingress")

@@ -19,7 +19,6 @@ from mpt_serve.deployments.link_wire import LinkAddress
 from mpt_serve.deployments.logs import log_through_serve
 from mpt_serve.deployments.memory import device_bytes, memory_text, resident_bytes
 from mpt_serve.deployments.replicas import own_names
-from mpt_serve.deployments.request_wire import LinkRequest
 from mpt_serve.deployments.start_report import reported_start
 from mpt_serve.deployments.tracing import Carrier, tracing_from_environment, watched_generation
 from mpt_serve.deployments.version import Version
@@ -53,7 +52,7 @@ class Generator:
         self._version = Version.of(settings)
         with reported_start(self._replica):
             self._engine, self._grammars = _load(settings)
-        self._links = delta_links(self._engine.cancel, self._begin_from_link)
+        self._links = delta_links(self._engine.cancel)
         self._engine.on_delivered = self._links.flush
         start_heartbeat(self._links.beat)
         stall_timeout_s = settings.engine.stall_timeout_s
@@ -74,7 +73,6 @@ class Generator:
         address: LinkAddress | None = None,
         carrier: Carrier | None = None,
         embeds: PromptEmbeds | None = None,
-        begun: bool = False,
     ) -> AsyncIterator[Delta | str]:
         """Generate the request's choices; closing the iterator ends them in the engine.
 
@@ -85,14 +83,9 @@ class Generator:
         spec: the grammar that every choice must match, which is compiled first.
         address: of the Ingress, for its link. carrier: of the request's trace; None where it is not traced.
         embeds: what stands in the prompt in place of ids.
-        begun: the request came over the link before; the call lasts as long as the request, for Serve to count it,
-            and yields nothing.
         Raises RequestError for a request that the engine refuses, EngineClosedError when it has stopped or the link is
         lost.
         """
-        if begun:
-            await self._follow(request_id, address)
-            return
         with watched_generation(self._tracing, carrier, request_id, len(prompt_ids)) as watch:
 
             def submit(listener: Callable[[Delta], None]) -> str:
@@ -121,19 +114,6 @@ class Generator:
                     self._engine.cancel(request_id)
             finally:
                 link.close_request(address.number)
-
-    async def _follow(self, request_id: str, address: LinkAddress | None) -> None:
-        """Wait for the end of a request that came over the link, unless its Ingress has left it already."""
-        link = None if address is None else await self._links.to(address)
-        request = None if link is None or address is None else link.begun(address.number)
-        if request is not None:
-            try:
-                await request.ended
-            finally:
-                self._engine.cancel(request_id)
-
-    def _begin_from_link(self, request: LinkRequest, on_delta: Callable[[Delta], None]) -> None:
-        self._submit(request.prompt_ids, request.params, request.request_id, request.generated, None, on_delta)
 
     async def end_choice(self, request_id: str, index: int) -> None:
         """End a choice that reached a stop string, if this replica has it; the request's other choices continue."""
@@ -199,8 +179,7 @@ class Generator:
             await self.check_health()
         except RuntimeError as error:
             stalled = str(error)
-        requests = self._engine.request_ids()
-        return ReplicaReport(self._actor, requests, stalled, None if link is None else link.id, takes_work=True)
+        return ReplicaReport(self._actor, self._engine.request_ids(), stalled, None if link is None else link.id)
 
     async def check_health(self) -> None:
         """Raise RuntimeError if the engine stopped, stalled or computes no numbers: Serve then replaces it."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import Callable, Coroutine, Sequence, Set
+from collections.abc import Coroutine, Sequence, Set
 from typing import Any, TypeVar
 
 from ray.exceptions import RayTaskError
@@ -10,8 +10,6 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from mpt_serve.deployments.delta_receiver import Delivery, DeltaReceiver
-from mpt_serve.deployments.link_receiver import Connection
-from mpt_serve.deployments.request_wire import LinkRequest, encode_request
 from mpt_serve.deployments.traced_app import current_carrier
 from mpt_serve.engine.request import Delta
 from mpt_serve.errors import RequestError
@@ -21,7 +19,6 @@ from mpt_serve.openai.errors import NotReadyError
 __all__ = ["ReplicaClient", "translated"]
 
 _BROADCAST_WAIT_S = 10.0
-_MOST_LINK_IDS = 8192  # of a request that goes over a link, on which aborts of others wait for it
 
 T = TypeVar("T")
 
@@ -31,16 +28,9 @@ class ReplicaClient:
 
     Each request has its own call, through which Serve balances and counts; its deltas come over the link of its
     replica, or as the items of the call where there is no link. What happens to them, either way, is `Delivery`.
-    Where there is one replica, so that Serve has no choice, the request itself goes over the link too, and need not
-    wait for the call, which takes milliseconds.
-
-    only_connection: returns that of the one replica, if there is just one and it takes requests on its link.
     """
 
-    def __init__(
-        self, generator: DeploymentHandle, only_connection: Callable[[], Connection | None] = lambda: None
-    ) -> None:
-        self._only_connection = only_connection
+    def __init__(self, generator: DeploymentHandle) -> None:
         # By gRPC rather than by Ray's object store: an item is a few bytes, and costs half the time that way.
         self._generator = generator.options(stream=True, _by_reference=False)
         self.receiver = DeltaReceiver()
@@ -69,42 +59,24 @@ class ReplicaClient:
         delivery = Delivery(choices, on_delta, stopped_choices, end_choice)
         with self.receiver.receive(delivery):
             address = await self.receiver.address(delivery.number)
-            begun = self._begin_over_link(request, engine_id, generated, delivery)
-            if begun:
-                response = self._generator.generate.remote((), params, engine_id, address=address, begun=True)
-            else:
-                response = self._generator.generate.remote(
-                    list(request.ids),
-                    params,
-                    engine_id,
-                    tuple(generated),
-                    request.grammar,
-                    address,
-                    embeds=request.embeds,
-                    **current_carrier(),
-                )
+            response = self._generator.generate.remote(
+                list(request.ids),
+                params,
+                engine_id,
+                tuple(generated),
+                request.grammar,
+                address,
+                embeds=request.embeds,
+                **current_carrier(),
+            )
             reader = self._in_background(self._read(response, delivery))
             try:
                 await delivery.ended
             finally:
-                if begun or delivery.unfinished:
-                    delivery.abort()
                 if delivery.unfinished:  # leaving the call alone would let the engine generate to the end
+                    delivery.abort()
                     response.cancel()
                     reader.cancel()
-
-    def _begin_over_link(
-        self, request: GenerationRequest, engine_id: str, generated: Sequence[int], delivery: Delivery
-    ) -> bool:
-        """Send the request over the link of the one replica, and return whether it could be sent."""
-        connection = self._only_connection()
-        plain = request.grammar is None and request.embeds is None and not current_carrier()
-        if connection is None or not plain or len(request.ids) + len(generated) > _MOST_LINK_IDS:
-            return False
-        delivery.connection = connection
-        message = LinkRequest(delivery.number, engine_id, request.ids, request.params, generated)
-        connection.send(encode_request(message))
-        return True
 
     async def _read(self, response: DeploymentResponseGenerator, delivery: Delivery) -> None:
         """Read a call to its end, which Serve counts, or until it fails."""

@@ -73,7 +73,7 @@ class WatchedReplicas:
         self._updates = updates
         self._receiver = receiver
         self._signs = signs
-        self._taking_work: set[str] = set()
+        self._taking_texts: set[str] = set()
 
     async def stats(self) -> list[dict[str, Any]]:
         """Return what `Generator.stats` of every replica returns that replies in time."""
@@ -88,9 +88,9 @@ class WatchedReplicas:
         """Return the names of the replicas that take requests."""
         return {replica.name for replica in self._updates.replicas.get(self._name, ())}
 
-    def taking_work(self, usable: Sequence[RunningReplica]) -> Sequence[Connection]:
-        """Return the connections of those replicas, of the usable ones, that take texts or requests there."""
-        found = [self._signs.connection(replica.name) for replica in usable if replica.name in self._taking_work]
+    def taking_texts(self, usable: Sequence[RunningReplica]) -> Sequence[Connection]:
+        """Return the connections of those replicas, of the usable ones, that take texts to encode there."""
+        found = [self._signs.connection(replica.name) for replica in usable if replica.name in self._taking_texts]
         return [connection for connection in found if connection is not None]
 
     def was_heard(self, replica: str, seconds: float) -> bool:
@@ -112,11 +112,11 @@ class WatchedReplicas:
         report = await reply
         if report.link is not None:
             self._signs.note(report.replica, report.link)
-            if report.takes_work:
-                self._taking_work.add(report.replica)
+            if report.takes_texts:
+                self._taking_texts.add(report.replica)
         running = {replica.name for replicas in self._updates.replicas.values() for replica in replicas}
         self._signs.keep({report.replica, *running})
-        self._taking_work &= {report.replica, *running}
+        self._taking_texts &= {report.replica, *running}
         return report
 
 

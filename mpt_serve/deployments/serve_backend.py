@@ -12,7 +12,6 @@ from mpt_serve.deployments.admission import Admission, Reservation
 from mpt_serve.deployments.dispatch_queue import DispatchQueue
 from mpt_serve.deployments.drain import Drain
 from mpt_serve.deployments.failover import FailoverStream
-from mpt_serve.deployments.link_receiver import Connection
 from mpt_serve.deployments.readiness import ReplicaWatch, Waiting
 from mpt_serve.deployments.replica_client import ReplicaClient
 from mpt_serve.deployments.replica_updates import ReplicaUpdates
@@ -61,7 +60,7 @@ class ServeBackend:
         self.queue = DispatchQueue(capacity=1)  # until the watch has seen the replicas
         self.pooled_queue = DispatchQueue(capacity=1)  # of requests for hidden states, before that one
         self.background_queue = DispatchQueue(capacity=1)  # of requests that nobody waits for
-        self._generator_replicas = ReplicaClient(generator, self._link_to_only_generator)
+        self._generator_replicas = ReplicaClient(generator)
         receiver = self._generator_replicas.receiver
         self.signs = SignsOfLife(receiver)
         self.watch = ReplicaWatch(generator, updates, self.signs, version, waiting, self._update_model, self.resize)
@@ -72,7 +71,7 @@ class ServeBackend:
         self._tokenizer_replicas = TokenizerClient(
             tokenizer,
             self.tokenizer_watchdog,
-            lambda: tokenizers.taking_work(self.watch.usable("Tokenizer")),
+            lambda: tokenizers.taking_texts(self.watch.usable("Tokenizer")),
             receiver.calls,
         )
         self.drain = Drain()
@@ -175,12 +174,6 @@ class ServeBackend:
     async def stats(self) -> list[dict[str, Any]]:
         """Return the engine's counters of every Generator replica that replies in time."""
         return await self._replicas.stats()
-
-    def _link_to_only_generator(self) -> Connection | None:
-        """Return the connection of the one Generator; None where there are several, or no connection."""
-        usable = self.watch.usable("Generator")
-        connections = self._replicas.taking_work(usable)
-        return connections[0] if len(usable) == len(connections) == 1 else None
 
     def _update_model(self, stats: dict[str, object]) -> None:
         max_model_len, hidden_size = stats["max_model_len"], stats["hidden_size"]

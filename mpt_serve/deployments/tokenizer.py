@@ -70,7 +70,7 @@ class Tokenizer:
         address: of the Ingress that asks; a link to it is opened.
         """
         link = None if address is None else self._links.to_if_open(address)
-        return ReplicaReport(self._actor, (), "", None if link is None else link.id, takes_work=True)
+        return ReplicaReport(self._actor, (), "", None if link is None else link.id, takes_texts=True)
 
     async def encode(
         self,

@@ -32,14 +32,14 @@ class ReplicaReport:
 
     replica: the name of its actor. requests: ids of those in its engine. stalled: how its engine has stopped working,
     empty while it works, or has none. link: the id of its link to the Ingress that asks, None while there is none.
-    takes_work: the link takes texts to encode, or requests; False for a replica of an older release too.
+    takes_texts: the link takes texts to encode; False for a Tokenizer of an older release too.
     """
 
     replica: str
     requests: Sequence[str]
     stalled: str
     link: str | None = None
-    takes_work: bool = False
+    takes_texts: bool = False
 
 
 class Reporting(Protocol):

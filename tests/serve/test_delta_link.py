@@ -19,11 +19,9 @@ from mpt_serve.deployments import link_receiver, link_sender
 from mpt_serve.deployments.delta_link import DeltaLink, LinkedRequest, delta_links
 from mpt_serve.deployments.delta_receiver import Delivery, DeltaReceiver
 from mpt_serve.deployments.delta_wire import decode, encode
-from mpt_serve.deployments.link_wire import LinkAddress, Unpacker, pack
-from mpt_serve.deployments.request_wire import LinkRequest, decode_request, encode_request
+from mpt_serve.deployments.link_wire import LinkAddress, Unpacker
 from mpt_serve.engine.request import Delta, TokenLogprobs
-from mpt_serve.engine.sampling_params import SamplingParams
-from mpt_serve.errors import EngineClosedError, RequestError
+from mpt_serve.errors import EngineClosedError
 
 LOOPBACK = "127.0.0.1"
 
@@ -38,19 +36,9 @@ class Pair:
     def __init__(self) -> None:
         self.receiver = DeltaReceiver()
         self.aborted: list[tuple[str, int | None, str]] = []
-        self.links = delta_links(lambda *call: self.aborted.append(call), self._begin)
-        self.begun: list[LinkRequest] = []
-        self.refusal: RequestError | None = None
+        self.links = delta_links(lambda *call: self.aborted.append(call))
         self.received: list[Delta] = []
         self.ended_choices: list[int] = []
-
-    def _begin(self, request: LinkRequest, on_delta: Callable[[Delta], None]) -> None:
-        """Do what an engine does that has the output at once."""
-        if self.refusal is not None:
-            raise self.refusal
-        self.begun.append(request)
-        for index in range(request.params.n):
-            on_delta(delta(*request.prompt_ids, index=index))
 
     def delivery(self, choices: Sequence[int] = (0,), stopped: frozenset[int] = frozenset()) -> Delivery:
         return Delivery(choices, self.received.append, stopped, self.ended_choices.append)
@@ -94,100 +82,6 @@ def _frames(data: bytes) -> list[Any]:
     unpacker = Unpacker()
     unpacker.feed(data)
     return list(unpacker)
-
-
-@given(
-    st.builds(
-        SamplingParams,
-        max_tokens=st.integers(0, 2**31 - 1),
-        temperature=st.floats(0, 100),
-        top_p=st.floats(0, 1, exclude_min=True),
-        seed=st.none() | st.integers(-(2**63), 2**64 - 1),
-        n=st.integers(1, 1024),
-        logit_bias=st.dictionaries(st.integers(0, 2**31 - 1), st.floats(allow_nan=False, allow_infinity=False)),
-        allowed_token_ids=st.none() | st.lists(st.integers(0, 2**31 - 1), min_size=1),
-        bad_words=st.lists(st.lists(st.integers(0, 2**31 - 1), min_size=1)),
-        stop_token_ids=st.lists(st.integers(0, 2**31 - 1)),
-        logprobs=st.none() | st.integers(0, 20),
-        expedited=st.booleans(),
-        cache_salt=st.text(st.characters(exclude_categories=["Cs"])),
-    ),
-    st.lists(st.integers(0, 2**31 - 1)),
-)
-def test_a_request_arrives_as_it_was_sent(params: SamplingParams, ids: list[int]) -> None:
-    request = LinkRequest(7, "r", ids, params, ids[:2])
-    unpacker = Unpacker()
-    unpacker.feed(pack(encode_request(request)))
-    (message,) = unpacker
-    assert decode_request(message) == request
-
-
-def test_every_parameter_of_a_pooled_request_arrives() -> None:
-    params = SamplingParams(max_tokens=0, pooling="last", normalize=True, priority=-3, background=True)
-    assert decode_request(encode_request(LinkRequest(1, "r", [1], params, ()))).params == params
-
-
-def test_a_request_begins_over_the_link_and_ends_there() -> None:
-    """Its call of Serve's may come before its end, after it, or never."""
-
-    async def scenario() -> None:
-        async with pair() as both:
-            link = await both.link()
-            request = LinkRequest(0, "r", [5, 6], SamplingParams(n=2), [])
-            with both.receiver.receive(delivery := both.delivery(choices=(0, 1))):
-                delivery.connection = both.receiver.connection(link.id)
-                assert delivery.connection is not None
-                delivery.connection.send(encode_request(request))
-                await until(lambda: len(both.received) == 2)
-                assert both.received == [delta(5, 6), delta(5, 6, index=1)]
-                begun = link.begun(delivery.number)
-                assert begun is not None
-                begun.post(delta(end=True))
-                assert not begun.ended.done()
-                begun.post(delta(end=True, index=1))
-                link.flush()
-                await delivery.ended
-                await begun.ended
-                assert link.begun(delivery.number) is begun  # its call may follow
-                delivery.abort()
-                await until(lambda: link.begun(delivery.number) is None)
-                assert both.aborted == []  # it had ended
-
-    uvloop.run(scenario())
-
-
-@pytest.mark.parametrize("how", ["the client leaves", "the link is lost", "the engine refuses it"])
-def test_a_request_of_the_link_is_ended_without_its_call(how: str) -> None:
-    async def scenario() -> None:
-        async with pair() as both:
-            link = await both.link()
-            with both.receiver.receive(delivery := both.delivery()):
-                delivery.connection = both.receiver.connection(link.id)
-                assert delivery.connection is not None
-                if how == "the engine refuses it":
-                    both.refusal = RequestError("too long")
-                delivery.connection.send(encode_request(LinkRequest(0, "r", [5], SamplingParams(), [])))
-                await until(lambda: link.begun(0) is not None)
-                begun = link.begun(0)
-                assert begun is not None
-                if how == "the engine refuses it":
-                    with pytest.raises(RequestError, match="too long"):
-                        await begun.ended
-                    delivery.abort()
-                    await until(lambda: link.begun(0) is None)
-                    assert both.aborted == []
-                    return
-                if how == "the client leaves":
-                    delivery.abort()
-                    await begun.ended
-                else:
-                    link.close()
-                    with pytest.raises(EngineClosedError):
-                        await begun.ended
-                assert both.aborted == [("r", None, "cancelled")]
-                assert link.begun(0) is None
-
-    uvloop.run(scenario())
 
 
 def test_a_step_of_all_requests_is_one_frame() -> None:
@@ -426,7 +320,7 @@ def test_without_a_connection_deltas_are_left_to_serve(
         with socket.socket() as unused:
             unused.bind((LOOPBACK, 0))  # nobody listens
             address = LinkAddress(LOOPBACK, unused.getsockname()[1], b"x" * 32, 0)
-            links = delta_links(lambda *_: None, lambda *_: None)
+            links = delta_links(lambda *_: None)
             assert await links.to(address) is None
         await asyncio.sleep(0.01)
         assert not links._links  # it is tried again later

@@ -152,7 +152,7 @@ class Server:
         self.generator = Generator.__new__(Generator)  # its constructor asks Ray for its name
         self.generator._engine = engine
         self.generator._tracing = None
-        self.generator._links = delta_links(engine.cancel, self.generator._begin_from_link)
+        self.generator._links = delta_links(engine.cancel)
         engine.on_delivered = self.generator._links.flush
         self.replica: Any = Replica(self.generator)
         self.backend = self._backend(text, engine.max_model_len)
@@ -202,16 +202,8 @@ class Server:
         await self.ingress(scope, carried_receive, carry)
 
     @asynccontextmanager
-    async def listening(self, begins_over_link: bool = False) -> AsyncIterator[int]:
-        """Serve HTTP on the yielded port. begins_over_link: requests go to the Generator before their calls."""
-        if begins_over_link:
-            client = self.backend._generator_replicas
-            address = await client.receiver.address(-1)
-            assert address is not None
-            link = await self.generator._links.to(address)
-            assert link is not None
-            connection = client.receiver.connection(link.id)
-            client._only_connection = lambda: connection
+    async def listening(self) -> AsyncIterator[int]:
+        """Serve HTTP on the yielded port."""
         with socket.create_server((LOOPBACK, 0), backlog=CLIENTS) as listener:
             http = type("Bounded", (BoundedProtocol,), {"connections_of_proxy": Connections(PATIENT, 2 * CLIENTS)})
             config = uvicorn.Config(self.proxy, log_level="warning", lifespan="off", ws="none", http=http)
@@ -239,16 +231,15 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("begins_over_link", [True, False])
 def test_200_that_leave_at_once_end_within_two_steps_of_the_engine(
-    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, begins_over_link: bool
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = TextTokenizer.from_folder(tiny_checkpoint)
 
     async def scenario(engine: Engine) -> Server:
         server = Server(engine, text, monkeypatch)
         loop = asyncio.get_running_loop()
-        async with server.listening(begins_over_link) as port:
+        async with server.listening() as port:
             clients = [Client(number) for number in range(CLIENTS)]
             for client in clients:
                 await loop.create_connection(lambda client=client: client, LOOPBACK, port)  # type: ignore[misc]
@@ -274,16 +265,15 @@ def test_200_that_leave_at_once_end_within_two_steps_of_the_engine(
     assert all(taken <= left + 2 for left, taken in late.values()), late
 
 
-@pytest.mark.parametrize("begins_over_link", [True, False])
 def test_clients_that_only_finish_sending_get_their_output(
-    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, begins_over_link: bool
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two read a stream, and one a whole response: they end their side of the connection after the request."""
     text = TextTokenizer.from_folder(tiny_checkpoint)
 
     async def scenario(engine: Engine) -> list[bytes]:
         server = Server(engine, text, monkeypatch)
-        async with server.listening(begins_over_link) as port:
+        async with server.listening() as port:
             clients = [Client(number, max_tokens=5) for number in range(3)]
             for client in clients:
                 await asyncio.get_running_loop().create_connection(lambda client=client: client, LOOPBACK, port)  # type: ignore[misc]

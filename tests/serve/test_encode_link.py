@@ -206,7 +206,7 @@ def test_only_replicas_that_say_so_and_are_heard_get_texts() -> None:
     async def scenario() -> None:
         async with site(replicas=2) as own:
             reports = [
-                ReplicaReport("new", (), "", own.links[0].id, takes_work=True),
+                ReplicaReport("new", (), "", own.links[0].id, takes_texts=True),
                 ReplicaReport("of an older release", (), "", own.links[1].id),
             ]
 
@@ -222,18 +222,18 @@ def test_only_replicas_that_say_so_and_are_heard_get_texts() -> None:
             updates.replicas["Tokenizer"] = running
             signs = SignsOfLife(own.receiver)
             replicas = WatchedReplicas("Tokenizer", handle, updates, own.receiver, signs)
-            assert replicas.taking_work(running) == []
+            assert replicas.taking_texts(running) == []
             for report in await replicas.reports():
                 await report
-            (connection,) = replicas.taking_work(running)
+            (connection,) = replicas.taking_texts(running)
             assert connection is own.receiver.connection(own.links[0].id)
-            assert replicas.taking_work(running[1:]) == []  # the other is of another model
+            assert replicas.taking_texts(running[1:]) == []  # the other is of another model
             for _ in range(5):  # nothing is heard meanwhile
                 signs.look()
-            assert replicas.taking_work(running) == []
+            assert replicas.taking_texts(running) == []
             own.links[0].beat()
             await until(lambda: connection.received > 1)
             signs.look()
-            assert replicas.taking_work(running) == [connection]
+            assert replicas.taking_texts(running) == [connection]
 
     uvloop.run(scenario())

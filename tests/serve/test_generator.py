@@ -15,7 +15,6 @@ from mpt_serve.deployments.delta_link import delta_links
 from mpt_serve.deployments.delta_receiver import Delivery, DeltaReceiver
 from mpt_serve.deployments.engine_watch import NumbersWatch, StallWatch
 from mpt_serve.deployments.generator import Generator
-from mpt_serve.deployments.request_wire import LinkRequest, encode_request
 from mpt_serve.deployments.watchdog import ReplicaReport
 from mpt_serve.engine.request import Delta
 from mpt_serve.engine.sampling_params import SamplingParams
@@ -85,7 +84,7 @@ def generator_over(engine: FakeEngine, stall_timeout_s: float = 10) -> Generator
     generator._numbers_watch = NumbersWatch()
     generator._mailbox = None
     generator._actor = "SERVE_REPLICA::a"
-    generator._links = delta_links(generator._engine.cancel, generator._begin_from_link)
+    generator._links = delta_links(generator._engine.cancel)
     return generator
 
 
@@ -271,7 +270,7 @@ def test_a_report_names_the_requests_and_says_what_is_wrong() -> None:
         return working, stopped
 
     working, stopped = asyncio.run(scenario())
-    assert working == ReplicaReport("SERVE_REPLICA::a", ["a"], "", takes_work=True)
+    assert working == ReplicaReport("SERVE_REPLICA::a", ["a"], "")
     assert "out of memory" in stopped.stalled
 
 
@@ -307,62 +306,6 @@ def test_a_replica_that_computes_no_numbers_again_and_again_is_unhealthy() -> No
         check(7, 1)
     with pytest.raises(RuntimeError, match="the last 4 choices"):
         check(8, 1)
-
-
-def test_a_call_lasts_as_long_as_its_request_of_the_link() -> None:
-    engine = FakeEngine()
-
-    async def scenario() -> None:
-        generator = generator_over(engine)
-        receiver = DeltaReceiver()
-        receiver.start("127.0.0.1")
-        received: list[Delta] = []
-        with receiver.receive(delivery := Delivery([0], received.append, frozenset(), lambda index: None)):
-            address = await receiver.address(delivery.number)
-            assert address is not None
-            link = await generator._links.to(address)
-            assert link is not None
-            while (connection := receiver.connection(link.id)) is None:
-                await asyncio.sleep(0)
-            connection.send(encode_request(LinkRequest(delivery.number, "a", [1], SamplingParams(), ())))
-            while "a" not in engine.listeners:
-                await asyncio.sleep(0)
-            call: Any = generator.generate((), SamplingParams(), "a", address=address, begun=True)
-            following = asyncio.ensure_future(anext(call, None))
-            engine.listeners["a"](Delta((5,), None, None, 1))
-            generator._links.flush()
-            while not received:
-                await asyncio.sleep(0)
-            assert not following.done()
-            engine.listeners["a"](Delta((6,), "length", None, 1))
-            generator._links.flush()
-            await delivery.ended
-            assert await following is None
-            assert [delta.token_ids for delta in received] == [(5,), (6,)]
-            other = await receiver.address(77)  # its client left before the call came
-            assert await anext(generator.generate((), SamplingParams(), "b", address=other, begun=True), None) is None
-            connection.send(encode_request(LinkRequest(78, "c", [], SamplingParams(), ())))
-            while link.begun(78) is None:
-                await asyncio.sleep(0)
-            with pytest.raises(RequestError, match="the prompt is empty"):
-                await anext(
-                    generator.generate((), SamplingParams(), "c", address=await receiver.address(78), begun=True)
-                )
-            connection.send(encode_request(LinkRequest(79, "d", [1], SamplingParams(), ())))
-            while link.begun(79) is None:
-                await asyncio.sleep(0)
-            cut: Any = generator.generate((), SamplingParams(), "d", address=await receiver.address(79), begun=True)
-            following = asyncio.ensure_future(anext(cut))
-            await asyncio.sleep(0)
-            following.cancel()  # as Serve does
-            await asyncio.wait([following])
-            assert "d" in engine.cancelled
-        for own in generator._links._open:
-            own.close()
-        receiver.close()
-        await asyncio.sleep(0)
-
-    asyncio.run(asyncio.wait_for(scenario(), 60))
 
 
 def test_over_a_link_a_call_yields_its_id_and_ends_when_all_is_sent() -> None:

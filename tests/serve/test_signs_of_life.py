@@ -92,7 +92,7 @@ def test_a_heartbeat_is_heard_while_the_event_loop_of_its_process_stands_still()
 
     def sender(address: Any) -> None:
         async def send() -> None:
-            links = delta_links(lambda *_: None, lambda *_: None)
+            links = delta_links(lambda *_: None)
             assert links.to_if_open(address) is None  # it has just begun to connect
             link = await links.to(address)
             assert link is not None
