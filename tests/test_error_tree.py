@@ -10,7 +10,7 @@ from mpt_serve.errors import MptServeError
 # What never leaves the module or the process that raises it: child processes load their modules without the package.
 INTERNAL = {
     *("ChildEndedError", "ChildStartError", "ClientDisconnectedError", "GrammarError", "MarksError", "MatcherError"),
-    *("TemplateRenderError", "_BadJsonError", "_BadNumberError", "_TwiceError"),
+    *("TemplateRenderError", "_BadJsonError", "_BadNumberError"),
 }
 
 

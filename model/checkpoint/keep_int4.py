@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from model.checkpoint.host_threads import in_threads
 from model.checkpoint.match import Source
-from model.checkpoint.pack import pack_codes, panel_parts
+from model.checkpoint.pack import pack_codes, panel_parts, panels_of
 from model.checkpoint.stored_tensor import StoredInt4
 from model.checkpoint.weight_memory import weight_empty
 from model.config.mpt_config import MptConfig
@@ -85,7 +85,7 @@ def _packed_codes(codes: NDArray[np.int8], group: int) -> NDArray[np.uint8]:
     data = weight_empty(size, dtype)
 
     def pack(rows: slice) -> None:
-        data[rows.start // PANEL : -(-rows.stop // PANEL)] = pack_codes(codes[rows], "int4")
+        data[panels_of(rows)] = pack_codes(codes[rows], "int4")
 
     in_threads(pack, panel_parts(*codes.shape))
     return data

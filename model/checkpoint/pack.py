@@ -68,7 +68,7 @@ def _quantise(weight: NDArray[Any], group: int, arrays: Mapping[str, NDArray[Any
     finite = []
 
     def quantise(rows: slice) -> None:
-        panels = slice(rows.start // PANEL, -(-rows.stop // PANEL))
+        panels = panels_of(rows)
         part = weight[rows].astype(np.float32)
         finite.append(bool(np.isfinite(part).all()))
         if not finite[-1]:
@@ -98,7 +98,8 @@ def _quantise_natively(
     finite = []
 
     def quantise(rows: slice) -> None:
-        finite.append(library.quantise_panels(args, rows.start // PANEL, -(-rows.stop // PANEL)))
+        panels = panels_of(rows)
+        finite.append(library.quantise_panels(args, panels.start, panels.stop))
 
     in_threads(quantise, panel_parts(*weight.shape))
     return all(finite)
@@ -151,3 +152,8 @@ def panel_parts(N: int, K: int) -> list[slice]:
     """Return runs of whole panels that cover N features."""
     rows = PANEL * min(max(_PART_BYTES // (4 * PANEL * max(K, 1)), 1), 32)
     return [slice(start, min(start + rows, N)) for start in range(0, N, rows)]
+
+
+def panels_of(rows: slice) -> slice:
+    """Return the panels of a run of features that begins with a panel."""
+    return slice(rows.start // PANEL, -(-rows.stop // PANEL))

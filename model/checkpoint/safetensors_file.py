@@ -16,6 +16,7 @@ from typing import Any, TypeGuard
 import ml_dtypes
 import numpy as np
 
+from model.checkpoint.json_names import RepeatedNameError, unique_members
 from model.checkpoint.stored_tensor import CheckpointError, StoredTensor
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
@@ -82,24 +83,15 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
             )
         raw = file.read(length)
     try:
-        header = json.loads(raw, object_pairs_hook=_unique_keys)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+        header = json.loads(raw, object_pairs_hook=unique_members)
+    except RepeatedNameError as error:
+        raise CheckpointError(f"{path}: the safetensors header names {error.name[:200]!r} twice") from None
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: the safetensors header is not JSON: {error}") from None
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: the safetensors header is a {type(header).__name__}, not an object")
     header.pop("__metadata__", None)
     return header, 8 + length, file_bytes - 8 - length
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in keys:
-            raise CheckpointError(f"the safetensors header names {name[:200]!r} twice")
-        keys[name] = value
-    return keys
 
 
 def _stored_tensor(path: Path, name: str, entry: Any, data_start: int, data_bytes: int) -> StoredTensor:

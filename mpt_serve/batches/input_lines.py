@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from model.checkpoint.json_names import RepeatedNameError, unique_members
 from mpt_serve.errors import MptServeError
 
 __all__ = ["BATCH_ENDPOINTS", "MAX_LINE_BYTES", "BadLineError", "BatchLine", "parse_line", "read_lines"]
@@ -81,10 +82,10 @@ def parse_line(number: int, line: bytes, endpoint: str | None = None) -> BatchLi
 
 def _parse_object(number: int, line: bytes) -> dict[str, Any]:
     try:
-        content = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_object)
+        content = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=unique_members)
     except UnicodeDecodeError:
         problem = "is not UTF-8"
-    except _TwiceError:
+    except RepeatedNameError:
         problem = "has a member of an object twice"
     except json.JSONDecodeError as error:
         problem = f"is not JSON: {error.msg}, column {error.colno}"
@@ -97,17 +98,6 @@ def _parse_object(number: int, line: bytes) -> dict[str, Any]:
             return content
         problem = "must be a JSON object with 'custom_id', 'method', 'url' and 'body'"
     raise BadLineError("invalid_json_line", f"Line {number} {problem}.")
-
-
-def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(members)
-    if len(value) < len(members):
-        raise _TwiceError
-    return value
-
-
-class _TwiceError(ValueError):
-    """A member whose earlier value would be ignored."""
 
 
 def _refuse_constant(name: str) -> NoReturn:

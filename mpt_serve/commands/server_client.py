@@ -10,13 +10,12 @@ import httpx
 
 from mpt_serve.commands.failure import CommandError
 from mpt_serve.commands.server_url import ServerUrl
+from mpt_serve.configuration.limits import IGNORED_FIELDS_HEADER
 
 __all__ = ["ServerClient", "error_message", "refusal"]
 
 _CONNECT_S = 10.0
-_UNAUTHORIZED = 401
 _MAX_MESSAGE = 2000
-_IGNORED_FIELDS = "x-mpt-ignored-fields"
 
 
 class ServerClient:
@@ -88,7 +87,7 @@ class ServerClient:
         return content
 
     def _note_ignored(self, response: httpx.Response) -> None:
-        ignored = response.headers.get(_IGNORED_FIELDS)
+        ignored = response.headers.get(IGNORED_FIELDS_HEADER)
         if ignored and ignored != self._ignored:
             print(f"note: {self.url} ignores {ignored}", file=sys.stderr)
             self._ignored = ignored
@@ -121,7 +120,8 @@ def refusal(response: httpx.Response) -> str:
         message = error_message(response.json())
     except ValueError:
         message = response.text.strip()[:_MAX_MESSAGE]
-    hint = " --key or the variable OPENAI_API_KEY sets it here." if response.status_code == _UNAUTHORIZED else ""
+    has_no_key = response.status_code == httpx.codes.UNAUTHORIZED
+    hint = " --key or the variable OPENAI_API_KEY sets it here." if has_no_key else ""
     return f"{response.url} responds {response.status_code}: {message or response.reason_phrase}{hint}"
 
 

@@ -6,7 +6,9 @@ from pydantic import ByteSize, Field
 
 from mpt_serve.configuration.setting_types import Count, Seconds, SettingsGroup, Size, not_boolean
 
-__all__ = ["Limits"]
+__all__ = ["IGNORED_FIELDS_HEADER", "Limits"]
+
+IGNORED_FIELDS_HEADER = "x-mpt-ignored-fields"  # of responses: what the request has that no endpoint knows
 
 
 class Limits(SettingsGroup):
@@ -31,7 +33,7 @@ class Limits(SettingsGroup):
     unknown_fields: Literal["ignore", "refuse"] = Field(
         default="ignore",
         description="What happens to fields that no endpoint knows. `ignore`: they have no effect, and the response's"
-        " header `x-mpt-ignored-fields` names them. `refuse`: an error 400 names the first.",
+        f" header `{IGNORED_FIELDS_HEADER}` names them. `refuse`: an error 400 names the first.",
     )
     max_body_bytes: Size = Field(
         default=ByteSize(4 * 1024**2), description="Size of one request's body, such as `4MiB`; counted while reading."

@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from mpt_serve.access.access_control import AccessControl
 from mpt_serve.access.audit_log import AuditLog
-from mpt_serve.configuration.limits import Limits
+from mpt_serve.configuration.limits import IGNORED_FIELDS_HEADER, Limits
 from mpt_serve.openai.anthropic import count_tokens, prepare_message
 from mpt_serve.openai.audit import Audit
 from mpt_serve.openai.authentication import Authentication
@@ -37,7 +37,7 @@ from mpt_serve.openai.responses import prepare_response
 from mpt_serve.openai.root_path import RootPath
 from mpt_serve.openai.route_names import RouteNames
 from mpt_serve.openai.score import prepare_rerank, prepare_score
-from mpt_serve.openai.server_context import IGNORED_FIELDS_HEADER, ServerContext
+from mpt_serve.openai.server_context import ServerContext
 from mpt_serve.openai.server_metrics import ServerMetrics
 from mpt_serve.openai.tokenize import detokenize, tokenize
 from mpt_serve.openai.tokenizer_info import tokenizer_info

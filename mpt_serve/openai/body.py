@@ -3,9 +3,9 @@
 import json
 import math
 import re
-from collections import Counter
 from typing import Any, NoReturn
 
+from model.checkpoint.json_names import RepeatedNameError, unique_members
 from mpt_serve.configuration.limits import Limits
 from mpt_serve.openai.errors import InvalidValueError
 
@@ -30,7 +30,10 @@ def parse_json_object(body: bytes, limits: Limits, what: str = "The body") -> di
     try:
         _check_structure(body, limits)
         value = json.loads(
-            body.decode("utf-8-sig"), parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_object
+            body.decode("utf-8-sig"),
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+            object_pairs_hook=unique_members,  # with none, parsing keeps the interpreter's lock until it is done
         )
     except UnicodeDecodeError:
         problem = "is not UTF-8"
@@ -40,6 +43,9 @@ def parse_json_object(body: bytes, limits: Limits, what: str = "The body") -> di
         problem, param = str(error), _member_with_bad_number(body)
     except _BadJsonError as error:
         problem = str(error)
+    except RepeatedNameError as error:
+        member = f"the member '{error.name}'" if _FIELD_NAME.fullmatch(error.name) else "a member"
+        problem = f"has {member} twice"
     except ValueError:  # an integer of thousands of digits
         problem, param = "contains a number with too many digits", _member_with_bad_number(body)
     else:
@@ -76,16 +82,6 @@ def _check_structure(body: bytes, limits: Limits) -> None:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise _BadNumberError(f"contains {name}, which is not JSON: numbers must be finite")
-
-
-def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an object. A function in Python: with none, parsing keeps the interpreter's lock until it is done."""
-    value = dict(members)
-    if len(value) < len(members):  # all but the last would be ignored, and other parsers take the first
-        twice = next(name for name, times in Counter(name for name, _ in members).items() if times > 1)
-        member = f"the member '{twice}'" if _FIELD_NAME.fullmatch(twice) else "a member"
-        raise _BadJsonError(f"has {member} twice")
-    return value
 
 
 def _finite(digits: str) -> float:

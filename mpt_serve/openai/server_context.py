@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mpt_serve.configuration.limits import Limits
+from mpt_serve.configuration.limits import IGNORED_FIELDS_HEADER, Limits
 from mpt_serve.openai.backend import Backend
 from mpt_serve.openai.body_reader import BodyReader
 from mpt_serve.openai.errors import (
@@ -21,11 +21,9 @@ from mpt_serve.openai.protocol.messages import ConversationRequest
 from mpt_serve.openai.server_metrics import ServerMetrics
 from mpt_serve.text.tool_format import tool_texts, uses_tools
 
-__all__ = ["IGNORED_FIELDS_HEADER", "ServerContext"]
+__all__ = ["ServerContext"]
 
 logger = logging.getLogger(__name__)
-
-IGNORED_FIELDS_HEADER = "x-mpt-ignored-fields"
 
 _PLAIN_NAME = re.compile(r"[\w.\[\]-]{1,64}", re.ASCII)
 _MAX_NAMES = 16
