@@ -3,14 +3,15 @@
 import itertools
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+from waiting import wait_for
 
 from mpt_serve.engine import Delta, Engine, EngineStats, SamplingParams
 from mpt_serve.engine.programs import use_compilation_cache
@@ -74,11 +75,7 @@ class Listener:
         return [token for delta in self.deltas for token in delta.token_ids]
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+wait_until = partial(wait_for, within_s=60, every_s=0.002)
 
 
 def wait_idle(engine: Engine) -> EngineStats:

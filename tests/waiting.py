@@ -1,17 +1,38 @@
 """Waiting for what happens in other threads and processes, however slow the machine is."""
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator
 
 PATIENCE_S = 240.0  # only what never happens takes that long
 
 
-def wait_for(condition: Callable[[], bool], what: Callable[[], str] = lambda: "it did not happen") -> None:
+def nothing_known() -> str:
+    return "it did not happen"
+
+
+def wait_for(
+    condition: Callable[[], bool],
+    what: Callable[[], str] = nothing_known,
+    *,
+    within_s: float = PATIENCE_S,
+    every_s: float = 0.05,
+) -> None:
     """Wait until the condition holds. Raises AssertionError with `what` when it does not."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline, what()
-        time.sleep(0.05)
+        time.sleep(every_s)
+
+
+async def until(
+    condition: Callable[[], bool], what: Callable[[], str] = nothing_known, *, within_s: float = 30.0
+) -> None:
+    """As `wait_for`, while the event loop runs."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, what()
+        await asyncio.sleep(0.001)
 
 
 def attempts(what: str, count: int = 20) -> Iterator[int]:

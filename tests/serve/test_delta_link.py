@@ -5,7 +5,7 @@ import logging
 import socket
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -14,6 +14,7 @@ import pytest
 import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from waiting import until
 
 from mpt_serve.deployments import link_receiver, link_sender
 from mpt_serve.deployments.delta_link import DeltaLink, LinkedRequest, delta_links
@@ -62,12 +63,6 @@ async def pair() -> AsyncIterator[Pair]:
             link.close()
         both.receiver.close()
         await asyncio.sleep(0)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 def test_every_field_of_a_delta_arrives() -> None:

@@ -8,8 +8,9 @@ import asyncio
 import json
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 import uvicorn
 import uvloop
+import waiting
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mpt_serve.configuration.limits import Limits
@@ -224,10 +226,7 @@ class Server:
                 await asyncio.sleep(0)
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(120):
-        while not condition():
-            await asyncio.sleep(0.001)
+until = partial(waiting.until, within_s=120)
 
 
 @pytest.mark.timeout(300)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import uvloop
 from ray.exceptions import RayActorError
+from waiting import until
 
 from mpt_serve.deployments.delta_receiver import DeltaReceiver
 from mpt_serve.deployments.encode_link import EncodeLink, encode_links
@@ -93,12 +94,6 @@ async def site(replicas: int = 1) -> AsyncIterator[Site]:
             link.close()
         own.receiver.close()
         await asyncio.sleep(0)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 def test_short_texts_and_conversations_go_over_the_link() -> None:

@@ -11,6 +11,7 @@ import uvicorn
 import uvicorn.protocols.http.auto
 import uvloop
 from starlette.types import Receive, Scope, Send
+from waiting import until
 
 from mpt_serve.configuration.limits import Limits
 from mpt_serve.deployments import half_closed
@@ -106,14 +107,6 @@ class Client:
 
     def close(self) -> None:
         self.writer.transport.abort()
-
-
-async def until(condition: Callable[[], bool], what: Callable[[], str] = str) -> None:
-    loop = asyncio.get_running_loop()
-    give_up = loop.time() + 30
-    while not condition():
-        assert loop.time() < give_up, what()
-        await asyncio.sleep(0.005)
 
 
 @contextlib.asynccontextmanager

@@ -5,10 +5,12 @@ import json
 import pickle
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
 import uvloop
+import waiting
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -146,9 +148,7 @@ def run(app: ASGIApp, monkeypatch: pytest.MonkeyPatch, scenario: Callable[[Serve
     uvloop.run(whole())
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await asyncio.sleep(0.001)
+until = partial(waiting.until, within_s=waiting.PATIENCE_S)
 
 
 async def events(scope: Scope, receive: Receive, send: Send) -> None:
