@@ -143,8 +143,19 @@ MPT_INLINE void sum4(vf a, vf b, vf c, vf d, float* out) {
 #endif
 }
 
+// Conversions between numbers of different sizes are intrinsics: GCC 12 makes each vector of halves or of bytes.
+
 // bfloat16 bits <-> float32. Rounding is to nearest, ties to even, as XLA's; NaN stays NaN.
-MPT_INLINE vf from_bf16(vh v) { return bits<vf>(__builtin_convertvector(v, vu) << 16); }
+MPT_INLINE vf from_bf16(vh v) {
+#if defined(__AVX512F__)
+  const vu wide = bits<vu>(_mm512_cvtepu16_epi32(bits<__m256i>(v)));
+#elif defined(__AVX2__)
+  const vu wide = bits<vu>(_mm256_cvtepu16_epi32(bits<__m128i>(v)));
+#else
+  const vu wide = __builtin_convertvector(v, vu);
+#endif
+  return bits<vf>(wide << 16);
+}
 MPT_INLINE float from_bf16(uint16_t v) {
   const uint32_t u = static_cast<uint32_t>(v) << 16;
   float f;
@@ -159,12 +170,19 @@ MPT_INLINE vh to_bf16(vf v) {
   const vu rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
   const vu quiet = (u >> 16) | 0x40;
   const vu nan = bits<vu>(vi(v != v));
-  return __builtin_convertvector((rounded & ~nan) | (quiet & nan), vh);
+  const vu all = (rounded & ~nan) | (quiet & nan);
+#if defined(__AVX512F__)
+  return bits<vh>(_mm512_cvtepi32_epi16(bits<__m512i>(all)));
+#elif defined(__AVX2__)
+  const __m256i packed = _mm256_packus_epi32(bits<__m256i>(all), bits<__m256i>(all));  // half by half
+  return bits<vh>(_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0xD8)));
+#else
+  return __builtin_convertvector(all, vh);
+#endif
 #endif
 }
 
 // Integers <-> float32; those to be stored lie within int8's range, and are rounded to nearest, ties to even.
-// Conversions of bytes by intrinsics: GCC 12 takes them apart, byte by byte.
 MPT_INLINE vf from_int8(vb v) {
 #if defined(__AVX512F__)
   return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bits<__m128i>(v)));
