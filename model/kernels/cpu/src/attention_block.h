@@ -28,9 +28,8 @@ using Element =
 struct KeyRun {
   const void* k;
   const void* v;
-  const void* along_k;  // what is fetched along with the keys, and along with the values
-  const void* along_v;
   int64_t begin, end, stride;
+  const char* ahead = nullptr;  // what to fetch meanwhile, as many bytes as the run's keys or values have
 };
 
 struct KeyBlock {
@@ -41,21 +40,6 @@ struct KeyBlock {
   KeyRun run[kKeys];
 };
 
-// Where a kernel finds keys and values: in the pools, which lie in memory, or widened next to it.
-template <DType D, bool Pooled>
-struct Source {
-  static constexpr DType kType = D;
-  // Prefetches what is needed a block later: blocks are scattered, so that the processor cannot predict them.
-  static MPT_INLINE void prefetch(const void* p, int64_t index, int64_t count) {
-    if constexpr (Pooled) {
-      const char* at = static_cast<const char*>(p) + index * sizeof(Element<D>);
-      for (int64_t byte = 0; byte < count * static_cast<int64_t>(sizeof(Element<D>)); byte += 64) {
-        __builtin_prefetch(at + byte, 0, 2);  // into the second-level cache, which can have more misses in flight
-      }
-    }
-  }
-};
-
 // How a dot product becomes a score.
 struct ScoreRule {
   float scale;
@@ -63,8 +47,13 @@ struct ScoreRule {
   int64_t window;  // negative for none
 };
 
-// The queries of a tile and their sums so far. `width` is the head's features in whole vectors, with zeros
-// behind the last.
+struct KeyRange {
+  int64_t begin, end;
+  MPT_INLINE bool empty() const { return begin >= end; }
+};
+
+// The queries of a tile with one head of keys, and their sums so far. `width` is the head's features in whole vectors,
+// with zeros behind the last.
 struct Queries {
   int64_t count, width;
   float* q;           // [count, width]
@@ -73,6 +62,7 @@ struct Queries {
   float* total;       // [count] sums of weights, relative to the top
   float* slope;       // [count] of ALiBi
   int32_t* position;  // [count]
+  KeyRange* seen;     // [count] keys of the current block that the query sees
   // For skipping keys (horizon.h).
   float* reach;      // [count] bound of a score for keys of length 1
   float* allowance;  // [count]
@@ -80,15 +70,34 @@ struct Queries {
   int32_t* reads;    // [count] whether the query reads the current block
 };
 
-struct KeyRange {
-  int64_t begin, end;
-};
+// Fetches what is used soon, into the first-level cache (3) or the second one (2). Blocks are scattered, so that the
+// processor cannot predict them.
+template <int Level>
+MPT_INLINE void fetch(const char* from, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, Level);
+}
 
-// The keys of a block that a query sees.
-MPT_INLINE KeyRange visible(int64_t position, int64_t start, const ScoreRule& rule) {
-  const int64_t oldest = rule.window < 0 ? 0 : position - rule.window;
-  const int64_t begin = std::max<int64_t>(oldest - start, 0), end = std::min(position + 1 - start, kKeys);
-  return begin < end ? KeyRange{begin, end} : KeyRange{0, 0};
+// Finds the keys of the block from `start` on that each query sees; false where none sees any.
+inline bool look(const Queries& queries, int64_t start, const ScoreRule& rule) {
+  bool any = false;
+  for (int64_t i = 0; i < queries.count; ++i) {
+    const int64_t position = queries.position[i], oldest = rule.window < 0 ? 0 : position - rule.window;
+    const KeyRange seen = {std::max<int64_t>(oldest - start, 0), std::min(position + 1 - start, kKeys)};
+    queries.seen[i] = queries.reads[i] && !seen.empty() ? seen : KeyRange{0, 0};
+    any |= !queries.seen[i].empty();
+  }
+  return any;
+}
+
+// Calls f(R, i) for all queries: R of them, as a type's value, from i on, which share the loads of keys and values.
+template <class F>
+MPT_INLINE void for_queries(int64_t count, F f) {
+  int64_t i = 0;
+  for (; i + kQueries <= count; i += kQueries) f(std::integral_constant<int, kQueries>(), i);
+  if constexpr (kQueries > 2) {
+    for (; i + 2 <= count; i += 2) f(std::integral_constant<int, 2>(), i);
+  }
+  if (i < count) f(std::integral_constant<int, 1>(), i);
 }
 
 // Dot products of R queries and C keys.
@@ -114,30 +123,31 @@ MPT_INLINE void dot_products(const float* q, int64_t width, const Element<D>* k,
   }
 }
 
-// Dot products of R queries and the keys `seen` of a run, into scores [R, kKeys].
-template <class From, int R>
-__attribute__((noinline)) void score_run(const float* q, int64_t width, const KeyRun& run, KeyRange seen,
-                                         float* scores) {
-  constexpr DType D = From::kType;
-  const int64_t begin = std::max(seen.begin, run.begin), end = std::min(seen.end, run.end);
+// Dot products of R queries from i on and the keys of a run that any of them sees, into scores [R, kKeys].
+template <DType D, int R>
+__attribute__((noinline)) void score_run(const Queries& queries, int64_t i, const KeyRun& run, float* scores) {
+  KeyRange any = {kKeys, 0};
+  for (int r = 0; r < R; ++r) {
+    const KeyRange& seen = queries.seen[i + r];
+    if (!seen.empty()) any = {std::min(any.begin, seen.begin), std::max(any.end, seen.end)};
+  }
+  const int64_t end = std::min(any.end, run.end);
   const Element<D>* k = static_cast<const Element<D>*>(run.k) - run.begin * run.stride;
-  const auto prefetch = [&](int64_t key, int64_t count) {
-    From::prefetch(run.along_k, (key - run.begin) * run.stride, count * run.stride);
-  };
-  int64_t key = begin;
+  const float* q = queries.q + i * queries.width;
+  const int64_t bytes = run.stride * sizeof(Element<D>);
+  int64_t key = std::max(any.begin, run.begin);
   for (; key + kKeysAtOnce <= end; key += kKeysAtOnce) {
-    prefetch(key, kKeysAtOnce);
-    dot_products<D, R, kKeysAtOnce>(q, width, k + key * run.stride, run.stride, scores + key);
+    if (run.ahead) fetch<3>(run.ahead + (key - run.begin) * bytes, kKeysAtOnce * bytes);
+    dot_products<D, R, kKeysAtOnce>(q, queries.width, k + key * run.stride, run.stride, scores + key);
   }
   for (; key < end; ++key) {
-    prefetch(key, 1);
-    dot_products<D, R, 1>(q, width, k + key * run.stride, run.stride, scores + key);
+    dot_products<D, R, 1>(q, queries.width, k + key * run.stride, run.stride, scores + key);
   }
 }
 
 // Adds weight * value of `count` keys to R queries, J vectors of each.
-template <class From, int R, int J, class E>
-MPT_INLINE void add_values(const float* weights, const E* v, const E* ahead, int64_t stride, int64_t count,
+template <DType D, int R, int J>
+MPT_INLINE void add_values(const float* weights, const Element<D>* v, const char* ahead, int64_t stride, int64_t count,
                            float* values, int64_t width) {
   vf acc[R][J];
   for (int r = 0; r < R; ++r) {
@@ -145,8 +155,8 @@ MPT_INLINE void add_values(const float* weights, const E* v, const E* ahead, int
   }
   for (int64_t key = 0; key < count; ++key) {
     vf vs[J];
-    for (int j = 0; j < J; ++j) vs[j] = load_as_float<From::kType>(v, key * stride + j * VL);
-    From::prefetch(ahead, key * stride, J * VL);
+    for (int j = 0; j < J; ++j) vs[j] = load_as_float<D>(v, key * stride + j * VL);
+    if (ahead) fetch<3>(ahead + key * stride * sizeof(Element<D>), J * VL * sizeof(Element<D>));
     for (int r = 0; r < R; ++r) {
       const vf w = splat(weights[r * kKeys + key]);
       for (int j = 0; j < J; ++j) acc[r][j] = w * vs[j] + acc[r][j];
@@ -158,25 +168,46 @@ MPT_INLINE void add_values(const float* weights, const E* v, const E* ahead, int
 }
 
 // Adds the values of the keys `seen` of a run, which all R queries see; weights [R, kKeys], values [R, width].
-template <class From, int R>
-__attribute__((noinline)) void weigh_run(const float* weights, const KeyRun& run, KeyRange seen, float* values,
-                                         int64_t width) {
-  using E = Element<From::kType>;
+template <DType D, int R>
+MPT_INLINE void weigh_keys(const float* weights, const KeyRun& run, KeyRange seen, float* values, int64_t width) {
   const int64_t begin = std::max(seen.begin, run.begin), count = std::min(seen.end, run.end) - begin;
   if (count <= 0) return;
-  const E* v = static_cast<const E*>(run.v) + (begin - run.begin) * run.stride;
-  const E* ahead = static_cast<const E*>(run.along_v) + (begin - run.begin) * run.stride;
-  weights += begin;
+  const int64_t offset = (begin - run.begin) * run.stride;
+  const Element<D>* v = static_cast<const Element<D>*>(run.v) + offset;
+  const char* ahead = run.ahead ? run.ahead + offset * sizeof(Element<D>) : nullptr;
   int64_t d = 0;
   const auto add = [&](auto vectors) {
     constexpr int J = decltype(vectors)::value;
     for (; d + J * VL <= width; d += J * VL) {
-      add_values<From, R, J>(weights, v + d, ahead + d, run.stride, count, values + d, width);
+      add_values<D, R, J>(weights + begin, v + d, ahead ? ahead + d * sizeof(Element<D>) : nullptr, run.stride, count,
+                          values + d, width);
     }
   };
   add(std::integral_constant<int, 4>());
   add(std::integral_constant<int, 2>());
   add(std::integral_constant<int, 1>());
+}
+
+// Adds the values of a run to R queries from i on: together those of the keys that all of them see.
+template <DType D, int R>
+__attribute__((noinline)) void weigh_run(const Queries& queries, int64_t i, const KeyRun& run, const float* weights) {
+  float* values = queries.values + i * queries.width;
+  KeyRange all = {0, kKeys};
+  for (int r = 0; r < R; ++r) {
+    all = {std::max(all.begin, queries.seen[i + r].begin), std::min(all.end, queries.seen[i + r].end)};
+  }
+  const auto weigh_alone = [&](int r, KeyRange keys) {
+    if constexpr (R > 1) {
+      weigh_keys<D, 1>(weights + r * kKeys, run, keys, values + r * queries.width, queries.width);
+    }
+  };
+  if (all.empty()) {
+    for (int r = 0; r < R; ++r) weigh_alone(r, queries.seen[i + r]);
+    return;
+  }
+  for (int r = 0; r < R; ++r) weigh_alone(r, {queries.seen[i + r].begin, all.begin});
+  weigh_keys<D, R>(weights, run, all, values, queries.width);
+  for (int r = 0; r < R; ++r) weigh_alone(r, {all.end, queries.seen[i + r].end});
 }
 
 // Turns the dot products of query i with the keys it sees of a block into scores; returns the largest, or the query's
@@ -236,54 +267,31 @@ inline void add_total(const Queries& queries, int64_t i, float top, float sum) {
 // Turns the dot products of R queries from i on with the keys they see of a block into their weights. Each step is made
 // for all queries before the next one, which waits for its results.
 template <int R>
-inline void soften(const Queries& queries, int64_t i, const KeyBlock& block, const KeyRange (&seen)[R],
-                   const ScoreRule& rule, float* scores) {
+inline void soften(const Queries& queries, int64_t i, const KeyBlock& block, const ScoreRule& rule, float* scores) {
+  const KeyRange* seen = queries.seen + i;
   float tops[R], sums[4];
   vf weights[4] = {};
   for (int r = 0; r < R; ++r) tops[r] = take_scores(queries, i + r, block, seen[r], rule, scores + r * kKeys);
   for (int r = 0; r < R; ++r) weights[r] = take_weights(block, seen[r].end, tops[r], scores + r * kKeys);
   sum4(weights[0], weights[1], weights[2], weights[3], sums);
   for (int r = 0; r < R; ++r) {
-    if (seen[r].begin < seen[r].end) add_total(queries, i + r, tops[r], sums[r]);
+    if (!seen[r].empty()) add_total(queries, i + r, tops[r], sums[r]);
   }
 }
 
-// Attends from R queries from i on to a block of keys; scores is a buffer of [R, kKeys].
-template <class From, int R>
-void attend_block(const Queries& queries, int64_t i, const KeyBlock& block, const ScoreRule& rule, float* scores) {
-  KeyRange seen[R], any = {kKeys, 0}, all = {0, kKeys};  // by one query, by any of them, by all
-  for (int r = 0; r < R; ++r) {
-    seen[r] = queries.reads[i + r] ? visible(queries.position[i + r], block.start, rule) : KeyRange{0, 0};
-    if (seen[r].begin < seen[r].end) any = {std::min(any.begin, seen[r].begin), std::max(any.end, seen[r].end)};
-    all = {std::max(all.begin, seen[r].begin), std::min(all.end, seen[r].end)};
-  }
-  if (any.begin >= any.end) return;
-  for (int n = 0; n < block.runs; ++n) {
-    score_run<From, R>(queries.q + i * queries.width, queries.width, block.run[n], any, scores);
-  }
-  soften<R>(queries, i, block, seen, rule, scores);
-  const bool together = all.begin < all.end;
-  for (int n = 0; n < block.runs; ++n) {
-    const KeyRun& run = block.run[n];
-    const auto weigh_alone = [&](int r, KeyRange keys) {
-      weigh_run<From, 1>(scores + r * kKeys, run, keys, queries.values + (i + r) * queries.width, queries.width);
-    };
-    for (int r = 0; r < R; ++r) weigh_alone(r, {seen[r].begin, together ? all.begin : seen[r].end});
-    if (!together) continue;
-    weigh_run<From, R>(scores, run, all, queries.values + i * queries.width, queries.width);
-    for (int r = 0; r < R; ++r) weigh_alone(r, {all.end, seen[r].end});
-  }
-}
-
-// Attends from all queries of a tile to a block of keys.
-template <class From>
+// Attends from all queries of a tile to a block of keys, of which look() has found what each sees; scores is a buffer
+// of [kQueries, kKeys].
+template <DType D>
 void attend_block(const Queries& queries, const KeyBlock& block, const ScoreRule& rule, float* scores) {
-  int64_t i = 0;
-  for (; i + kQueries <= queries.count; i += kQueries) attend_block<From, kQueries>(queries, i, block, rule, scores);
-  if constexpr (kQueries > 2) {
-    for (; i + 2 <= queries.count; i += 2) attend_block<From, 2>(queries, i, block, rule, scores);
-  }
-  if (i < queries.count) attend_block<From, 1>(queries, i, block, rule, scores);
+  for_queries(queries.count, [&](auto together, int64_t i) {
+    constexpr int R = decltype(together)::value;
+    bool any = false;
+    for (int r = 0; r < R; ++r) any |= !queries.seen[i + r].empty();
+    if (!any) return;
+    for (int n = 0; n < block.runs; ++n) score_run<D, R>(queries, i, block.run[n], scores);
+    soften<R>(queries, i, block, rule, scores);
+    for (int n = 0; n < block.runs; ++n) weigh_run<D, R>(queries, i, block.run[n], scores);
+  });
 }
 
 }  // namespace MPT_ISA

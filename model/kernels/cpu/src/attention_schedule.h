@@ -1,8 +1,8 @@
-// What the attention of a step consists of, which is the same for all layers: tiles of queries, and the order of heads.
+// What the attention of a step consists of, which is the same for all layers: tiles of queries, with the heads of keys
+// that they attend to.
 #pragma once
 
 #include <algorithm>
-#include <numeric>
 #include <vector>
 
 #include "horizon.h"
@@ -17,19 +17,28 @@ struct AttentionSchedule {
     int64_t products;  // of queries and keys, for one head
   };
 
-  explicit AttentionSchedule(const AttentionArgs& a)
+  // A tile with some heads of keys, which follow each other.
+  struct Unit {
+    const Tile* tile;
+    int64_t head, heads;
+  };
+
+  AttentionSchedule(const AttentionArgs& a, int threads)
       : tiles(tiles_of(a)),
         alibi_horizon(a.alibi_horizon && a.key_norms && a.slopes && longest(tiles) > kKeys),
-        allowances(alibi_horizon ? allowances_of(a) : std::vector<float>()),
-        heads(alibi_horizon ? heads_of(a) : std::vector<int64_t>()) {
+        allowances(alibi_horizon ? allowances_of(a) : std::vector<float>()) {
     for (const Tile& tile : tiles) {
       products += 2 * tile.products * a.H * a.hd;
       keys += tile.position + tile.tokens - first_key(a, tile);
-      short_tiles = short_tiles && tile.tokens <= kShort;
+      few += few_queries(a, tile);
     }
+    add_units(a, threads);
   }
 
-  int64_t head(int64_t i) const { return heads.empty() ? i : heads[i]; }
+  // Whether a tile's keys are read where they lie; those of more queries are widened first.
+  static bool few_queries(const AttentionArgs& a, const Tile& tile) {
+    return a.hd % VL == 0 && tile.tokens * (a.H / a.Hkv) <= kFewQueries;
+  }
 
   // Position of the first key that a tile may see, or of one before it.
   static int64_t first_key(const AttentionArgs& a, const Tile& tile) {
@@ -39,12 +48,12 @@ struct AttentionSchedule {
   const std::vector<Tile> tiles;
   const bool alibi_horizon;             // whether a query may have keys to skip
   const std::vector<float> allowances;  // [H] of the ALiBi horizon
-  const std::vector<int64_t> heads;     // of keys, in the order of work
-  bool short_tiles = true;              // whether all have few tokens
+  std::vector<Unit> units;              // in the order of work
+  int64_t few = 0;                      // tiles of few queries
   int64_t products = 0, keys = 0;       // of queries and keys, in all heads; of the tiles, for one head of keys
 
  private:
-  static constexpr int64_t kShort = 8;
+  static constexpr int64_t kFewQueries = 8;
   // Queries of a tile, over its heads; more where more heads than that share one head of keys.
   static constexpr int64_t kTileQueries = 128 / kQueries * kQueries;
 
@@ -54,18 +63,45 @@ struct AttentionSchedule {
     return allowances;
   }
 
-  // Heads of keys, those with the farthest horizon first: they take longest, and the last units should be short.
-  static std::vector<int64_t> heads_of(const AttentionArgs& a) {
+  // Tiles of many queries first, since they take longest; all those of a head follow each other, and read the same
+  // keys. Then those of few queries, which read a key once, with as many heads at a time as leave work for all threads:
+  // the heads of a block lie next to each other, and memory is read fastest in its own order.
+  void add_units(const AttentionArgs& a, int threads) {
+    const int64_t least = threads * (alibi_horizon ? 4 : 1);  // heads with horizons take different times
+    units.reserve((tiles.size() - few) * a.Hkv + few + least);
+    for (const Unit& heads : groups_of(a, a.Hkv)) {
+      for (const Tile& tile : tiles) {
+        if (!few_queries(a, tile)) units.push_back({&tile, heads.head, heads.heads});
+      }
+    }
+    if (!few) return;
+    const std::vector<Unit> groups = groups_of(a, std::min(a.Hkv, (least + few - 1) / few));
+    for (const Tile& tile : tiles) {
+      if (!few_queries(a, tile)) continue;
+      for (const Unit& heads : groups) units.push_back({&tile, heads.head, heads.heads});
+    }
+  }
+
+  // All heads of keys in `count` groups; where there are horizons, that with the farthest one first: it takes longest,
+  // and the last units should be short.
+  std::vector<Unit> groups_of(const AttentionArgs& a, int64_t count) const {
+    std::vector<Unit> groups;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t head = a.Hkv * i / count;
+      groups.push_back({nullptr, head, a.Hkv * (i + 1) / count - head});
+    }
+    if (!alibi_horizon) return groups;
     const int64_t group = a.H / a.Hkv;
-    std::vector<int64_t> heads(a.Hkv);
-    std::iota(heads.begin(), heads.end(), 0);
-    const auto flattest = [&](int64_t h) {
-      return *std::min_element(a.slopes + h * group, a.slopes + (h + 1) * group);
+    const auto flattest = [&](const Unit& heads) {
+      const float* slopes = a.slopes + heads.head * group;
+      return *std::min_element(slopes, slopes + heads.heads * group);
     };
     // Not std::stable_sort: parts of it are functions that all instruction sets would share.
-    std::sort(heads.begin(), heads.end(),
-              [&](int64_t x, int64_t y) { return flattest(x) != flattest(y) ? flattest(x) < flattest(y) : x < y; });
-    return heads;
+    std::sort(groups.begin(), groups.end(), [&](const Unit& x, const Unit& y) {
+      const float of_x = flattest(x), of_y = flattest(y);
+      return of_x != of_y ? of_x < of_y : x.head < y.head;
+    });
+    return groups;
   }
 
   static int64_t longest(const std::vector<Tile>& tiles) {

@@ -1,13 +1,14 @@
 // Attention of a ragged step over the paged cache: the step's keys and values go into the cache, then each query
 // attends to the keys of its row up to its own position.
 //
-// A unit of work is a tile of one row's queries with the heads that share one head of keys. It walks the row's keys
+// A unit of work is a tile of one row's queries with some heads of keys (attention_schedule.h). It walks the row's keys
 // block by block (attention_block.h), the newest first, so that the cost grows with the real lengths and memory does
 // not; blocks that no query of the tile needs are not read (horizon.h).
 #pragma once
 
 #include "attention_block.h"
 #include "attention_schedule.h"
+#include "cache_write.h"
 #include "horizon.h"
 #include "work.h"
 
@@ -17,11 +18,13 @@ namespace MPT_ISA {
 template <DType D>
 class PagedAttention : public Work {
   static constexpr int64_t kTokensPerWrite = 8;
+  static constexpr int64_t kAhead = 8192;             // bytes of the cache to fetch ahead of their use,
+  static constexpr int64_t kMostAhead = 16;           // at most as many pieces
   static constexpr int64_t kAloneProducts = 100'000;  // with fewer, a second thread costs more than it saves
 
  public:
   static void run(const AttentionArgs& args, Pool& pool) {
-    const AttentionSchedule schedule(args);
+    const AttentionSchedule schedule(args, pool.threads());
     PagedAttention attention(args, schedule);
     Phases phases;
     attention.add_to(phases);
@@ -31,6 +34,7 @@ class PagedAttention : public Work {
   PagedAttention(const AttentionArgs& args, const AttentionSchedule& schedule)
       : a(args),
         schedule(schedule),
+        writer(a),
         group(a.H / a.Hkv),
         width((a.hd + VL - 1) / VL * VL),
         alone(schedule.tiles.size() == 1 && schedule.tiles[0].tokens == args.T),
@@ -38,166 +42,160 @@ class PagedAttention : public Work {
 
   void add_to(Phases& phases) override {
     const auto write = [](void* self, int64_t chunk) { static_cast<PagedAttention*>(self)->write_tokens(chunk); };
-    const auto attend = [](void* self, int64_t chunk) { static_cast<PagedAttention*>(self)->attend_units(chunk); };
+    const auto attend = [](void* self, int64_t i) {
+      PagedAttention* attention = static_cast<PagedAttention*>(self);
+      attention->attend_unit(attention->schedule.units[i]);
+    };
     if (a.counts) a.counts->met.fetch_add(schedule.keys * a.Hkv, std::memory_order_relaxed);
     if (!alone) phases.push_back({(a.T + kTokensPerWrite - 1) / kTokensPerWrite, write, this});
-    phases.push_back({(units() + units_together() - 1) / units_together(), attend, this, nullptr, in_parts()});
+    phases.push_back({static_cast<int64_t>(schedule.units.size()), attend, this});
   }
 
  private:
   using Tile = AttentionSchedule::Tile;
+  using Unit = AttentionSchedule::Unit;
 
-  // A thread's memory for one tile.
-  struct Buffers {
+  // A tile's queries of one head of keys, on their way through the row's keys.
+  struct Head {
+    int64_t kv_head;
     Queries queries;
-    float* k;       // [kKeys, width]
-    float* v;       // [kKeys, width]
-    float* scores;  // [kQueries, kKeys]
-    float* scales;  // [2, kKeys] of keys and of values
+    float longest = 0;  // a bound of the lengths of the keys from the current block on
+    bool reads = true;  // whether some query reads the current block
+    float* scores;      // of few queries [count, kKeys], else [kQueries, kKeys]
+    float* scales;      // [2, kKeys] of keys and of values
   };
 
   void write_tokens(int64_t chunk) const {
     const int64_t end = std::min((chunk + 1) * kTokensPerWrite, a.T);
-    for (int64_t t = chunk * kTokensPerWrite; t < end; ++t) write_token(t);
-  }
-
-  // A tile of queries with a head of keys. All tiles of one head follow each other, long ones first: they read the same
-  // keys, and the last ones are short.
-  struct Unit {
-    const Tile* tile;
-    int64_t kv_head;
-  };
-
-  int64_t units() const { return static_cast<int64_t>(schedule.tiles.size()) * a.Hkv; }
-  Unit unit(int64_t i) const {
-    const int64_t count = static_cast<int64_t>(schedule.tiles.size());
-    return {&schedule.tiles[i % count], schedule.head(i / count)};
-  }
-
-  // Units that a thread claims at a time: where there are many, several, since it fetches the first keys of one while
-  // it computes the one before.
-  int64_t units_together() const { return std::clamp<int64_t>(units() / 64, 1, 4); }
-
-  // Whether each thread begins with units that follow each other: the next one is known then, and its keys are fetched.
-  // Few units that take different times are taken in their order, in which the last ones are short.
-  bool in_parts() const { return schedule.short_tiles && (!schedule.alibi_horizon || units() >= 64); }
-
-  void attend_units(int64_t chunk) const {
-    const int64_t begin = chunk * units_together(), end = std::min(begin + units_together(), units());
-    // With parts, a thread's next chunk follows too.
-    const int64_t known = in_parts() ? units() : end;
-    for (int64_t i = begin; i < end; ++i) attend_unit(unit(i), i + 1 < known ? unit(i + 1) : Unit{nullptr, 0});
-  }
-
-  int64_t token_width() const { return (a.H + 2 * a.Hkv) * a.hd; }
-
-  // Token t's keys and values to its slot; its outputs are zeros until a row's tile fills them.
-  void write_token(int64_t t) const {
-    std::fill(a.out + t * a.H * a.hd, a.out + (t + 1) * a.H * a.hd, 0.f);
-    write_heads(t, 0, a.Hkv);
-  }
-
-  void write_heads(int64_t t, int64_t first, int64_t last) const {
-    const int64_t slot = a.slots[t];
-    if (slot < 0 || slot >= a.N * a.block) return;
-    const float* k = a.qkv + t * token_width() + a.H * a.hd;
-    const float* v = k + a.Hkv * a.hd;
-    for (int64_t h = first; h < last; ++h) {
-      const int64_t to = (slot / a.block * a.Hkv + h) * a.block + slot % a.block;
-      const vf squares = write(k + h * a.hd, a.k_pool, a.key_scales, to);
-      if (a.key_norms) {
-        const float scale = D == DType::kInt8 ? a.key_scales[to] : 1;
-        a.key_norms[to] = length_bound(sum(squares) * scale * scale);
-      }
-      write(v + h * a.hd, a.v_pool, a.value_scales, to);
+    for (int64_t t = chunk * kTokensPerWrite; t < end; ++t) {
+      std::fill(a.out + t * a.H * a.hd, a.out + (t + 1) * a.H * a.hd, 0.f);  // until a row's tile fills them
+      writer.write(t, 0, a.Hkv);
     }
   }
 
-  // Stores x [hd] at `to` of a pool; returns sums of the squares of the stored numbers, of int8 ones without the scale.
-  MPT_INLINE vf write(const float* x, void* pool, float* scales, int64_t to) const {
-    Element<D>* at = static_cast<Element<D>*>(pool) + to * a.hd;
-    float scale = 1;
-    if constexpr (D == DType::kInt8) scale = scales[to] = scale_of(x);
-    vf squares = {};
-    for_lanes(a.hd, [&](int64_t i, int64_t n) {
-      vf v = load_some<vf>(x + i, n);
-      if constexpr (D == DType::kFloat32) {
-        store_some(at + i, v, n);
-      } else if constexpr (D == DType::kBfloat16) {
-        const vh stored = to_bf16(v);
-        store_some(at + i, stored, n);
-        v = from_bf16(stored);
-      } else {
-        const vb stored = to_int8(v / scale);
-        store_some(at + i, stored, n);
-        v = from_int8(stored);
-      }
-      squares += v * v;
-    });
-    return squares;
-  }
-
-  // The scale of x [hd], with which its largest number is stored as 127; NaN where one is NaN, 1 where all are 0.
-  float scale_of(const float* x) const {
-    vf most = {}, odd = {};  // the difference of a number and itself is 0, any other is NaN
-    for_lanes(a.hd, [&](int64_t i, int64_t n) {
-      const vf v = load_some<vf>(x + i, n);
-      most = max(most, abs(v)), odd += v - v;
-    });
-    const float scale = largest(most) * (1.f / 127);
-    return (scale > 0 ? scale : 1.f) + sum(odd);
-  }
-
-  void attend_unit(const Unit& unit, const Unit& following) const {
-    const Tile& tile = *unit.tile;
-    const int64_t kv_head = unit.kv_head;
+  void attend_unit(const Unit& unit) const {
     if (alone) {
-      for (int64_t t = 0; t < a.T; ++t) write_heads(t, kv_head, kv_head + 1);
+      for (int64_t t = 0; t < a.T; ++t) writer.write(t, unit.head, unit.head + unit.heads);
     }
-    const bool widen = a.hd % VL != 0 || tile.tokens * group > kQueries;
-    const Buffers buffers = make_buffers(tile.tokens * group);
-    take_queries(tile, kv_head, buffers.queries);
+    const Tile& tile = *unit.tile;
+    const bool few = AttentionSchedule::few_queries(a, tile);
+    thread_local Scratch scratch, widened;
+    thread_local std::vector<Head> heads;
+    make_heads(unit, few ? tile.tokens * group : kQueries, scratch, heads);
     const int64_t end = tile.position + tile.tokens, first = AttentionSchedule::first_key(a, tile);
-    int64_t start = (end - 1) / kKeys * kKeys, left_out = 0;
-    // The first keys and values of the unit that the last one looked ahead to.
-    thread_local const void *fetched_keys = nullptr, *fetched_values = nullptr;
-    const bool one_block = start - kKeys < first;
-    KeyBlock blocks[2], *block = blocks, *next = blocks + 1;
-    next->start = -1;
-    float longest = 0;
-    for (; start >= first; start -= kKeys) {
-      const float own = longest;  // of the keys from `start` on
-      if (schedule.alibi_horizon && start > first) longest = longest_key(tile.row, kv_head, start - kKeys);
-      if (schedule.alibi_horizon && !mark_readers(buffers.queries, start, own, rule)) {
-        left_out += kKeys;
-        continue;
+    int64_t left_out = 0;
+    for (int64_t start = (end - 1) / kKeys * kKeys; start >= first; start -= kKeys) {
+      bool any = false;
+      for (Head& head : heads) {
+        find_readers(tile.row, start, start > first, head);
+        if (!head.reads) left_out += kKeys;
+        any |= head.reads;
       }
-      std::swap(block, next);
-      if (block->start != start) {
-        locate(tile.row, kv_head, start, end, block);
-        if (block->run[0].k != fetched_keys) fetch_keys(*block);
-        if (one_block && block->run[0].v != fetched_values) fetch_values(*block);
-      }
-      if (start > first && (!schedule.alibi_horizon || may_need(buffers.queries, start - kKeys, longest, rule))) {
-        locate(tile.row, kv_head, start - kKeys, end, next);
-        look_ahead(block, *next, false);
-      } else if (start <= first && following.tile) {
-        const int64_t keys = following.tile->position + following.tile->tokens;
-        locate(following.tile->row, following.kv_head, (keys - 1) / kKeys * kKeys, keys, next);
-        look_ahead(block, *next, one_block);
-        fetched_keys = next->run[0].k;
-        if (one_block) fetched_values = next->run[0].v;
-      }
-      take_scales(tile.row, kv_head, block, buffers.scales);
-      if (widen) {
-        widen_keys(block, buffers);
-        attend_block<Source<DType::kFloat32, false>>(buffers.queries, *block, rule, buffers.scores);
+      if (!any) continue;
+      KeyBlock block = locate(tile.row, unit.head, start, end), next;
+      next.runs = 0;
+      if (start > first) next = locate(tile.row, unit.head, start - kKeys, end);
+      if (few) {
+        attend_heads(tile.row, block, next, heads);
       } else {
-        attend_block<Source<D, true>>(buffers.queries, *block, rule, buffers.scores);
+        attend_widened(tile.row, block, next, heads[0], widened);
       }
     }
-    give_outputs(tile, kv_head, buffers.queries);
+    for (const Head& head : heads) give_outputs(tile, head.kv_head, head.queries);
     if (a.counts && left_out) a.counts->left_out.fetch_add(left_out, std::memory_order_relaxed);
+  }
+
+  // Finds out which of a head's queries read the block from `start` on, and the keys of it that they see.
+  void find_readers(int64_t row, int64_t start, bool more, Head& head) const {
+    head.reads = true;
+    if (schedule.alibi_horizon) {
+      const float own = head.longest;
+      if (more) head.longest = longest_key(row, head.kv_head, start - kKeys);
+      head.reads = mark_readers(head.queries, start, own, rule);
+    }
+    if (head.reads) look(head.queries, start, rule);
+  }
+
+  // Few queries of several heads, first with all keys of a block and then with its values: run by run, and head by head
+  // within a run, as they lie in the pools. `next` is the block that comes then, or has no runs.
+  void attend_heads(int64_t row, KeyBlock& block, const KeyBlock& next, std::vector<Head>& heads) const {
+    thread_local std::vector<const char*> pieces;
+    order_pieces(block, next, heads, pieces);
+    const int64_t early = std::clamp<int64_t>(kAhead / bytes_of_piece(), 1, kMostAhead);
+    const char* const* piece = pieces.data();
+    const auto for_pieces = [&](auto f) {
+      for (int n = 0; n < block.runs; ++n) {
+        KeyRun run = block.run[n];
+        for (const Head& head : heads) {
+          if (!head.reads) continue;
+          run.k = run.v = *piece, run.ahead = piece[early], ++piece;
+          for_queries(head.queries.count, [&](auto together, int64_t i) {
+            f(together, i, run, head);
+            run.ahead = nullptr;  // the first queries have had it fetched
+          });
+        }
+      }
+    };
+    for_pieces([&](auto together, int64_t i, const KeyRun& run, const Head& head) {
+      score_run<D, decltype(together)::value>(head.queries, i, run, head.scores + i * kKeys);
+    });
+    for (const Head& head : heads) {
+      if (!head.reads) continue;
+      take_scales(row, head.kv_head, head.scales, block);
+      for_queries(head.queries.count, [&](auto together, int64_t i) {
+        soften<decltype(together)::value>(head.queries, i, block, rule, head.scores + i * kKeys);
+      });
+    }
+    for_pieces([&](auto together, int64_t i, const KeyRun& run, const Head& head) {
+      weigh_run<D, decltype(together)::value>(head.queries, i, run, head.scores + i * kKeys);
+    });
+  }
+
+  // Bytes of a head's keys in a block of the cache: that far apart are heads that follow each other.
+  int64_t bytes_of_piece() const { return a.block * a.hd * sizeof(Element<D>); }
+
+  // The heads' keys of the block, run by run, then their values, then keys of the next block, in the order of their
+  // use; null behind them.
+  void order_pieces(const KeyBlock& block, const KeyBlock& next, const std::vector<Head>& heads,
+                    std::vector<const char*>& pieces) const {
+    pieces.clear();
+    const auto add = [&](const KeyBlock& from, const void* KeyRun::* numbers) {
+      for (int n = 0; n < from.runs; ++n) {
+        const char* first = static_cast<const char*>(from.run[n].*numbers);
+        for (const Head& head : heads) {
+          if (head.reads) pieces.push_back(first + (head.kv_head - heads[0].kv_head) * bytes_of_piece());
+        }
+      }
+    };
+    add(block, &KeyRun::k), add(block, &KeyRun::v), add(next, &KeyRun::k);
+    pieces.resize(pieces.size() + kMostAhead, nullptr);
+  }
+
+  // Many queries of one head: keys and values become float32 first, rows padded with zeros to whole vectors.
+  void attend_widened(int64_t row, KeyBlock& block, const KeyBlock& next, const Head& head, Scratch& memory) const {
+    float *k = memory.get<float>(2 * kKeys * width), *v = k + kKeys * width;
+    for (int n = 0; n < block.runs; ++n) {
+      const KeyRun& run = block.run[n];
+      const KeyRun* later = n < next.runs ? &next.run[n] : nullptr;
+      widen(run.k, later ? later->k : nullptr, run.end - run.begin, k + run.begin * width);
+      widen(run.v, later ? later->v : nullptr, run.end - run.begin, v + run.begin * width);
+    }
+    block.run[0] = {k, v, 0, block.run[block.runs - 1].end, width};
+    block.runs = 1;
+    take_scales(row, head.kv_head, head.scales, block);
+    attend_block<DType::kFloat32>(head.queries, block, rule, head.scores);
+  }
+
+  // from [rows, hd] -> to [rows, width]; meanwhile the same of `later`, if there is any, goes to the second-level
+  // cache.
+  void widen(const void* from, const void* later, int64_t rows, float* to) const {
+    const int64_t bytes = a.hd * sizeof(Element<D>);
+    for (int64_t row = 0; row < rows; ++row) {
+      if (later) fetch<2>(static_cast<const char*>(later) + row * bytes, bytes);
+      for_lanes(a.hd, [&](int64_t d, int64_t count) {
+        store(to + row * width + d, load_some_as_float<D>(from, row * a.hd + d, count));
+      });
+    }
   }
 
   // Calls f(offset in the pools, first position, end) for each contiguous run of a row's keys.
@@ -213,14 +211,16 @@ class PagedAttention : public Work {
   }
 
   // The keys of a row from position `start` on, as they lie in the pools; none from `end` on.
-  void locate(int64_t row, int64_t kv_head, int64_t start, int64_t end, KeyBlock* block) const {
-    block->start = start, block->runs = 0;
-    block->key_scales = block->value_scales = nullptr;
+  KeyBlock locate(int64_t row, int64_t kv_head, int64_t start, int64_t end) const {
+    KeyBlock block;
+    block.start = start, block.runs = 0;
+    block.key_scales = block.value_scales = nullptr;
     for_runs(row, kv_head, start, std::min(end, start + kKeys), [&](int64_t at, int64_t position, int64_t stop) {
       const Element<D>* k = static_cast<const Element<D>*>(a.k_pool) + at * a.hd;
       const Element<D>* v = static_cast<const Element<D>*>(a.v_pool) + at * a.hd;
-      block->run[block->runs++] = {k, v, v, k, position - start, stop - start, a.hd};
+      block.run[block.runs++] = {k, v, position - start, stop - start, a.hd};
     });
+    return block;
   }
 
   // A bound of the lengths of kKeys keys from position `start` on.
@@ -234,86 +234,38 @@ class PagedAttention : public Work {
   }
 
   // Gathers the scales of a block's keys and values.
-  void take_scales(int64_t row, int64_t kv_head, KeyBlock* block, float* scales) const {
+  void take_scales(int64_t row, int64_t kv_head, float* scales, KeyBlock& block) const {
     if constexpr (D == DType::kInt8) {
-      const int64_t start = block->start, end = start + block->run[block->runs - 1].end;
+      const int64_t start = block.start, end = start + block.run[block.runs - 1].end;
       for_runs(row, kv_head, start, end, [&](int64_t at, int64_t position, int64_t stop) {
         std::copy_n(a.key_scales + at, stop - position, scales + position - start);
         std::copy_n(a.value_scales + at, stop - position, scales + kKeys + position - start);
       });
-      block->key_scales = scales, block->value_scales = scales + kKeys;
+      block.key_scales = scales, block.value_scales = scales + kKeys;
     }
   }
 
-  static void fetch_keys(const KeyBlock& block) {
-    for (int n = 0; n < block.runs; ++n) {
-      const KeyRun& run = block.run[n];
-      Source<D, true>::prefetch(run.k, 0, (run.end - run.begin) * run.stride);
-    }
-  }
-
-  static void fetch_values(const KeyBlock& block) {
-    for (int n = 0; n < block.runs; ++n) {
-      const KeyRun& run = block.run[n];
-      Source<D, true>::prefetch(run.v, 0, (run.end - run.begin) * run.stride);
-    }
-  }
-
-  // Has the keys of `next` fetched along with the values of `block`, key by key, and those beyond its own keys now.
-  // With `values`, its keys along with the keys of `block` and its values along with the values: units of one block are
-  // so short that memory would not answer in time.
-  static void look_ahead(KeyBlock* block, const KeyBlock& next, bool values) {
-    for (int n = 0; n < next.runs; ++n) {
-      const KeyRun& run = next.run[n];
-      const int64_t keys = run.end - run.begin;
-      int64_t along = 0;
-      if (n < block->runs) {
-        KeyRun& own = block->run[n];
-        own.along_v = values ? run.v : run.k;
-        if (values) own.along_k = run.k;
-        along = std::min(keys, own.end - own.begin);
-      }
-      Source<D, true>::prefetch(run.k, along * run.stride, (keys - along) * run.stride);
-      if (values) Source<D, true>::prefetch(run.v, along * run.stride, (keys - along) * run.stride);
-    }
-  }
-
-  // Copies keys and values to the buffers as float32, rows padded with zeros to whole vectors.
-  void widen_keys(KeyBlock* block, const Buffers& buffers) const {
-    for (int n = 0; n < block->runs; ++n) {
-      const KeyRun& run = block->run[n];
-      widen(run.k, run.along_k, run.end - run.begin, buffers.k + run.begin * width);
-      widen(run.v, run.along_v, run.end - run.begin, buffers.v + run.begin * width);
-    }
-    block->run[0] = {buffers.k, buffers.v, buffers.k, buffers.v, 0, block->run[block->runs - 1].end, width};
-    block->runs = 1;
-  }
-
-  // from [rows, hd] -> to [rows, width]
-  void widen(const void* from, const void* ahead, int64_t rows, float* to) const {
-    for (int64_t row = 0; row < rows; ++row) {
-      Source<D, true>::prefetch(ahead, row * a.hd, a.hd);
-      for_lanes(a.hd, [&](int64_t d, int64_t count) {
-        store(to + row * width + d, load_some_as_float<D>(from, row * a.hd + d, count));
-      });
-    }
-  }
-
-  Buffers make_buffers(int64_t count) const {
-    thread_local Scratch scratch;
-    const int64_t per_query = 2 * width + 8, padded = (count + 15) / 16 * 16;  // each part begins at 64 bytes
-    float* next = scratch.get<float>(padded * per_query + 2 * kKeys * width + kQueries * kKeys + 2 * kKeys);
+  // A unit's heads in a thread's memory, with the queries of its tile and no keys seen yet.
+  void make_heads(const Unit& unit, int64_t scored, Scratch& scratch, std::vector<Head>& heads) const {
+    const int64_t count = unit.tile->tokens * group, padded = (count + 3) / 4 * 4;
+    const int64_t each = 2 * count * width + 8 * padded + 4 * padded + (scored + 2) * kKeys;
+    float* next = scratch.get<float>(unit.heads * each);
     const auto take = [&](int64_t size) { return next += size, next - size; };
-    Buffers buffers;
-    buffers.k = take(kKeys * width), buffers.v = take(kKeys * width), buffers.scores = take(kQueries * kKeys);
-    buffers.scales = take(2 * kKeys);
-    Queries& q = buffers.queries;
-    q.count = count, q.width = width;
-    q.q = take(padded * width), q.values = take(padded * width);
-    q.top = take(padded), q.total = take(padded), q.slope = take(padded);
-    q.reach = take(padded), q.allowance = take(padded);
-    for (int32_t** whole : {&q.position, &q.skipped, &q.reads}) *whole = reinterpret_cast<int32_t*>(take(padded));
-    return buffers;
+    const auto take_whole = [&] { return reinterpret_cast<int32_t*>(take(padded)); };
+    heads.resize(unit.heads);
+    for (int64_t h = 0; h < unit.heads; ++h) {
+      Head& head = heads[h];
+      head.kv_head = unit.head + h, head.longest = 0;
+      head.scores = take(scored * kKeys), head.scales = take(2 * kKeys);
+      Queries& q = head.queries;
+      q.count = count, q.width = width;
+      q.q = take(count * width), q.values = take(count * width);
+      q.seen = reinterpret_cast<KeyRange*>(take(4 * padded));
+      q.top = take(padded), q.total = take(padded), q.slope = take(padded), q.reach = take(padded);
+      q.allowance = take(padded);
+      q.position = take_whole(), q.skipped = take_whole(), q.reads = take_whole();
+      take_queries(*unit.tile, head.kv_head, q);
+    }
   }
 
   // Loads the tile's queries, token by token and head by head.
@@ -325,7 +277,7 @@ class PagedAttention : public Work {
     std::fill(queries.reads, queries.reads + queries.count, 1);
     for (int64_t i = 0; i < queries.count; ++i) {
       const int64_t token = i / group, head = kv_head * group + i % group;
-      const float* q = a.qkv + (tile.token + token) * token_width() + head * a.hd;
+      const float* q = a.qkv + ((tile.token + token) * (a.H + 2 * a.Hkv) + head) * a.hd;
       vf squares = {};
       for_lanes(a.hd, [&](int64_t d, int64_t n) {
         const vf x = load_some<vf>(q + d, n);
@@ -350,6 +302,7 @@ class PagedAttention : public Work {
 
   const AttentionArgs a;
   const AttentionSchedule& schedule;
+  const CacheWriter<D> writer;
   const int64_t group;  // query heads of one head of keys
   const int64_t width;  // features of a head in whole vectors
   const bool alone;     // whether all tokens are of one tile: then no other unit reads the keys that a unit writes

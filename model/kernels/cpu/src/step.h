@@ -102,7 +102,7 @@ class Step : public StepPlan {
     const auto take = [&](int64_t size) { return next += a.T * size, next - a.T * size; };
     qkv_ = take((a.H + 2 * a.Hkv) * a.hd), attended_ = take(a.H * a.hd), up_ = take(width), gated_ = take(width);
     works_.clear(), phases_.clear();
-    schedule_ = std::make_unique<AttentionSchedule>(a);
+    schedule_ = std::make_unique<AttentionSchedule>(a, threads);
     if (args.embed) phases_.push_back({a.T, args.embed, args.embed_context});
     for (const BlockArgs& block : args.blocks) add_attention(block), add_ffn(block);
     if (args.head.M) add_linear(args.head);
