@@ -6,6 +6,9 @@ For each checkpoint and each match, every contender is loaded once. Then, round 
 runs while the others are stopped. Before and after, the machine's limits are measured (roofline.py). FOLDER
 gets results.jsonl (one line per run, appended at once), table.md and, where matplotlib is installed, ratios.svg.
 
+Each contender continues one fixed prompt when it has loaded; the table says how many of its first ids are those of
+our engine in float32, which is loaded alone before the first match on a checkpoint, once per FOLDER.
+
 The other engines' environments and converted checkpoints are those of peers/environments.py.
 """
 
@@ -29,9 +32,10 @@ sys.path.append(str(HERE / "peers"))
 from environments import add_work_option, python_of  # noqa: E402  (found beside the peers' scripts)
 
 OURS = "mpt_serve"
+REFERENCE = f"{OURS}:f32"  # the golden tests show that it computes what MosaicML's code does
 MATCHES = {  # ours first, then those that hold their weights alike
     "bf16": ("mpt_serve:bf16", "vllm:bf16", "llama_cpp:bf16", "transformers:bf16"),
-    "int8": ("mpt_serve:int8", "ctranslate2:int8", "llama_cpp:q8_0"),
+    "int8": ("mpt_serve:int8", "ctranslate2:int8", "openvino:int8", "llama_cpp:q8_0"),
     "int4": ("mpt_serve:int4", "llama_cpp:q4_0"),
     "f32": ("mpt_serve:f32", "transformers:f32"),
 }
@@ -75,10 +79,50 @@ def share_of_limit(result: dict[str, Any], weights: dict[str, int], limits: roof
     return {"share": round(least / seconds, 4), "bound": bound}
 
 
-class Comparison:
-    """Turns of the contenders of one match on one checkpoint."""
+def log_of(checkpoint: Path, contender: str, options: argparse.Namespace) -> Path:
+    folder: Path = options.out / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{checkpoint.resolve().name}-{contender.replace(':', '-')}.log"
 
-    def __init__(self, checkpoint: Path, match: str, contenders: list[str], options: argparse.Namespace) -> None:
+
+def append(result: dict[str, Any], options: argparse.Namespace) -> None:
+    with (options.out / "results.jsonl").open("a") as file:
+        file.write(json.dumps(result) + "\n")
+
+
+def reference_ids(checkpoint: Path, options: argparse.Namespace) -> list[int] | None:
+    """Return the reference's first ids: those among the results or, the first time, of a process that then ends.
+
+    None where it did not load; the results then say so.
+    """
+    name = checkpoint.resolve().name
+    kept = report.references(report.read(options.out)).get(name)
+    if kept is not None:
+        return kept
+    result: dict[str, Any] = {"ckpt": name, "contender": REFERENCE}
+    try:
+        log = log_of(checkpoint, "reference", options)
+        worker = Worker(command_of(REFERENCE, checkpoint, options), log, options.load_seconds)
+    except (WorkerError, OSError) as error:
+        result["error"] = f"no reference for the first ids: {error}"
+    else:
+        worker.close()
+        result["reference_ids"] = worker.ready["first_ids"]
+    append(result, options)
+    return result.get("reference_ids")
+
+
+class Comparison:
+    """Turns of the contenders of one match on one checkpoint. expected: the reference's first ids, where known."""
+
+    def __init__(
+        self,
+        checkpoint: Path,
+        match: str,
+        contenders: list[str],
+        expected: list[int] | None,
+        options: argparse.Namespace,
+    ) -> None:
         self._options = options
         self._weights = checkpoint_weights(checkpoint)
         self._same = {"match": match, "ckpt": checkpoint.resolve().name, "contenders": contenders}
@@ -86,6 +130,7 @@ class Comparison:
         self._latest: dict[str, float] = {}
         self._checkpoint = checkpoint
         self._contenders = contenders
+        self._expected = expected
 
     def run(self) -> None:
         try:
@@ -100,16 +145,18 @@ class Comparison:
                 worker.close()
 
     def _load(self, contender: str) -> None:
-        log = self._options.out / "logs" / f"{self._same['ckpt']}-{contender.replace(':', '-')}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
+        log = log_of(self._checkpoint, contender, self._options)
         started = time.perf_counter()
         try:
             command = command_of(contender, self._checkpoint, self._options)
-            self._workers[contender] = Worker(command, log, self._options.load_seconds)
+            worker = self._workers[contender] = Worker(command, log, self._options.load_seconds)
         except (WorkerError, OSError) as error:
             self._write({"contender": contender, "error": f"not loaded: {error}"})
         else:
-            print(f"{self._name(contender)} loaded in {time.perf_counter() - started:.1f} s", file=sys.stderr)
+            ids: list[int] = worker.ready["first_ids"]
+            equal = report.equal_ids(ids, self._expected) if self._expected else "unknown how many"
+            loaded = f"loaded in {time.perf_counter() - started:.1f} s"
+            print(f"{self._name(contender)} {loaded}, first equal ids: {equal} of {len(ids)}", file=sys.stderr)
 
     def _round(self, turn: int, shape: Shape) -> None:
         names = list(self._workers)
@@ -136,8 +183,7 @@ class Comparison:
 
     def _write(self, result: dict[str, Any]) -> None:
         result = self._same | result
-        with (self._options.out / "results.jsonl").open("a") as file:
-            file.write(json.dumps(result) + "\n")
+        append(result, self._options)
         where = f"round {result.get('round', '-')} {result.get('batch')}:{result.get('prompt')}:{result.get('new')}"
         speed = result.get("error") or f"{report.speed(result):.1f} tok/s, {result['share']:.0%} of {result['bound']}"
         print(f"{self._name(result['contender'])} {where}: {speed}", file=sys.stderr)
@@ -163,6 +209,12 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True, help="a folder; results are appended to those in it")
+    parser.add_argument(
+        "--no-reference",
+        dest="reference",
+        action="store_false",
+        help=f"count no equal ids: do without {REFERENCE}, which needs four bytes of memory per parameter",
+    )
     parser.add_argument("--engine-options", default="", help="more options for engine.py, as one string")
     parser.add_argument("--load-seconds", type=float, default=900, help="time limit of a contender's loading")
     parser.add_argument("--turn-seconds", type=float, default=300, help="time limit of one turn, warm-up included")
@@ -189,8 +241,9 @@ def main() -> None:
         signal.SIGTERM, lambda *_: sys.exit(1)
     )  # by way of `finally`: stopped workers do not end by themselves
     for checkpoint in options.checkpoints:
+        expected = reference_ids(checkpoint, options) if options.reference else None
         for match, contenders in matches.items():
-            Comparison(checkpoint, match, contenders, options).run()
+            Comparison(checkpoint, match, contenders, expected, options).run()
     report.write(options.out)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness import Contender, Session, Timing, argument_parser
+from harness import Contender, Generation, Session, argument_parser
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -19,11 +19,11 @@ DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}  # short names
 
 
 class Stopwatch:
-    """Listens to all requests of a run: when every one had its first token, and when every one was done."""
+    """Listens to all requests of a run: their ids, when every one had its first token, and when every one was done."""
 
     def __init__(self, batch: int) -> None:
         self._unfinished = batch
-        self._seen: set[int] = set()
+        self._ids: list[list[int]] = [[] for _ in range(batch)]
         self._done = threading.Event()
         self._started = time.perf_counter()
         self._first = self._last = 0.0
@@ -31,9 +31,9 @@ class Stopwatch:
 
     def listener(self, row: int) -> Callable[[Any], None]:
         def listen(delta: Any) -> None:
-            if delta.token_ids and row not in self._seen:
-                self._seen.add(row)
+            if delta.token_ids and not self._ids[row]:
                 self._first = time.perf_counter()
+            self._ids[row] += delta.token_ids
             if delta.finish_reason is not None:
                 if delta.finish_reason != "length":
                     self._failure = f"a request ended with {delta.finish_reason!r}: {delta.message}"
@@ -44,12 +44,12 @@ class Stopwatch:
 
         return listen
 
-    def wait(self) -> Timing:
+    def wait(self) -> Generation:
         """Raise RuntimeError where a request ended before its length."""
         self._done.wait()
         if self._failure:
             raise RuntimeError(self._failure)
-        return Timing(self._first - self._started, self._last - self._started)
+        return Generation(self._first - self._started, self._last - self._started, self._ids)
 
 
 def contender(session: Session) -> Contender:
@@ -76,7 +76,7 @@ def contender(session: Session) -> Contender:
         quantization_cache_dir=options.quantization_cache_dir,
     )
 
-    def generate(prompts: list[list[int]], new: int) -> Timing:
+    def generate(prompts: list[list[int]], new: int) -> Generation:
         params = SamplingParams(temperature=0, max_tokens=new, ignore_eos=True)
         watch = Stopwatch(len(prompts))
         for row, prompt in enumerate(prompts):

@@ -19,7 +19,8 @@ seed, new ones at each repetition, so that no prefix occurs twice.
  warm_s         the warm-up
  spread         shortest and longest total
 
-With --worker the script loads once for the shapes named and prints a line with "ready". Then it replies to each line
+With --worker the script loads once for the shapes named, continues one prompt that is the same for every engine
+(`FIXED`), and prints a line with "ready" and `first_ids`, the ids that it generated. Then it replies to each line
 {"shape": "B:P:N", "repetition": R} on its input with one result of that repetition, until its input ends.
 """
 
@@ -60,26 +61,42 @@ class Shape(NamedTuple):
         return ":".join(map(str, self))
 
 
-class Timing(NamedTuple):
-    """Seconds from submission to the first token of every row, and to the last token of all."""
+FIXED = Shape(1, 200, 16)  # what every engine continues once it has loaded, so that their outputs can be compared
+
+
+class Generation(NamedTuple):
+    """Seconds from submission to the first token of every row, and to the last token of all; each row's new ids."""
 
     first: float
     total: float
+    ids: list[list[int]]
 
 
 @dataclass(frozen=True)
 class Contender:
     """A loaded engine.
 
-    generate: prompts of equal length, number of new tokens -> its timing; raises when fewer tokens came out.
+    generate: prompts of equal length, number of new tokens -> their greedy continuations and how long they took.
     vocab_size: ids are below it. details: more fields for its JSON lines.
     """
 
-    generate: Callable[[list[list[int]], int], Timing]
+    generate: Callable[[list[list[int]], int], Generation]
     version: str
     weight_bytes: int
     vocab_size: int = LAST_ID
     details: dict[str, Any] | None = None
+
+    def continue_greedily(self, prompts: list[list[int]], new: int) -> Generation:
+        """Generate `new` tokens for each prompt. Raises RuntimeError where another number came out."""
+        generation = self.generate(prompts, new)
+        counts = [len(row) for row in generation.ids]
+        if counts != [new] * len(prompts):
+            raise RuntimeError(f"rows of {counts} tokens were generated instead of {len(prompts)} of {new}")
+        return generation
+
+    def first_ids(self) -> list[int]:
+        """Return the continuation of the prompt that is the same for every engine."""
+        return self.continue_greedily(make_prompts(FIXED, 0, self.vocab_size), FIXED.new).ids[0]
 
 
 class Session:
@@ -109,7 +126,8 @@ class Session:
     @property
     def max_tokens(self) -> int:
         """Of the longest row, prompt and answer together."""
-        return max(shape.prompt + shape.new for shape in self.shapes)
+        shapes = [*self.shapes, FIXED] if self.options.worker else self.shapes
+        return max(shape.prompt + shape.new for shape in shapes)
 
     def measure(self, contender: Contender) -> None:
         """Measure every shape of the command line or, as a worker, the shapes that the input requests."""
@@ -126,6 +144,7 @@ class Session:
             **(contender.details or {}),
         }
         if self.options.worker:
+            common["first_ids"] = contender.first_ids()
             self._print(common | {"ready": True})
             tasks: Iterable[tuple[Shape, Sequence[int]]] = map(_read_task, sys.stdin)
         else:
@@ -190,18 +209,18 @@ def _read_task(line: str) -> tuple[Shape, Sequence[int]]:
 
 
 def _measure(contender: Contender, shape: Shape, repetitions: Sequence[int], threads: int) -> dict[str, Any]:
-    def run(repetition: int, new: int, warm_up: bool = False) -> Timing:
-        return contender.generate(make_prompts(shape, repetition, contender.vocab_size, warm_up), new)
+    def run(repetition: int, new: int, warm_up: bool = False) -> Generation:
+        return contender.continue_greedily(make_prompts(shape, repetition, contender.vocab_size, warm_up), new)
 
     try:
         started = time.perf_counter()
         run(repetitions[0], min(shape.new, WARM_UP_TOKENS), warm_up=True)
         warm, cpu = time.perf_counter() - started, time.process_time()
-        timings = [run(repetition, shape.new) for repetition in repetitions]
+        generations = [run(repetition, shape.new) for repetition in repetitions]
         share = (time.process_time() - cpu) / ((time.perf_counter() - started - warm) * threads)
     except Exception as error:  # a shape that fails is a result too
         return {"error": f"{type(error).__name__}: {error}"[:300]}
-    return _summary(shape, timings) | {
+    return _summary(shape, generations) | {
         "rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         "warm_s": round(warm, 2),
         "cpu_share": round(share, 2),
@@ -209,16 +228,16 @@ def _measure(contender: Contender, shape: Shape, repetitions: Sequence[int], thr
     }
 
 
-def _summary(shape: Shape, timings: list[Timing]) -> dict[str, Any]:
-    def median(value: Callable[[Timing], float], digits: int = 2) -> float:
-        return round(statistics.median(map(value, timings)), digits)
+def _summary(shape: Shape, generations: list[Generation]) -> dict[str, Any]:
+    def median(value: Callable[[Generation], float], digits: int = 2) -> float:
+        return round(statistics.median(map(value, generations)), digits)
 
     batch, length, new = shape
-    totals = [timing.total for timing in timings]
+    totals = [generation.total for generation in generations]
     return {
-        "decode_tok_s": median(lambda t: batch * (new - 1) / (t.total - t.first)) if new > 1 else None,
-        "prefill_tok_s": median(lambda t: batch * length / t.first),
-        "ttft_s": median(lambda t: t.first, 5),
-        "agg_tok_s": median(lambda t: batch * new / t.total),
+        "decode_tok_s": median(lambda g: batch * (new - 1) / (g.total - g.first)) if new > 1 else None,
+        "prefill_tok_s": median(lambda g: batch * length / g.first),
+        "ttft_s": median(lambda g: g.first, 5),
+        "agg_tok_s": median(lambda g: batch * new / g.total),
         "spread": [round(min(totals), 4), round(max(totals), 4)],
     }

@@ -16,8 +16,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 
 _TABLE = re.compile(r"^## (?P<title>[ML], \w+)\n\n(?P<rows>(?:\|.*\n)+)", re.MULTILINE)
 _RATIO = re.compile(r"\*\*(?P<median>[\d.]+)\*\* \((?P<low>[\d.]+) to (?P<high>[\d.]+), n=\d+\)")
-_COLOURS = {"vllm": "#c2571a", "ctranslate2": "#6a51a3", "llama_cpp": "#2b7a4b"}
-_NAMES = {"vllm": "vLLM", "ctranslate2": "CTranslate2", "llama_cpp": "llama.cpp"}
+_COLOURS = {"vllm": "#c2571a", "ctranslate2": "#6a51a3", "openvino": "#0b6fa4", "llama_cpp": "#2b7a4b"}
+_NAMES = {"vllm": "vLLM", "ctranslate2": "CTranslate2", "openvino": "OpenVINO", "llama_cpp": "llama.cpp"}
 _WIDTH, _HEIGHT, _TOP, _LEFT, _HEAD = 300, 190, 24, 34, 56
 
 
@@ -64,7 +64,8 @@ def render(found: dict[str, list[Bar]]) -> str:
         f'<text x="{width / 2:g}" y="20" text-anchor="middle" font-size="14">'
         "Speed of mpt_serve divided by another engine's (batch:prompt:new tokens); 1 is equal</text>",
     ]
-    for place, engine in enumerate(_COLOURS):
+    drawn = {bar.engine for bars in found.values() for bar in bars}
+    for place, engine in enumerate(filter(drawn.__contains__, _COLOURS)):
         x = width / 2 - 150 + 110 * place
         parts.append(f'<rect x="{x:g}" y="32" width="10" height="10" fill="{_COLOURS[engine]}"/>')
         parts.append(f'<text x="{x + 15:g}" y="41">{_NAMES[engine]}</text>')
@@ -91,10 +92,13 @@ def _panel(title: str, bars: list[Bar], largest: int) -> Iterator[str]:
         middle = _LEFT + (right - _LEFT) * (place + 0.5) / len(shapes)
         yield f'<text x="{middle:.1f}" y="{bottom + 16}" text-anchor="middle">{shape}</text>'
         here = [bar for bar in bars if bar.shape == shape]
+        pitch = min(24, 0.9 * (right - _LEFT) / len(shapes) / len(here))
+        width = pitch - 4
         for number, bar in enumerate(here):
-            x = middle + 24 * (number - (len(here) - 1) / 2)
+            x = middle + pitch * (number - (len(here) - 1) / 2)
             yield (
-                f'<rect x="{x - 10:.1f}" y="{y(bar.median):.1f}" width="20" height="{bottom - y(bar.median):.1f}"'
+                f'<rect x="{x - width / 2:.1f}" y="{y(bar.median):.1f}" width="{width:g}"'
+                f' height="{bottom - y(bar.median):.1f}"'
                 f' fill="{_COLOURS[bar.engine]}"><title>{_NAMES[bar.engine]}: {bar.median:g}</title></rect>'
             )
             yield f'<path d="M{x:.1f} {y(bar.low):.1f}V{y(bar.high):.1f}" stroke="#222"/>'

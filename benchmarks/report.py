@@ -10,17 +10,40 @@ import json
 import platform
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
+from operator import eq
 from pathlib import Path
 from typing import Any
 
 Result = dict[str, Any]
+MARK = "†"  # of a contender whose output is not the reference's from the first id on
 
 
 def speed(result: Result) -> float:
     """Return tokens per second: generated ones of all rows together; of the prompts where one token is generated."""
     return float(result["decode_tok_s"] if result["new"] > 1 else result["prefill_tok_s"])
+
+
+def equal_ids(ids: Sequence[int], reference: Sequence[int]) -> int:
+    """Return how many ids are the reference's before the first that is not."""
+    return len(list(takewhile(bool, map(eq, ids, reference))))
+
+
+def references(results: Iterable[Result]) -> dict[str, list[int]]:
+    """Return the ids of the reference (compare.py) by the checkpoint that it continued."""
+    return {result["ckpt"]: result["reference_ids"] for result in results if "reference_ids" in result}
+
+
+def first_equal_ids(results: list[Result]) -> dict[tuple[str, str], int]:
+    """Return `equal_ids` by (checkpoint, contender), of those that have a reference."""
+    expected = references(results)
+    return {
+        (result["ckpt"], result["contender"]): equal_ids(result["first_ids"], expected[result["ckpt"]])
+        for result in results
+        if "first_ids" in result and result["ckpt"] in expected
+    }
 
 
 @dataclass
@@ -60,9 +83,11 @@ def gather(results: Iterable[Result]) -> Matches:
 def table(results: list[Result]) -> str:
     """Return Markdown: a section per checkpoint and match, then the machine's limits and the contenders."""
     lines: list[str] = []
+    equal = first_equal_ids(results)
     for (checkpoint, match), cells in gather(results).items():
         baseline, *opponents = next(iter(cells.values())).contenders
-        header = [f"`{baseline}`", *(f"`{name}` | ratio" for name in opponents)]
+        marks = {name: f" {MARK}" if equal.get((checkpoint, name)) == 0 else "" for name in (baseline, *opponents)}
+        header = [f"`{baseline}`{marks[baseline]}", *(f"`{name}`{marks[name]} | ratio" for name in opponents)]
         lines += [f"## {checkpoint}, {match}", "", "| batch:prompt:new | " + " | ".join(header) + " |"]
         lines += ["|---|" + "---|" * (1 + 2 * len(opponents))]
         for shape, cell in cells.items():
@@ -71,7 +96,8 @@ def table(results: list[Result]) -> str:
                 columns += [_speed_text(cell, opponent), _ratio_text(cell.ratios(opponent))]
             lines.append("| " + " | ".join(columns) + " |")
         lines.append("")
-    return "\n".join([*lines, *_legend(), "", *_limits(results), "", *_contenders(results)]) + "\n"
+    legend = _legend(marked=0 in equal.values())
+    return "\n".join([*lines, *legend, "", *_limits(results), "", *_contenders(results)]) + "\n"
 
 
 def _speed_text(cell: Cell, contender: str) -> str:
@@ -87,13 +113,16 @@ def _ratio_text(ratios: list[float]) -> str:
     return f"**{statistics.median(ratios):.2f}** ({min(ratios):.2f} to {max(ratios):.2f}, n={len(ratios)})"
 
 
-def _legend() -> list[str]:
-    return [
+def _legend(marked: bool) -> list[str]:
+    lines = [
         "Speeds are medians over the rounds, in tokens per second over all rows: generated tokens, or where one new",
         "token is requested, prompt tokens. In brackets: the share of the machine's limit at that moment, bound",
         "by reading memory (mem) or by arithmetic (alu). A ratio is the first column's speed over the opponent's:",
         "median over the rounds of the ratio within a round (smallest to largest).",
     ]
+    if marked:
+        lines += ["", f"{MARK} Other output: its first greedy id after a fixed prompt is not the reference's."]
+    return lines
 
 
 def _limits(results: list[Result]) -> list[str]:
@@ -110,18 +139,28 @@ def _limits(results: list[Result]) -> list[str]:
 
 
 def _contenders(results: list[Result]) -> list[str]:
-    lines = ["| contender | checkpoint | version | load s | peak RSS MB | weights MB |", "|---|---|---|---|---|---|"]
+    lines = ["| contender | checkpoint | version | load s | peak RSS MB | weights MB | first equal ids |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    equal = first_equal_ids(results)
     latest = {(r["ckpt"], r["contender"]): r for r in results if "rss_mb" in r}
     for (checkpoint, contender), result in latest.items():
         weights = result["weight_bytes"] / 1e6
         version, load = result["version"], result["load_s"]
-        lines.append(f"| {contender} | {checkpoint} | {version} | {load} | {result['rss_mb']:.0f} | {weights:.0f} |")
+        columns = [contender, checkpoint, version, load, f"{result['rss_mb']:.0f}", f"{weights:.0f}"]
+        columns.append(_equal_text(equal.get((checkpoint, contender)), len(result.get("first_ids", ()))))
+        lines.append("| " + " | ".join(map(str, columns)) + " |")
     failed = {(r["ckpt"], r["contender"], r.get("batch"), r.get("prompt")): r for r in results if "error" in r}
     lines += [""] if failed else []
     for result in failed.values():
         shape = f", {result['batch']}:{result['prompt']}:{result['new']}" if "batch" in result else ""
         lines.append(f"- {result['contender']} on {result['ckpt']}{shape} failed: {result['error']}")
     return lines
+
+
+def _equal_text(count: int | None, generated: int) -> str:
+    if count is None:
+        return "-"
+    return f"{count} of {generated}" + ("" if count else ": other output")
 
 
 def _processor() -> str:
@@ -178,9 +217,15 @@ def plot(results: list[Result], path: Path) -> None:
     pyplot.close(figure)
 
 
+def read(folder: Path) -> list[Result]:
+    """Return the lines of results.jsonl, none where it does not exist yet."""
+    path = folder / "results.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
 def write(folder: Path) -> None:
     """Write table.md and ratios.svg beside results.jsonl."""
-    results = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    results = read(folder)
     (folder / "table.md").write_text(table(results))
     try:
         plot(results, folder / "ratios.svg")

@@ -54,6 +54,8 @@ class Worker:
         """End the process and its children. Idempotent."""
         self._signal(signal.SIGKILL)
         self._process.wait()
+        for pipe in filter(None, (self._process.stdin, self._process.stdout)):
+            pipe.close()
 
     def _answer(self, seconds: float) -> dict[str, Any]:
         """Read one line, then stop the process."""

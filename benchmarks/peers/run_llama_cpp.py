@@ -14,7 +14,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from environments import GGUF_QUANTIZED, add_work_option, gguf_path
-from harness import Contender, Session, Timing, argument_parser
+from harness import Contender, Generation, Session, argument_parser
 
 BATCH_TOKENS = 2048  # tokens of one llama_decode; it computes them 512 at a time
 CELL_GRAIN = 256  # contexts are sized in multiples of it
@@ -77,7 +77,7 @@ class Rows:
         return {e.row: sample(self._sampler, self._context, i) for i, e in enumerate(entries) if e.last}
 
 
-def generate(rows: Rows, prompts: list[list[int]], new: int) -> Timing:
+def generate(rows: Rows, prompts: list[list[int]], new: int) -> Generation:
     length = len(prompts[0])
     rows.clear()
     started = time.perf_counter()
@@ -90,9 +90,11 @@ def generate(rows: Rows, prompts: list[list[int]], new: int) -> Timing:
     for start in range(0, len(entries), BATCH_TOKENS):
         sampled |= rows.decode(entries[start : start + BATCH_TOKENS])
     first = time.perf_counter() - started
+    steps = [sampled]
     for position in range(length, length + new - 1):
-        sampled = rows.decode([Entry(token, position, row, last=True) for row, token in sampled.items()])
-    return Timing(first, time.perf_counter() - started)
+        steps.append(rows.decode([Entry(token, position, row, last=True) for row, token in steps[-1].items()]))
+    total = time.perf_counter() - started
+    return Generation(first, total, [[step[row] for step in steps] for row in range(len(prompts))])
 
 
 def contender(session: Session) -> Contender:
@@ -107,7 +109,7 @@ def contender(session: Session) -> Contender:
         raise SystemExit(f"llama.cpp could not read {path}; environments.py convert writes it")
     contexts: dict[tuple[int, int], Rows] = {}  # the latest shape's
 
-    def run(prompts: list[list[int]], new: int) -> Timing:
+    def run(prompts: list[list[int]], new: int) -> Generation:
         length = len(prompts[0]) + new
         key = len(prompts), CELL_GRAIN * -(-length // CELL_GRAIN)
         if key not in contexts:

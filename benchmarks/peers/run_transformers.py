@@ -7,7 +7,7 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from harness import Contender, Session, Timing, argument_parser
+from harness import Contender, Generation, Session, argument_parser
 
 
 def contender(session: Session) -> Contender:
@@ -20,7 +20,7 @@ def contender(session: Session) -> Contender:
     model = transformers.AutoModelForCausalLM.from_pretrained(session.options.checkpoint, dtype=dtype).eval()
 
     @torch.inference_mode()
-    def generate(prompts: list[list[int]], new: int) -> Timing:
+    def generate(prompts: list[list[int]], new: int) -> Generation:
         moments: list[float] = []
 
         def note_step(
@@ -42,9 +42,7 @@ def contender(session: Session) -> Contender:
             stopping_criteria=transformers.StoppingCriteriaList([note_step]),
         )
         total = time.perf_counter() - started
-        if output.shape[1] != ids.shape[1] + new:
-            raise RuntimeError(f"{output.shape[1] - ids.shape[1]} tokens were generated instead of {new}")
-        return Timing(moments[0] - started, total)
+        return Generation(moments[0] - started, total, output[:, ids.shape[1] :].tolist())
 
     return Contender(
         generate,

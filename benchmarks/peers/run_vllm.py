@@ -10,7 +10,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from environments import add_work_option
-from harness import Contender, Session, Timing, argument_parser, checkpoint_weights
+from harness import Contender, Generation, Session, argument_parser, checkpoint_weights
 
 DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 ITEM_BYTES = {"f32": 4, "bf16": 2, "f16": 2}  # it repacks its parameters out of sight
@@ -69,7 +69,7 @@ def contender(session: Session) -> Contender:
     engine = model.llm_engine
     names = map(str, itertools.count())
 
-    def generate(prompts: list[list[int]], new: int) -> Timing:
+    def generate(prompts: list[list[int]], new: int) -> Generation:
         params = vllm.SamplingParams(
             temperature=0,
             max_tokens=new,
@@ -78,20 +78,19 @@ def contender(session: Session) -> Contender:
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
         )
-        counts: dict[str, int] = {}
+        rows: dict[str, list[int]] = {next(names): [] for _ in prompts}
         first = 0.0
         started = time.perf_counter()
-        for prompt in prompts:
-            engine.add_request(next(names), {"prompt_token_ids": prompt}, params)
+        for name, prompt in zip(rows, prompts, strict=True):
+            engine.add_request(name, {"prompt_token_ids": prompt}, params)
         while engine.has_unfinished_requests():
             for output in engine.step():
-                if output.request_id not in counts:
+                row = rows[output.request_id]
+                if not row:
                     first = time.perf_counter() - started
-                counts[output.request_id] = counts.get(output.request_id, 0) + len(output.outputs[0].token_ids)
+                row += output.outputs[0].token_ids
         total = time.perf_counter() - started
-        if sorted(counts.values()) != [new] * len(prompts):
-            raise RuntimeError(f"{min(counts.values(), default=0)} tokens were generated instead of {new}")
-        return Timing(first, total)
+        return Generation(first, total, list(rows.values()))
 
     return Contender(
         generate,
