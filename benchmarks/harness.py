@@ -61,10 +61,15 @@ class Shape(NamedTuple):
 
 
 class Timing(NamedTuple):
-    """Seconds from submission to the first token of every row, and to the last token of all."""
+    """Seconds from submission to the first token of every row, and to the last token of all.
+
+    decoded: tokens that came after the first of every row; None where no row has more than one token until then. Where
+    prompts are computed in several steps, rows that had their first token early decode meanwhile.
+    """
 
     first: float
     total: float
+    decoded: int | None = None
 
 
 @dataclass(frozen=True)
@@ -213,10 +218,13 @@ def _summary(shape: Shape, timings: list[Timing]) -> dict[str, Any]:
     def median(value: Callable[[Timing], float], digits: int = 2) -> float:
         return round(statistics.median(map(value, timings)), digits)
 
+    def decoded(timing: Timing) -> int:
+        return batch * (new - 1) if timing.decoded is None else timing.decoded
+
     batch, length, new = shape
     totals = [timing.total for timing in timings]
     return {
-        "decode_tok_s": median(lambda t: batch * (new - 1) / (t.total - t.first)) if new > 1 else None,
+        "decode_tok_s": median(lambda t: decoded(t) / (t.total - t.first)) if new > 1 else None,
         "prefill_tok_s": median(lambda t: batch * length / t.first),
         "ttft_s": median(lambda t: t.first, 5),
         "agg_tok_s": median(lambda t: batch * new / t.total),

@@ -79,19 +79,21 @@ def contender(session: Session) -> Contender:
             output_kind=RequestOutputKind.DELTA,
         )
         counts: dict[str, int] = {}
-        first = 0.0
+        first, decoded = 0.0, 0
         started = time.perf_counter()
         for prompt in prompts:
             engine.add_request(next(names), {"prompt_token_ids": prompt}, params)
         while engine.has_unfinished_requests():
             for output in engine.step():
+                ids = output.outputs[0].token_ids
+                decoded += len(ids)
                 if output.request_id not in counts:
-                    first = time.perf_counter() - started
-                counts[output.request_id] = counts.get(output.request_id, 0) + len(output.outputs[0].token_ids)
+                    first, decoded = time.perf_counter() - started, 0
+                counts[output.request_id] = counts.get(output.request_id, 0) + len(ids)
         total = time.perf_counter() - started
         if sorted(counts.values()) != [new] * len(prompts):
             raise RuntimeError(f"{min(counts.values(), default=0)} tokens were generated instead of {new}")
-        return Timing(first, total)
+        return Timing(first, total, decoded)
 
     return Contender(
         generate,
