@@ -27,12 +27,15 @@ class Stopwatch:
         self._done = threading.Event()
         self._started = time.perf_counter()
         self._first = self._last = 0.0
+        self._decoded = 0
         self._failure: str | None = None
 
     def listener(self, row: int) -> Callable[[Any], None]:
         def listen(delta: Any) -> None:
+            self._decoded += len(delta.token_ids)
             if delta.token_ids and not self._ids[row]:
                 self._first = time.perf_counter()
+                self._decoded = 0
             self._ids[row] += delta.token_ids
             if delta.finish_reason is not None:
                 if delta.finish_reason != "length":
@@ -49,7 +52,7 @@ class Stopwatch:
         self._done.wait()
         if self._failure:
             raise RuntimeError(self._failure)
-        return Generation(self._first - self._started, self._last - self._started, self._ids)
+        return Generation(self._first - self._started, self._last - self._started, self._ids, self._decoded)
 
 
 def contender(session: Session) -> Contender:

@@ -65,11 +65,16 @@ FIXED = Shape(1, 200, 16)  # what every engine continues once it has loaded, so 
 
 
 class Generation(NamedTuple):
-    """Seconds from submission to the first token of every row, and to the last token of all; each row's new ids."""
+    """Seconds from submission to the first token of every row, and to the last token of all; each row's new ids.
+
+    decoded: tokens that came after the first of every row; None where no row has more than one token until then. Where
+    prompts are computed in several steps, rows that had their first token early decode meanwhile.
+    """
 
     first: float
     total: float
     ids: list[list[int]]
+    decoded: int | None = None
 
 
 @dataclass(frozen=True)
@@ -232,10 +237,13 @@ def _summary(shape: Shape, generations: list[Generation]) -> dict[str, Any]:
     def median(value: Callable[[Generation], float], digits: int = 2) -> float:
         return round(statistics.median(map(value, generations)), digits)
 
+    def decoded(generation: Generation) -> int:
+        return batch * (new - 1) if generation.decoded is None else generation.decoded
+
     batch, length, new = shape
     totals = [generation.total for generation in generations]
     return {
-        "decode_tok_s": median(lambda g: batch * (new - 1) / (g.total - g.first)) if new > 1 else None,
+        "decode_tok_s": median(lambda g: decoded(g) / (g.total - g.first)) if new > 1 else None,
         "prefill_tok_s": median(lambda g: batch * length / g.first),
         "ttft_s": median(lambda g: g.first, 5),
         "agg_tok_s": median(lambda g: batch * new / g.total),

@@ -52,9 +52,14 @@ def first_token(streams: list[Stream]) -> float:
 
 
 def decode_speed(streams: list[Stream], tokens: int) -> float:
-    """Return the tokens per second of all streams together after the first token of each."""
+    """Return the tokens per second of all streams together from when each has its first token.
+
+    Streams that had theirs early decode before; events are taken to have the same number of tokens.
+    """
     begin = max(stream.events[0] for stream in streams)
-    return len(streams) * (tokens - 1) / (max(stream.events[-1] for stream in streams) - begin)
+    later = sum(moment > begin for stream in streams for moment in stream.events)
+    share = later / sum(len(stream.events) - 1 for stream in streams)
+    return share * len(streams) * (tokens - 1) / (max(stream.events[-1] for stream in streams) - begin)
 
 
 def weight_bytes(server: Server) -> int:

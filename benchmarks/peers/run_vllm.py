@@ -79,18 +79,19 @@ def contender(session: Session) -> Contender:
             output_kind=RequestOutputKind.DELTA,
         )
         rows: dict[str, list[int]] = {next(names): [] for _ in prompts}
-        first = 0.0
+        first, decoded = 0.0, 0
         started = time.perf_counter()
         for name, prompt in zip(rows, prompts, strict=True):
             engine.add_request(name, {"prompt_token_ids": prompt}, params)
         while engine.has_unfinished_requests():
             for output in engine.step():
-                row = rows[output.request_id]
+                row, ids = rows[output.request_id], output.outputs[0].token_ids
+                decoded += len(ids)
                 if not row:
-                    first = time.perf_counter() - started
-                row += output.outputs[0].token_ids
+                    first, decoded = time.perf_counter() - started, 0
+                row += ids
         total = time.perf_counter() - started
-        return Generation(first, total, list(rows.values()))
+        return Generation(first, total, list(rows.values()), decoded)
 
     return Contender(
         generate,
