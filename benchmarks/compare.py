@@ -6,8 +6,8 @@ For each checkpoint and each match, every contender is loaded once. Then, round 
 runs while the others are stopped. Before and after, the machine's limits are measured (roofline.py). FOLDER
 gets results.jsonl (one line per run, appended at once), table.md and, where matplotlib is installed, ratios.svg.
 
-Each contender continues one fixed prompt when it has loaded; the table says how many of its first ids are those of
-our engine in float32, which is loaded alone before the first match on a checkpoint, once per FOLDER.
+Each contender continues fixed prompts when it has loaded; the table says how many of its first ids are those of our
+engine in float32, which is loaded alone before the first match on a checkpoint, once per FOLDER.
 
 The other engines' environments and converted checkpoints are those of peers/environments.py.
 """
@@ -36,7 +36,7 @@ REFERENCE = f"{OURS}:f32"  # the golden tests show that it computes what MosaicM
 MATCHES = {  # ours first, then those that hold their weights alike
     "bf16": ("mpt_serve:bf16", "vllm:bf16", "llama_cpp:bf16", "transformers:bf16"),
     "int8": ("mpt_serve:int8", "ctranslate2:int8", "openvino:int8", "llama_cpp:q8_0"),
-    "int4": ("mpt_serve:int4", "llama_cpp:q4_0"),
+    "int4": ("mpt_serve:int4", "openvino:int4", "llama_cpp:q4_0"),
     "f32": ("mpt_serve:f32", "transformers:f32"),
 }
 SHAPES = ("1:32:64", "8:32:64", "32:32:32", "1:512:1")
@@ -90,7 +90,7 @@ def append(result: dict[str, Any], options: argparse.Namespace) -> None:
         file.write(json.dumps(result) + "\n")
 
 
-def reference_ids(checkpoint: Path, options: argparse.Namespace) -> list[int] | None:
+def reference_ids(checkpoint: Path, options: argparse.Namespace) -> list[list[int]] | None:
     """Return the reference's first ids: those among the results or, the first time, of a process that then ends.
 
     None where it did not load; the results then say so.
@@ -120,7 +120,7 @@ class Comparison:
         checkpoint: Path,
         match: str,
         contenders: list[str],
-        expected: list[int] | None,
+        expected: list[list[int]] | None,
         options: argparse.Namespace,
     ) -> None:
         self._options = options
@@ -153,10 +153,9 @@ class Comparison:
         except (WorkerError, OSError) as error:
             self._write({"contender": contender, "error": f"not loaded: {error}"})
         else:
-            ids: list[int] = worker.ready["first_ids"]
-            equal = report.equal_ids(ids, self._expected) if self._expected else "unknown how many"
             loaded = f"loaded in {time.perf_counter() - started:.1f} s"
-            print(f"{self._name(contender)} {loaded}, first equal ids: {equal} of {len(ids)}", file=sys.stderr)
+            counts = map(report.equal_ids, worker.ready["first_ids"], self._expected or ())
+            print(f"{self._name(contender)} {loaded}, first equal ids: {[*counts] or 'unknown'}", file=sys.stderr)
 
     def _round(self, turn: int, shape: Shape) -> None:
         names = list(self._workers)

@@ -19,9 +19,9 @@ seed, new ones at each repetition, so that no prefix occurs twice.
  warm_s         the warm-up
  spread         shortest and longest total
 
-With --worker the script loads once for the shapes named, continues one prompt that is the same for every engine
-(`FIXED`), and prints a line with "ready" and `first_ids`, the ids that it generated. Then it replies to each line
-{"shape": "B:P:N", "repetition": R} on its input with one result of that repetition, until its input ends.
+With --worker the script loads once for the shapes named, continues prompts that are the same for every engine
+(`FIXED`), and prints a line with "ready" and `first_ids`, the ids that it generated for each. Then it replies to each
+line {"shape": "B:P:N", "repetition": R} on its input with one result of that repetition, until its input ends.
 """
 
 import argparse
@@ -61,7 +61,7 @@ class Shape(NamedTuple):
         return ":".join(map(str, self))
 
 
-FIXED = Shape(1, 200, 16)  # what every engine continues once it has loaded, so that their outputs can be compared
+FIXED = Shape(8, 200, 16)  # what every engine continues once it has loaded, so that their outputs can be compared
 
 
 class Generation(NamedTuple):
@@ -99,9 +99,10 @@ class Contender:
             raise RuntimeError(f"rows of {counts} tokens were generated instead of {len(prompts)} of {new}")
         return generation
 
-    def first_ids(self) -> list[int]:
-        """Return the continuation of the prompt that is the same for every engine."""
-        return self.continue_greedily(make_prompts(FIXED, 0, self.vocab_size), FIXED.new).ids[0]
+    def first_ids(self) -> list[list[int]]:
+        """Return the continuations of the prompts that are the same for every engine, computed one by one."""
+        prompts = make_prompts(FIXED, 0, self.vocab_size)
+        return [self.continue_greedily([prompt], FIXED.new).ids[0] for prompt in prompts]
 
 
 class Session:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 Result = dict[str, Any]
-MARK = "†"  # of a contender whose output is not the reference's from the first id on
+MARK = "†"  # of a contender whose first id is the reference's after no prompt
 
 
 def speed(result: Result) -> float:
@@ -31,16 +31,16 @@ def equal_ids(ids: Sequence[int], reference: Sequence[int]) -> int:
     return len(list(takewhile(bool, map(eq, ids, reference))))
 
 
-def references(results: Iterable[Result]) -> dict[str, list[int]]:
-    """Return the ids of the reference (compare.py) by the checkpoint that it continued."""
+def references(results: Iterable[Result]) -> dict[str, list[list[int]]]:
+    """Return the reference's ids (compare.py) after each of the fixed prompts, by checkpoint."""
     return {result["ckpt"]: result["reference_ids"] for result in results if "reference_ids" in result}
 
 
-def first_equal_ids(results: list[Result]) -> dict[tuple[str, str], int]:
-    """Return `equal_ids` by (checkpoint, contender), of those that have a reference."""
+def first_equal_ids(results: list[Result]) -> dict[tuple[str, str], list[int]]:
+    """Return `equal_ids` after each prompt by (checkpoint, contender), of those that have a reference."""
     expected = references(results)
     return {
-        (result["ckpt"], result["contender"]): equal_ids(result["first_ids"], expected[result["ckpt"]])
+        (result["ckpt"], result["contender"]): [*map(equal_ids, result["first_ids"], expected[result["ckpt"]])]
         for result in results
         if "first_ids" in result and result["ckpt"] in expected
     }
@@ -83,10 +83,10 @@ def gather(results: Iterable[Result]) -> Matches:
 def table(results: list[Result]) -> str:
     """Return Markdown: a section per checkpoint and match, then the machine's limits and the contenders."""
     lines: list[str] = []
-    equal = first_equal_ids(results)
+    others = {key for key, counts in first_equal_ids(results).items() if not any(counts)}
     for (checkpoint, match), cells in gather(results).items():
         baseline, *opponents = next(iter(cells.values())).contenders
-        marks = {name: f" {MARK}" if equal.get((checkpoint, name)) == 0 else "" for name in (baseline, *opponents)}
+        marks = {name: f" {MARK}" if (checkpoint, name) in others else "" for name in (baseline, *opponents)}
         header = [f"`{baseline}`{marks[baseline]}", *(f"`{name}`{marks[name]} | ratio" for name in opponents)]
         lines += [f"## {checkpoint}, {match}", "", "| batch:prompt:new | " + " | ".join(header) + " |"]
         lines += ["|---|" + "---|" * (1 + 2 * len(opponents))]
@@ -96,7 +96,7 @@ def table(results: list[Result]) -> str:
                 columns += [_speed_text(cell, opponent), _ratio_text(cell.ratios(opponent))]
             lines.append("| " + " | ".join(columns) + " |")
         lines.append("")
-    legend = _legend(marked=0 in equal.values())
+    legend = _legend(marked=bool(others))
     return "\n".join([*lines, *legend, "", *_limits(results), "", *_contenders(results)]) + "\n"
 
 
@@ -121,7 +121,7 @@ def _legend(marked: bool) -> list[str]:
         "median over the rounds of the ratio within a round (smallest to largest).",
     ]
     if marked:
-        lines += ["", f"{MARK} Other output: its first greedy id after a fixed prompt is not the reference's."]
+        lines += ["", f"{MARK} Other output: its first greedy id is the reference's after none of the fixed prompts."]
     return lines
 
 
@@ -147,7 +147,7 @@ def _contenders(results: list[Result]) -> list[str]:
         weights = result["weight_bytes"] / 1e6
         version, load = result["version"], result["load_s"]
         columns = [contender, checkpoint, version, load, f"{result['rss_mb']:.0f}", f"{weights:.0f}"]
-        columns.append(_equal_text(equal.get((checkpoint, contender)), len(result.get("first_ids", ()))))
+        columns.append(_equal_text(equal.get((checkpoint, contender)), result))
         lines.append("| " + " | ".join(map(str, columns)) + " |")
     failed = {(r["ckpt"], r["contender"], r.get("batch"), r.get("prompt")): r for r in results if "error" in r}
     lines += [""] if failed else []
@@ -157,10 +157,11 @@ def _contenders(results: list[Result]) -> list[str]:
     return lines
 
 
-def _equal_text(count: int | None, generated: int) -> str:
-    if count is None:
+def _equal_text(counts: list[int] | None, result: Result) -> str:
+    if counts is None:
         return "-"
-    return f"{count} of {generated}" + ("" if count else ": other output")
+    generated = len(result["first_ids"][0])
+    return f"{', '.join(map(str, counts))} of {generated}" + ("" if any(counts) else ": other output")
 
 
 def _processor() -> str:

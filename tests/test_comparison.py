@@ -10,7 +10,7 @@ import pytest
 from source_tree import ROOT
 
 CHECKPOINT = "M"
-REFERENCE = [7, 8, 9, 10]
+REFERENCE = [[7, 8, 9, 10], [1, 2, 3, 4]]
 ENGINE = """
 import sys
 sys.path.insert(0, {benchmarks!r})
@@ -36,7 +36,7 @@ def _benchmarks_importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             del sys.modules[name]
 
 
-def run(contender: str, ids: list[int] | None, **more: Any) -> dict[str, Any]:
+def run(contender: str, ids: list[list[int]] | None, **more: Any) -> dict[str, Any]:
     """Return a line of results.jsonl."""
     line = {"ckpt": CHECKPOINT, "match": "int8", "contenders": ["ours:int8", "right:int8", "wrong:int8"]}
     line |= {"contender": contender, "round": 1, "batch": 1, "prompt": 32, "new": 64, "decode_tok_s": 50.0}
@@ -48,7 +48,7 @@ def reference() -> dict[str, Any]:
     return {"ckpt": CHECKPOINT, "contender": "ours:f32", "reference_ids": REFERENCE}
 
 
-def results_of(right: list[int], wrong: list[int]) -> list[dict[str, Any]]:
+def results_of(right: list[list[int]], wrong: list[list[int]]) -> list[dict[str, Any]]:
     return [reference(), run("ours:int8", REFERENCE), run("right:int8", right), run("wrong:int8", wrong)]
 
 
@@ -61,18 +61,18 @@ def rows(table: str, name: str) -> list[list[str]]:
 def test_the_table_counts_the_ids_that_are_the_references() -> None:
     from report import table
 
-    results = results_of(right=[7, 8, 0, 10], wrong=[0, 8, 9, 10])
+    results = results_of(right=[[7, 8, 0, 10], [0, 2, 3, 4]], wrong=[[0, 8, 9, 10], [0, 0, 0, 0]])
     text = table(results)
     assert rows(text, "contender")[0][-1] == "first equal ids"
-    assert rows(text, "ours:int8")[0][-1] == "4 of 4"
-    assert rows(text, "right:int8")[0][-1] == "2 of 4"  # ids that are equal again later do not count
-    assert rows(text, "wrong:int8")[0][-1] == "0 of 4: other output"
+    assert rows(text, "ours:int8")[0][-1] == "4, 4 of 4"
+    assert rows(text, "right:int8")[0][-1] == "2, 0 of 4"  # ids that are equal again later do not count
+    assert rows(text, "wrong:int8")[0][-1] == "0, 0 of 4: other output"
 
 
 def test_other_output_is_marked_beside_its_speed() -> None:
     from report import table
 
-    results = results_of(right=[7, 0, 0, 0], wrong=[0, 8, 9, 10])
+    results = results_of(right=[[0, 0, 0, 0], [1, 0, 0, 0]], wrong=[[0, 8, 9, 10], [0, 0, 0, 0]])
     header = rows(table(results), "`ours:int8`")[0]
     assert header[1:] == ["`ours:int8`", "`right:int8`", "ratio", "`wrong:int8` †", "ratio"]
     assert "† Other output" in table(results)
@@ -95,13 +95,13 @@ def start(folder: Path, missing: int = 0) -> Any:
     return Worker([sys.executable, script, folder, "1:8:4", "--threads", "1"], folder / "log", 60)
 
 
-def test_a_worker_continues_the_same_prompt_as_every_other(tmp_path: Path) -> None:
+def test_a_worker_continues_the_same_prompts_as_every_other(tmp_path: Path) -> None:
     from harness import FIXED, Shape, make_prompts
 
     worker = start(tmp_path)
     try:
-        first = make_prompts(FIXED, 0, 50_000)[0][0]
-        assert worker.ready["first_ids"] == list(range(first, first + 16))
+        firsts = [prompt[0] for prompt in make_prompts(FIXED, 0, 50_000)]
+        assert worker.ready["first_ids"] == [list(range(first, first + 16)) for first in firsts]
         assert worker.ask(Shape(1, 8, 4), 1, 60)["first_ids"] == worker.ready["first_ids"]
     finally:
         worker.close()
