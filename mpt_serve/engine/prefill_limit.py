@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from mpt_serve.engine.step_costs import StepCosts
 from mpt_serve.engine.step_rows import StepRows
-from mpt_serve.engine.token_budget import PromptLimits
+from mpt_serve.engine.token_budget import MIN_PROMPT_TOKENS, PromptLimits
 
 __all__ = ["PrefillLimit"]
 
@@ -50,6 +50,8 @@ class PrefillLimit:
         tokens = self.tokens
         if tokens is None:
             return PromptLimits()
+        # Some tokens of prompts go in in any case; those that fill the step up to its padded size cost nothing more.
+        tokens = max(tokens, self._costs.padded(num_tokens + MIN_PROMPT_TOKENS))
         return PromptLimits(tokens, self._pooled(num_tokens, tokens), self._beside_expedited(num_tokens))
 
     def background(self, num_tokens: int) -> int:

@@ -6,9 +6,9 @@ from typing import Self
 from mpt_serve.engine.request import Request
 from mpt_serve.engine.step_rows import Row, StepRows
 
-__all__ = ["PromptLimits", "TokenBudget"]
+__all__ = ["MIN_PROMPT_TOKENS", "PromptLimits", "TokenBudget"]
 
-_MIN_PROMPT_TOKENS = 16  # that a step computes at least, where there are some
+MIN_PROMPT_TOKENS = 16  # that a step computes at least, where there are some
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +51,12 @@ class TokenBudget:
         used = step.num_tokens
         tokens = pooled = max_tokens - used
         if step.num_samples and limits.tokens is not None:
-            tokens = min(tokens, max(_MIN_PROMPT_TOKENS, limits.tokens - used))
+            tokens = min(tokens, max(MIN_PROMPT_TOKENS, limits.tokens - used))
         if step.num_samples and limits.pooled is not None:
             pooled = max(0, limits.pooled - used)
         others = tokens
         if step.num_samples and limits.others is not None:
-            others = min(tokens, max(_MIN_PROMPT_TOKENS, limits.others - used))
+            others = min(tokens, max(MIN_PROMPT_TOKENS, limits.others - used))
         return cls(tokens, min(tokens, pooled), min(tokens, background), others)
 
     def of(self, request: Request) -> int:

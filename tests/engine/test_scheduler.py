@@ -626,6 +626,16 @@ def test_the_limit_follows_the_durations_of_steps() -> None:
     assert limit.tokens == 16
 
 
+def test_prompts_fill_a_step_that_takes_longer_than_the_limit_up_to_its_padded_size() -> None:
+    limit = PrefillLimit([1, 2, 4, 8, 16, 32, 64, 128], max_gap_s=0.2)
+    for _ in range(3):
+        for size, seconds in ((1, 0.3), (16, 0.32), (32, 0.6), (64, 1.2)):
+            limit.measured(size, seconds)
+    # Not even a decode row alone stays within the limit: 16 tokens of prompts make 1 row a step of 32, and 20 rows one
+    # of 64, which costs the same whether it is full or not.
+    assert [limit.beside(rows).tokens for rows in (1, 16, 20, 112, 120)] == [32, 32, 64, 128, 136]
+
+
 def test_the_background_waits_for_all_others_and_resumes_after_them() -> None:
     scheduler = scheduler_of(max_num_seqs=3)
     patient = make_request("patient", [1] * 5, 8, background=True)
@@ -921,5 +931,5 @@ class TestTheShareOfHiddenStates:
 
     def test_where_large_steps_would_take_too_long_there_are_a_few_tokens_in_every_step(self) -> None:
         limit = self.limit(_8=0.1, _12=0.12, _16=0.15, _32=0.3)
-        assert limit.beside(8) == PromptLimits(12, 12)
+        assert limit.beside(8) == PromptLimits(32, 12)
         assert limit.beside(512).pooled == 512
