@@ -22,9 +22,11 @@ KINDS = ("Generator", "Ingress", "Tokenizer", "ProxyActor", "ServeController")
 # Deploys a configuration as `serve deploy` does, which needs the dashboard for that, and waits for the outcome.
 _DEPLOY = """
 import json, sys, time, ray
+from ray._private import services
 from ray.serve.context import _get_global_client
+services.resolve_ip_for_localhost = lambda host: host  # the server's Ray listens on that address alone
 from ray.serve.schema import ServeDeploySchema
-ray.init(namespace="serve", log_to_driver=False, configure_logging=False)  # RAY_ADDRESS says where
+ray.init(namespace="serve", log_to_driver=False, configure_logging=False, _node_ip_address="127.0.0.1")  # RAY_ADDRESS
 client = _get_global_client()
 try:
     client.deploy_apps(ServeDeploySchema.model_validate(json.load(sys.stdin)), _blocking=False)
