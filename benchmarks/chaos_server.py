@@ -24,9 +24,10 @@ _DEPLOY = """
 import json, sys, time, ray
 from ray._private import services
 from ray.serve.context import _get_global_client
-services.resolve_ip_for_localhost = lambda host: host  # the server's Ray listens on that address alone
 from ray.serve.schema import ServeDeploySchema
-ray.init(namespace="serve", log_to_driver=False, configure_logging=False, _node_ip_address="127.0.0.1")  # RAY_ADDRESS
+# RAY_ADDRESS says where: on 127.0.0.1, which Ray would replace by the machine's address, where the server's is not.
+services.resolve_ip_for_localhost = lambda host: host
+ray.init(namespace="serve", log_to_driver=False, configure_logging=False, _node_ip_address="127.0.0.1")
 client = _get_global_client()
 try:
     client.deploy_apps(ServeDeploySchema.model_validate(json.load(sys.stdin)), _blocking=False)

@@ -37,7 +37,7 @@ def contender(session: Session) -> Contender:
 
     return Contender(
         generate,
-        version=f"{openvino_genai.__version__}",
+        version=openvino_genai.__version__,
         weight_bytes=(folder / "openvino_model.bin").stat().st_size,
         details={"attention_backend": options.attention_backend},
     )

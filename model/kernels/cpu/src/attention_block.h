@@ -29,7 +29,7 @@ struct KeyRun {
   const void* k;
   const void* v;
   int64_t begin, end, stride;
-  const char* ahead = nullptr;  // what to fetch meanwhile, as many bytes as the run's keys or values have
+  const char* ahead;  // what to fetch meanwhile, as many bytes as the run's keys or values have; or null
 };
 
 struct KeyBlock {
@@ -77,16 +77,13 @@ MPT_INLINE void fetch(const char* from, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, Level);
 }
 
-// Finds the keys of the block from `start` on that each query sees; false where none sees any.
-inline bool look(const Queries& queries, int64_t start, const ScoreRule& rule) {
-  bool any = false;
+// Finds the keys of the block from `start` on that each query sees.
+inline void look(const Queries& queries, int64_t start, const ScoreRule& rule) {
   for (int64_t i = 0; i < queries.count; ++i) {
     const int64_t position = queries.position[i], oldest = rule.window < 0 ? 0 : position - rule.window;
     const KeyRange seen = {std::max<int64_t>(oldest - start, 0), std::min(position + 1 - start, kKeys)};
     queries.seen[i] = queries.reads[i] && !seen.empty() ? seen : KeyRange{0, 0};
-    any |= !queries.seen[i].empty();
   }
-  return any;
 }
 
 // Calls f(R, i) for all queries: R of them, as a type's value, from i on, which share the loads of keys and values.

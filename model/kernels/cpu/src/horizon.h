@@ -58,13 +58,5 @@ inline bool mark_readers(const Queries& queries, int64_t start, float longest, c
   return any;
 }
 
-// Whether some query may read the group, by the sums so far.
-inline bool may_need(const Queries& queries, int64_t start, float longest, const ScoreRule& rule) {
-  for (int64_t i = 0; i < queries.count; ++i) {
-    if (needs(queries, i, start, longest, rule)) return true;
-  }
-  return false;
-}
-
 }  // namespace MPT_ISA
 }  // namespace mpt

@@ -180,7 +180,7 @@ class PagedAttention : public Work {
       widen(run.k, later ? later->k : nullptr, run.end - run.begin, k + run.begin * width);
       widen(run.v, later ? later->v : nullptr, run.end - run.begin, v + run.begin * width);
     }
-    block.run[0] = {k, v, 0, block.run[block.runs - 1].end, width};
+    block.run[0] = {k, v, 0, block.run[block.runs - 1].end, width, nullptr};
     block.runs = 1;
     take_scales(row, head.kv_head, head.scales, block);
     attend_block<DType::kFloat32>(head.queries, block, rule, head.scores);
@@ -218,7 +218,7 @@ class PagedAttention : public Work {
     for_runs(row, kv_head, start, std::min(end, start + kKeys), [&](int64_t at, int64_t position, int64_t stop) {
       const Element<D>* k = static_cast<const Element<D>*>(a.k_pool) + at * a.hd;
       const Element<D>* v = static_cast<const Element<D>*>(a.v_pool) + at * a.hd;
-      block.run[block.runs++] = {k, v, position - start, stop - start, a.hd};
+      block.run[block.runs++] = {k, v, position - start, stop - start, a.hd, nullptr};
     });
     return block;
   }
