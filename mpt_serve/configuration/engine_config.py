@@ -72,6 +72,12 @@ class EngineOptions(SettingsGroup):
         " embeddings reach what no text does.",
     )
     num_draft_tokens: Count = Field(default=11, description="Draft tokens per sequence and step, at most.")
+    past_output_tokens: Count | None = Field(
+        default=100_000,
+        description="Tokens of the outputs that ended last, which `speculation: ngram` may propose to other requests."
+        " Each takes about 300 bytes of the host's memory. Requests with a `cache_salt` have no part in it. `null`:"
+        " none.",
+    )
     kernels: Literal["auto", "xla"] = Field(
         default="auto",
         description="`auto` takes the fastest kernels that the device's platform has: C++ on CPUs, Pallas on GPUs and"

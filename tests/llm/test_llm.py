@@ -212,7 +212,7 @@ def test_pieces_joined_are_the_completions(llm: LLM, n: int, stop: Sequence[str]
         for choice in completion.choices:
             assert joined(pieces, i, choice.index) == (choice.text, choice.token_ids)
         assert Completion.of(completion.prompt_ids, [p for p in pieces if p.prompt_index == i]) == completion
-    assert len(pieces) > 10 * n
+    assert len(pieces) > 2 * n
 
 
 def test_pieces_come_while_others_are_generated(llm: LLM) -> None:

@@ -50,7 +50,7 @@ def make_drafter(
     if not settings.speculates:
         return None
     if draft is None:
-        return NgramDrafter(step_sizes, settings.num_draft_tokens)
+        return NgramDrafter(step_sizes, settings.num_draft_tokens, settings.past_output_tokens)
     format = weight_format(draft.weights.norm_f.weight.devices(), "none", settings.kernels)
     packed = pack_weights(draft.weights, draft.config, format)
     drafter = ModelDrafter(
