@@ -29,8 +29,8 @@ from pathlib import Path
 from typing import Any
 
 import roofline
+from event_streams import Stream, run_streams
 from harness import FIRST_ID
-from serving import Stream, run_streams
 from started_server import Server
 
 PROMPTS = (128, 512)  # tokens

@@ -12,12 +12,12 @@ until the server was ready, and memory of its Generator) and, where matplotlib i
  tok_s          generated tokens per second, prompts included
  ttft_ms        submission to the first token, median of the streams
  gap_ms         between two events of a stream: median and 99th percentile
- cpu_us         CPU time per token of each kind of process, in microseconds; the Generator's includes the engine
+ cpu_us         CPU time per token of each kind of process, in microseconds; the Generator's includes the engine, and
+                the client is this process, which takes the same two cores
  share          the server's tok_s over the engine's in the same round: median (smallest to largest)
 """
 
 import argparse
-import asyncio
 import json
 import os
 import random
@@ -29,50 +29,15 @@ import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 from engine import DTYPES
+from event_streams import run_streams
 from harness import FIRST_ID, Shape
 from started_server import KINDS, Server
 from worker import Worker
 
 HERE = Path(__file__).resolve().parent
-
-
-class Stream:
-    """One streamed completion over a raw socket, which costs little: when its events came."""
-
-    def __init__(self) -> None:
-        self.sent = 0.0
-        self.events: list[float] = []
-
-    async def run(self, url: str, body: dict[str, Any]) -> None:
-        """Raise RuntimeError where the response is not a complete stream."""
-        parts, data = urlparse(url), json.dumps(body).encode()
-        reader, writer = await asyncio.open_connection(parts.hostname, parts.port, limit=1 << 22)
-        head = f"POST /v1/completions HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\n"
-        self.sent = time.perf_counter()
-        writer.write(f"{head}Connection: close\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data)
-        status = (await reader.readuntil(b"\r\n\r\n")).split()[1]
-        done = False
-        async for line in reader:
-            done = done or line.startswith(b"data: [DONE]")
-            if line.startswith(b"data: {") and not done:
-                self.events.append(time.perf_counter())
-        writer.close()
-        if status != b"200" or not done or not self.events:
-            raise RuntimeError(f"{url} responded with status {status.decode()} and no complete stream")
-
-
-def run_streams(url: str, bodies: Sequence[dict[str, Any]]) -> list[Stream]:
-    """Send the requests at once and return their streams, which have ended. Raises RuntimeError as `Stream.run`."""
-    streams = [Stream() for _ in bodies]
-
-    async def all_streams() -> None:
-        await asyncio.gather(*(stream.run(url, body) for stream, body in zip(streams, bodies, strict=True)))
-
-    asyncio.run(all_streams())
-    return streams
+CLIENT = "client"  # this process
 
 
 def measure(url: str, model: str, shape: Shape, repetition: int, vocab: int) -> dict[str, Any]:
@@ -122,10 +87,11 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
                     result = {"round": repetition, "streams": shape.batch, "engine": alone["agg_tok_s"]}
                     result["engine_ttft_ms"] = 1000 * alone["ttft_s"]
                     for name, (url, model) in peers.items():
-                        before = server.cpu_seconds()
+                        before = {**server.cpu_seconds(), CLIENT: time.process_time()}
                         result[name] = measure(url, model, shape, repetition, options.vocab)
                         if url == server.url:
-                            used, tokens = server.cpu_seconds(), shape.batch * shape.new
+                            used = {**server.cpu_seconds(), CLIENT: time.process_time()}
+                            tokens = shape.batch * shape.new
                             result["cpu_us"] = {k: 1e6 * (used[k] - before.get(k, 0)) / tokens for k in used}
                     if repetition:
                         results.append(result)
@@ -174,7 +140,7 @@ def table(results: Sequence[dict[str, Any]], peers: Sequence[str]) -> str:
             return f"{statistics.median(values):,.1f}"
 
         shares = sorted(100 * s["tok_s"] / result["engine"] for s, result in zip(served, own, strict=True))
-        cpu = {kind: statistics.median(result["cpu_us"].get(kind, 0.0) for result in own) for kind in KINDS}
+        cpu = {kind: statistics.median(result["cpu_us"].get(kind, 0.0) for result in own) for kind in (*KINDS, CLIENT)}
         row = [
             str(streams),
             median([result["engine"] for result in own]),
