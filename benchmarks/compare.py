@@ -39,7 +39,7 @@ MATCHES = {  # ours first, then those that hold their weights alike
     "int4": ("mpt_serve:int4", "openvino:int4", "llama_cpp:q4_0"),
     "f32": ("mpt_serve:f32", "transformers:f32"),
 }
-SHAPES = ("1:32:64", "8:32:64", "32:32:32", "1:512:1")
+SHAPES = ("1:32:64", "8:32:64", "32:32:96", "1:512:1")
 PRECISIONS = {"f32": "float32", "bf16": "bfloat16"}  # what arithmetic the machine offers; integer weights: int8
 EMBEDDING, HEAD = "transformer.wte.weight", "lm_head.weight"
 

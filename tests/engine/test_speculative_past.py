@@ -3,9 +3,14 @@
 import random
 from collections.abc import Sequence
 
+from engine_helpers import draft_freely, generate
 from hypothesis import given
 from hypothesis import strategies as st
+from small_engine import SETTINGS, VOCAB_LIMIT
 
+from model.config.mpt_config import MptConfig
+from model.params.weights import Weights
+from mpt_serve.engine import Engine
 from mpt_serve.engine.request import Request
 from mpt_serve.engine.sampling_params import SamplingParams
 from mpt_serve.engine.speculative import NgramDrafter
@@ -116,3 +121,18 @@ def test_what_is_proposed_has_followed_in_some_output(outputs: list[list[int]], 
         triples = [output[i : i + 3] for output in outputs for i in range(len(output) - 2)]
         assert [*previous, token] in triples
         previous = [previous[1], token]
+
+
+def test_an_engine_gives_the_same_ids_in_fewer_steps(weights: Weights, config: MptConfig) -> None:
+    settings = SETTINGS.replace(pre_compile=False, prefix_caching=False)
+    params = [SamplingParams(seed=seed, max_tokens=30, temperature=1.0) for seed in range(3)]
+    prompts = [[5, 6, 7, 8 + seed] for seed in range(3)]
+    with Engine(weights, config, settings, VOCAB_LIMIT) as engine:
+        draft_freely(engine)
+        first = generate(engine, prompts, params)
+        before = engine.stats()
+        second = generate(engine, prompts, params)
+        after = engine.stats()
+    assert second == first
+    assert after.accepted_tokens - before.accepted_tokens > 45  # of 90
+    assert after.steps - before.steps < before.steps
