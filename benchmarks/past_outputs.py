@@ -86,6 +86,7 @@ def generate(engine: Any, prompt: Sequence[int], sums: Sums) -> tuple[int, ...]:
 
     ids: list[int] = []
     times: list[float] = []
+    reasons: list[str] = []
     done = threading.Event()
 
     def listen(delta: Any) -> None:
@@ -93,10 +94,13 @@ def generate(engine: Any, prompt: Sequence[int], sums: Sums) -> tuple[int, ...]:
         if delta.token_ids:
             times.append(time.perf_counter())
         if delta.finish_reason is not None:
+            reasons.append(delta.finish_reason)
             done.set()
 
     engine.submit(prompt, SamplingParams(max_tokens=MAX_TOKENS, temperature=0), listen)
     done.wait()
+    if reasons[0] not in ("stop", "length"):
+        raise RuntimeError(f"a request ended with {reasons[0]!r}")
     sums.tokens += len(ids) - 1
     sums.seconds += times[-1] - times[0]
     sums.steps += len(times) - 1
@@ -111,12 +115,16 @@ def measure(engines: dict[str, Any], options: argparse.Namespace) -> dict[str, T
     requests = [(task, draw_example(SEED, i, task)) for task in DIALOGUES for i in range(options.requests)]
     random.Random(SEED).shuffle(requests)
     tasks: dict[str, Task] = defaultdict(Task)
+    warm_up = Task()
     for number, (name, dialogue) in enumerate(requests):
-        task = tasks[name] if number >= options.warm_up else Task()
+        task = tasks[name] if number >= options.warm_up else warm_up
         prompt = tokenizer.encode(dialogue.prompt).ids
-        order = list(engines)[number % 3 :] + list(engines)[: number % 3]
+        first = number % len(engines)
+        order = list(engines)[first:] + list(engines)[:first]
         outputs = {generate(engines[kind], prompt, task.sums[kind]) for kind in order}
         task.same = task.same and len(outputs) == 1
+    if not warm_up.same:
+        raise RuntimeError("the engines gave different ids")
     return tasks
 
 
@@ -164,14 +172,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_deep_model(Path(folder), options.layers)
         engines = load(Path(folder), options)
-        tasks = measure(engines, options)
+        try:
+            tasks = measure(engines, options)
+        finally:
+            for engine in engines.values():
+                engine.close()
     print("| task | tok/s without drafts | own text, ratio (ids per step) | past outputs too | same ids |")
     print("| --- | --- | --- | --- | --- |")
     for name, task in sorted(tasks.items()):
         print(row(name, [task]))
     print(row("all", list(tasks.values())))
-    for engine in engines.values():
-        engine.close()
 
 
 if __name__ == "__main__":

@@ -75,8 +75,8 @@ class EngineOptions(SettingsGroup):
     past_output_tokens: Count | None = Field(
         default=100_000,
         description="Tokens of the outputs that ended last, which `speculation: ngram` may propose to other requests."
-        " Each takes about 300 bytes of the host's memory. Requests with a `cache_salt` have no part in it. `null`:"
-        " none.",
+        " Each takes some 200 bytes of the host's memory, and 400 at most. Requests with a `cache_salt` have no part"
+        " in it. `null`: none.",
     )
     kernels: Literal["auto", "xla"] = Field(
         default="auto",

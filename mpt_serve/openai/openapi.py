@@ -230,10 +230,16 @@ def _document() -> Mapping[str, Any]:
     }
 
 
+def _event(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the schema of one server-sent event whose data is JSON, or `[DONE]`, as OpenAPI 3.2 models events."""
+    described = {"type": "string", "contentMediaType": "application/json", "contentSchema": data}
+    return {"type": "object", "properties": {"event": {"type": "string"}, "data": described}, "required": ["data"]}
+
+
 def _operation(operation: Operation, schemas: Mapping[str, Any]) -> dict[str, Any]:
     content = {operation.media_type: {"schema": schemas["response"]}}
     if "chunk" in schemas:
-        content["text/event-stream"] = {"schema": schemas["chunk"]}
+        content["text/event-stream"] = {"schema": _event(schemas["chunk"])}
     described: dict[str, Any] = {
         "operationId": operation.name,
         "summary": operation.summary,

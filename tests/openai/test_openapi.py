@@ -80,6 +80,19 @@ def test_requests_and_responses_are_as_described(http: httpx.Client, document: A
     validator(document, described["responses"]["default"]["content"]["application/json"]["schema"]).validate(error)
 
 
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages"])
+def test_events_are_as_described(http: httpx.Client, document: Any, path: str) -> None:
+    described = document["paths"][path]["post"]["responses"]["200"]["content"]["text/event-stream"]["schema"]
+    text = http.post(path, json={**GOOD[path], "stream": True}).text
+    events = [dict(line.split(": ", 1) for line in event.splitlines()) for event in text.strip().split("\n\n")]
+    assert len(events) > 1
+    for event in events:
+        validator(document, described).validate(event)
+        if event["data"] != "[DONE]":
+            data = described["properties"]["data"]["contentSchema"]
+            validator(document, data).validate(json.loads(event["data"]))
+
+
 @pytest.mark.parametrize(
     "path", ["/v1/models", "/v1/models/mpt-echo", "/models", "/tokenizer_info", "/load", "/health", "/version"]
 )

@@ -45,7 +45,7 @@ class Drafter(ABC):
 
     @abstractmethod
     def forget(self, request: Request) -> None:
-        """Drop what is known of a request that has ended. Unknown requests do nothing."""
+        """Take note that a request has ended, which may never have run, and drop what is known of it."""
 
     def observe(self, request: Request, drafted: int, accepted: int) -> None:
         """Take note that a step verified `drafted` >= 1 draft tokens and accepted the first `accepted` of them."""

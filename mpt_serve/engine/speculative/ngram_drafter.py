@@ -15,14 +15,14 @@ from mpt_serve.engine.speculative.drafter import Drafter, before_stop
 from mpt_serve.engine.speculative.ngram_index import Match, NgramIndex
 from mpt_serve.engine.speculative.past_outputs import PastFollower, PastOutputs
 
-# Ids of a prompt that one call indexes: about 3 ms. Longer prompts are indexed over several steps.
-_IDS_PER_CALL = 4096
+# Ids of a prompt that one call indexes, and of an output that it follows: about 3 ms each. More take several steps.
+_IDS_PER_CALL, _GENERATED_PER_CALL = 4096, 512
 # A copy that differs for a few ids (a renamed word) mostly continues after them: how often, by 1 + the number of ids
 # since then that were as in the original.
 _RESUMED_RATES = {1: 0.4, 2: 0.6, 3: 0.7, 5: 0.8}
 _COPY = 3  # ids in common that make a match a copy
 _PATIENCE = 3  # wrong drafts after which a copy is not resumed
-# What a step of several rows must take for each of them: the host's work for drafts takes about a tenth of that.
+# What a step of several rows must take for each of them: the host's work for drafts is a tenth to a third of that.
 _SECONDS_PER_ROW = 1e-4
 
 
@@ -48,13 +48,17 @@ class _Sequence:
     def advance(self, request: Request) -> bool:
         """Index what the host knows of the request; False while a part of it is left for the next call."""
         known, prompt = len(self._index.ids), len(request.prompt_ids)
-        stop = min(request.num_known, known + _IDS_PER_CALL)
         if known < prompt:
-            self._index.extend(request.known_ids(known, min(stop, prompt)))
+            stop = min(prompt, known + _IDS_PER_CALL)
+            self._index.extend(request.known_ids(known, stop))
+            if stop < prompt:
+                return False
             self._match = self._index.match()
-            if self._past is not None and stop >= prompt:
+            if self._past is not None:
                 self._follower = PastFollower(self._past, request.prompt_ids)
-        for token in request.known_ids(max(known, prompt), stop):
+            known = prompt
+        stop = min(request.num_known, known + _GENERATED_PER_CALL)
+        for token in request.known_ids(known, stop):
             self._append(token)
         return stop == request.num_known
 
@@ -148,11 +152,15 @@ class NgramDrafter(Drafter):
         self._sequences: dict[Request, _Sequence] = {}
 
     def worth_reading(self, requests: Sequence[Request], num_rows: int) -> bool:
+        if self._past is not None:
+            self._past.count()
         if not self._has_time(num_rows):
             return False
         return any(draft_lengths([self._survivals(request) for request in requests], num_rows, self._costs))
 
     def plan(self, requests: Sequence[Request], num_rows: int) -> list[int]:
+        if self._past is not None:
+            self._past.count()
         if not self._has_time(num_rows):
             return [0] * len(requests)
         survivals = [[] if request.in_flight else self._survivals(request) for request in requests]
@@ -166,7 +174,7 @@ class NgramDrafter(Drafter):
 
     def forget(self, request: Request) -> None:
         self._sequences.pop(request, None)
-        if self._past is not None and not request.params.cache_salt:
+        if self._past is not None and not request.params.cache_salt and request.finish_reason != "error":
             self._past.add(request)
 
     def _has_time(self, num_rows: int) -> bool:

@@ -130,7 +130,8 @@ class GenerationFields(RequestModel):
     )
     cache_salt: _Text | None = Field(
         None,
-        description="Cached prompts are shared only between requests with the same salt.",
+        description="Cached prompts are shared only between requests with the same salt. With one, a request takes no"
+        " drafts from the outputs of others, and leaves none.",
         json_schema_extra=shown_default("shared by all without one"),
     )
 

@@ -71,7 +71,8 @@ function operation(path, method, described, root, base) {
     block.append(element("pre", curl(path, body, base)));
     if (body) block.append(element("h2", "Request"), fields(body.schema, root));
     for (const [kind, content] of Object.entries(described.responses["200"].content)) {
-      block.append(element("h2", "Response, " + kind), fields(content.schema, root));
+      const json = content.schema.properties?.data?.contentSchema || content.schema; // of an event: its data
+      block.append(element("h2", "Response, " + kind), fields(json, root));
     }
   });
   return block;
