@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from training.corpus import COPY_PHASE, DIALOGUES, FULL_PHASE, MAKERS, draw_document, draw_example
+from training.corpus import COPY_PHASE, DIALOGUES, FULL_PHASE, MAKERS, draw_document, draw_example, memory
 from training.corpus.plots import ENDINGS, OPENINGS, PLOTS
 from training.dialogue import Dialogue, pieces, text_of
 from training.draw import Draw, is_held_out
@@ -194,3 +194,9 @@ def test_every_plot_has_enough_wordings() -> None:
 @pytest.mark.parametrize("mix", [COPY_PHASE, FULL_PHASE])
 def test_mixes_name_existing_tasks(mix: dict[str, float]) -> None:
     assert mix.keys() <= MAKERS.keys()
+
+
+def test_facts_of_one_conversation_do_not_contradict_each_other() -> None:
+    for seed in range(300):
+        kinds = [fields["k"] for fact, fields in memory._facts(Draw(Random(seed)), 16) if fact is memory.FAVOURITE]
+        assert not {"color", "colour"} <= set(kinds)  # one question, which both would answer

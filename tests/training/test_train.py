@@ -18,7 +18,7 @@ from model.params.weights import Weights, weight_specs
 from training import evaluate, muon, schedule, train
 from training.checkpoint import Progress, restore, save
 from training.corpus import DIALOGUES, draw_example
-from training.evaluate import Model, accuracy, decode, greedy_matches
+from training.evaluate import Model, accuracy, decode, mismatches
 from training.export import export, read_model
 from training.packing import Batch, batch_at
 from training.train_step import data_mesh, make_step, weighted_loss
@@ -146,5 +146,17 @@ def test_one_pass_scoring_agrees_with_decoding(config: MptConfig, weights: Weigh
     model = Model(weights, config, tokenizer)
     example = draw_example(0, 0, "sums")
     (answer,) = decode(model, [example.prompt], max_tokens=4)
-    assert greedy_matches(model, [example]) == int(answer == example.reference)
+    assert mismatches(model, [example]) == ([] if answer == example.reference else [example])
     assert accuracy(model, "sums", 4) == 0.0
+
+
+def test_an_answer_with_other_tokens_is_right(
+    config: MptConfig, weights: Weights, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that generates "rosra" in other pieces than the tokenizer splits it into."""
+    model = Model(weights, config, tokenizer)
+    examples = [draw_example(evaluate.SEED, i, "json") for i in range(4)]
+    assert len(mismatches(model, examples)) == 4
+    texts = {example.prompt: example.reference for example in examples}
+    monkeypatch.setattr(evaluate, "decode", lambda model, prompts, max_tokens: [texts[prompt] for prompt in prompts])
+    assert accuracy(model, "json", 4) == 1.0

@@ -275,7 +275,7 @@ def _facts(draw: Draw, count: int) -> list[Stated]:
     seen: set[tuple[int, str]] = set()
     while len(stated) < count:
         fact, fields = _fact(draw, draw.choice(_KINDS))
-        key = (id(fact), fields.get("k", ""))
+        key = (id(fact), fields.get("k", "").replace("colour", "color"))  # two spellings of one question
         if key not in seen:
             seen.add(key)
             stated.append((fact, fields))
