@@ -1,7 +1,7 @@
 """Score a model on held-out prompts: `python -m training.evaluate RUN_OR_MODEL_FOLDER`.
 
 A task with one right answer is scored as greedy decoding would be, mostly in one forward pass: greedy decoding gives
-the reference's tokens if and only if each is the most likely one after those before it. Where it does not, the answer
+the reference's tokens if and only if each is the most likely one after those before it. Where it does not, the output
 is decoded, since other tokens may be the same text. Free text (stories, poems) is decoded and checked for what the
 prompt requires.
 """
@@ -42,7 +42,7 @@ TARGETS: Mapping[str, float] = {
 COLUMNS = ("noisy", "clean", "int8")
 SEED = 2026
 _ROWS = 8
-_MORE_TOKENS = 16  # than the longest reference has: a right answer with other tokens is hardly longer
+_MORE_TOKENS = 16  # than the longest reference has: a right one with other tokens is hardly longer
 _WIDTH = 256  # rows are padded to a multiple of this many tokens, so that few shapes are compiled
 
 
@@ -127,7 +127,7 @@ def checked(model: Model, dialogues: Sequence[Dialogue], max_tokens: int = 200) 
 def accuracy(model: Model, task: str, count: int, seed: int = SEED, noise: bool = True) -> float:
     """Return the share of right answers to `count` held-out prompts of a task.
 
-    An answer may have the reference's text and other tokens, so those that differ are decoded.
+    An output may have the reference's text and other tokens, so those that differ are decoded.
     """
     dialogues = [draw_example(seed, i, task, noise=noise) for i in range(count)]
     if task in FREE_TASKS:

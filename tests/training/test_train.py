@@ -150,7 +150,7 @@ def test_one_pass_scoring_agrees_with_decoding(config: MptConfig, weights: Weigh
     assert accuracy(model, "sums", 4) == 0.0
 
 
-def test_an_answer_with_other_tokens_is_right(
+def test_an_output_with_other_tokens_is_right(
     config: MptConfig, weights: Weights, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As one that generates "rosra" in other pieces than the tokenizer splits it into."""
