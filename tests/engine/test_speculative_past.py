@@ -162,7 +162,7 @@ def test_what_is_proposed_has_followed_in_some_output(outputs: list[list[int]], 
 
 
 def test_an_engine_gives_the_same_ids_in_fewer_steps(weights: Weights, config: MptConfig) -> None:
-    settings = SETTINGS.replace(pre_compile=False, prefix_caching=False)
+    settings = SETTINGS.replace(pre_compile=False, prefix_caching=False, past_output_tokens=10_000)
     params = [SamplingParams(seed=seed, max_tokens=30, temperature=1.0) for seed in range(3)]
     prompts = [[5, 6, 7, 8 + seed] for seed in range(3)]
     with Engine(weights, config, settings.replace(speculation="none"), VOCAB_LIMIT) as engine:
