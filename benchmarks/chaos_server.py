@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from mpt_serve.one_loop import LOOPBACK
+
 __all__ = ["ChaosServer"]
 
 HERE = Path(__file__).resolve().parent
@@ -22,12 +24,9 @@ KINDS = ("Generator", "Ingress", "Tokenizer", "ProxyActor", "ServeController")
 # Deploys a configuration as `serve deploy` does, which needs the dashboard for that, and waits for the outcome.
 _DEPLOY = """
 import json, sys, time, ray
-from ray._private import services
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
-# RAY_ADDRESS says where: on 127.0.0.1, which Ray would replace by the machine's address, where the server's is not.
-services.resolve_ip_for_localhost = lambda host: host
-ray.init(namespace="serve", log_to_driver=False, configure_logging=False, _node_ip_address="127.0.0.1")
+ray.init(namespace="serve", log_to_driver=False, configure_logging=False)  # RAY_ADDRESS says where
 client = _get_global_client()
 try:
     client.deploy_apps(ServeDeploySchema.model_validate(json.load(sys.stdin)), _blocking=False)
@@ -90,7 +89,7 @@ class ChaosServer:
         """Deploy a configuration over the running one, and return the application's status when that is known."""
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-W", "ignore", "-c", _DEPLOY),
-            env={**self._environment, "RAY_ADDRESS": self._address()},
+            env={**self._environment, **LOOPBACK, "RAY_ADDRESS": self._address()},  # where `mpt-serve run` listens
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,

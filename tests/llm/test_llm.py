@@ -28,8 +28,15 @@ from mpt_serve.structured_outputs.spec import GrammarSpec
 from mpt_serve.text.chat_template import MissingChatTemplateError
 from mpt_serve.text.tokenizer import TextTokenizer, TokenizerError
 
+# Without drafts from past outputs: of requests that are equal to earlier ones, many ids would come at once.
 SETTINGS = EngineConfig(
-    max_num_seqs=8, max_num_batched_tokens=32, block_size=4, num_blocks=256, pre_compile=False, max_model_len=512
+    max_num_seqs=8,
+    max_num_batched_tokens=32,
+    block_size=4,
+    num_blocks=256,
+    pre_compile=False,
+    max_model_len=512,
+    past_output_tokens=None,
 )
 END = 256  # of the tiny checkpoint, whose other ids are bytes
 GREEDY = SamplingParams(max_tokens=12, temperature=0)
@@ -212,7 +219,7 @@ def test_pieces_joined_are_the_completions(llm: LLM, n: int, stop: Sequence[str]
         for choice in completion.choices:
             assert joined(pieces, i, choice.index) == (choice.text, choice.token_ids)
         assert Completion.of(completion.prompt_ids, [p for p in pieces if p.prompt_index == i]) == completion
-    assert len(pieces) > 2 * n
+    assert len(pieces) > 10 * n
 
 
 def test_pieces_come_while_others_are_generated(llm: LLM) -> None:

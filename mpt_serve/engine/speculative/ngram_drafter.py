@@ -152,8 +152,6 @@ class NgramDrafter(Drafter):
         self._sequences: dict[Request, _Sequence] = {}
 
     def worth_reading(self, requests: Sequence[Request], num_rows: int) -> bool:
-        if self._past is not None:
-            self._past.count()
         if not self._has_time(num_rows):
             return False
         return any(draft_lengths([self._survivals(request) for request in requests], num_rows, self._costs))
@@ -174,8 +172,12 @@ class NgramDrafter(Drafter):
 
     def forget(self, request: Request) -> None:
         self._sequences.pop(request, None)
-        if self._past is not None and not request.params.cache_salt and request.finish_reason != "error":
-            self._past.add(request)
+        past = self._past_of(request)
+        if past is not None and request.finish_reason != "error":
+            past.add(request)
+
+    def _past_of(self, request: Request) -> PastOutputs | None:
+        return None if request.params.cache_salt else self._past
 
     def _has_time(self, num_rows: int) -> bool:
         """Return whether steps take long enough for what drafts cost the host; those of one row do."""
@@ -188,5 +190,5 @@ class NgramDrafter(Drafter):
             return []
         sequence = self._sequences.get(request)
         if sequence is None:
-            sequence = self._sequences[request] = _Sequence(None if request.params.cache_salt else self._past)
+            sequence = self._sequences[request] = _Sequence(self._past_of(request))
         return sequence.survivals(count, request.in_flight) if sequence.advance(request) else []
