@@ -27,7 +27,7 @@ from mpt_serve.deployments.proxy_errors import ProxyErrors
 from mpt_serve.deployments.proxy_keys import ProxyKeys
 from mpt_serve.deployments.proxy_send import patient_send
 from mpt_serve.deployments.response_receiver import ResponseReceiver
-from mpt_serve.deployments.response_wire import BODY_KEY, LINK_HEADER, link_key
+from mpt_serve.deployments.response_wire import BODY_KEY, LINK_HEADER, is_event_stream, link_key
 from mpt_serve.deployments.unread_bodies import UnreadBodies
 from mpt_serve.openai.arriving_bodies import ArrivingBodies, BodySize, received_again
 from mpt_serve.openai.error_forms import error_response
@@ -136,7 +136,7 @@ class ProxyGuard:
     async def _read_and_pass(self, scope: Scope, receive: Receive, send: Send, client: str, generates: bool) -> None:
         abort: Callable[[], None] = scope.pop(ABORT, _no_connection)
         begin_events: Callable[[], None] = scope.pop(EVENTS, _no_connection)
-        send = patient_send(send, abort)
+        send = _noting_events(patient_send(send, abort), begin_events)
         async with self._bodies.counted() as size:
             if has_body(scope):
                 try:
@@ -151,9 +151,9 @@ class ProxyGuard:
             else:
                 scope[BODY_KEY] = b""
             if generates:
-                await self._generate(scope, receive, send, client, _Passed(size, begin_events))
+                await self._generate(scope, receive, send, client, _Passed(size))
             else:
-                await self._respond(scope, receive, send, _Passed(size, begin_events))
+                await self._respond(scope, receive, send, _Passed(size))
 
     async def _fail(
         self, scope: Scope, receive: Receive, send: Send, abort: Callable[[], None], error: ApiError
@@ -217,14 +217,12 @@ class _Passed:
     """A request that was passed on: what the messages that come through Serve show of it.
 
     size: of its body, which the application has when its response begins.
-    begin_events: called if the response is a stream of events.
     admission: counts the request until its response is complete; None if nothing does.
     beginning: its place until an Ingress has read it, or responds; None if there are no bounds.
     """
 
-    def __init__(self, size: BodySize, begin_events: Callable[[], None]) -> None:
+    def __init__(self, size: BodySize) -> None:
         self._size = size
-        self._begin_events = begin_events
         self.admission: ProxyAdmission | None = None
         self.beginning: Beginning | None = None
 
@@ -235,7 +233,7 @@ class _Passed:
             if message["type"] == "http.response.start":
                 self._size.release()
                 self.begun()
-                self._note_headers(message)
+                self._note_refusal(message)
             elif not message.get("more_body", False):
                 self.end()  # the client may take its time to read it
             await send(message)
@@ -255,13 +253,22 @@ class _Passed:
             self.admission.end()
             self.admission = None
 
-    def _note_headers(self, message: Message) -> None:
+    def _note_refusal(self, message: Message) -> None:
         for name, value in message["headers"]:
             if name.lower() == OVERLOADED_HEADER and message["status"] == 503 and self.admission is not None:
                 self.admission.end_refused(float(value))
                 self.admission = None
-            elif name.lower() == b"content-type" and value.startswith(b"text/event-stream"):
-                self._begin_events()
+
+
+def _noting_events(send: Send, begin_events: Callable[[], None]) -> Send:
+    """Return what calls `begin_events` when a client's response begins and is a stream of events."""
+
+    async def send_noting(message: Message) -> None:
+        if message["type"] == "http.response.start" and is_event_stream(message["headers"]):
+            begin_events()
+        await send(message)
+
+    return send_noting
 
 
 def _named(error: ApiError, scope: Scope) -> ApiError:

@@ -12,11 +12,22 @@ import socket
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import msgpack
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mpt_serve.deployments.link_sender import Link, Links
-from mpt_serve.deployments.response_wire import BODY_KEY, LINK_HEADER, LINKED_HEADER, link_from, link_key, read_note
+from mpt_serve.deployments.response_wire import (
+    BODY_KEY,
+    LINK_HEADER,
+    LINKED_HEADER,
+    Part,
+    Start,
+    encode,
+    is_event_stream,
+    joined,
+    link_from,
+    link_key,
+    read_note,
+)
 from mpt_serve.openai.arriving_bodies import received_again
 from mpt_serve.openai.endpoint import ON_READ
 
@@ -25,8 +36,8 @@ __all__ = ["LinkedResponses", "ResponseLink"]
 _DISCONNECT: Message = {"type": "http.disconnect"}
 
 
-class ResponseLink(Link[tuple[bytes, bool]]):
-    """One connection to a proxy. An item is a part of a response's body, and whether that ends with it."""
+class ResponseLink(Link[Part]):
+    """One connection to a proxy."""
 
     def __init__(
         self, link_id: str, connection: socket.socket, loop: asyncio.AbstractEventLoop, on_lost: Callable[[], None]
@@ -46,22 +57,19 @@ class ResponseLink(Link[tuple[bytes, bool]]):
         """Forget a response."""
         self._clients.pop(number, None)
 
-    def send(self, number: int, body: bytes, *, ends: bool) -> None:
+    def send(self, number: int, body: bytes = b"", *, ends: bool = False, start: Start | None = None) -> None:
         """Send a part of a response, together with those of others in the same turn of the event loop."""
-        self.post(number, (body, ends))
+        self.post(number, Part(start, body, ends))
         if not self._flush_due:
             self._flush_due = True
             self.loop.call_soon(self._flush_all)
 
-    def encode(self, posted: Iterable[tuple[int, tuple[bytes, bool]]]) -> bytes:
+    def encode(self, posted: Iterable[tuple[int, Part]]) -> bytes:
         """Return a frame of the parts, those of each response joined."""
-        bodies: dict[int, list[bytes]] = {}
-        ended: set[int] = set()
-        for number, (body, ends) in posted:
-            bodies.setdefault(number, []).append(body)
-            if ends:
-                ended.add(number)
-        return bytes(msgpack.packb([(number, b"".join(parts), number in ended) for number, parts in bodies.items()]))
+        responses: dict[int, list[Part]] = {}
+        for number, part in posted:
+            responses.setdefault(number, []).append(part)
+        return encode((number, joined(parts)) for number, parts in responses.items())
 
     def take(self, message: int) -> None:
         """Note that the client of a response has disconnected."""
@@ -129,11 +137,11 @@ class _LinkedResponse:
         self.receive: Receive = self._receive_either_way
         if body is not None and _ask_no_proxy(receive, self._disconnect):
             self.receive = received_again(body, self._disconnect)
-            link.send(number, b"", ends=False)  # the proxy needs to know whom to tell of a disconnect
+            link.send(number)  # the proxy needs to know whom to tell of a disconnect
 
     def tell_read(self) -> None:
         """Let the proxy know that the request has been read."""
-        self._link.send(read_note(self._number), b"", ends=False)
+        self._link.send(read_note(self._number))
 
     async def _disconnect(self) -> Message:
         """Return the disconnect as soon as the link tells of it."""
@@ -156,10 +164,9 @@ class _LinkedResponse:
     async def send(self, message: Message) -> None:
         """Send a message of the response's. Raises OSError when its client has disconnected."""
         if message["type"] == "http.response.start":
-            self._linked = any(
-                name == b"content-type" and value.startswith(b"text/event-stream") for name, value in message["headers"]
-            )
-            if self._linked:
+            self._linked = is_event_stream(message["headers"])
+            if self._linked:  # Serve takes longer than the link, and events would wait for it
+                self._link.send(self._number, start=Start(message["status"], message["headers"]))
                 message = {**message, "headers": [*message["headers"], (LINKED_HEADER, b"1")]}
         elif self._linked:
             if self._left.done():

@@ -9,7 +9,16 @@ from typing import Any
 from starlette.types import Message, Receive, Send
 
 from mpt_serve.deployments.link_receiver import Connection, LinkReceiver
-from mpt_serve.deployments.response_wire import LINK_HEADER, LINKED_HEADER, link_header, read_note
+from mpt_serve.deployments.response_wire import (
+    LINK_HEADER,
+    LINKED_HEADER,
+    Part,
+    Start,
+    decode,
+    joined,
+    link_header,
+    read_note,
+)
 from mpt_serve.openai.eager import run_eagerly
 from mpt_serve.openai.error_forms import broken_stream
 from mpt_serve.openai.errors import InternalServerError
@@ -17,6 +26,9 @@ from mpt_serve.openai.errors import InternalServerError
 __all__ = ["LinkedResponse", "ResponseReceiver"]
 
 MAX_WAITING_BYTES = 64 * 1024 * 1024  # for clients that read slowly; one that does not read at all is soon dropped
+
+
+_NOTHING = Part(None, b"", False)
 
 
 class ResponseReceiver(LinkReceiver):
@@ -48,19 +60,19 @@ class ResponseReceiver(LinkReceiver):
 
     def take_frames(self, connection: Connection, frames: list[Any]) -> None:
         """Pass on what has come, the parts of each response joined."""
-        parts: dict[int, tuple[bytes, bool]] = {}
-        for frame in frames:
-            for number, body, ends in frame:
-                parts[number] = parts[number][0] + body if number in parts else body, ends
-        for number, (body, ends) in parts.items():
+        responses: dict[int, list[Part]] = {}
+        for number, part in (decode(entry) for frame in frames for entry in frame):
+            responses.setdefault(number, []).append(part)
+        for number, parts in responses.items():
+            part = joined(parts)
             if number < 0:
                 self._note_read(read_note(number))
                 continue
             response = self._responses.get(number)
             if response is not None and not response.ended:
                 response.connection = connection
-                response.take(body, ends=ends)
-            elif not ends:
+                response.take(part)
+            elif not part.ends:
                 connection.send(number)  # its client has left
         while self.waiting.bytes > MAX_WAITING_BYTES:
             most = max(self._responses.values(), key=lambda response: response.waiting_bytes)
@@ -112,10 +124,10 @@ class LinkedResponse:
         self._receive = receive
         self._send = send
         self._all_waiting = all_waiting
-        self._started = False  # whether the client has the status and the headers
-        self._linked = False  # whether the body comes on a link
-        self._waiting = bytearray()  # while the client reads slowly, or the headers are on their way through Serve
-        self.begun = False  # whether a part of the body has come on a link
+        self._start: Start | None = None  # that has come, and is not sent yet
+        self._linked = False  # whether the response comes on a link, and its start has come
+        self._waiting = bytearray()  # while the client reads slowly
+        self.begun = False  # whether a part of the response has come on a link
         self._ends = False  # whether nothing follows what waits
         self._complete = False  # whether the client has the whole body
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -150,26 +162,28 @@ class LinkedResponse:
         return message
 
     async def send(self, message: Message) -> None:
-        """Send for Serve; of a body that comes on a link it sees the end alone, which waits for the link's."""
+        """Send for Serve; of a response that comes on a link it sees the end alone, which waits for the link's."""
         if message["type"] == "http.response.start":
             headers = [header for header in message["headers"] if header[0] != LINKED_HEADER]
-            self._linked = len(headers) < len(message["headers"])
-            await self._send({**message, "headers": headers})
-            self._started = True
-            self._pass_on()
+            if len(headers) < len(message["headers"]):
+                self.take(Part(Start(message["status"], headers), b"", False))
+            elif not self._linked:
+                await self._send(message)
         elif not self._linked:
             await self._send(message)
         elif not message.get("more_body", False):
             await self._ended
 
-    def take(self, body: bytes, *, ends: bool) -> None:
-        """Take a part of the body."""
+    def take(self, part: Part) -> None:
+        """Take a part of the response."""
         if self.ended:
             return
-        self.begun = self.begun or bool(body) or ends
-        self._waiting += body
-        self._all_waiting.bytes += len(body)
-        self._ends = self._ends or ends
+        self.begun = self.begun or part != _NOTHING
+        if part.start is not None and not self._linked:  # it comes on the link and through Serve
+            self._start, self._linked = part.start, True
+        self._waiting += part.body
+        self._all_waiting.bytes += len(part.body)
+        self._ends = self._ends or part.ends
         self._pass_on()
 
     def drop(self) -> None:
@@ -182,7 +196,7 @@ class LinkedResponse:
         """End with an error event: the rest will not come."""
         if not self._ends:
             error = InternalServerError("The process that streamed this response has ended. Send the request again.")
-            self.take(broken_stream(error, self._path), ends=True)
+            self.take(Part(None, broken_stream(error, self._path), True))
 
     async def finish(self) -> None:
         """Break off the response unless it is complete, and wait until the client has it."""
@@ -190,12 +204,15 @@ class LinkedResponse:
         await self._ended
 
     def _pass_on(self) -> None:
-        """Send what waits, unless the headers or the client are still to be waited for."""
-        if not self._started or self._busy is not None or self.ended or not (self._waiting or self._ends):
+        """Send what waits, unless the client is still to be waited for."""
+        if not self._linked or self._busy is not None or self.ended:
             return
-        ends, body = self._ends, self._take_waiting()
+        if self._start is None and not (self._waiting or self._ends):
+            return
+        ends, part = self._ends, Part(self._start, self._take_waiting(), self._ends)
+        self._start = None
         try:
-            rest = run_eagerly(self._send_body(body, more=not ends))
+            rest = run_eagerly(self._send_part(part))
         except OSError:  # the client has disconnected
             self._end()
             return
@@ -204,8 +221,11 @@ class LinkedResponse:
         elif ends:
             self._end_complete()
 
-    async def _send_body(self, body: bytes, *, more: bool) -> None:
-        await self._send({"type": "http.response.body", "body": body, "more_body": more})
+    async def _send_part(self, part: Part) -> None:
+        if part.start is not None:
+            await self._send({"type": "http.response.start", **part.start._asdict()})
+        if part.body or part.ends:
+            await self._send({"type": "http.response.body", "body": part.body, "more_body": not part.ends})
 
     async def _wait_for_client(self, rest: Awaitable[None], *, ends: bool) -> None:
         try:

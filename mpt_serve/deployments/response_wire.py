@@ -1,13 +1,18 @@
 """What an Ingress and Serve's proxy agree on, for responses that do not go through Serve; see `response_link`.
 
-The proxy adds a request header with the address for the response's body. An Ingress that sends it there says so in a
-response header, and sends an empty body through Serve. An entry of a frame is `[number, body, whether it ends]`, the
-first perhaps an empty one that shows where the response will come from. An entry with the number `read_note` says that
-the Ingress has read the request. What the proxy sends back is the number of a response whose client has disconnected.
+The proxy adds a request header with the address for the response. An Ingress that sends it there says so in a response
+header, and sends an empty body through Serve. An entry of a frame is a `Part`: what has come of one response since the
+frame before, the first perhaps an empty one that shows where the response will come from. An entry with the number
+`read_note` says that the Ingress has read the request. What the proxy sends back is the number of a response whose
+client has disconnected.
 """
 
 import hmac
 import os
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import msgpack
 
 from mpt_serve.deployments.link_wire import LinkAddress
 from mpt_serve.one_loop import LINK_KEY_VARIABLE
@@ -17,16 +22,61 @@ __all__ = [
     "LINKED_HEADER",
     "LINK_HEADER",
     "MAX_BODY_ALONG",
+    "Part",
+    "Start",
+    "decode",
+    "encode",
+    "is_event_stream",
+    "joined",
     "link_from",
     "link_header",
     "link_key",
     "read_note",
 ]
 
-LINK_HEADER = b"x-mpt-response-link"
+LINK_HEADER = b"x-mpt-response-link-2"  # the number is of what entries are: others go through Serve
 LINKED_HEADER = b"x-mpt-response-linked"
 BODY_KEY = "mpt_serve.body"  # of the ASGI scope, which Serve passes on whole: the request's body, if it is small
 MAX_BODY_ALONG = 64 * 1024
+
+
+class Start(NamedTuple):
+    """The beginning of a response: its status and headers."""
+
+    status: int
+    headers: Sequence[tuple[bytes, bytes]]
+
+
+class Part(NamedTuple):
+    """A part of one response: its start, if that is in it, bytes of its body, and whether that ends with them."""
+
+    start: Start | None
+    body: bytes
+    ends: bool
+
+
+def is_event_stream(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Return whether a response with these headers is a stream of events."""
+    return any(name.lower() == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers)
+
+
+def joined(parts: Iterable[Part]) -> Part:
+    """Return parts of one response that follow each other as one."""
+    starts, bodies, ends = zip(*parts, strict=True)
+    return Part(next(filter(None, starts), None), b"".join(bodies), any(ends))
+
+
+def encode(responses: Iterable[tuple[int, Part]]) -> bytes:
+    """Return a frame of a part of each response."""
+    return bytes(msgpack.packb([(number, *part) for number, part in responses]))
+
+
+def decode(entry: Sequence[Any]) -> tuple[int, Part]:
+    """Return a response's number and its part, from an entry of a frame."""
+    number, start, body, ends = entry
+    return number, Part(
+        None if start is None else Start(start[0], [(name, value) for name, value in start[1]]), body, ends
+    )
 
 
 def link_key() -> str:
