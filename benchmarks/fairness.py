@@ -113,6 +113,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="of each completion (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=12.0, help="of each measurement (default: %(default)s)")
     parser.add_argument("--pause", type=float, default=0.0, help="seconds between two requests of a client")
+    parser.add_argument("--interval", type=int, default=10, help="limits.stream_interval_ms (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--port", type=int, default=8126)
     parser.add_argument("--load-seconds", type=float, default=300.0)
@@ -128,6 +129,7 @@ def main() -> None:
             "quantization": options.quantization,
             "engine": {"speculation": "none", "prefix_caching": False, "max_num_seqs": options.sequences},
             "access": {"key_file": str(Path(folder) / "keys")},
+            "limits": {"stream_interval_ms": options.interval},
         }
         if options.checkpoint == "embedded":
             args["chat_template"] = "dolly"

@@ -119,6 +119,7 @@ def server_args(options: argparse.Namespace) -> dict[str, Any]:
         "quantization_cache_dir": options.quantization_cache_dir,
         "max_model_len": options.prompt + options.tokens,
         "engine": engine,
+        "limits": {"stream_interval_ms": options.interval},
     }
 
 
@@ -188,6 +189,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--interval", type=int, default=10, help="limits.stream_interval_ms (default: %(default)s)")
     parser.add_argument("--vocab", type=int, default=4000, help="ids of prompts are below it (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8123)
     parser.add_argument(

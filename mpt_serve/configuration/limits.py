@@ -29,6 +29,12 @@ class Limits(SettingsGroup):
         description="Seconds after which a stream begins without its first token, so that no proxy takes it for dead;"
         " an error before that keeps its own status.",
     )
+    stream_interval_ms: Annotated[int, Field(ge=0, le=1000), not_boolean("an integer")] = Field(
+        default=10,
+        description="Milliseconds between two events of a stream: what is generated sooner goes together, as one event,"
+        " which leaves more of the processors to the model. A choice's first and last tokens do not wait. 0: each token"
+        " goes as soon as it comes.",
+    )
     keep_alive_s: Seconds = Field(default=15.0, description="Seconds of silence after which a stream sends a comment.")
     unknown_fields: Literal["ignore", "refuse"] = Field(
         default="ignore",

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from itertools import count
 from typing import Any
 
-from mpt_serve.deployments.delta_wire import decode, merged
+from mpt_serve.deployments.delta_wire import decode, is_last
 from mpt_serve.deployments.link_calls import LinkCalls
 from mpt_serve.deployments.link_receiver import Connection, LinkReceiver
 from mpt_serve.engine.request import Delta
@@ -14,6 +14,9 @@ from mpt_serve.errors import EngineClosedError
 from mpt_serve.openai.backend import OnDelta
 
 __all__ = ["Delivery", "DeltaReceiver"]
+
+Choice = tuple[int, int]  # a request's number, and the choice's index
+Held = list[Sequence[Any]]  # entries of frames
 
 
 class Delivery:
@@ -34,6 +37,7 @@ class Delivery:
         self.unfinished = set(choices)
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.number = -1
+        self.begun: set[int] = set()  # choices of which something was delivered
         self.connection: Connection | None = None
         self._on_delta = on_delta
         self._stopped_choices = stopped_choices
@@ -87,13 +91,22 @@ class Delivery:
 
 
 class DeltaReceiver(LinkReceiver):
-    """Takes the deltas that Generators send to this Ingress, and what Tokenizers reply to its `calls`."""
+    """Takes the deltas that Generators send to this Ingress, and what Tokenizers reply to its `calls`.
 
-    def __init__(self) -> None:
+    interval_s: between two deltas of a choice. What comes sooner waits, and goes as one, since each delta becomes an
+    event, which costs this process and all others on its way far more than a token does. The first delta of a choice
+    and the last do not wait.
+    """
+
+    def __init__(self, interval_s: float = 0.0) -> None:
         super().__init__()
         self.calls = LinkCalls()
+        self._interval_s = interval_s
         self._numbers = count()
         self._deliveries: dict[int, Delivery] = {}
+        self._held: dict[Choice, Held] = {}
+        self._next = 0.0  # when what is held goes on, by the event loop's clock
+        self._timer: asyncio.TimerHandle | None = None
 
     @contextmanager
     def receive(self, delivery: Delivery) -> Iterator[None]:
@@ -115,21 +128,48 @@ class DeltaReceiver(LinkReceiver):
 
     def take_frames(self, connection: Connection, frames: list[Any]) -> None:
         """Deliver what has come, the deltas of each choice merged."""
-        choices: dict[tuple[int, int], list[Delta]] = {}
+        urgent: dict[Choice, None] = {}
         for frame in frames:
             if isinstance(frame, dict):
                 self.calls.take(frame["replies"])
                 continue
             for entry in frame:
-                choices.setdefault((entry[0], entry[1]), []).append(decode(entry))
-        for (number, _), deltas in choices.items():
-            delivery = self._deliveries.get(number)
-            if delivery is not None:  # else it has left, and the engine will soon know
+                choice = entry[0], entry[1]
+                delivery = self._deliveries.get(entry[0])
+                if delivery is None:  # it has left, and the engine will soon know
+                    continue
                 delivery.connection = connection
-                delivery.deliver(merged(deltas))
+                self._held.setdefault(choice, []).append(entry)
+                if is_last(entry) or entry[1] not in delivery.begun:
+                    urgent[choice] = None
+        now = asyncio.get_running_loop().time()
+        if now >= self._next:
+            self._pass_on()
+            return
+        for choice in urgent:
+            self._deliver(choice, self._held.pop(choice))
+        if self._held and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_at(self._next, self._pass_on)
+
+    def _pass_on(self) -> None:
+        """Deliver what is held."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._next = asyncio.get_running_loop().time() + self._interval_s
+        held, self._held = self._held, {}
+        for choice, entries in held.items():
+            self._deliver(choice, entries)
+
+    def _deliver(self, choice: Choice, entries: Held) -> None:
+        delivery = self._deliveries.get(choice[0])
+        if delivery is not None:
+            delivery.begun.add(choice[1])
+            delivery.deliver(decode(entries))
 
     def lose(self, connection: Connection) -> None:
         """Fail the requests and calls of a connection that is lost."""
+        self._pass_on()
         self.calls.lose(connection)
         for delivery in list(self._deliveries.values()):
             if delivery.connection is connection:

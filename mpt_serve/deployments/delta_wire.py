@@ -11,7 +11,9 @@ import msgpack
 
 from mpt_serve.engine.request import Delta, TokenLogprobs
 
-__all__ = ["decode", "encode", "merged"]
+__all__ = ["decode", "encode", "is_last", "merged"]
+
+_COMMON = 5  # values that each entry has; those that have logprobs or end have more
 
 Logprobs = tuple[TokenLogprobs | None, ...]
 
@@ -42,8 +44,21 @@ def _plain(logprobs: Logprobs | None) -> list[object] | None:
     return [None if entry is None else (entry.logprob, entry.rank, entry.top) for entry in logprobs]
 
 
-def decode(entry: Sequence[Any]) -> Delta:
-    """Return the delta of one entry of a frame, without its number."""
+def is_last(entry: Sequence[Any]) -> bool:
+    """Return whether an entry is the last of its choice."""
+    return len(entry) > _COMMON and entry[_COMMON] is not None
+
+
+def decode(entries: Sequence[Sequence[Any]]) -> Delta:
+    """Return entries of one choice as one delta."""
+    if all(len(entry) == _COMMON for entry in entries):
+        _, index, _, num_prompt_tokens, num_cached_tokens = entries[-1]
+        ids = tuple(token_id for entry in entries for token_id in entry[2])
+        return Delta(ids, None, None, num_prompt_tokens, num_cached_tokens, index=index)
+    return merged([_decode(entry) for entry in entries])
+
+
+def _decode(entry: Sequence[Any]) -> Delta:
     _, index, token_ids, num_prompt_tokens, num_cached_tokens, *rest = entry
     if not rest:
         return Delta(tuple(token_ids), None, None, num_prompt_tokens, num_cached_tokens, index=index)

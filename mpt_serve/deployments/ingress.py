@@ -82,6 +82,7 @@ class Ingress:
             self._version,
             Waiting(limits.replica_wait_s, limits.max_waiting_requests),
             settings.engine.reply_timeout_s,
+            limits.stream_interval_ms / 1000,
         )
         self._batching = Batching.of(settings.batches, self._backend, limits)
         self._tracing = tracing_from_environment()

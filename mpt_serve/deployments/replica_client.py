@@ -30,10 +30,10 @@ class ReplicaClient:
     replica, or as the items of the call where there is no link. What happens to them, either way, is `Delivery`.
     """
 
-    def __init__(self, generator: DeploymentHandle) -> None:
+    def __init__(self, generator: DeploymentHandle, interval_s: float) -> None:
         # By gRPC rather than by Ray's object store: an item is a few bytes, and costs half the time that way.
         self._generator = generator.options(stream=True, _by_reference=False)
-        self.receiver = DeltaReceiver()
+        self.receiver = DeltaReceiver(interval_s)
         self._background: set[asyncio.Task[Any]] = set()
 
     async def generate(

@@ -40,6 +40,7 @@ class ServeBackend:
     tokenizer, generator: handles of these deployments. updates: their replicas. version: of the calling replica.
     waiting: bounds of waiting for replicas that are being replaced.
     reply_timeout_s: how long a replica may take to reply before it is replaced.
+    stream_interval_s: between two pieces of a stream; see `DeltaReceiver`.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class ServeBackend:
         version: Version,
         waiting: Waiting,
         reply_timeout_s: float = 10.0,
+        stream_interval_s: float = 0.0,
     ) -> None:
         self.model = model
         self.tokenizer = text
@@ -60,7 +62,7 @@ class ServeBackend:
         self.queue = DispatchQueue(capacity=1)  # until the watch has seen the replicas
         self.pooled_queue = DispatchQueue(capacity=1)  # of requests for hidden states, before that one
         self.background_queue = DispatchQueue(capacity=1)  # of requests that nobody waits for
-        self._generator_replicas = ReplicaClient(generator)
+        self._generator_replicas = ReplicaClient(generator, stream_interval_s)
         receiver = self._generator_replicas.receiver
         self.signs = SignsOfLife(receiver)
         self.watch = ReplicaWatch(generator, updates, self.signs, version, waiting, self._update_model, self.resize)
