@@ -16,7 +16,7 @@ from mpt_serve.openai.backend import OnDelta
 __all__ = ["Delivery", "DeltaReceiver"]
 
 Choice = tuple[int, int]  # a request's number, and the choice's index
-Held = list[Sequence[Any]]  # entries of frames
+Entry = Sequence[Any]  # of a frame
 
 
 class Delivery:
@@ -104,7 +104,7 @@ class DeltaReceiver(LinkReceiver):
         self._interval_s = interval_s
         self._numbers = count()
         self._deliveries: dict[int, Delivery] = {}
-        self._held: dict[Choice, Held] = {}
+        self._held: dict[Choice, list[Entry]] = {}
         self._next = 0.0  # when what is held goes on, by the event loop's clock
         self._timer: asyncio.TimerHandle | None = None
 
@@ -128,31 +128,43 @@ class DeltaReceiver(LinkReceiver):
 
     def take_frames(self, connection: Connection, frames: list[Any]) -> None:
         """Deliver what has come, the deltas of each choice merged."""
-        urgent: dict[Choice, None] = {}
+        urgent: dict[Choice, None] = {}  # in order
         for frame in frames:
             if isinstance(frame, dict):
                 self.calls.take(frame["replies"])
-                continue
-            for entry in frame:
-                choice = entry[0], entry[1]
-                delivery = self._deliveries.get(entry[0])
-                if delivery is None:  # it has left, and the engine will soon know
-                    continue
-                delivery.connection = connection
-                self._held.setdefault(choice, []).append(entry)
-                if is_last(entry) or entry[1] not in delivery.begun:
-                    urgent[choice] = None
-        now = asyncio.get_running_loop().time()
-        if now >= self._next:
-            self._pass_on()
+            else:
+                self._hold(connection, frame, urgent)
+        loop = asyncio.get_running_loop()
+        if loop.time() >= self._next:
+            self._deliver_all()
             return
         for choice in urgent:
             self._deliver(choice, self._held.pop(choice))
         if self._held and self._timer is None:
-            self._timer = asyncio.get_running_loop().call_at(self._next, self._pass_on)
+            self._timer = loop.call_at(self._next, self._deliver_all)
 
-    def _pass_on(self) -> None:
-        """Deliver what is held."""
+    def lose(self, connection: Connection) -> None:
+        """Fail the requests and calls of a connection that is lost, with what has come of them delivered."""
+        self._deliver_all()
+        self.calls.lose(connection)
+        for delivery in list(self._deliveries.values()):
+            if delivery.connection is connection:
+                delivery.fail(EngineClosedError("the connection to the replica was lost"))
+
+    def _hold(self, connection: Connection, frame: Sequence[Any], urgent: dict[Choice, None]) -> None:
+        """Hold the entries of a frame, and add the choices whose entries do not wait to `urgent`."""
+        for entry in frame:
+            number, index, *_ = entry
+            delivery = self._deliveries.get(number)
+            if delivery is None:  # it has left, and the engine will soon know
+                continue
+            delivery.connection = connection
+            self._held.setdefault((number, index), []).append(entry)
+            if index not in delivery.begun or is_last(entry):
+                urgent[number, index] = None
+
+    def _deliver_all(self) -> None:
+        """Deliver what is held, and hold what comes next."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -161,16 +173,9 @@ class DeltaReceiver(LinkReceiver):
         for choice, entries in held.items():
             self._deliver(choice, entries)
 
-    def _deliver(self, choice: Choice, entries: Held) -> None:
-        delivery = self._deliveries.get(choice[0])
+    def _deliver(self, choice: Choice, entries: Sequence[Entry]) -> None:
+        number, index = choice
+        delivery = self._deliveries.get(number)
         if delivery is not None:
-            delivery.begun.add(choice[1])
+            delivery.begun.add(index)
             delivery.deliver(decode(entries))
-
-    def lose(self, connection: Connection) -> None:
-        """Fail the requests and calls of a connection that is lost."""
-        self._pass_on()
-        self.calls.lose(connection)
-        for delivery in list(self._deliveries.values()):
-            if delivery.connection is connection:
-                delivery.fail(EngineClosedError("the connection to the replica was lost"))

@@ -34,8 +34,8 @@ def delta(*ids: int, end: bool = False, index: int = 0) -> Delta:
 class Pair:
     """Both ends of a link, and the deltas that have come."""
 
-    def __init__(self) -> None:
-        self.receiver = DeltaReceiver()
+    def __init__(self, interval_s: float = 0.0) -> None:
+        self.receiver = DeltaReceiver(interval_s)
         self.aborted: list[tuple[str, int | None, str]] = []
         self.links = delta_links(lambda *call: self.aborted.append(call))
         self.received: list[Delta] = []
@@ -53,8 +53,8 @@ class Pair:
 
 
 @asynccontextmanager
-async def pair() -> AsyncIterator[Pair]:
-    both = Pair()
+async def pair(interval_s: float = 0.0) -> AsyncIterator[Pair]:
+    both = Pair(interval_s)
     both.receiver.start(LOOPBACK)
     try:
         yield both
@@ -70,7 +70,15 @@ def test_every_field_of_a_delta_arrives() -> None:
     full = Delta((5, 6), "stop", 6, 9, 4, "text", 3, (entry, replace(entry, top=())), (None, entry), b"\x00\xff\n")
     (frame,) = _frames(encode([(11, full), (12, delta(1, index=2))]))
     assert [values[0] for values in frame] == [11, 12]
-    assert [decode(values) for values in frame] == [full, delta(1, index=2)]
+    assert [decode([values]) for values in frame] == [full, delta(1, index=2)]
+
+
+def test_entries_of_a_choice_are_one_delta() -> None:
+    entry = TokenLogprobs(-0.5, 2, ())
+    parts = [delta(1, 2), replace(delta(3), logprobs=(entry,)), delta(4, end=True)]
+    entries = [_frames(encode([(0, part)]))[0][0] for part in parts]
+    assert decode(entries[:1] * 2) == delta(1, 2, 1, 2)
+    assert decode(entries) == replace(delta(1, 2, 3, 4, end=True), logprobs=(entry,))
 
 
 def _frames(data: bytes) -> list[Any]:
@@ -113,10 +121,14 @@ class _Counting:
 
 
 @settings(deadline=None, max_examples=25)
-@given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 3)), min_size=1, max_size=8), st.booleans())
-def test_nothing_is_lost_or_reordered(requests: list[tuple[int, int]], slow: bool) -> None:
+@given(
+    st.lists(st.tuples(st.integers(1, 60), st.integers(1, 3)), min_size=1, max_size=8),
+    st.booleans(),
+    st.sampled_from([0.0, 0.001, 0.05]),
+)
+def test_nothing_is_lost_or_reordered(requests: list[tuple[int, int]], slow: bool, interval_s: float) -> None:
     async def scenario() -> list[dict[int, list[int]]]:
-        async with pair() as both:
+        async with pair(interval_s) as both:
             link = await both.link()
             outputs: list[dict[int, list[int]]] = [{} for _ in requests]
             deliveries = []
@@ -181,6 +193,79 @@ def test_deltas_are_merged_while_the_ingress_does_not_read() -> None:
     received = uvloop.run(scenario())
     assert len(received) < steps
     assert [token for item in received for token in item.token_ids] == [s for s in range(steps) for _ in range(500)]
+
+
+class Steps:
+    """One request of a link with a long interval, and the steps of its engine."""
+
+    def __init__(self, both: Pair, link: DeltaLink, number: int) -> None:
+        self._received = both.received
+        self._connections = both.receiver._connections
+        self._link = link
+        self._request = link.open(number, "r", 1)
+
+    async def step(self, *ids: int, end: bool = False) -> list[tuple[int, ...]]:
+        """Return the ids of the deltas that were delivered when the step's have come."""
+        (connection,) = self._connections.values()
+        frames = connection.received
+        self._request.post(delta(*ids, end=end))
+        self._link.flush()
+        await until(lambda: connection.received > frames)
+        return [item.token_ids for item in self._received]
+
+
+def test_what_comes_within_the_interval_goes_as_one() -> None:
+    async def scenario() -> None:
+        async with pair(interval_s=3600.0) as both:
+            link = await both.link()
+            with both.receiver.receive(delivery := both.delivery()):
+                steps = Steps(both, link, delivery.number)
+                assert await steps.step(1) == [(1,)]
+                assert await steps.step(2) == [(1,)]
+                assert await steps.step(3) == [(1,)]
+                with both.receiver.receive(other := both.delivery()):
+                    # The first of another choice does not wait, nor does it end the others' waiting.
+                    later = Steps(both, link, other.number)
+                    assert await later.step(7) == [(1,), (7,)]
+                    assert await steps.step(4, end=True) == [(1,), (7,), (2, 3, 4)]
+                await delivery.ended
+            assert not both.receiver._held
+
+    uvloop.run(scenario())
+
+
+def test_what_waits_goes_when_the_interval_has_passed() -> None:
+    async def scenario() -> None:
+        async with pair(interval_s=0.02) as both:
+            link = await both.link()
+            with both.receiver.receive(delivery := both.delivery()):
+                steps = Steps(both, link, delivery.number)
+                await steps.step(1)
+                both.receiver._next = asyncio.get_running_loop().time() + 0.02  # however slow this machine is
+                assert await steps.step(2) == [(1,)]
+                await until(lambda: len(both.received) == 2)
+                both.receiver._next = 0.0  # it has passed
+                assert (await steps.step(3))[2:] == [(3,)]
+
+    uvloop.run(scenario())
+
+
+def test_what_waits_is_delivered_when_the_connection_is_lost() -> None:
+    """So that another replica continues after it."""
+
+    async def scenario() -> None:
+        async with pair(interval_s=3600.0) as both:
+            link = await both.link()
+            with both.receiver.receive(delivery := both.delivery()):
+                steps = Steps(both, link, delivery.number)
+                for number in range(3):
+                    await steps.step(number)
+                link.close()
+                with pytest.raises(EngineClosedError):
+                    await delivery.ended
+            assert [item.token_ids for item in both.received] == [(0,), (1, 2)]
+
+    uvloop.run(scenario())
 
 
 def test_both_ends_notice_a_lost_connection() -> None:

@@ -212,6 +212,33 @@ def test_the_proxy_learns_when_a_request_has_been_read(monkeypatch: pytest.Monke
     run(app, monkeypatch, scenario)
 
 
+def test_a_stream_does_not_wait_for_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its start comes over the link too, so that a client may have the whole stream before Serve's first message."""
+
+    async def scenario(server: Server) -> None:
+        passes = asyncio.Event()
+        serve = server.proxy._app
+
+        async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+            messages: asyncio.Queue[Message] = asyncio.Queue()
+            running = asyncio.create_task(serve(scope, receive, messages.put))  # type: ignore[arg-type]
+            await passes.wait()
+            for _ in range(2):
+                await send(await messages.get())
+            await running
+
+        server.proxy._app = slow
+        request = asyncio.create_task(server.request(client := Client()))
+        await until(lambda: client.complete)
+        assert client.start == EVENTS
+        assert client.body == ALL_EVENTS
+        assert not request.done()
+        passes.set()
+        await request
+
+    run(events, monkeypatch, scenario)
+
+
 def test_other_responses_go_through_serve(monkeypatch: pytest.MonkeyPatch) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send({**EVENTS, "headers": [(b"content-type", b"application/json")]})
