@@ -50,7 +50,9 @@ void for_row_parts(const LinearArgs& args, F f) {
 
 template <class Format>
 class Linear : public Work {
-  static constexpr int kRows = kRegisters == 32 ? kRowTile : kRowTile / 2;  // rows of inputs of a pass
+  // Rows of inputs of a pass, whose sums are in registers. Groups have sums of their own, which are added to those that
+  // then lie in memory: with fewer rows that is less often.
+  static constexpr int kRows = kRegisters < 32 ? kRowTile / 2 : Format::kGrouped ? kRowTile * 2 / 3 : kRowTile;
   static constexpr int kPasses = kPanel / (kPair * VL);                     // over a panel, a pair of vectors each
   static constexpr int kFewRows = Format::kGrouped ? 2 : 4;                 // with which reading takes all the time
   static constexpr int64_t kAheadFew = 4096, kAhead = 8192;  // bytes of weights to prefetch ahead of their only use
@@ -156,28 +158,13 @@ class Linear : public Work {
     }
   }
 
+  // Multiplies with as many rows as the row panel has, R or more.
+  template <int R = 1>
   void multiply_panels(const Block& block, int64_t row_panel, const Inputs& inputs, float* sums) const {
-    switch (row_panels_.size(row_panel)) {
-      case 1: return multiply<1>(block, row_panel, inputs, sums);
-      case 2: return multiply<2>(block, row_panel, inputs, sums);
-      case 3: return multiply<3>(block, row_panel, inputs, sums);
-      case 4: return multiply<4>(block, row_panel, inputs, sums);
-      case 5: return multiply<5>(block, row_panel, inputs, sums);
-      case 6: return multiply<6>(block, row_panel, inputs, sums);
-      default:
-        if constexpr (kRows == 12) return multiply_many(block, row_panel, inputs, sums);
+    if constexpr (R < kRows) {
+      if (row_panels_.size(row_panel) > R) return multiply_panels<R + 1>(block, row_panel, inputs, sums);
     }
-  }
-
-  void multiply_many(const Block& block, int64_t row_panel, const Inputs& inputs, float* sums) const {
-    switch (row_panels_.size(row_panel)) {
-      case 7: return multiply<7>(block, row_panel, inputs, sums);
-      case 8: return multiply<8>(block, row_panel, inputs, sums);
-      case 9: return multiply<9>(block, row_panel, inputs, sums);
-      case 10: return multiply<10>(block, row_panel, inputs, sums);
-      case 11: return multiply<11>(block, row_panel, inputs, sums);
-      default: return multiply<12>(block, row_panel, inputs, sums);
-    }
+    multiply<R>(block, row_panel, inputs, sums);
   }
 
   // R rows against a block of a panel of 32 features; `sums` [rows of all, 32] are kept from block to block
