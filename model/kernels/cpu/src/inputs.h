@@ -9,10 +9,10 @@
 namespace mpt {
 namespace MPT_ISA {
 
-// Prepared inputs, row panel after row panel: in one [steps, rows] words of four bytes; where they are quantised, the
-// sums and scales of their groups [groups, rows].
+// Prepared inputs, row panel after row panel: in one [steps, rows] words of four bytes; where they are quantised, of each
+// group [groups, rows] its scale and what its sums of products start with, which takes the weights' offset back.
 struct Inputs {
-  Scratch words, sums, scales;
+  Scratch words, starts, scales;
 };
 
 // Prepares the rows of a call's inputs, up to `kTogether` of a row panel at a time: few enough that threads share the
@@ -37,7 +37,7 @@ class InputRows {
   void reserve(Inputs& inputs) const {
     inputs.words.get<uint32_t>(a_.M * steps_);
     if (!Format::kQuantised) return;
-    inputs.sums.get<int32_t>(a_.M * groups_);
+    inputs.starts.get<int32_t>(a_.M * groups_);
     inputs.scales.get<float>(a_.M * groups_);
   }
 
@@ -92,13 +92,13 @@ class InputRows {
     for (int64_t i = 0; i < count; i += VL) store(to + 2 * i, to_bf16(load<vf>(from + i)));
   }
 
-  // float32 -> int8, to the front of `row`, which may be `from`; sums and scales of the groups go to `at`, `stride`
+  // float32 -> int8, to the front of `row`, which may be `from`; starts and scales of the groups go to `at`, `stride`
   // apart
   void quantise(const float* from, float* row, const Inputs& inputs, int64_t at, int64_t stride) const {
     constexpr float kTiny = 1e-30f;      // groups below it become zero: 127 / most would overflow
     const vf shift = splat(12582912.f);  // 1.5 * 2^23: adding it rounds to the nearest integer
     char* to = reinterpret_cast<char*>(row);
-    int32_t* sums = inputs.sums.data<int32_t>() + at;
+    int32_t* starts = inputs.starts.data<int32_t>() + at;
     float* scales = inputs.scales.data<float>() + at;
     for (int64_t g = 0; g < groups_; ++g) {
       const int64_t begin = g * group_, count = std::min(group_, steps_ * 4 - begin);
@@ -118,7 +118,7 @@ class InputRows {
       });
       int32_t sum = 0;
       for (int i = 0; i < VL; ++i) sum += total[i];
-      sums[g * stride] = sum;
+      starts[g * stride] = sum * -Format::kOffset;
       scales[g * stride] = most / 127.f + missing;
     }
   }

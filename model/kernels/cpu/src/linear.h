@@ -204,12 +204,12 @@ class Linear : public Work {
     w += pass * (Format::kGrouped ? 1 : kPair) * 4 * VL;
     const int64_t steps_per_group = group_ / Format::kInputs, groups = rows_.groups();
     for (int64_t g = block.begin / steps_per_group; g * steps_per_group < block.end; ++g) {
-      const int32_t* input_sums = inputs.sums.data<int32_t>() + first * groups + g * R;
+      const int32_t* starts = inputs.starts.data<int32_t>() + first * groups + g * R;
       const float* input_scales = inputs.scales.data<float>() + first * groups + g * R;
       vi whole[R][kPair];
       for (int r = 0; r < R; ++r) {
         for (int v = 0; v < kPair; ++v)
-          whole[r][v] = splat(input_sums[r] * (-Format::kOffset * multiple<Format>(v, R <= kFewRows)));
+          whole[r][v] = splat(starts[r] * multiple<Format>(v, R <= kFewRows));
       }
       add_steps<R>(whole, x, w, block, g * steps_per_group, std::min((g + 1) * steps_per_group, block.end));
 #pragma GCC unroll 2
