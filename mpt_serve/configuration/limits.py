@@ -31,9 +31,10 @@ class Limits(SettingsGroup):
     )
     stream_interval_ms: Annotated[int, Field(ge=0, le=1000), not_boolean("an integer")] = Field(
         default=10,
-        description="Milliseconds between two events of a stream: what is generated sooner goes together, as one event,"
-        " which leaves more of the processors to the model. A choice's first and last tokens do not wait. 0: each token"
-        " goes as soon as it comes.",
+        description="Milliseconds within which what a Generator replica's steps generate for a stream goes together, as"
+        " one event, which leaves more of the processors to the model. A choice's first and last tokens do not wait,"
+        " nor does what the next step would not join in that time; a stop string is found that much later. 0: each"
+        " token goes as soon as it comes. Without effect where tokens go through Serve, as with `RAY_USE_TLS`.",
     )
     keep_alive_s: Seconds = Field(default=15.0, description="Seconds of silence after which a stream sends a comment.")
     unknown_fields: Literal["ignore", "refuse"] = Field(

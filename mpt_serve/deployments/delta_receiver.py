@@ -1,12 +1,13 @@
 """The Ingress' end of the links that carry deltas from the Generators; see `delta_link`."""
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from itertools import count
 from typing import Any
 
-from mpt_serve.deployments.delta_wire import decode, is_last
+from mpt_serve.deployments.delta_pace import Choice, Entry, Pace
+from mpt_serve.deployments.delta_wire import decode, ends_early, is_last
 from mpt_serve.deployments.link_calls import LinkCalls
 from mpt_serve.deployments.link_receiver import Connection, LinkReceiver
 from mpt_serve.engine.request import Delta
@@ -14,9 +15,6 @@ from mpt_serve.errors import EngineClosedError
 from mpt_serve.openai.backend import OnDelta
 
 __all__ = ["Delivery", "DeltaReceiver"]
-
-Choice = tuple[int, int]  # a request's number, and the choice's index
-Entry = Sequence[Any]  # of a frame
 
 
 class Delivery:
@@ -93,9 +91,7 @@ class Delivery:
 class DeltaReceiver(LinkReceiver):
     """Takes the deltas that Generators send to this Ingress, and what Tokenizers reply to its `calls`.
 
-    interval_s: between two deltas of a choice. What comes sooner waits, and goes as one, since each delta becomes an
-    event, which costs this process and all others on its way far more than a token does. The first delta of a choice
-    and the last do not wait.
+    interval_s: see `Pace`. The first delta of a choice does not wait, nor does the last.
     """
 
     def __init__(self, interval_s: float = 0.0) -> None:
@@ -104,9 +100,7 @@ class DeltaReceiver(LinkReceiver):
         self._interval_s = interval_s
         self._numbers = count()
         self._deliveries: dict[int, Delivery] = {}
-        self._held: dict[Choice, list[Entry]] = {}
-        self._next = 0.0  # when what is held goes on, by the event loop's clock
-        self._timer: asyncio.TimerHandle | None = None
+        self._paces: dict[Connection, Pace] = {}
 
     @contextmanager
     def receive(self, delivery: Delivery) -> Iterator[None]:
@@ -128,54 +122,47 @@ class DeltaReceiver(LinkReceiver):
 
     def take_frames(self, connection: Connection, frames: list[Any]) -> None:
         """Deliver what has come, the deltas of each choice merged."""
-        urgent: dict[Choice, None] = {}  # in order
+        entries: list[Entry] = []
         for frame in frames:
             if isinstance(frame, dict):
                 self.calls.take(frame["replies"])
             else:
-                self._hold(connection, frame, urgent)
-        loop = asyncio.get_running_loop()
-        if loop.time() >= self._next:
-            self._deliver_all()
-            return
-        for choice in urgent:
-            self._deliver(choice, self._held.pop(choice))
-        if self._held and self._timer is None:
-            self._timer = loop.call_at(self._next, self._deliver_all)
+                entries += frame
+        if entries:
+            self._pace(connection).take(self._sorted(connection, entries))
 
     def lose(self, connection: Connection) -> None:
         """Fail the requests and calls of a connection that is lost, with what has come of them delivered."""
-        self._deliver_all()
+        if (pace := self._paces.pop(connection, None)) is not None:
+            pace.pass_on()
         self.calls.lose(connection)
         for delivery in list(self._deliveries.values()):
             if delivery.connection is connection:
                 delivery.fail(EngineClosedError("the connection to the replica was lost"))
 
-    def _hold(self, connection: Connection, frame: Sequence[Any], urgent: dict[Choice, None]) -> None:
-        """Hold the entries of a frame, and add the choices whose entries do not wait to `urgent`."""
-        for entry in frame:
+    def _pace(self, connection: Connection) -> Pace:
+        pace = self._paces.get(connection)
+        if pace is None:
+            pace = self._paces[connection] = Pace(self._interval_s, self._deliver, connection.close)
+        return pace
+
+    def _sorted(self, connection: Connection, entries: Iterable[Entry]) -> Iterator[tuple[Choice, Entry, bool]]:
+        """Return the entries of requests that are still here, each with its choice and whether it does not wait."""
+        for entry in entries:
             number, index, *_ = entry
             delivery = self._deliveries.get(number)
-            if delivery is None:  # it has left, and the engine will soon know
-                continue
-            delivery.connection = connection
-            self._held.setdefault((number, index), []).append(entry)
-            if index not in delivery.begun or is_last(entry):
-                urgent[number, index] = None
-
-    def _deliver_all(self) -> None:
-        """Deliver what is held, and hold what comes next."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._next = asyncio.get_running_loop().time() + self._interval_s
-        held, self._held = self._held, {}
-        for choice, entries in held.items():
-            self._deliver(choice, entries)
+            if delivery is not None:  # else it has left, and the engine will soon know
+                delivery.connection = connection
+                yield (number, index), entry, index not in delivery.begun or is_last(entry)
 
     def _deliver(self, choice: Choice, entries: Sequence[Entry]) -> None:
+        """Deliver entries of a choice; what came before an error is not lost with it."""
         number, index = choice
         delivery = self._deliveries.get(number)
-        if delivery is not None:
-            delivery.begun.add(index)
-            delivery.deliver(decode(entries))
+        if delivery is None:
+            return
+        delivery.begun.add(index)
+        if len(entries) > 1 and ends_early(entries[-1]):
+            delivery.deliver(decode(entries[:-1]))
+            entries = entries[-1:]
+        delivery.deliver(decode(entries))

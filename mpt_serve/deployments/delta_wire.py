@@ -11,7 +11,7 @@ import msgpack
 
 from mpt_serve.engine.request import Delta, TokenLogprobs
 
-__all__ = ["decode", "encode", "is_last", "merged"]
+__all__ = ["decode", "encode", "ends_early", "is_last", "merged"]
 
 _COMMON = 5  # values that each entry has; those that have logprobs or end have more
 
@@ -47,6 +47,11 @@ def _plain(logprobs: Logprobs | None) -> list[object] | None:
 def is_last(entry: Sequence[Any]) -> bool:
     """Return whether an entry is the last of its choice."""
     return len(entry) > _COMMON and entry[_COMMON] is not None
+
+
+def ends_early(entry: Sequence[Any]) -> bool:
+    """Return whether an entry is the last of a choice that was not generated to its end."""
+    return is_last(entry) and entry[_COMMON] in ("cancelled", "error")
 
 
 def decode(entries: Sequence[Sequence[Any]]) -> Delta:

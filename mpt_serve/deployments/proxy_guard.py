@@ -27,7 +27,7 @@ from mpt_serve.deployments.proxy_errors import ProxyErrors
 from mpt_serve.deployments.proxy_keys import ProxyKeys
 from mpt_serve.deployments.proxy_send import patient_send
 from mpt_serve.deployments.response_receiver import ResponseReceiver
-from mpt_serve.deployments.response_wire import BODY_KEY, LINK_HEADER, is_event_stream, link_key
+from mpt_serve.deployments.response_wire import BODY_KEY, LINK_HEADERS, Headers, is_event_stream, link_key
 from mpt_serve.deployments.unread_bodies import UnreadBodies
 from mpt_serve.openai.arriving_bodies import ArrivingBodies, BodySize, received_again
 from mpt_serve.openai.error_forms import error_response
@@ -51,7 +51,7 @@ _INTERNAL = frozenset(
         b"x-session-id",
         b"x-request-timeout-seconds",
         b"x-request-disconnect-disabled",
-        LINK_HEADER,
+        *LINK_HEADERS,
     }
 )
 
@@ -136,7 +136,7 @@ class ProxyGuard:
     async def _read_and_pass(self, scope: Scope, receive: Receive, send: Send, client: str, generates: bool) -> None:
         abort: Callable[[], None] = scope.pop(ABORT, _no_connection)
         begin_events: Callable[[], None] = scope.pop(EVENTS, _no_connection)
-        send = _noting_events(patient_send(send, abort), begin_events)
+        send = patient_send(send, abort)
         async with self._bodies.counted() as size:
             if has_body(scope):
                 try:
@@ -151,9 +151,9 @@ class ProxyGuard:
             else:
                 scope[BODY_KEY] = b""
             if generates:
-                await self._generate(scope, receive, send, client, _Passed(size))
+                await self._generate(scope, receive, send, client, _Passed(size, begin_events))
             else:
-                await self._respond(scope, receive, send, _Passed(size))
+                await self._respond(scope, receive, send, _Passed(size, begin_events))
 
     async def _fail(
         self, scope: Scope, receive: Receive, send: Send, abort: Callable[[], None], error: ApiError
@@ -189,19 +189,20 @@ class ProxyGuard:
 
     async def _respond(self, scope: Scope, receive: Receive, send: Send, passed: "_Passed") -> None:
         """Pass a request on, and offer a link for its response."""
+        send = passed.watched(send)
         responses, response = self._responses, None
         if responses is not None:
             responses.start(self._host or ray.util.get_node_ip_address())
-            response = await responses.open(receive, send, scope["path"])
+            response = await responses.open(receive, send, scope["path"], (_REQUEST_ID, _request_id(scope)))
         if responses is None or response is None:
             scope.pop(BODY_KEY, None)
             passed.begun()  # nothing will say when it has been read
-            await self._app(scope, receive, passed.watched(send))
+            await self._app(scope, receive, send)
             return
         scope["headers"].append(response.header)
         response.on_read = passed.begun
         try:
-            await self._app(scope, response.receive, passed.watched(response.send))
+            await self._app(scope, response.receive, response.send)
         except Exception:
             if not response.incomplete:
                 raise
@@ -214,15 +215,17 @@ class ProxyGuard:
 
 
 class _Passed:
-    """A request that was passed on: what the messages that come through Serve show of it.
+    """A request that was passed on: what the messages to its client show of it.
 
     size: of its body, which the application has when its response begins.
+    begin_events: called if the response is a stream of events.
     admission: counts the request until its response is complete; None if nothing does.
     beginning: its place until an Ingress has read it, or responds; None if there are no bounds.
     """
 
-    def __init__(self, size: BodySize) -> None:
+    def __init__(self, size: BodySize, begin_events: Callable[[], None]) -> None:
         self._size = size
+        self._begin_events = begin_events
         self.admission: ProxyAdmission | None = None
         self.beginning: Beginning | None = None
 
@@ -233,7 +236,7 @@ class _Passed:
             if message["type"] == "http.response.start":
                 self._size.release()
                 self.begun()
-                self._note_refusal(message)
+                self._note_headers(message["status"], message["headers"])
             elif not message.get("more_body", False):
                 self.end()  # the client may take its time to read it
             await send(message)
@@ -253,22 +256,15 @@ class _Passed:
             self.admission.end()
             self.admission = None
 
-    def _note_refusal(self, message: Message) -> None:
-        for name, value in message["headers"]:
-            if name.lower() == OVERLOADED_HEADER and message["status"] == 503 and self.admission is not None:
-                self.admission.end_refused(float(value))
-                self.admission = None
-
-
-def _noting_events(send: Send, begin_events: Callable[[], None]) -> Send:
-    """Return what calls `begin_events` when a client's response begins and is a stream of events."""
-
-    async def send_noting(message: Message) -> None:
-        if message["type"] == "http.response.start" and is_event_stream(message["headers"]):
-            begin_events()
-        await send(message)
-
-    return send_noting
+    def _note_headers(self, status: int, headers: Headers) -> None:
+        if is_event_stream(headers):
+            self._begin_events()
+        if status == 503 and self.admission is not None:
+            for name, value in headers:
+                if name.lower() == OVERLOADED_HEADER:
+                    self.admission.end_refused(float(value))
+                    self.admission = None
+                    return
 
 
 def _named(error: ApiError, scope: Scope) -> ApiError:
@@ -280,7 +276,7 @@ def _no_connection() -> None:
     """Stand for what a connection offers, where another server than uvicorn or another protocol of it is used."""
 
 
-def _harmless(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+def _harmless(headers: Headers) -> list[tuple[bytes, bytes]]:
     """Return the headers with one request id that is harmless, and without what Serve would obey or fail on."""
     kept = []
     request_id: str | None = None

@@ -18,6 +18,7 @@ from mpt_serve.deployments.link_sender import Link, Links
 from mpt_serve.deployments.response_wire import (
     BODY_KEY,
     LINK_HEADER,
+    LINK_HEADERS,
     LINKED_HEADER,
     Part,
     Start,
@@ -101,7 +102,7 @@ class LinkedResponses:
             sent = [value for name, value in scope["headers"] if name == LINK_HEADER]
             if sent:  # it is an instruction to this middleware, which nothing else should see
                 address = link_from(sent[0], self._key)
-                scope = {**scope, "headers": [header for header in scope["headers"] if header[0] != LINK_HEADER]}
+            scope = {**scope, "headers": [header for header in scope["headers"] if header[0] not in LINK_HEADERS]}
         if address is None:
             await self._app(scope, receive, send)
             return

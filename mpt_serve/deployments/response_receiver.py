@@ -1,6 +1,7 @@
 """The proxy's end of the links that carry streamed responses; see `response_link`."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from itertools import count
@@ -25,6 +26,8 @@ from mpt_serve.openai.errors import InternalServerError
 
 __all__ = ["LinkedResponse", "ResponseReceiver"]
 
+logger = logging.getLogger("ray.serve")
+
 MAX_WAITING_BYTES = 64 * 1024 * 1024  # for clients that read slowly; one that does not read at all is soon dropped
 
 
@@ -44,14 +47,20 @@ class ResponseReceiver(LinkReceiver):
         self._responses: dict[int, LinkedResponse] = {}
         self.waiting = Waiting()
 
-    async def open(self, receive: Receive, send: Send, path: str) -> "LinkedResponse | None":
-        """Return a response to be, for a request to this path; None to leave it all to Serve."""
+    async def open(
+        self, receive: Receive, send: Send, path: str, request_id: tuple[bytes, bytes]
+    ) -> "LinkedResponse | None":
+        """Return a response to be, for a request to this path; None to leave it all to Serve.
+
+        request_id: the header with it, which Serve adds to the responses that it carries.
+        """
         number = next(self._numbers)
         address = await self.address(number)
         if address is None:
             return None
         header = (LINK_HEADER, link_header(address, self._key))
-        response = self._responses[number] = LinkedResponse(number, path, header, receive, send, self.waiting)
+        response = LinkedResponse(number, path, header, request_id, receive, send, self.waiting)
+        self._responses[number] = response
         return response
 
     def close_response(self, response: "LinkedResponse") -> None:
@@ -102,7 +111,8 @@ class Waiting:
 class LinkedResponse:
     """One request, between the proxy and its client.
 
-    number: the proxy's name of it. path: of the request. header: the request header for the Ingress.
+    number: the proxy's name of it. path: of the request. header: the request header for the Ingress. request_id: the
+    response header with the request's id.
     connection: what the response comes on, once something has come. on_read: called when an Ingress has read the
     request.
     """
@@ -112,6 +122,7 @@ class LinkedResponse:
         number: int,
         path: str,
         header: tuple[bytes, bytes],
+        request_id: tuple[bytes, bytes],
         receive: Receive,
         send: Send,
         all_waiting: Waiting,
@@ -119,6 +130,7 @@ class LinkedResponse:
         self.number = number
         self._path = path
         self.header = header
+        self._request_id = request_id
         self.connection: Connection | None = None
         self.on_read: Callable[[], None] = _nothing
         self._receive = receive
@@ -126,6 +138,7 @@ class LinkedResponse:
         self._all_waiting = all_waiting
         self._start: Start | None = None  # that has come, and is not sent yet
         self._linked = False  # whether the response comes on a link, and its start has come
+        self._through_serve = False  # whether the client has a start of Serve's
         self._waiting = bytearray()  # while the client reads slowly
         self.begun = False  # whether a part of the response has come on a link
         self._ends = False  # whether nothing follows what waits
@@ -162,12 +175,18 @@ class LinkedResponse:
         return message
 
     async def send(self, message: Message) -> None:
-        """Send for Serve; of a response that comes on a link it sees the end alone, which waits for the link's."""
+        """Send for Serve; of a response that comes on a link it sees the end alone, which waits for the link's.
+
+        Another start than that of the link's is an error of Serve's, and breaks off what the link has begun.
+        """
         if message["type"] == "http.response.start":
             headers = [header for header in message["headers"] if header[0] != LINKED_HEADER]
             if len(headers) < len(message["headers"]):
                 self.take(Part(Start(message["status"], headers), b"", False))
-            elif not self._linked:
+            elif self._linked:
+                self.break_off()
+            else:
+                self._through_serve = True
                 await self._send(message)
         elif not self._linked:
             await self._send(message)
@@ -176,11 +195,14 @@ class LinkedResponse:
 
     def take(self, part: Part) -> None:
         """Take a part of the response."""
+        if self._through_serve:
+            return
+        if part.start is not None and not self._linked:  # it comes on the link and through Serve
+            self._linked = True
+            self._start = part.start.with_header(self._request_id)
         if self.ended:
             return
         self.begun = self.begun or part != _NOTHING
-        if part.start is not None and not self._linked:  # it comes on the link and through Serve
-            self._start, self._linked = part.start, True
         self._waiting += part.body
         self._all_waiting.bytes += len(part.body)
         self._ends = self._ends or part.ends
@@ -215,6 +237,10 @@ class LinkedResponse:
             rest = run_eagerly(self._send_part(part))
         except OSError:  # the client has disconnected
             self._end()
+            return
+        except Exception:  # it must not end the connection, on which others depend
+            logger.exception("A response could not be sent.")
+            self.drop()
             return
         if rest is not None:
             self._busy = asyncio.ensure_future(self._wait_for_client(rest, ends=ends))

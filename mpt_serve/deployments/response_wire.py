@@ -21,7 +21,9 @@ __all__ = [
     "BODY_KEY",
     "LINKED_HEADER",
     "LINK_HEADER",
+    "LINK_HEADERS",
     "MAX_BODY_ALONG",
+    "Headers",
     "Part",
     "Start",
     "decode",
@@ -34,17 +36,29 @@ __all__ = [
     "read_note",
 ]
 
-LINK_HEADER = b"x-mpt-response-link-2"  # the number is of what entries are: others go through Serve
+# Proxies keep their code until Ray is restarted, Ingresses until they are deployed again: the address is offered under
+# another name whenever entries change, so that one of another version takes the way through Serve.
+LINK_HEADER = b"x-mpt-response-link-2"
+LINK_HEADERS = frozenset({LINK_HEADER, b"x-mpt-response-link"})  # of all versions: no application sees them
 LINKED_HEADER = b"x-mpt-response-linked"
 BODY_KEY = "mpt_serve.body"  # of the ASGI scope, which Serve passes on whole: the request's body, if it is small
 MAX_BODY_ALONG = 64 * 1024
+
+
+Headers = Sequence[tuple[bytes, bytes]]
 
 
 class Start(NamedTuple):
     """The beginning of a response: its status and headers."""
 
     status: int
-    headers: Sequence[tuple[bytes, bytes]]
+    headers: Headers
+
+    def with_header(self, header: tuple[bytes, bytes]) -> "Start":
+        """Return the start with a header, unless it has one with this name."""
+        if any(name.lower() == header[0] for name, _ in self.headers):
+            return self
+        return self._replace(headers=[*self.headers, header])
 
 
 class Part(NamedTuple):
@@ -55,7 +69,7 @@ class Part(NamedTuple):
     ends: bool
 
 
-def is_event_stream(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+def is_event_stream(headers: Headers) -> bool:
     """Return whether a response with these headers is a stream of events."""
     return any(name.lower() == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers)
 

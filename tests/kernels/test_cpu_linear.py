@@ -25,8 +25,8 @@ ACTIVATIONS = (
     Activation("quick_gelu"),
     Activation("mish"),  # one that no kernel has
 )
-# Around the panels of 32 features, the panels of 12 rows, the groups of inputs, and the vectors.
-rows = st.sampled_from([1, 2, 11, 13, 30])
+# Around the panels of 32 features, the panels of 12 or 8 rows, the groups of inputs, and the vectors.
+rows = st.sampled_from([1, 2, 3, 8, 9, 11, 13, 30])
 inputs = st.sampled_from([1, 7, 64, 150, 259])
 features = st.sampled_from([1, 31, 70])
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import uvloop
@@ -75,10 +75,15 @@ def test_every_field_of_a_delta_arrives() -> None:
 
 def test_entries_of_a_choice_are_one_delta() -> None:
     entry = TokenLogprobs(-0.5, 2, ())
-    parts = [delta(1, 2), replace(delta(3), logprobs=(entry,)), delta(4, end=True)]
-    entries = [_frames(encode([(0, part)]))[0][0] for part in parts]
-    assert decode(entries[:1] * 2) == delta(1, 2, 1, 2)
-    assert decode(entries) == replace(delta(1, 2, 3, 4, end=True), logprobs=(entry,))
+    plain = [delta(1, 2), delta(3), delta(4, end=True)]
+    logged = [replace(part, logprobs=(entry,) * len(part.token_ids)) for part in plain]
+
+    def joined(parts: Sequence[Delta]) -> Delta:
+        return decode([_frames(encode([(0, part)]))[0][0] for part in parts])
+
+    assert joined(plain[:2]) == delta(1, 2, 3)
+    assert joined(plain) == delta(1, 2, 3, 4, end=True)
+    assert joined(logged) == replace(delta(1, 2, 3, 4, end=True), logprobs=(entry,) * 4)
 
 
 def _frames(data: bytes) -> list[Any]:
@@ -196,7 +201,7 @@ def test_deltas_are_merged_while_the_ingress_does_not_read() -> None:
 
 
 class Steps:
-    """One request of a link with a long interval, and the steps of its engine."""
+    """One request of a link, and the steps of its engine."""
 
     def __init__(self, both: Pair, link: DeltaLink, number: int) -> None:
         self._received = both.received
@@ -229,23 +234,42 @@ def test_what_comes_within_the_interval_goes_as_one() -> None:
                     assert await later.step(7) == [(1,), (7,)]
                     assert await steps.step(4, end=True) == [(1,), (7,), (2, 3, 4)]
                 await delivery.ended
-            assert not both.receiver._held
 
     uvloop.run(scenario())
 
 
-def test_what_waits_goes_when_the_interval_has_passed() -> None:
+def test_heartbeats_and_replies_are_no_frames_of_a_step() -> None:
+    """What comes with them does not wait for the next one."""
+
     async def scenario() -> None:
-        async with pair(interval_s=0.02) as both:
+        async with pair(interval_s=3600.0) as both:
+            link = await both.link()
+            (connection,) = both.receiver._connections.values()
+            both.receiver.take_frames(connection, [[], {"replies": []}])
+            with both.receiver.receive(delivery := both.delivery()):
+                assert not both.receiver._paces
+                steps = Steps(both, link, delivery.number)
+                assert await steps.step(1) == [(1,)]
+
+    uvloop.run(scenario())
+
+
+@pytest.mark.parametrize("reason", ["error", "cancelled"])
+def test_what_waits_is_delivered_before_an_end_with_an_error(reason: Literal["error", "cancelled"]) -> None:
+    async def scenario() -> None:
+        async with pair(interval_s=3600.0) as both:
             link = await both.link()
             with both.receiver.receive(delivery := both.delivery()):
-                steps = Steps(both, link, delivery.number)
-                await steps.step(1)
-                both.receiver._next = asyncio.get_running_loop().time() + 0.02  # however slow this machine is
-                assert await steps.step(2) == [(1,)]
-                await until(lambda: len(both.received) == 2)
-                both.receiver._next = 0.0  # it has passed
-                assert (await steps.step(3))[2:] == [(3,)]
+                request = link.open(delivery.number, "r", 1)
+                for number in range(3):
+                    request.post(delta(number))
+                    link.flush()
+                    await asyncio.sleep(0.001)
+                request.post(replace(delta(), finish_reason=reason))
+                link.flush()
+                await delivery.ended
+            assert [token for item in both.received[:-1] for token in item.token_ids] == [0, 1, 2]
+            assert both.received[-1] == replace(delta(), finish_reason=reason)
 
     uvloop.run(scenario())
 

@@ -47,6 +47,14 @@ def test_every_response_has_one_request_id(server_url: str, path: str) -> None:
     assert new
 
 
+def test_every_stream_has_one_request_id(server_url: str, model: str) -> None:
+    body = {"model": model, "prompt": "Once", "max_tokens": 2, "stream": True}
+    for _ in range(10):  # its start reaches the proxy in two ways
+        own = httpx.post(f"{server_url}/v1/completions", json=body, headers={"x-request-id": "my-id_1.2"})
+        assert own.headers["content-type"].startswith("text/event-stream")
+        assert own.headers.get_list("x-request-id") == ["my-id_1.2"]
+
+
 def test_a_stream_has_the_text_of_the_whole_response(client: openai.OpenAI, model: str) -> None:
     request = {"model": model, "prompt": "Once upon a time", "max_tokens": 24, "temperature": 0}
     whole = client.completions.create(**request)

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mpt_serve.deployments.link_wire import LinkAddress
+from mpt_serve.deployments.lost_requests import RespondToAll
 from mpt_serve.deployments.proxy_guard import ProxyGuard
 from mpt_serve.deployments.response_link import LinkedResponses
-from mpt_serve.deployments.response_wire import LINK_HEADER, LINKED_HEADER, link_from, link_header
+from mpt_serve.deployments.response_wire import LINK_HEADER, link_from, link_header
 from mpt_serve.one_loop import LINK_KEY_VARIABLE
 from mpt_serve.openai.endpoint import ON_READ
 
@@ -91,8 +92,19 @@ class ServesReceive:
         return await self._messages.get()
 
 
+@pytest.fixture(params=["serve-first", "link-first"], autouse=True)
+def order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have each test with what Serve carries before what comes on the link, and after it, as is usual."""
+    monkeypatch.setattr(Server, "late", request.param == "link-first")
+
+
 class Server:
-    """A proxy and an Ingress with Serve between them, which keeps the messages of responses that it carries."""
+    """A proxy and an Ingress with Serve between them, which keeps the messages of responses that it carries.
+
+    late: whether Serve takes longer than the link.
+    """
+
+    late = False
 
     def __init__(self, app: ASGIApp, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked = 0  # how often Serve asked the proxy for messages of a request
@@ -102,10 +114,25 @@ class Server:
         self.proxy = ProxyGuard(self._serve, key=KEY, host="127.0.0.1")
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        carried: asyncio.Queue[Message | None] = asyncio.Queue()
+
+        (request_id,) = (value for name, value in scope["headers"] if name == b"x-request-id")
+
         async def carry(message: Message) -> None:
             self.carried.append(message)
-            await send(message)
+            if message["type"] == "http.response.start":  # as Serve's own middleware does
+                message = {**message, "headers": [*message["headers"], (b"x-request-id", request_id)]}
+            if self.late:
+                carried.put_nowait(message)
+            else:
+                await send(message)
 
+        async def pass_on_late() -> None:
+            while (message := await carried.get()) is not None:
+                await asyncio.sleep(0.003)
+                await send(message)
+
+        passing_on = asyncio.create_task(pass_on_late())
         passed = pickle.loads(pickle.dumps(scope))
         received = ServesReceive(self, receive)
         fetching = asyncio.create_task(received.fetch_until_disconnect())
@@ -113,6 +140,8 @@ class Server:
             await self.ingress(passed, received, carry)
         finally:
             fetching.cancel()
+            carried.put_nowait(None)
+            await passing_on
 
     async def request(
         self, client: Client, headers: tuple[tuple[bytes, bytes], ...] = (), path: str = "/v1/completions"
@@ -167,12 +196,15 @@ ALL_EVENTS = b"".join(b"data: %d\n\n" % number for number in range(100)) + b"dat
 def test_a_stream_goes_past_serve(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(server: Server) -> None:
         clients = [Client() for _ in range(5)]
-        await asyncio.gather(*map(server.request, clients))
-        for client in clients:
+        names = [b"request-%d" % number for number in range(len(clients))]
+        requests = (
+            server.request(client, ((b"x-request-id", name),)) for client, name in zip(clients, names, strict=True)
+        )
+        await asyncio.gather(*requests)
+        for client, name in zip(clients, names, strict=True):
             assert client.body == ALL_EVENTS
             assert client.complete
-            assert client.start is not None
-            assert LINKED_HEADER not in dict(client.start["headers"])
+            assert client.start == {**EVENTS, "headers": [*EVENTS["headers"], (b"x-request-id", name)]}
         assert len(server.carried) == 2 * len(clients)
         assert not any(message.get("body") for message in server.carried)
 
@@ -230,13 +262,49 @@ def test_a_stream_does_not_wait_for_serve(monkeypatch: pytest.MonkeyPatch) -> No
         server.proxy._app = slow
         request = asyncio.create_task(server.request(client := Client()))
         await until(lambda: client.complete)
-        assert client.start == EVENTS
         assert client.body == ALL_EVENTS
         assert not request.done()
         passes.set()
         await request
 
     run(events, monkeypatch, scenario)
+
+
+@pytest.mark.parametrize("message", [True, False])
+def test_an_error_of_serves_ends_a_stream_that_the_link_has_begun(
+    monkeypatch: pytest.MonkeyPatch, message: bool
+) -> None:
+    """As when the node of an Ingress is lost without an end of its connections."""
+    over = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(EVENTS)
+        await send(part(b"data: 1\n\n"))
+        await over.wait()
+
+    async def scenario(server: Server) -> None:
+        client = Client()
+        serve = server.proxy._app
+
+        async def failing(scope: Scope, receive: Receive, send: Send) -> None:
+            messages: asyncio.Queue[Message] = asyncio.Queue()
+            running = asyncio.create_task(serve(scope, receive, messages.put))  # type: ignore[arg-type]
+            await until(lambda: b"data: 1" in client.body)
+            if message:
+                await send({"type": "http.response.start", "status": 500, "headers": []})
+                await send(part(b"Internal Server Error", more=False))
+            over.set()
+            await running
+
+        server.proxy._app = RespondToAll(failing)
+        await server.request(client)
+        assert client.start is not None
+        assert client.start["status"] == 200
+        assert client.complete
+        assert client.body.startswith(b'data: 1\n\ndata: {"error"')
+        assert client.body.endswith(b"data: [DONE]\n\n")
+
+    run(app, monkeypatch, scenario)
 
 
 def test_other_responses_go_through_serve(monkeypatch: pytest.MonkeyPatch) -> None:
