@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -129,16 +130,21 @@ class DeltaReceiver(LinkReceiver):
             else:
                 entries += frame
         if entries:
-            self._pace(connection).take(self._sorted(connection, entries))
+            pace = self._pace(connection)
+            if any(map(ends_early, entries)):  # an error ends a whole request, and what waits of it would be lost
+                pace.pass_on()
+            pace.take(self._sorted(connection, entries))
 
     def lose(self, connection: Connection) -> None:
         """Fail the requests and calls of a connection that is lost, with what has come of them delivered."""
-        if (pace := self._paces.pop(connection, None)) is not None:
-            pace.pass_on()
-        self.calls.lose(connection)
-        for delivery in list(self._deliveries.values()):
-            if delivery.connection is connection:
-                delivery.fail(EngineClosedError("the connection to the replica was lost"))
+        try:
+            if (pace := self._paces.pop(connection, None)) is not None:
+                pace.pass_on()
+        finally:
+            self.calls.lose(connection)
+            for delivery in list(self._deliveries.values()):
+                if delivery.connection is connection:
+                    delivery.fail(EngineClosedError("the connection to the replica was lost"))
 
     def _pace(self, connection: Connection) -> Pace:
         pace = self._paces.get(connection)
@@ -156,13 +162,14 @@ class DeltaReceiver(LinkReceiver):
                 yield (number, index), entry, index not in delivery.begun or is_last(entry)
 
     def _deliver(self, choice: Choice, entries: Sequence[Entry]) -> None:
-        """Deliver entries of a choice; what came before an error is not lost with it."""
+        """Deliver entries of a choice, those of an error after its tokens, which it would take with it."""
         number, index = choice
         delivery = self._deliveries.get(number)
         if delivery is None:
             return
         delivery.begun.add(index)
-        if len(entries) > 1 and ends_early(entries[-1]):
-            delivery.deliver(decode(entries[:-1]))
-            entries = entries[-1:]
-        delivery.deliver(decode(entries))
+        delta = decode(entries)
+        if delta.token_ids and ends_early(entries[-1]):
+            delivery.deliver(replace(delta, finish_reason=None, stop_reason=None, message=None))
+            delta = replace(delta, token_ids=(), logprobs=None, prompt_logprobs=None)
+        delivery.deliver(delta)

@@ -200,7 +200,7 @@ class ProxyGuard:
             await self._app(scope, receive, send)
             return
         scope["headers"].append(response.header)
-        response.on_read = passed.begun
+        response.on_read, response.on_end = passed.begun, passed.end
         try:
             await self._app(scope, response.receive, response.send)
         except Exception:

@@ -31,7 +31,10 @@ logger = logging.getLogger("ray.serve")
 MAX_WAITING_BYTES = 64 * 1024 * 1024  # for clients that read slowly; one that does not read at all is soon dropped
 
 
+_LATE_S = 10.0  # that a response's first part may be behind its end through Serve
 _NOTHING = Part(None, b"", False)
+_PROCESS_ENDED = "The process that streamed this response has ended. Send the request again."
+_FAILED = "The server could not complete this response. Send the request again."
 
 
 class ResponseReceiver(LinkReceiver):
@@ -97,8 +100,8 @@ class ResponseReceiver(LinkReceiver):
     def lose(self, connection: Connection) -> None:
         """Break off the responses that come on a connection that is lost. What has not begun is left to Serve."""
         for response in self._responses.values():
-            if response.connection is connection and response.begun:
-                response.break_off()
+            if response.connection is connection:
+                response.lose()
 
 
 @dataclass
@@ -114,7 +117,7 @@ class LinkedResponse:
     number: the proxy's name of it. path: of the request. header: the request header for the Ingress. request_id: the
     response header with the request's id.
     connection: what the response comes on, once something has come. on_read: called when an Ingress has read the
-    request.
+    request. on_end: called when the whole response has come; the client may take its time to read it.
     """
 
     def __init__(
@@ -133,11 +136,13 @@ class LinkedResponse:
         self._request_id = request_id
         self.connection: Connection | None = None
         self.on_read: Callable[[], None] = _nothing
+        self.on_end: Callable[[], None] = _nothing
         self._receive = receive
         self._send = send
         self._all_waiting = all_waiting
         self._start: Start | None = None  # that has come, and is not sent yet
         self._linked = False  # whether the response comes on a link, and its start has come
+        self._lost = False  # whether the link is lost
         self._through_serve = False  # whether the client has a start of Serve's
         self._waiting = bytearray()  # while the client reads slowly
         self.begun = False  # whether a part of the response has come on a link
@@ -183,19 +188,23 @@ class LinkedResponse:
             headers = [header for header in message["headers"] if header[0] != LINKED_HEADER]
             if len(headers) < len(message["headers"]):
                 self.take(Part(Start(message["status"], headers), b"", False))
+                if self._lost:
+                    self.break_off()
             elif self._linked:
-                self.break_off()
+                self._tell_ingress()
+                self.break_off(_FAILED)
             else:
                 self._through_serve = True
                 await self._send(message)
         elif not self._linked:
             await self._send(message)
         elif not message.get("more_body", False):
-            await self._ended
+            self.on_end()
+            await self._wait_for_end()
 
     def take(self, part: Part) -> None:
         """Take a part of the response."""
-        if self._through_serve:
+        if self._through_serve or self._ends:
             return
         if part.start is not None and not self._linked:  # it comes on the link and through Serve
             self._linked = True
@@ -205,25 +214,31 @@ class LinkedResponse:
         self.begun = self.begun or part != _NOTHING
         self._waiting += part.body
         self._all_waiting.bytes += len(part.body)
-        self._ends = self._ends or part.ends
+        self._ends = part.ends
+        if part.ends:
+            self.on_end()
         self._pass_on()
 
     def drop(self) -> None:
         """End the response, since the client does not read the rest of it."""
-        if self.connection is not None:
-            self.connection.send(self.number)
+        self._tell_ingress()
         self._end()
 
-    def break_off(self) -> None:
+    def lose(self) -> None:
+        """Take note that the connection is lost: what has begun is broken off, the rest may come through Serve."""
+        self._lost = True
+        if self.begun:
+            self.break_off()
+
+    def break_off(self, message: str = _PROCESS_ENDED) -> None:
         """End with an error event: the rest will not come."""
         if not self._ends:
-            error = InternalServerError("The process that streamed this response has ended. Send the request again.")
-            self.take(Part(None, broken_stream(error, self._path), True))
+            self.take(Part(None, broken_stream(InternalServerError(message), self._path), True))
 
     async def finish(self) -> None:
         """Break off the response unless it is complete, and wait until the client has it."""
         self.break_off()
-        await self._ended
+        await self._wait_for_end()
 
     def _pass_on(self) -> None:
         """Send what waits, unless the client is still to be waited for."""
@@ -258,11 +273,27 @@ class LinkedResponse:
             await rest
         except OSError:
             self._end()
+        except Exception:
+            logger.exception("A response could not be sent.")
+            self.drop()
         self._busy = None
         if ends:
             self._end_complete()
         else:
             self._pass_on()
+
+    def _tell_ingress(self) -> None:
+        """Let the Ingress end the response."""
+        if self.connection is not None:
+            self.connection.send(self.number)
+
+    async def _wait_for_end(self) -> None:
+        """Wait until the client has the response, or has left."""
+        if self.connection is None:  # nothing has come, and would not if the link was lost before
+            await asyncio.wait({self._ended}, timeout=_LATE_S)
+            if self.connection is None:
+                self.break_off()
+        await asyncio.wait({self._ended})  # a cancellation of this call is none of the future's
 
     def _take_waiting(self) -> bytes:
         body = bytes(self._waiting)

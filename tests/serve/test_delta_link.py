@@ -254,6 +254,60 @@ def test_heartbeats_and_replies_are_no_frames_of_a_step() -> None:
     uvloop.run(scenario())
 
 
+def test_what_waits_goes_when_the_interval_has_passed() -> None:
+    async def scenario() -> None:
+        async with pair(interval_s=0.05) as both:
+            link = await both.link()
+            with both.receiver.receive(delivery := both.delivery()):
+                steps = Steps(both, link, delivery.number)
+                for number in range(3):
+                    await steps.step(number)
+                await until(lambda: [token for item in both.received for token in item.token_ids] == [0, 1, 2])
+
+    uvloop.run(scenario())
+
+
+def test_what_cannot_be_read_ends_the_requests_of_its_connection() -> None:
+    async def scenario() -> None:
+        async with pair(interval_s=0.05) as both:
+            await both.link()
+            (connection,) = both.receiver._connections.values()
+            other = both.delivery()
+            with both.receiver.receive(delivery := both.delivery()), both.receiver.receive(other):
+                for request in (delivery, other):
+                    both.receiver.take_frames(connection, [[[request.number, 0, [1], 3, 0]]])
+                both.receiver.take_frames(connection, [[[delivery.number, 0, [2]]]])  # from another version
+                for request in (delivery, other):
+                    with pytest.raises(EngineClosedError):
+                        await request.ended
+
+    uvloop.run(scenario())
+
+
+def test_an_error_of_one_choice_leaves_what_waits_of_the_others() -> None:
+    async def scenario() -> None:
+        async with pair(interval_s=3600.0) as both:
+            link = await both.link()
+            (connection,) = both.receiver._connections.values()
+            with both.receiver.receive(delivery := both.delivery((0, 1))):
+                request = link.open(delivery.number, "r", 2)
+                for number in range(2):
+                    for index in range(2):
+                        request.post(delta(number, index=index))
+                    link.flush()
+                    await until(lambda seen=number: connection.received > seen)  # type: ignore[misc]
+                for index in range(2):  # tokens come with the error where the Ingress was behind
+                    request.post(replace(delta(2, index=index), finish_reason="error"))
+                link.flush()
+                await delivery.ended
+            for index in range(2):
+                *tokens, end = (item for item in both.received if item.index == index)
+                assert [token for item in tokens for token in item.token_ids] == [0, 1, 2]
+                assert (end.token_ids, end.finish_reason) == ((), "error")
+
+    uvloop.run(scenario())
+
+
 @pytest.mark.parametrize("reason", ["error", "cancelled"])
 def test_what_waits_is_delivered_before_an_end_with_an_error(reason: Literal["error", "cancelled"]) -> None:
     async def scenario() -> None:

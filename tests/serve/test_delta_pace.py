@@ -1,6 +1,7 @@
 """When deltas that follow each other closely go on together."""
 
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -62,7 +63,7 @@ class Loop:
 @pytest.fixture
 def loop(monkeypatch: pytest.MonkeyPatch) -> Loop:
     own = Loop()
-    monkeypatch.setattr(delta_pace.asyncio, "get_running_loop", lambda: own)
+    monkeypatch.setattr(delta_pace, "asyncio", SimpleNamespace(get_running_loop=lambda: own))
     return own
 
 
@@ -108,23 +109,33 @@ def test_an_error_in_what_waited_is_reported(loop: Loop, caplog: pytest.LogCaptu
     assert "could not be read" in caplog.text
 
 
-@given(st.lists(st.tuples(st.floats(0.0, 0.03), st.integers(0, 2), st.booleans()), max_size=60))
-def test_nothing_is_lost_or_waits_for_longer_than_the_interval(frames: list[tuple[float, int, bool]]) -> None:
+Frame = list[tuple[int, bool]]  # a choice's index, and whether it is urgent, of each entry
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(0.0, 0.03), st.lists(st.tuples(st.integers(0, 2), st.booleans()), max_size=5)), max_size=40
+    )
+)
+def test_nothing_is_lost_or_waits_for_longer_than_the_interval(frames: list[tuple[float, Frame]]) -> None:
     loop = Loop()
     came: dict[int, float] = {}
+    expected: dict[int, list[int]] = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(delta_pace.asyncio, "get_running_loop", lambda: loop)
+        patch.setattr(delta_pace, "asyncio", SimpleNamespace(get_running_loop=lambda: loop))
         at = 0.0
-        for token, (seconds, index, urgent) in enumerate(frames):
+        for seconds, frame in frames:
             at += seconds
-            came[token] = at
-            loop.take(at, token, (0, index), urgent=urgent)
+            loop.wait_until(at)
+            entries = []
+            for index, urgent in frame:
+                expected.setdefault(index, []).append(len(came))
+                entries.append(((0, index), (0, index, len(came)), urgent))
+                came[len(came)] = at
+            loop.pace.take(entries)
         loop.wait_until(at + 1)
     tokens: dict[int, list[int]] = {}
     for when, (_, index), some in loop.delivered:
         tokens.setdefault(index, []).extend(some)
         assert all(when - came[token] <= INTERVAL_S + 1e-3 for token in some)
-    expected: dict[int, list[int]] = {}
-    for token, (_, index, _) in enumerate(frames):
-        expected.setdefault(index, []).append(token)
     assert tokens == expected

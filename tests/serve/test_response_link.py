@@ -307,6 +307,59 @@ def test_an_error_of_serves_ends_a_stream_that_the_link_has_begun(
     run(app, monkeypatch, scenario)
 
 
+def test_a_client_that_reads_slowly_takes_no_place_of_those_that_generate(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(server: Server) -> None:
+        client = Client()
+        client.reads.clear()
+        request = asyncio.create_task(server.request(client))
+        await until(lambda: bool(client.bodies))
+        await until(lambda: server.proxy._admission.running == 0)
+        assert not client.complete
+        client.reads.set()
+        await request
+        assert client.body == ALL_EVENTS
+
+    run(events, monkeypatch, scenario)
+
+
+def test_nothing_follows_an_error_of_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that reads slowly has what came before the error, the error, and no more."""
+    left = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        assert (await receive())["type"] == "http.request"
+        await send(EVENTS)
+        await send(part(b"data: 1\n\n"))
+        await receive()  # the proxy says that nobody reads the rest
+        with suppress(OSError):
+            await send(part(b"data: 2\n\n", more=False))
+        left.set()
+
+    async def scenario(server: Server) -> None:
+        client = Client()
+        client.reads.clear()
+        serve = server.proxy._app
+
+        async def failing(scope: Scope, receive: Receive, send: Send) -> None:
+            messages: asyncio.Queue[Message] = asyncio.Queue()
+            running = asyncio.create_task(serve(scope, receive, messages.put))  # type: ignore[arg-type]
+            await until(lambda: bool(client.bodies))
+            await send({"type": "http.response.start", "status": 408, "headers": []})
+            await left.wait()
+            client.reads.set()
+            await send(part(b"Request Timeout", more=False))
+            await running
+
+        server.proxy._app = failing
+        await server.request(client)
+        assert client.body.startswith(b'data: 1\n\ndata: {"error"')
+        assert client.body.endswith(b"data: [DONE]\n\n")
+        assert b"data: 2" not in client.body
+        assert client.body.count(b"[DONE]") == 1
+
+    run(app, monkeypatch, scenario)
+
+
 def test_other_responses_go_through_serve(monkeypatch: pytest.MonkeyPatch) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send({**EVENTS, "headers": [(b"content-type", b"application/json")]})

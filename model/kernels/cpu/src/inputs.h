@@ -9,8 +9,8 @@
 namespace mpt {
 namespace MPT_ISA {
 
-// Prepared inputs, row panel after row panel: in one [steps, rows] words of four bytes; where they are quantised, of each
-// group [groups, rows] its scale and what its sums of products start with, which takes the weights' offset back.
+// Prepared inputs, row panel after row panel: in one [steps, rows] words of four bytes; where they are quantised, of
+// each group [groups, rows] its scale and what its sums of products start with, which takes the weights' offset back.
 struct Inputs {
   Scratch words, starts, scales;
 };

@@ -53,8 +53,8 @@ class Linear : public Work {
   // Rows of inputs of a pass, whose sums are in registers. Each group has separate sums, which are added to those that
   // then lie in memory: with fewer rows that is less often.
   static constexpr int kRows = kRegisters < 32 ? kRowTile / 2 : Format::kGrouped ? kRowTile * 2 / 3 : kRowTile;
-  static constexpr int kPasses = kPanel / (kPair * VL);                     // over a panel, a pair of vectors each
-  static constexpr int kFewRows = Format::kGrouped ? 2 : 4;                 // with which reading takes all the time
+  static constexpr int kPasses = kPanel / (kPair * VL);      // over a panel, a pair of vectors each
+  static constexpr int kFewRows = Format::kGrouped ? 2 : 4;  // with which reading takes all the time
   static constexpr int64_t kAheadFew = 4096, kAhead = 8192;  // bytes of weights to prefetch ahead of their only use
   static constexpr int64_t kBlockBytes = 64 * 1024;          // of weights that stay in a core's cache for all rows
   static constexpr int64_t kAloneBytes = 128 * 1024;         // weights and products below which a second thread
@@ -208,8 +208,7 @@ class Linear : public Work {
       const float* input_scales = inputs.scales.data<float>() + first * groups + g * R;
       vi whole[R][kPair];
       for (int r = 0; r < R; ++r) {
-        for (int v = 0; v < kPair; ++v)
-          whole[r][v] = splat(starts[r] * multiple<Format>(v, R <= kFewRows));
+        for (int v = 0; v < kPair; ++v) whole[r][v] = splat(starts[r] * multiple<Format>(v, R <= kFewRows));
       }
       add_steps<R>(whole, x, w, block, g * steps_per_group, std::min((g + 1) * steps_per_group, block.end));
 #pragma GCC unroll 2
