@@ -29,8 +29,6 @@ __all__ = ["LinkedResponse", "ResponseReceiver"]
 logger = logging.getLogger("ray.serve")
 
 MAX_WAITING_BYTES = 64 * 1024 * 1024  # for clients that read slowly; one that does not read at all is soon dropped
-
-
 _LATE_S = 10.0  # that a response's first part may be behind its end through Serve
 _NOTHING = Part(None, b"", False)
 _PROCESS_ENDED = "The process that streamed this response has ended. Send the request again."

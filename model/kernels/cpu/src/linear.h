@@ -50,8 +50,8 @@ void for_row_parts(const LinearArgs& args, F f) {
 
 template <class Format>
 class Linear : public Work {
-  // Rows of inputs of a pass, whose sums are in registers. Each group has separate sums, which are added to those that
-  // then lie in memory: with fewer rows that is less often.
+  // Rows of inputs of a pass, whose sums are in registers. Formats with groups have a group's sums too: with fewer
+  // rows, fewer of both are moved to memory and back.
   static constexpr int kRows = kRegisters < 32 ? kRowTile / 2 : Format::kGrouped ? kRowTile * 2 / 3 : kRowTile;
   static constexpr int kPasses = kPanel / (kPair * VL);      // over a panel, a pair of vectors each
   static constexpr int kFewRows = Format::kGrouped ? 2 : 4;  // with which reading takes all the time
