@@ -77,7 +77,8 @@ def bench(
     """Load an OpenAI-style server with streamed requests, and print what its clients get.
 
     Prompts are random words, as many as the server's own counts say that a prompt of the wanted length needs. The exit
-    status is 1 if any request failed. Ctrl-C ends the test early, with the figures so far.
+    status is 1 if any request failed. Ctrl-C ends the test early, with the figures so far. Inter-token latency is the
+    time between two events of a stream, in which a server may send several tokens.
     """
     from mpt_serve.commands.server_client import ServerClient
 
