@@ -49,7 +49,13 @@ class Delivery:
         return not self.unfinished or (bool(self._stopped_choices) and self.unfinished <= self._stopped_choices)
 
     def deliver(self, delta: Delta) -> None:
-        """Pass a delta on, then end the choices that this has stopped. What that raises ends the request."""
+        """Pass a delta on, then end the choices that this has stopped. What that raises ends the request.
+
+        Of a choice that failed the tokens go first: its end, with which they may have been merged, takes none along.
+        """
+        if delta.failed and delta.token_ids:
+            self.deliver(replace(delta, finish_reason=None, stop_reason=None, message=None))
+            delta = replace(delta, token_ids=(), logprobs=None, prompt_logprobs=None)
         if self.ended.done():
             return
         try:
@@ -133,7 +139,7 @@ class DeltaReceiver(LinkReceiver):
             pace = self._pace(connection)
             if any(map(ends_early, entries)):  # an error ends a whole request, and what waits of it would be lost
                 pace.pass_on()
-            pace.take(self._sorted(connection, entries))
+            pace.take(self._wanted(connection, entries))
 
     def lose(self, connection: Connection) -> None:
         """Fail the requests and calls of a connection that is lost, with what has come of them delivered."""
@@ -152,7 +158,7 @@ class DeltaReceiver(LinkReceiver):
             pace = self._paces[connection] = Pace(self._interval_s, self._deliver, connection.close)
         return pace
 
-    def _sorted(self, connection: Connection, entries: Iterable[Entry]) -> Iterator[tuple[Choice, Entry, bool]]:
+    def _wanted(self, connection: Connection, entries: Iterable[Entry]) -> Iterator[tuple[Choice, Entry, bool]]:
         """Return the entries of requests that are still here, each with its choice and whether it does not wait."""
         for entry in entries:
             number, index, *_ = entry
@@ -162,14 +168,9 @@ class DeltaReceiver(LinkReceiver):
                 yield (number, index), entry, index not in delivery.begun or is_last(entry)
 
     def _deliver(self, choice: Choice, entries: Sequence[Entry]) -> None:
-        """Deliver entries of a choice, those of an error after its tokens, which it would take with it."""
         number, index = choice
         delivery = self._deliveries.get(number)
         if delivery is None:
             return
         delivery.begun.add(index)
-        delta = decode(entries)
-        if delta.token_ids and ends_early(entries[-1]):
-            delivery.deliver(replace(delta, finish_reason=None, stop_reason=None, message=None))
-            delta = replace(delta, token_ids=(), logprobs=None, prompt_logprobs=None)
-        delivery.deliver(delta)
+        delivery.deliver(decode(entries))

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgpack
 
-from mpt_serve.engine.request import Delta, TokenLogprobs
+from mpt_serve.engine.request import FAILED, Delta, TokenLogprobs
 
 __all__ = ["decode", "encode", "ends_early", "is_last", "merged"]
 
@@ -51,7 +51,7 @@ def is_last(entry: Sequence[Any]) -> bool:
 
 def ends_early(entry: Sequence[Any]) -> bool:
     """Return whether an entry is the last of a choice that was not generated to its end."""
-    return is_last(entry) and entry[_COMMON] in ("cancelled", "error")
+    return is_last(entry) and entry[_COMMON] in FAILED
 
 
 def decode(entries: Sequence[Sequence[Any]]) -> Delta:

@@ -28,6 +28,8 @@ class ReplicaClient:
 
     Each request has its own call, through which Serve balances and counts; its deltas come over the link of its
     replica, or as the items of the call where there is no link. What happens to them, either way, is `Delivery`.
+
+    interval_s: see `DeltaReceiver`.
     """
 
     def __init__(self, generator: DeploymentHandle, interval_s: float) -> None:

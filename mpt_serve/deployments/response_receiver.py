@@ -30,7 +30,6 @@ logger = logging.getLogger("ray.serve")
 
 MAX_WAITING_BYTES = 64 * 1024 * 1024  # for clients that read slowly; one that does not read at all is soon dropped
 _LATE_S = 10.0  # that a response's first part may be behind its end through Serve
-_NOTHING = Part(None, b"", False)
 _PROCESS_ENDED = "The process that streamed this response has ended. Send the request again."
 _FAILED = "The server could not complete this response. Send the request again."
 
@@ -143,7 +142,6 @@ class LinkedResponse:
         self._lost = False  # whether the link is lost
         self._through_serve = False  # whether the client has a start of Serve's
         self._waiting = bytearray()  # while the client reads slowly
-        self.begun = False  # whether a part of the response has come on a link
         self._ends = False  # whether nothing follows what waits
         self._complete = False  # whether the client has the whole body
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -209,7 +207,6 @@ class LinkedResponse:
             self._start = part.start.with_header(self._request_id)
         if self.ended:
             return
-        self.begun = self.begun or part != _NOTHING
         self._waiting += part.body
         self._all_waiting.bytes += len(part.body)
         self._ends = part.ends
@@ -225,7 +222,7 @@ class LinkedResponse:
     def lose(self) -> None:
         """Take note that the connection is lost: what has begun is broken off, the rest may come through Serve."""
         self._lost = True
-        if self.begun:
+        if self._linked:
             self.break_off()
 
     def break_off(self, message: str = _PROCESS_ENDED) -> None:
@@ -244,36 +241,29 @@ class LinkedResponse:
             return
         if self._start is None and not (self._waiting or self._ends):
             return
-        ends, part = self._ends, Part(self._start, self._take_waiting(), self._ends)
+        part = Part(self._start, self._take_waiting(), self._ends)
         self._start = None
-        try:
-            rest = run_eagerly(self._send_part(part))
-        except OSError:  # the client has disconnected
-            self._end()
-            return
-        except Exception:  # it must not end the connection, on which others depend
-            logger.exception("A response could not be sent.")
-            self.drop()
-            return
+        rest = run_eagerly(self._send_part(part))
         if rest is not None:
-            self._busy = asyncio.ensure_future(self._wait_for_client(rest, ends=ends))
-        elif ends:
+            self._busy = asyncio.ensure_future(self._wait_for_client(rest, ends=part.ends))
+        elif part.ends:
             self._end_complete()
 
     async def _send_part(self, part: Part) -> None:
-        if part.start is not None:
-            await self._send({"type": "http.response.start", **part.start._asdict()})
-        if part.body or part.ends:
-            await self._send({"type": "http.response.body", "body": part.body, "more_body": not part.ends})
-
-    async def _wait_for_client(self, rest: Awaitable[None], *, ends: bool) -> None:
+        """Send a part, or end the response: no error may end the connection, on which others depend."""
         try:
-            await rest
-        except OSError:
+            if part.start is not None:
+                await self._send({"type": "http.response.start", **part.start._asdict()})
+            if part.body or part.ends:
+                await self._send({"type": "http.response.body", "body": part.body, "more_body": not part.ends})
+        except OSError:  # the client has disconnected
             self._end()
         except Exception:
             logger.exception("A response could not be sent.")
             self.drop()
+
+    async def _wait_for_client(self, rest: Awaitable[None], *, ends: bool) -> None:
+        await rest
         self._busy = None
         if ends:
             self._end_complete()

@@ -44,7 +44,6 @@ LINKED_HEADER = b"x-mpt-response-linked"
 BODY_KEY = "mpt_serve.body"  # of the ASGI scope, which Serve passes on whole: the request's body, if it is small
 MAX_BODY_ALONG = 64 * 1024
 
-
 Headers = Sequence[tuple[bytes, bytes]]
 
 
@@ -74,8 +73,10 @@ def is_event_stream(headers: Headers) -> bool:
     return any(name.lower() == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers)
 
 
-def joined(parts: Iterable[Part]) -> Part:
+def joined(parts: Sequence[Part]) -> Part:
     """Return parts of one response that follow each other as one."""
+    if len(parts) == 1:
+        return parts[0]
     starts, bodies, ends = zip(*parts, strict=True)
     return Part(next(filter(None, starts), None), b"".join(bodies), any(ends))
 

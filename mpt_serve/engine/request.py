@@ -12,6 +12,7 @@ from mpt_serve.engine.token_masks import TokenMasks
 from mpt_serve.errors import RequestError
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
+FAILED: tuple[FinishReason, ...] = ("cancelled", "error")  # reasons of what was not generated to its end
 AbortReason = Literal["stop", "cancelled"]  # why a caller ends a request
 
 POSITIONS_PER_PRIORITY = 16
@@ -79,6 +80,11 @@ class Delta:
     logprobs: tuple[TokenLogprobs, ...] | None = None
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
     hidden_states: bytes | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Return whether the choice has ended without being generated to its end."""
+        return self.finish_reason in FAILED
 
 
 def ignore_delta(delta: Delta) -> None:

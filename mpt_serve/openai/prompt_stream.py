@@ -78,8 +78,7 @@ class PromptStream:
         emit(part)
 
     def _waits_for_prompt(self, delta: Delta) -> bool:
-        failed = delta.finish_reason in ("error", "cancelled")
-        return self.request.params.prompt_logprobs is not None and delta.prompt_logprobs is None and not failed
+        return self.request.params.prompt_logprobs is not None and delta.prompt_logprobs is None and not delta.failed
 
     def _open(self, logprobs: tuple[TokenLogprobs | None, ...] | None, emit: Callable[[ChoicePart], None]) -> None:
         """Emit what each choice begins with: the text and the tokens of an echoed prompt."""

@@ -211,29 +211,38 @@ class Steps:
 
     async def step(self, *ids: int, end: bool = False) -> list[tuple[int, ...]]:
         """Return the ids of the deltas that were delivered when the step's have come."""
+        await self.take(delta(*ids, end=end))
+        return [item.token_ids for item in self._received]
+
+    async def take(self, item: Delta) -> None:
+        """Wait until a delta has come."""
         (connection,) = self._connections.values()
         frames = connection.received
-        self._request.post(delta(*ids, end=end))
+        self._request.post(item)
         self._link.flush()
         await until(lambda: connection.received > frames)
-        return [item.token_ids for item in self._received]
+
+
+@asynccontextmanager
+async def one_request(interval_s: float) -> AsyncIterator[tuple[Pair, Delivery, Steps]]:
+    async with pair(interval_s) as both:
+        link = await both.link()
+        with both.receiver.receive(delivery := both.delivery()):
+            yield both, delivery, Steps(both, link, delivery.number)
 
 
 def test_what_comes_within_the_interval_goes_as_one() -> None:
     async def scenario() -> None:
-        async with pair(interval_s=3600.0) as both:
-            link = await both.link()
-            with both.receiver.receive(delivery := both.delivery()):
-                steps = Steps(both, link, delivery.number)
-                assert await steps.step(1) == [(1,)]
-                assert await steps.step(2) == [(1,)]
-                assert await steps.step(3) == [(1,)]
-                with both.receiver.receive(other := both.delivery()):
-                    # The first of another choice does not wait, nor does it end the others' waiting.
-                    later = Steps(both, link, other.number)
-                    assert await later.step(7) == [(1,), (7,)]
-                    assert await steps.step(4, end=True) == [(1,), (7,), (2, 3, 4)]
-                await delivery.ended
+        async with one_request(interval_s=3600.0) as (both, delivery, steps):
+            assert await steps.step(1) == [(1,)]
+            assert await steps.step(2) == [(1,)]
+            assert await steps.step(3) == [(1,)]
+            with both.receiver.receive(other := both.delivery()):
+                # The first of another choice does not wait, nor does it end the others' waiting.
+                later = Steps(both, await both.link(), other.number)
+                assert await later.step(7) == [(1,), (7,)]
+                assert await steps.step(4, end=True) == [(1,), (7,), (2, 3, 4)]
+            await delivery.ended
 
     uvloop.run(scenario())
 
@@ -242,27 +251,21 @@ def test_heartbeats_and_replies_are_no_frames_of_a_step() -> None:
     """What comes with them does not wait for the next one."""
 
     async def scenario() -> None:
-        async with pair(interval_s=3600.0) as both:
-            link = await both.link()
+        async with one_request(interval_s=3600.0) as (both, _, steps):
             (connection,) = both.receiver._connections.values()
             both.receiver.take_frames(connection, [[], {"replies": []}])
-            with both.receiver.receive(delivery := both.delivery()):
-                assert not both.receiver._paces
-                steps = Steps(both, link, delivery.number)
-                assert await steps.step(1) == [(1,)]
+            assert not both.receiver._paces
+            assert await steps.step(1) == [(1,)]
 
     uvloop.run(scenario())
 
 
 def test_what_waits_goes_when_the_interval_has_passed() -> None:
     async def scenario() -> None:
-        async with pair(interval_s=0.05) as both:
-            link = await both.link()
-            with both.receiver.receive(delivery := both.delivery()):
-                steps = Steps(both, link, delivery.number)
-                for number in range(3):
-                    await steps.step(number)
-                await until(lambda: [token for item in both.received for token in item.token_ids] == [0, 1, 2])
+        async with one_request(interval_s=0.05) as (both, _, steps):
+            for number in range(3):
+                await steps.step(number)
+            await until(lambda: [token for item in both.received for token in item.token_ids] == [0, 1, 2])
 
     uvloop.run(scenario())
 
@@ -311,17 +314,11 @@ def test_an_error_of_one_choice_leaves_what_waits_of_the_others() -> None:
 @pytest.mark.parametrize("reason", ["error", "cancelled"])
 def test_what_waits_is_delivered_before_an_end_with_an_error(reason: Literal["error", "cancelled"]) -> None:
     async def scenario() -> None:
-        async with pair(interval_s=3600.0) as both:
-            link = await both.link()
-            with both.receiver.receive(delivery := both.delivery()):
-                request = link.open(delivery.number, "r", 1)
-                for number in range(3):
-                    request.post(delta(number))
-                    link.flush()
-                    await asyncio.sleep(0.001)
-                request.post(replace(delta(), finish_reason=reason))
-                link.flush()
-                await delivery.ended
+        async with one_request(interval_s=3600.0) as (both, delivery, steps):
+            for number in range(3):
+                await steps.step(number)
+            await steps.take(replace(delta(), finish_reason=reason))
+            await delivery.ended
             assert [token for item in both.received[:-1] for token in item.token_ids] == [0, 1, 2]
             assert both.received[-1] == replace(delta(), finish_reason=reason)
 
@@ -332,15 +329,12 @@ def test_what_waits_is_delivered_when_the_connection_is_lost() -> None:
     """So that another replica continues after it."""
 
     async def scenario() -> None:
-        async with pair(interval_s=3600.0) as both:
-            link = await both.link()
-            with both.receiver.receive(delivery := both.delivery()):
-                steps = Steps(both, link, delivery.number)
-                for number in range(3):
-                    await steps.step(number)
-                link.close()
-                with pytest.raises(EngineClosedError):
-                    await delivery.ended
+        async with one_request(interval_s=3600.0) as (both, delivery, steps):
+            for number in range(3):
+                await steps.step(number)
+            (await both.link()).close()
+            with pytest.raises(EngineClosedError):
+                await delivery.ended
             assert [item.token_ids for item in both.received] == [(0,), (1, 2)]
 
     uvloop.run(scenario())

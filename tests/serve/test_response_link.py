@@ -164,6 +164,19 @@ class Server:
         await asyncio.sleep(0)
 
 
+def behind(server: Server, passes_on: Callable[[asyncio.Queue[Message], Send], Awaitable[None]]) -> None:
+    """Have the server's Serve send what a test takes of the messages that it carries, and what the test adds."""
+    serve = server.proxy._app
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        messages: asyncio.Queue[Message] = asyncio.Queue()
+        running = asyncio.create_task(serve(scope, receive, messages.put))  # type: ignore[arg-type]
+        await passes_on(messages, send)
+        await running
+
+    server.proxy._app = RespondToAll(app)
+
+
 def run(app: ASGIApp, monkeypatch: pytest.MonkeyPatch, scenario: Callable[[Server], Awaitable[None]]) -> None:
     async def whole() -> None:
         async with asyncio.timeout(60):
@@ -249,17 +262,13 @@ def test_a_stream_does_not_wait_for_serve(monkeypatch: pytest.MonkeyPatch) -> No
 
     async def scenario(server: Server) -> None:
         passes = asyncio.Event()
-        serve = server.proxy._app
 
-        async def slow(scope: Scope, receive: Receive, send: Send) -> None:
-            messages: asyncio.Queue[Message] = asyncio.Queue()
-            running = asyncio.create_task(serve(scope, receive, messages.put))  # type: ignore[arg-type]
+        async def late(messages: asyncio.Queue[Message], send: Send) -> None:
             await passes.wait()
             for _ in range(2):
                 await send(await messages.get())
-            await running
 
-        server.proxy._app = slow
+        behind(server, late)
         request = asyncio.create_task(server.request(client := Client()))
         await until(lambda: client.complete)
         assert client.body == ALL_EVENTS
@@ -284,19 +293,15 @@ def test_an_error_of_serves_ends_a_stream_that_the_link_has_begun(
 
     async def scenario(server: Server) -> None:
         client = Client()
-        serve = server.proxy._app
 
-        async def failing(scope: Scope, receive: Receive, send: Send) -> None:
-            messages: asyncio.Queue[Message] = asyncio.Queue()
-            running = asyncio.create_task(serve(scope, receive, messages.put))  # type: ignore[arg-type]
+        async def failing(_: object, send: Send) -> None:
             await until(lambda: b"data: 1" in client.body)
             if message:
                 await send({"type": "http.response.start", "status": 500, "headers": []})
                 await send(part(b"Internal Server Error", more=False))
             over.set()
-            await running
 
-        server.proxy._app = RespondToAll(failing)
+        behind(server, failing)
         await server.request(client)
         assert client.start is not None
         assert client.start["status"] == 200
@@ -338,19 +343,15 @@ def test_nothing_follows_an_error_of_serves(monkeypatch: pytest.MonkeyPatch) -> 
     async def scenario(server: Server) -> None:
         client = Client()
         client.reads.clear()
-        serve = server.proxy._app
 
-        async def failing(scope: Scope, receive: Receive, send: Send) -> None:
-            messages: asyncio.Queue[Message] = asyncio.Queue()
-            running = asyncio.create_task(serve(scope, receive, messages.put))  # type: ignore[arg-type]
+        async def failing(_: object, send: Send) -> None:
             await until(lambda: bool(client.bodies))
             await send({"type": "http.response.start", "status": 408, "headers": []})
             await left.wait()
             client.reads.set()
             await send(part(b"Request Timeout", more=False))
-            await running
 
-        server.proxy._app = failing
+        behind(server, failing)
         await server.request(client)
         assert client.body.startswith(b'data: 1\n\ndata: {"error"')
         assert client.body.endswith(b"data: [DONE]\n\n")
