@@ -25,14 +25,7 @@ async def run_while_connected(
         many disconnects at once make long, and the engine works on meanwhile.
     """
     task = asyncio.ensure_future(work)
-
-    async def watch() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        at_disconnect()
-        task.cancel()
-
-    watcher = asyncio.ensure_future(watch())
+    watcher = asyncio.ensure_future(_watch(receive, task, at_disconnect))
     try:
         await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done() or (task.cancelled() and watcher.done()):
@@ -42,3 +35,11 @@ async def run_while_connected(
         task.cancel()
         watcher.cancel()
         await asyncio.gather(task, watcher, return_exceptions=True)
+        del task, watcher  # what they have raised refers to this call
+
+
+async def _watch(receive: Receive, task: asyncio.Future[Any], at_disconnect: Callable[[], None]) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    at_disconnect()
+    task.cancel()

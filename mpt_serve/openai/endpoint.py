@@ -118,15 +118,24 @@ class GenerationEndpoint:
             logger.debug("%s: the client disconnected", request.state.request_id)
             return
         except Exception as error:
-            api_error = _deadline_error(limits.request_timeout_s) if deadline.expired() else as_api_error(error)
-            if not stream.started:
-                raise api_error from error
-            self._context.metrics.refusals[str(api_error.code)] += 1
-            with contextlib.suppress(ClientDisconnectedError):
-                await stream.fail(api_error)
-            return
+            # No local variable here may hold the error, which refers to this call: only the garbage collector would
+            # free them, and it stops all streams.
+            if stream.started:
+                await self._fail(stream, error, deadline.expired())
+                return
+            if deadline.expired():
+                raise _deadline_error(limits.request_timeout_s) from error
+            if isinstance(error, ApiError):
+                raise
+            raise as_api_error(error) from error
         if response is not None:
             await response(scope, receive, send)
+
+    async def _fail(self, stream: EventStream, error: Exception, expired: bool) -> None:
+        api_error = _deadline_error(self._context.limits.request_timeout_s) if expired else as_api_error(error)
+        self._context.metrics.refusals[str(api_error.code)] += 1
+        with contextlib.suppress(ClientDisconnectedError):
+            await stream.fail(api_error)
 
     async def _respond(self, body: Mapping[str, Any], call: _Call, stream: EventStream) -> Response | None:
         """Return the response, or None if it was sent as a stream."""

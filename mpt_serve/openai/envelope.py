@@ -5,6 +5,7 @@ from time import perf_counter
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mpt_serve.configuration.limits import Limits
@@ -50,9 +51,13 @@ class Envelope:
         except Exception as error:
             if started:  # too late for another status; the server closes the connection
                 raise
-            api_error = as_api_error(error)
-            self._metrics.refusals[str(api_error.code)] += 1
-            await error_response(api_error, scope)(scope, receive, send_watched)
+            await self._error_response(error, scope)(scope, receive, send_watched)
+
+    def _error_response(self, error: Exception, scope: Scope) -> Response:
+        # Not where the error was caught: it refers to that call, whose variables must therefore not refer to it.
+        api_error = as_api_error(error)
+        self._metrics.refusals[str(api_error.code)] += 1
+        return error_response(api_error, scope)
 
     def _check_headers(self, scope: Scope) -> None:
         headers = scope["headers"]

@@ -63,7 +63,8 @@ class RequestStream:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        tasks, self._tasks = self._tasks, []  # what they have raised refers to this object
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def cancel(self) -> None:
         """Cancel what has not finished, without waiting for that."""

@@ -57,20 +57,16 @@ def _loss(score: float) -> float:
 
 
 class PlainEvents:
-    """Encodes chunks that bring nothing but text; all else in them is the same for one choice, and encoded once.
+    """Encodes chunks that bring nothing but text; all else in them is the same for one choice, and encoded once."""
 
-    encode: returns the event of a part's chunk.
-    """
-
-    def __init__(self, encode: Callable[[ChoicePart], bytes]) -> None:
-        self._encode = encode
+    def __init__(self) -> None:
         self._around: dict[int, tuple[bytes, bytes]] = {}  # by choice: what stands before and after the text
 
-    def event(self, part: ChoicePart) -> bytes:
-        """Return the event of a part with text alone."""
+    def event(self, part: ChoicePart, encode: Callable[[ChoicePart], bytes]) -> bytes:
+        """Return the event of a part with text alone. encode: returns the event of a part's chunk."""
         if part.index not in self._around:
             mark = secrets.token_hex(16)
-            before, _, after = self._encode(ChoicePart(part.index, mark)).partition(json_string(mark))
+            before, _, after = encode(ChoicePart(part.index, mark)).partition(json_string(mark))
             self._around[part.index] = before, after
         before, after = self._around[part.index]
         return before + json_string(part.text) + after
@@ -97,7 +93,7 @@ class StreamedResponse:
         self._options = options
         self._limits = limits
         plain = builder.plain and not (options.output.by_token or options.request.continuous_usage)
-        self._plain_events = PlainEvents(self._chunk_event) if plain else None
+        self._plain_events = PlainEvents() if plain else None
         self._loop = asyncio.get_running_loop()
         self._sent_at = 0.0  # on the loop's clock
         self._waiting: asyncio.Future[None] | None = None  # the task, while the callback sends
@@ -180,7 +176,7 @@ class StreamedResponse:
 
     def _event_of(self, part: ChoicePart) -> bytes:
         if self._plain_events is not None and part.text and part.finish_reason is None and not part.prompt_logprobs:
-            return self._plain_events.event(part)
+            return self._plain_events.event(part, self._chunk_event)
         return self._chunk_event(part)
 
     def _chunk_event(self, part: ChoicePart) -> bytes:
