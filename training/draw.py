@@ -20,6 +20,7 @@ T = TypeVar("T")
 
 _HELD_OUT_MODULUS = 10
 _MAX_DRAWS = 1000
+_FRAGMENT_SHARE = 0.4
 _SURNAME_SHARE = 0.1
 _HYPHEN_SHARE = 0.03
 _TWO_WORD_PLACES = 0.06
@@ -87,8 +88,9 @@ class Draw:
         return self.choice(templates).format(**fields)
 
     def word(self) -> str:
-        """Return a made-up lower-case word."""
-        return self.split(lambda: names.made_up(self.rng))
+        """Return a made-up lower-case word; in training, some are fragments of known words."""
+        fragments = not self.held_out and self.chance(_FRAGMENT_SHARE)
+        return self.split(lambda: names.fragments(self.rng) if fragments else names.made_up(self.rng))
 
     def _name(self, known: Sequence[str]) -> str:
         # Held-out names are always made up; training sees all known names.

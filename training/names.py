@@ -1,14 +1,23 @@
-"""Made-up words, each of another kind of spelling, so that a model cannot copy them by a few known pieces."""
+"""Made-up words, each of another kind of spelling, so that a model cannot copy them by a few known pieces.
+
+The tokenizer has 4,096 tokens, and the spellings of held-out words reach many of them rarely. A token that training
+never copies is copied wrongly: a name that contains it loses a syllable, or a common word takes its place. `fragments`
+are therefore made of pieces of all words that the corpus has, which are what the tokenizer's tokens are.
+"""
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
 from random import Random
 
 from training import vocabulary
 
 _LONGEST_WALK = 14
+_LONGEST_FRAGMENTS = 14
 _START, _END = "^^", "."
 
 
@@ -72,3 +81,24 @@ def made_up(rng: Random) -> str:
     while (word := rng.choices(_SPELLINGS, _SHARES)[0](rng)) in _KNOWN:
         pass
     return word
+
+
+@cache
+def _corpus_words() -> Sequence[str]:
+    """Return the lower-case words in the sources of the corpus, of at least two letters each."""
+    folder = Path(__file__).parent
+    sources = [folder / "vocabulary.py", *sorted(folder.glob("corpus/*.*"))]
+    return sorted({word for path in sources for word in re.findall("[a-z]{2,}", path.read_text().lower())})
+
+
+def fragments(rng: Random) -> str:
+    """Return one to three pieces of words of the corpus, joined: three to fourteen lower-case letters."""
+    while True:
+        pieces = []
+        for _ in range(rng.choices((1, 2, 3), (4, 4, 1))[0]):
+            word = rng.choice(_corpus_words())
+            start = rng.randrange(len(word) - 1) if rng.random() < 0.5 else 0
+            end = rng.randint(start + 2, len(word)) if rng.random() < 0.6 else len(word)
+            pieces.append(word[start:end])
+        if 3 <= len(made := "".join(pieces)) <= _LONGEST_FRAGMENTS and made not in _KNOWN:
+            return made

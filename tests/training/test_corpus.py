@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from training import names
 from training.corpus import COPY_PHASE, DIALOGUES, FULL_PHASE, MAKERS, draw_document, draw_example, memory
 from training.corpus.plots import ENDINGS, OPENINGS, PLOTS
 from training.dialogue import Dialogue, pieces, text_of
@@ -68,6 +69,17 @@ def test_dialogues_alternate_and_end_with_the_assistant(task: str) -> None:
         assert all(turn.content.strip() for turn in document.turns)
 
 
+def test_fragments_are_words_of_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = Random(5)
+    made = {names.fragments(rng) for _ in range(2000)}
+    assert len(made) > 1500
+    assert all(3 <= len(word) <= 14 and word.isascii() and word.islower() for word in made)
+    monkeypatch.setattr(names, "fragments", lambda _: "fragment")
+    unseen, training = (Draw(Random(6), held_out=held_out) for held_out in (True, False))
+    assert "fragment" not in {unseen.word() for _ in range(100)}
+    assert "fragment" in {training.word() for _ in range(100)}
+
+
 @pytest.mark.parametrize("held_out", [False, True])
 def test_made_up_words_stay_on_their_side_of_the_split(held_out: bool) -> None:
     draw = Draw(Random(3), held_out=held_out)
@@ -76,12 +88,12 @@ def test_made_up_words_stay_on_their_side_of_the_split(held_out: bool) -> None:
 
 def test_held_out_names_never_occur_in_training_documents() -> None:
     held_out = Draw(Random(4), held_out=True)
-    names = {held_out.person() for _ in range(200)}
+    people = {held_out.person() for _ in range(200)}
     documents = (text_of(draw_document(Draw(Random(seed)), FULL_PHASE)) for seed in range(1000))
     words = {word for text in documents for word in text.replace('"', " ").replace(".", " ").split()}
-    assert all(is_held_out(name) for name in names)
+    assert all(is_held_out(name) for name in people)
     # Words that are no names (a number, "can") may fall on that side too: only whole generated names count.
-    assert not {word for word in words & names if word.istitle() and len(word) > 3}
+    assert not {word for word in words & people if word.istitle() and len(word) > 3}
 
 
 def test_a_memory_answer_is_in_the_conversation() -> None:

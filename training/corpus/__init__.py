@@ -78,8 +78,8 @@ COPY_PHASE: Mapping[str, float] = {
     "translation": 2, "sums": 2, "fallback": 2, "writing": 1,
 }  # fmt: skip
 FULL_PHASE: Mapping[str, float] = {
-    "memory": 14, "memory_single": 8, "memory_unknown": 3, "json": 26, "field": 4, "repeat": 6, "repeat_long": 5,
-    "times": 3, "bullets": 2, "pick": 5, "people": 6, "reading": 4, "summary": 6, "summary_two": 3, "story": 7,
+    "memory": 16, "memory_single": 14, "memory_unknown": 3, "json": 28, "field": 4, "repeat": 6, "repeat_long": 6,
+    "times": 3, "bullets": 2, "pick": 5, "people": 6, "reading": 4, "summary": 6, "summary_two": 4, "story": 7,
     "plain_story": 2, "plain_profile": 1, "plain_facts": 1, "knowledge": 14, "smalltalk": 6, "sentiment": 5, "code": 6,
     "translation": 14, "translation_several": 7, "sums": 6, "sums_two_digits": 9, "sums_several": 16, "word_problem": 3,
     "count": 1, "units": 2, "fallback": 6, "writing": 2, "tool_call": 2, "tool_answer": 3, "tool_unneeded": 1,
