@@ -11,13 +11,17 @@ _AT_ONCE = 1  # of a client: takes milliseconds, and two at the same time take t
 _LONGEST_S = 0.25
 _REMEMBER_S = 10.0  # after its last request a client still counts
 _AHEAD = 4  # requests that a client may have begun less than another one, and makes up for
+_FEW = 1 / 2  # of the requests that another client has
+_HOLD_S = 0.025  # that a request of a client with few keeps its place after an Ingress has read it,
+_HOLDS = 4  # as long as no more than so many of such requests wait for theirs
+_PAUSE_S = 0.002  # that a request of another client keeps it
 
 
 class _Client:
     """What one client has at this proxy.
 
-    begun: requests that an Ingress has read, or more: see `_AHEAD`. requests: all that have not ended.
-    beginning: those of them that no Ingress has read. waiting: those before that.
+    begun: requests that have begun, or more: see `_AHEAD`. requests: all that have not ended.
+    beginning: those of them that begin. waiting: those before that.
     """
 
     def __init__(self) -> None:
@@ -40,8 +44,20 @@ class Beginning:
         self._beginnings = beginnings
         self._client = client
         self._begins = True
+        self._read = False
         self._timer = asyncio.get_running_loop().call_later(_LONGEST_S, self.begun)
         self._ended = False
+
+    def read(self) -> None:
+        """Take note that an Ingress has read the request. Idempotent."""
+        if self._read or not self._begins:
+            return
+        self._read = True
+        if (seconds := self._beginnings.hold_s(self._client)) > 0:
+            self._timer.cancel()
+            self._timer = asyncio.get_running_loop().call_later(seconds, self.begun)
+        else:
+            self.begun()
 
     def begun(self) -> None:
         """Give the place among those that begin back. Idempotent."""
@@ -65,7 +81,12 @@ class Beginnings:
     all requests alike. A client that sends many at once would therefore delay those of others until all of its own have
     begun. So while there are several clients, the requests of each begin one after the other, and none while one of a
     client of which fewer have begun begins. A client alone has no limit. A request that takes a quarter of a second, as
-    its text is long or its Ingress cannot report, keeps others waiting no longer. Belongs to one event loop.
+    its text is long or its Ingress cannot report, keeps others waiting no longer.
+
+    What follows takes the same processors until the first token. While a client has few requests beside another's many,
+    its requests therefore keep their places until their responses begin, for a short time, and those of the other a
+    little longer than they need, so that there is capacity when one comes of the client with few. Belongs to one event
+    loop.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -94,6 +115,14 @@ class Beginnings:
                 self.leave(client)
             raise
         return Beginning(self, client)
+
+    def hold_s(self, client: _Client) -> float:
+        """Return for how long a request of a client's keeps its place after it has been read."""
+        few = _FEW * max(other.requests for other in self._clients.values())
+        with_few = [other for other in self._clients.values() if other.requests <= few and not self._forgets(other)]
+        if client not in with_few:
+            return _PAUSE_S if with_few else 0.0
+        return _HOLD_S if sum(len(other.waiting) for other in with_few) <= _HOLDS else 0.0
 
     def leave(self, client: _Client) -> None:
         """Give a client's place among those that begin to whoever waits and is next."""

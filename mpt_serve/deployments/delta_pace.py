@@ -9,6 +9,9 @@ __all__ = ["Choice", "Entry", "Pace"]
 
 logger = logging.getLogger("ray.serve")
 
+_EVENTS_PER_S = 1500.0  # of all streams of one Generator together: with more, each of them takes longer steps,
+_LONGEST_S = 0.1  # of at most so many seconds
+
 Choice = tuple[int, int]  # a request's number, and the choice's index
 Entry = Sequence[Any]  # of a frame
 
@@ -17,7 +20,8 @@ class Pace:
     """Passes on what one Generator sends, at least `interval_s` apart unless nothing would be gained by that.
 
     A frame holds what one step of the engine has generated. It waits if the next one, should it take as long as this
-    one did, joins it within the interval. Belongs to one event loop.
+    one did, joins it within the interval. The interval grows with the number of choices, so that the events of all are
+    no more than the processors can bear. Belongs to one event loop.
 
     deliver: takes a choice and its entries, in order. on_error: is called if that raises where no caller sees it.
     """
@@ -45,7 +49,8 @@ class Pace:
         if not self._held:
             return
         loop = asyncio.get_running_loop()
-        now, due = loop.time(), self._passed + self._interval_s
+        interval_s = self._interval_s and max(self._interval_s, min(len(self._held) / _EVENTS_PER_S, _LONGEST_S))
+        now, due = loop.time(), self._passed + interval_s
         took, self._came = now - self._came, now
         if now + took >= due:
             self.pass_on()

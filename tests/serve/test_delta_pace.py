@@ -1,5 +1,6 @@
 """When deltas that follow each other closely go on together."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 
@@ -77,6 +78,18 @@ def steps(loop: Loop, seconds: float, count: int, choice: Choice = (0, 0)) -> li
 
 def test_steps_that_are_short_go_together(loop: Loop) -> None:
     assert steps(loop, 0.004, 9)[:5] == [0.0, 0.008, 0.016, 0.024, 0.032]
+
+
+def test_many_streams_have_fewer_events_each(loop: Loop) -> None:
+    streams = int(3 * INTERVAL_S * delta_pace._EVENTS_PER_S)
+    for number in range(100):
+        loop.wait_until(number * 0.002)
+        loop.pace.take([((stream, 0), (stream, 0, number), number == 0) for stream in range(streams)])
+    loop.wait_until(1.0)
+    times = [at for at, choice, _ in loop.delivered if choice == (0, 0)]
+    gaps = [after - before for before, after in itertools.pairwise(times[1:])]
+    assert min(gaps[:-1]) == pytest.approx(3 * INTERVAL_S, abs=0.003)
+    assert [token for _, choice, tokens in loop.delivered if choice == (5, 0) for token in tokens] == list(range(100))
 
 
 @pytest.mark.parametrize("seconds", [0.006, 0.009, 0.010, 0.030])
