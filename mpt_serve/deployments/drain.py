@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from mpt_serve.openai.backend import Readiness
 from mpt_serve.openai.errors import ShuttingDownError
 
-__all__ = ["Drain", "follow_replica_end", "graceful_shutdown_timeout_s", "run_until_end"]
+__all__ = ["Drain", "follow_replica_end", "graceful_shutdown_timeout_s", "run_until_end", "serve_replica"]
 
 logger = logging.getLogger("ray.serve")
 
@@ -95,7 +95,7 @@ async def follow_replica_end(drain: Drain) -> None:
 
     Serve sends a replica that it stops no new requests, so that none has to be refused.
     """
-    replica = _serve_replica()
+    replica = serve_replica()
     while not replica._shutting_down:
         await asyncio.sleep(_LOOK_PERIOD_S)
     seconds = graceful_shutdown_timeout_s()
@@ -115,10 +115,10 @@ async def run_until_end(work: Coroutine[Any, Any, None], drain: Drain) -> None:
 
 def graceful_shutdown_timeout_s() -> float:
     """Return how long Serve waits for the requests of this replica before it ends the process."""
-    return float(_serve_replica()._deployment_config.graceful_shutdown_timeout_s)
+    return float(serve_replica()._deployment_config.graceful_shutdown_timeout_s)
 
 
-def _serve_replica() -> Any:
+def serve_replica() -> Any:
     """Return Serve's own object in this process: Serve tells a replica nothing of its end."""
     worker = ray._private.worker.global_worker
     return worker.actors[worker.actor_id]._replica_impl

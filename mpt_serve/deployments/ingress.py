@@ -22,6 +22,7 @@ from mpt_serve.configuration.model_folder import tokenizer_folder
 from mpt_serve.configuration.settings import Settings
 from mpt_serve.deployments.admission import Admission
 from mpt_serve.deployments.cores import leave_cores_to_kernels
+from mpt_serve.deployments.direct_ingress import DirectRuns
 from mpt_serve.deployments.drain import follow_replica_end, graceful_shutdown_timeout_s, run_until_end
 from mpt_serve.deployments.grpc_address import listen_on_the_nodes_address
 from mpt_serve.deployments.logs import log_through_serve
@@ -128,7 +129,7 @@ class Ingress:
         if self._tracing is not None:
             names = RouteNames(route.path for route in app.routes if isinstance(route, Route))
             served = TracedApp(served, self._tracing, names, self._root_path)
-        return LinkedResponses(served)
+        return LinkedResponses(served, DirectRuns(served))
 
     async def begin_drain(self) -> float:
         """Refuse new requests, and return the seconds after which those that run will have ended."""

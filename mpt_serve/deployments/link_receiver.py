@@ -15,6 +15,7 @@ from mpt_serve.deployments.link_wire import (
     LinkAddress,
     Unpacker,
     encrypted_only,
+    keep_alive,
     local_name,
     pack,
 )
@@ -119,6 +120,8 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Wait a limited time for the hello."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is no instance of it
+        if (own := transport.get_extra_info("socket")) is not None:
+            keep_alive(own)
         self._receiver.strangers += 1
         if self._receiver.strangers > _MAX_STRANGERS:
             self._transport.abort()

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
-from mpt_serve.deployments.link_wire import LinkAddress, Unpacker, local_name
+from mpt_serve.deployments.link_wire import LinkAddress, Unpacker, keep_alive, local_name
 from mpt_serve.errors import EngineClosedError
 
 __all__ = ["Link", "Links"]
@@ -77,6 +77,11 @@ class Link(ABC, Generic[T]):
             with self._sending:
                 if not self._blocked:
                     self._send()
+
+    @property
+    def behind(self) -> bool:
+        """Return whether something is posted that the receiver has not taken yet."""
+        return bool(self._posted or self._unsent) and not self.lost
 
     def beat(self) -> None:
         """Send a frame without items if nothing else is on its way, to show that this process runs; never blocks."""
@@ -235,6 +240,7 @@ async def _connected(address: LinkAddress, link_id: str) -> socket.socket:
             return await _greeted(socket.socket(socket.AF_UNIX), name, hello)
     connection = socket.socket(socket.AF_INET6 if ":" in address.host else socket.AF_INET)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    keep_alive(connection)
     return await _greeted(connection, (address.host, address.port), hello)
 
 

@@ -7,12 +7,23 @@ costs less. A frame is one msgpack object, which needs no length before it.
 
 import hashlib
 import os
+import socket
 import sys
 from dataclasses import dataclass
 
 import msgpack
 
-__all__ = ["ACCEPTED", "HELLO_BYTES", "SECRET_BYTES", "LinkAddress", "Unpacker", "encrypted_only", "local_name", "pack"]
+__all__ = [
+    "ACCEPTED",
+    "HELLO_BYTES",
+    "SECRET_BYTES",
+    "LinkAddress",
+    "Unpacker",
+    "encrypted_only",
+    "keep_alive",
+    "local_name",
+    "pack",
+]
 
 SECRET_BYTES = 32
 HELLO_BYTES = SECRET_BYTES + 8  # the secret, and the link's id
@@ -44,6 +55,15 @@ def local_name(host: str, port: int, secret: bytes) -> str | None:
     if sys.platform != "linux":
         return None
     return "\0mpt-serve-link-" + hashlib.sha256(f"{host} {port} ".encode() + secret).hexdigest()
+
+
+def keep_alive(connection: socket.socket) -> None:
+    """Have a connection end within half a minute of the loss of the other end's node, which says nothing of it."""
+    if sys.platform == "linux" and connection.family != socket.AF_UNIX:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, seconds in ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3)):
+            connection.setsockopt(socket.IPPROTO_TCP, option, seconds)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
 
 
 def encrypted_only() -> bool:

@@ -1,4 +1,4 @@
-"""A 503 for requests that Serve's proxy has no response to, as their replica has died with them.
+"""A 503 for requests that Serve's proxy has no response to, mostly as their replica has died with them.
 
 Serve leaves those to the web server, which sends a 500 in plain text.
 """

@@ -9,6 +9,7 @@ responses reach clients from here too, without Serve's messages: see `response_l
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import ray
 from starlette.middleware import Middleware
@@ -18,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mpt_serve.configuration.proxy_limits import ProxyLimits
 from mpt_serve.deployments.beginnings import Beginning, Beginnings
 from mpt_serve.deployments.cores import leave_cores_to_kernels
+from mpt_serve.deployments.direct_proxy import DirectCalls, http_proxy
 from mpt_serve.deployments.logs import hide_client_text
 from mpt_serve.deployments.lost_requests import RespondToAll
 from mpt_serve.deployments.proxy_admission import ProxyAdmission
@@ -89,6 +91,7 @@ class ProxyGuard:
         limits = limits or ProxyLimits()
         self._app: ASGIApp = RespondToAll(app)
         self._responses = ResponseReceiver(key) if key else None
+        self._direct: DirectCalls | None = None  # once there is a request
         self._host = host
         self._bodies = ArrivingBodies(limits.bodies)
         self._unread = UnreadBodies(limits.bodies)
@@ -193,6 +196,7 @@ class ProxyGuard:
         responses, response = self._responses, None
         if responses is not None:
             responses.start(self._host or ray.util.get_node_ip_address())
+            self._direct = self._direct or self._direct_calls(responses)
             response = await responses.open(receive, send, scope["path"], (_REQUEST_ID, _request_id(scope)))
         if responses is None or response is None:
             scope.pop(BODY_KEY, None)
@@ -200,9 +204,12 @@ class ProxyGuard:
             await self._app(scope, receive, send)
             return
         scope["headers"].append(response.header)
-        response.on_read, response.on_end = passed.begun, passed.end
+        response.on_read, response.on_end = passed.read, passed.end
         try:
-            await self._app(scope, response.receive, response.send)
+            # Also where it is None: a request that follows on its connection begins with this one's context.
+            offered = response if passed.generates else None
+            with self._direct.offered(offered) if self._direct else nullcontext():
+                await self._app(scope, response.receive, response.send)
         except Exception:
             if not response.incomplete:
                 raise
@@ -213,6 +220,10 @@ class ProxyGuard:
         if response.incomplete:
             await response.finish()
 
+    def _direct_calls(self, responses: ResponseReceiver) -> DirectCalls | None:
+        proxy = http_proxy()
+        return None if proxy is None else DirectCalls(responses, proxy)
+
 
 class _Passed:
     """A request that was passed on: what the messages to its client show of it.
@@ -220,7 +231,7 @@ class _Passed:
     size: of its body, which the application has when its response begins.
     begin_events: called if the response is a stream of events.
     admission: counts the request until its response is complete; None if nothing does.
-    beginning: its place until an Ingress has read it, or responds; None if there are no bounds.
+    beginning: its place among those that begin; None if there are no bounds.
     """
 
     def __init__(self, size: BodySize, begin_events: Callable[[], None]) -> None:
@@ -228,6 +239,11 @@ class _Passed:
         self._begin_events = begin_events
         self.admission: ProxyAdmission | None = None
         self.beginning: Beginning | None = None
+
+    @property
+    def generates(self) -> bool:
+        """Return whether this is a request to generate that has not ended."""
+        return self.admission is not None
 
     def watched(self, send: Send) -> Send:
         """Return what takes notice of the messages that are sent."""
@@ -242,6 +258,11 @@ class _Passed:
             await send(message)
 
         return send_watched
+
+    def read(self) -> None:
+        """Take note that an Ingress has read the request."""
+        if self.beginning is not None:
+            self.beginning.read()
 
     def begun(self) -> None:
         """Give its place among those that begin back. Idempotent."""

@@ -2,15 +2,18 @@
 
 Through Serve, each message of a response is an object of Ray's, which costs an Ingress and a proxy together several
 times what its token costs the engine. Over a link, what all streams produce in one turn of the event loop is one frame.
-Serve still routes, counts and cancels each request. Requests come with their bodies, and the link tells of clients that
-disconnect: to ask Serve's proxy for either would be two more calls for each request.
+Requests come with their bodies, and the link tells of clients that disconnect: to ask Serve's proxy for either would be
+two more calls for each request. Most requests to generate come over the link themselves (`direct_ingress`); the others
+are calls of Serve's.
 """
 
 import asyncio
+import logging
 import pickle
 import socket
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, Protocol
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -20,6 +23,9 @@ from mpt_serve.deployments.response_wire import (
     LINK_HEADER,
     LINK_HEADERS,
     LINKED_HEADER,
+    DirectRequest,
+    Note,
+    NoteKind,
     Part,
     Start,
     encode,
@@ -27,25 +33,47 @@ from mpt_serve.deployments.response_wire import (
     joined,
     link_from,
     link_key,
-    read_note,
+    received_request,
 )
 from mpt_serve.openai.arriving_bodies import received_again
 from mpt_serve.openai.endpoint import ON_READ
 
-__all__ = ["LinkedResponses", "ResponseLink"]
+__all__ = ["LinkedResponses", "RequestRunner", "ResponseLink", "disconnected"]
+
+logger = logging.getLogger("ray.serve")
 
 _DISCONNECT: Message = {"type": "http.disconnect"}
 
 
-class ResponseLink(Link[Part]):
-    """One connection to a proxy."""
+class RequestRunner(Protocol):
+    """Takes requests that come over links.
+
+    replica: the name under which Serve's proxies know this process; empty if it takes none.
+    """
+
+    replica: str
+
+    def run(self, link: "ResponseLink", request: DirectRequest) -> None:
+        """Begin to run a request, or refuse it."""
+
+
+class ResponseLink(Link[Part | Note]):
+    """One connection to a proxy. runner: takes the requests that come on it."""
 
     def __init__(
-        self, link_id: str, connection: socket.socket, loop: asyncio.AbstractEventLoop, on_lost: Callable[[], None]
+        self,
+        runner: RequestRunner | None,
+        link_id: str,
+        connection: socket.socket,
+        loop: asyncio.AbstractEventLoop,
+        on_lost: Callable[[], None],
     ) -> None:
+        self._runner = runner
         self._clients: dict[int, asyncio.Future[None]] = {}
         self._flush_due = False
         super().__init__(link_id, connection, loop, on_lost)
+        if runner is not None and runner.replica:
+            self.note(0, NoteKind.REPLICA, runner.replica)
 
     def open(self, number: int) -> "asyncio.Future[None]":
         """Return what is done when the client of a response has disconnected, or cannot be reached any more."""
@@ -60,21 +88,28 @@ class ResponseLink(Link[Part]):
 
     def send(self, number: int, body: bytes = b"", *, ends: bool = False, start: Start | None = None) -> None:
         """Send a part of a response, together with those of others in the same turn of the event loop."""
-        self.post(number, Part(start, body, ends))
-        if not self._flush_due:
-            self._flush_due = True
-            self.loop.call_soon(self._flush_all)
+        self._post_soon(number, Part(start, body, ends))
 
-    def encode(self, posted: Iterable[tuple[int, Part]]) -> bytes:
-        """Return a frame of the parts, those of each response joined."""
+    def note(self, number: int, kind: NoteKind, text: str = "") -> None:
+        """Send a note on a request, in the same way."""
+        self._post_soon(number, Note(kind, text))
+
+    def encode(self, posted: Iterable[tuple[int, Part | Note]]) -> bytes:
+        """Return a frame of the notes and the parts, those of each response joined."""
+        entries: list[tuple[int, Part | Note]] = []
         responses: dict[int, list[Part]] = {}
-        for number, part in posted:
-            responses.setdefault(number, []).append(part)
-        return encode((number, joined(parts)) for number, parts in responses.items())
+        for number, entry in posted:
+            if isinstance(entry, Part):
+                responses.setdefault(number, []).append(entry)
+            else:
+                entries.append((number, entry))
+        return encode([*((number, joined(parts)) for number, parts in responses.items()), *entries])
 
-    def take(self, message: int) -> None:
-        """Note that the client of a response has disconnected."""
-        if (client := self._clients.get(message)) is not None and not client.done():
+    def take(self, message: int | Sequence[Any]) -> None:
+        """Take a request, or the number of a response whose client has disconnected."""
+        if not isinstance(message, int):
+            self._run(message)
+        elif (client := self._clients.get(message)) is not None and not client.done():
             client.set_result(None)
 
     def lose(self) -> None:
@@ -82,18 +117,42 @@ class ResponseLink(Link[Part]):
         for number in self._clients:
             self.take(number)
 
+    def _run(self, message: Sequence[Any]) -> None:
+        """Begin a request, or let Serve call with it: no error may end the link, on which others depend."""
+        try:
+            assert self._runner is not None
+            self._runner.run(self, received_request(message))
+        except Exception:
+            logger.exception("A request that came over a link could not be begun.")
+            self.note(message[0], NoteKind.REFUSED)
+
+    def _post_soon(self, number: int, entry: Part | Note) -> None:
+        self.post(number, entry)
+        if not self._flush_due:
+            self._flush_due = True
+            self.loop.call_soon(self._flush_all)
+
     def _flush_all(self) -> None:
         self._flush_due = False
         self.flush()
 
 
-class LinkedResponses:
-    """ASGI middleware, the outermost: sends streamed responses over a link where the proxy has one."""
+async def disconnected(left: "asyncio.Future[None]") -> Message:
+    """Return the message that a client has disconnected, when `left` is done."""
+    await asyncio.wait({left})
+    return _DISCONNECT
 
-    def __init__(self, app: ASGIApp) -> None:
+
+class LinkedResponses:
+    """ASGI middleware, the outermost: sends streamed responses over a link where the proxy has one.
+
+    runner: takes requests that come over links; None: all are calls of Serve's.
+    """
+
+    def __init__(self, app: ASGIApp, runner: RequestRunner | None = None) -> None:
         self._app = app
         self._key = link_key()
-        self._links: Links[ResponseLink] = Links(ResponseLink, "proxy")
+        self._links: Links[ResponseLink] = Links(partial(ResponseLink, runner), "proxy")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         address = body = None
@@ -135,22 +194,19 @@ class _LinkedResponse:
         self._left = link.open(number)
         self._body_read = False
         self._linked = False
-        self.receive: Receive = self._receive_either_way
-        if body is not None and _ask_no_proxy(receive, self._disconnect):
-            self.receive = received_again(body, self._disconnect)
+        self._receive_body_along: Receive | None = None
+        if body is not None and _ask_no_proxy(receive, partial(disconnected, self._left)):
+            self._receive_body_along = received_again(body, partial(disconnected, self._left))
             link.send(number)  # the proxy needs to know whom to tell of a disconnect
 
     def tell_read(self) -> None:
         """Let the proxy know that the request has been read."""
-        self._link.send(read_note(self._number))
+        self._link.note(self._number, NoteKind.READ)
 
-    async def _disconnect(self) -> Message:
-        """Return the disconnect as soon as the link tells of it."""
-        await asyncio.wait({self._left})
-        return _DISCONNECT
-
-    async def _receive_either_way(self) -> Message:
+    async def receive(self) -> Message:
         """Return the next message of the request's; the disconnect, as soon as either way tells of it."""
+        if self._receive_body_along is not None:
+            return await self._receive_body_along()
         if not self._body_read:
             message = await self._receive()
             self._body_read = message["type"] == "http.request" and not message.get("more_body", False)

@@ -2,17 +2,18 @@
 
 The proxy adds a request header with the address for the response. An Ingress that sends it there says so in a response
 header, and sends an empty body through Serve. An entry of a frame is a `Part`: what has come of one response since the
-frame before, the first perhaps an empty one that shows where the response will come from. An entry with the number
-`read_note` says that the Ingress has read the request. What the proxy sends back is the number of a response whose
-client has disconnected.
+frame before, the first perhaps an empty one that shows where the response will come from; or a `Note`. What the proxy
+sends back is the number of a response whose client has disconnected, or a `DirectRequest`.
 """
 
 import hmac
 import os
 from collections.abc import Iterable, Sequence
+from enum import IntEnum
 from typing import Any, NamedTuple
 
 import msgpack
+from starlette.types import Scope
 
 from mpt_serve.deployments.link_wire import LinkAddress
 from mpt_serve.one_loop import LINK_KEY_VARIABLE
@@ -23,7 +24,10 @@ __all__ = [
     "LINK_HEADER",
     "LINK_HEADERS",
     "MAX_BODY_ALONG",
+    "DirectRequest",
     "Headers",
+    "Note",
+    "NoteKind",
     "Part",
     "Start",
     "decode",
@@ -33,16 +37,20 @@ __all__ = [
     "link_from",
     "link_header",
     "link_key",
-    "read_note",
+    "received_request",
+    "scope_to_send",
 ]
 
 # Proxies keep their code until Ray is restarted, Ingresses until they are deployed again: the address is offered under
 # another name whenever entries change, so that one of another version takes the way through Serve.
-LINK_HEADER = b"x-mpt-response-link-2"
-LINK_HEADERS = frozenset({LINK_HEADER, b"x-mpt-response-link"})  # of all versions: no application sees them
+LINK_HEADER = b"x-mpt-response-link-3"
+# Of all versions: no application sees them.
+LINK_HEADERS = frozenset({LINK_HEADER, b"x-mpt-response-link-2", b"x-mpt-response-link"})
 LINKED_HEADER = b"x-mpt-response-linked"
 BODY_KEY = "mpt_serve.body"  # of the ASGI scope, which Serve passes on whole: the request's body, if it is small
 MAX_BODY_ALONG = 64 * 1024
+_SCOPE_KEYS = ("method", "path", "raw_path", "root_path", "query_string", "headers", "http_version", "scheme", "client",
+               "server")  # fmt: skip
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -68,6 +76,52 @@ class Part(NamedTuple):
     ends: bool
 
 
+class NoteKind(IntEnum):
+    """What an Ingress says of a request, or with the number 0 of itself."""
+
+    READ = 0  # it has read the request
+    REFUSED = 1  # it does not take this `DirectRequest`, of which nothing has been done
+    FAILED = 2  # there will be no response, or not the rest of it
+    REPLICA = 3  # its name in Serve is the note's text
+
+
+class Note(NamedTuple):
+    """A note on one request."""
+
+    kind: NoteKind
+    text: str = ""
+
+
+class DirectRequest(NamedTuple):
+    """A request that an Ingress gets over its link, with what Serve's proxy knows of it.
+
+    number: of its response. scope: of ASGI, without what no application uses. route, request_id, internal_id: of
+    Serve's context of the request.
+    """
+
+    number: int
+    scope: dict[str, Any]
+    body: bytes
+    route: str
+    request_id: str
+    internal_id: str
+
+
+def scope_to_send(scope: Scope) -> dict[str, Any]:
+    """Return what an application needs of a request's scope."""
+    return {key: scope[key] for key in _SCOPE_KEYS if key in scope}
+
+
+def received_request(message: Sequence[Any]) -> DirectRequest:
+    """Return the request in a message of a link's."""
+    request = DirectRequest(*message)
+    scope = request.scope
+    scope["headers"] = [(name, value) for name, value in scope["headers"]]
+    for key in ("client", "server"):
+        scope[key] = tuple(scope[key]) if scope.get(key) else None
+    return request._replace(scope={"type": "http", "asgi": {"version": "3.0"}, **scope})
+
+
 def is_event_stream(headers: Headers) -> bool:
     """Return whether a response with these headers is a stream of events."""
     return any(name.lower() == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers)
@@ -81,14 +135,17 @@ def joined(parts: Sequence[Part]) -> Part:
     return Part(next(filter(None, starts), None), b"".join(bodies), any(ends))
 
 
-def encode(responses: Iterable[tuple[int, Part]]) -> bytes:
-    """Return a frame of a part of each response."""
-    return bytes(msgpack.packb([(number, *part) for number, part in responses]))
+def encode(entries: Iterable[tuple[int, Part | Note]]) -> bytes:
+    """Return a frame of entries, each with the number of its response."""
+    return bytes(msgpack.packb([(number, *entry) for number, entry in entries]))
 
 
-def decode(entry: Sequence[Any]) -> tuple[int, Part]:
-    """Return a response's number and its part, from an entry of a frame."""
-    number, start, body, ends = entry
+def decode(entry: Sequence[Any]) -> tuple[int, Part | Note]:
+    """Return a response's number and its part, or a note, from an entry of a frame."""
+    number, *fields = entry
+    if len(fields) == len(Note._fields):
+        return number, Note(NoteKind(fields[0]), fields[1])
+    start, body, ends = fields
     return number, Part(
         None if start is None else Start(start[0], [(name, value) for name, value in start[1]]), body, ends
     )
@@ -111,8 +168,3 @@ def link_from(value: bytes, key: str) -> LinkAddress | None:
         return None
     host, port, secret, number = place.decode().split(" ")
     return LinkAddress(host, int(port), bytes.fromhex(secret), int(number))
-
-
-def read_note(number: int) -> int:
-    """Return the number of the entry that says that a request has been read, and from that the request's."""
-    return -1 - number

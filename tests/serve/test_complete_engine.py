@@ -93,6 +93,8 @@ def test_tokens_go_over_links(request: pytest.FixtureRequest, http: httpx.Client
         return "".join(file.read_text(errors="replace") for file in server.log_files() if file.suffix == ".log")
 
     wait_for(lambda: "Tokens go to the proxy at" in log() and "Tokens go to the Ingress at" in log(), log)
+    complete(http, prompt=PROMPT, max_tokens=1)  # once there are links, requests come over them, too
+    wait_for(lambda: "Requests to generate come over the links" in log(), log)
     assert "go through Serve" not in log()
 
 

@@ -79,7 +79,7 @@ def test_serves_own_end_of_a_replica_sets_the_deadline(monkeypatch: pytest.Monke
     replica = SimpleNamespace(
         _shutting_down=False, _deployment_config=SimpleNamespace(graceful_shutdown_timeout_s=0.02)
     )
-    monkeypatch.setattr(drain_module, "_serve_replica", lambda: replica)
+    monkeypatch.setattr(drain_module, "serve_replica", lambda: replica)
     monkeypatch.setattr(drain_module, "_LOOK_PERIOD_S", 0)
 
     async def scenario() -> None:

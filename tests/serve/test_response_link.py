@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import uvloop
 import waiting
+from clients_of_a_proxy import ALL_EVENTS, EVENTS, Client, events, part
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -24,48 +25,6 @@ from mpt_serve.one_loop import LINK_KEY_VARIABLE
 from mpt_serve.openai.endpoint import ON_READ
 
 KEY = "a-key"
-EVENTS = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]}
-
-
-def part(body: bytes, *, more: bool = True) -> Message:
-    return {"type": "http.response.body", "body": body, "more_body": more}
-
-
-class Client:
-    """A client of the proxy: keeps what it receives, and reads and leaves as the test says."""
-
-    def __init__(self) -> None:
-        self.start: Message | None = None
-        self.bodies: list[bytes] = []
-        self.complete = False
-        self.reads = asyncio.Event()
-        self.reads.set()
-        self.left = asyncio.Event()
-        self._asked = False
-
-    @property
-    def body(self) -> bytes:
-        return b"".join(self.bodies)
-
-    async def receive(self) -> Message:
-        if not self._asked:
-            self._asked = True
-            return {"type": "http.request", "body": b"{}", "more_body": False}
-        await self.left.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(self, message: Message) -> None:
-        if self.left.is_set():
-            raise OSError("the client has left")
-        if message["type"] == "http.response.start":
-            assert self.start is None
-            self.start = message
-            return
-        assert self.start is not None
-        assert not self.complete
-        self.bodies.append(message["body"])
-        self.complete = not message.get("more_body", False)
-        await self.reads.wait()
 
 
 class ServesReceive:
@@ -191,19 +150,6 @@ def run(app: ASGIApp, monkeypatch: pytest.MonkeyPatch, scenario: Callable[[Serve
 
 
 until = partial(waiting.until, within_s=waiting.PATIENCE_S)
-
-
-async def events(scope: Scope, receive: Receive, send: Send) -> None:
-    assert LINK_HEADER not in dict(scope["headers"])
-    await send(EVENTS)
-    for number in range(100):
-        await send(part(b"data: %d\n\n" % number))
-        if number % 3 == 0:
-            await asyncio.sleep(0)
-    await send(part(b"data: [DONE]\n\n", more=False))
-
-
-ALL_EVENTS = b"".join(b"data: %d\n\n" % number for number in range(100)) + b"data: [DONE]\n\n"
 
 
 def test_a_stream_goes_past_serve(monkeypatch: pytest.MonkeyPatch) -> None:
