@@ -9,7 +9,7 @@ from training.tokenizer import SPECIAL_TOKENS, VOCAB_SIZE
 def config_dict(
     d_model: int = 256, n_layers: int = 6, n_heads: int = 4, vocab_size: int = VOCAB_SIZE
 ) -> dict[str, object]:
-    """Return an MPT with ALiBi, no biases and a tied head: 5.8 million parameters by default."""
+    """Return an MPT with ALiBi, no biases and a tied head: 5.2 million parameters by default."""
     return {
         "architectures": ["MPTForCausalLM"],
         "model_type": "mpt",

@@ -1,7 +1,9 @@
 """Train the byte-level BPE tokenizer on a sample of the corpus.
 
-Two choices serve copying. A word that begins with a capital never takes the space before it into its token, so a name
-has the same tokens after a space, after a quotation mark and at the start of a line. Digits are single tokens.
+Three choices serve copying. The vocabulary is small, because a token that training sees rarely is copied wrongly: of
+4,096 tokens half occurred less than 37 times in a million, and in names those below 18 were wrong ten times as often as
+others. A word that begins with a capital never takes the space before it into its token, so a name has the same tokens
+after a space, after a quotation mark and at the start of a line. Digits are single tokens.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from training.corpus import COPY_PHASE, FULL_PHASE, draw_document
 from training.dialogue import ENDOFTEXT, IM_END, IM_START, PADDING, text_of
 from training.draw import Draw
 
-VOCAB_SIZE = 4096
+VOCAB_SIZE = 1728
 SPECIAL_TOKENS = (ENDOFTEXT, PADDING, IM_START, IM_END)  # ids 0 to 3
 
 # Contractions; one digit; lower-case words with their space; other words without; symbols with their space; line

@@ -11,9 +11,11 @@ _AT_ONCE = 1  # of a client: takes milliseconds, and two at the same time take t
 _LONGEST_S = 0.25
 _REMEMBER_S = 10.0  # after its last request a client still counts
 _AHEAD = 4  # requests that a client may have begun less than another one, and makes up for
-_FEW = 1 / 2  # of the requests that another client has
+_FEW = 1 / 2  # of the requests that another client has,
+_RARELY = 1 / 4  # and of the last beginnings
+_LAST = 64
 _HOLD_S = 0.025  # that a request of a client with few keeps its place after an Ingress has read it,
-_HOLDS = 4  # as long as no more than so many of such requests wait for theirs
+_HOLDS = 4  # as long as no more than that many of such requests wait for theirs
 _PAUSE_S = 0.002  # that a request of another client keeps it
 
 
@@ -85,8 +87,9 @@ class Beginnings:
 
     What follows takes the same processors until the first token. While a client has few requests beside another's many,
     its requests therefore keep their places until their responses begin, for a short time, and those of the other a
-    little longer than they need, so that there is capacity when one comes of the client with few. Belongs to one event
-    loop.
+    little longer than they need, so that there is capacity when one comes of the client with few. That ends where such
+    requests are no longer few: where each sends its next as soon as it has a response, sooner responses make more of
+    them. Belongs to one event loop.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -94,6 +97,7 @@ class Beginnings:
         self._clients: dict[str, _Client] = {}  # the one whose request came last is the last
         self._busy: set[_Client] = set()  # those that have requests that begin, or wait for that
         self._most = 0  # requests of one client that have begun
+        self._last: deque[_Client] = deque(maxlen=_LAST)  # whose requests began last
 
     async def begin(self, name: str) -> Beginning:
         """Wait for a place for a request of a client, and return it."""
@@ -119,7 +123,11 @@ class Beginnings:
     def hold_s(self, client: _Client) -> float:
         """Return for how long a request of a client's keeps its place after it has been read."""
         few = _FEW * max(other.requests for other in self._clients.values())
-        with_few = [other for other in self._clients.values() if other.requests <= few and not self._forgets(other)]
+        with_few = [
+            other
+            for other in self._clients.values()
+            if other.requests <= few and not self._forgets(other) and self._begins_rarely(other)
+        ]
         if client not in with_few:
             return _PAUSE_S if with_few else 0.0
         return _HOLD_S if sum(len(other.waiting) for other in with_few) <= _HOLDS else 0.0
@@ -128,6 +136,7 @@ class Beginnings:
         """Give a client's place among those that begin to whoever waits and is next."""
         client.beginning -= 1
         client.begun += 1
+        self._last.append(client)
         self._most = max(self._most, client.begun)
         self._give_places()
 
@@ -154,6 +163,9 @@ class Beginnings:
                 if not place.done():
                     place.set_result(None)
                     client.beginning += 1
+
+    def _begins_rarely(self, client: _Client) -> bool:
+        return self._last.count(client) <= _RARELY * len(self._last)
 
     def _has_place(self, client: _Client) -> bool:
         return client.beginning < _AT_ONCE or self._is_alone()

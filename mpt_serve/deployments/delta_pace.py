@@ -10,7 +10,7 @@ __all__ = ["Choice", "Entry", "Pace"]
 logger = logging.getLogger("ray.serve")
 
 _EVENTS_PER_S = 1500.0  # of all streams of one Generator together: with more, each of them takes longer steps,
-_LONGEST_S = 0.1  # of at most so many seconds
+_LONGEST_S = 0.1  # of at most that many seconds
 
 Choice = tuple[int, int]  # a request's number, and the choice's index
 Entry = Sequence[Any]  # of a frame

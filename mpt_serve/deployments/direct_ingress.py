@@ -44,7 +44,7 @@ class DirectRuns:
     def run(self, link: ResponseLink, request: DirectRequest) -> None:
         """Begin to run a request."""
         about = self._metadata(request)
-        # In a context of its own: that of the event loop's callback is of the request that opened the link.
+        # In a new context: that of the event loop's callback is of the request that opened the link.
         task = asyncio.get_running_loop().create_task(self._run(link, request, about), context=contextvars.Context())
         self._running.add(task)
         task.add_done_callback(self._running.discard)

@@ -33,4 +33,4 @@ def test_the_calls_of_the_readme_work(capsys: pytest.CaptureFixture[str]) -> Non
     names = {"input_ids": [[1, 2, 3]]}
     embedded = str(ROOT / "mpt_serve" / "embedded")
     exec(compile(flax.replace("/models/mpt-7b", embedded), "README.md", "exec"), names)
-    assert getattr(names["logits"], "shape", None) == (1, 3, 4096)
+    assert getattr(names["logits"], "shape", None) == (1, 3, 1728)

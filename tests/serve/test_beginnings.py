@@ -262,3 +262,20 @@ def test_clients_with_as_many_requests_leave_none() -> None:
         assert (scene.count("a"), scene.count("b")) == (8, 8)
 
     run(scenario)
+
+
+def test_a_client_that_begins_as_often_as_the_other_has_no_few_requests() -> None:
+    """Each sends its next request when it has a response: sooner responses make more of them."""
+
+    async def scenario(scene: Scene) -> None:
+        await many_and_few(scene)
+        for number in range(beginnings._LAST):
+            await scene.begin("few", number)
+            await scene.end("few", number)
+            await scene.send("few")
+        await scene.send("many")
+        assert scene.count("many") == 25
+        await scene.read("many", 24)  # leaves no pause
+        assert scene.count("many") == 25 + 1
+
+    run(scenario)

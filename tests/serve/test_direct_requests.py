@@ -372,7 +372,7 @@ def test_an_error_before_a_request_begins_leaves_it_to_serve(monkeypatch: pytest
     run(whole_response, monkeypatch, scenario)
 
 
-def test_a_replica_takes_no_more_than_it_has_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_replica_takes_no_more_than_it_has_capacity_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also of requests that come together: what is too many goes through Serve, which finds another replica for it."""
     running, most = 0, 0
 
