@@ -1,8 +1,8 @@
 """Made-up words, each of another kind of spelling, so that a model cannot copy them by a few known pieces.
 
-The spellings of held-out words reach some of the tokenizer's tokens rarely. A token that training never copies is copied
-wrongly: a name that contains it loses a syllable, or a common word takes its place. `fragments` are therefore made of
-pieces of all words that the corpus has, which are what the tokenizer's tokens are.
+The spellings of held-out words reach some of the tokenizer's tokens rarely. A token that training never copies is
+copied wrongly: a name that contains it loses a syllable, or a common word takes its place. `fragments` are therefore
+made of pieces of all words that the corpus has, which are what the tokenizer's tokens are.
 """
 
 from __future__ import annotations
