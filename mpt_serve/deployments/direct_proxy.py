@@ -15,7 +15,6 @@ from typing import Any
 
 import ray
 from ray.serve._private.proxy_request_response import ResponseStatus
-from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
 from ray.serve.context import _get_serve_request_context
 from starlette.types import Message, Scope
 
@@ -25,6 +24,7 @@ from mpt_serve.deployments.response_wire import BODY_KEY, LINK_HEADERS, LINKED_H
 
 __all__ = ["DirectCalls", "http_proxy"]
 
+_ROUTER = "PowerOfTwoChoicesRequestRouter"  # Serve's own, of which a process may have more than one copy
 # Of requests without a response from an Ingress, for Serve's log and counters; `RespondToAll` makes that of the second.
 _STATUSES = {Outcome.CLIENT_LEFT: 499, Outcome.FAILED: 503}
 
@@ -103,7 +103,7 @@ class DirectCalls:
             running = {replica.replica_id.unique_id: replica.node_id for replica in router.curr_replicas.values()}
         except AttributeError:  # Serve has not called a replica yet
             return None
-        if type(router) is not PowerOfTwoChoicesRequestRouter:  # another has been configured, for its own choice
+        if type(router).__qualname__ != _ROUTER:  # another has been configured, for its own choice
             return None
         # As Serve's router does: replicas on other nodes are asked where there is none on this one.
         names = [name for name, node in running.items() if node == self._proxy._node_id] or list(running)

@@ -269,13 +269,14 @@ def test_a_client_that_begins_as_often_as_the_other_has_no_few_requests() -> Non
 
     async def scenario(scene: Scene) -> None:
         await many_and_few(scene)
-        for number in range(beginnings._LAST):
-            await scene.begin("few", number)
-            await scene.end("few", number)
+        assert scene.beginnings.hold_s(scene.beginnings._clients["many"]) == beginnings._PAUSE_S
+        assert scene.beginnings.hold_s(scene.beginnings._clients["few"]) == beginnings._HOLD_S
+        await scene.end("few", 0)
+        await scene.begin("many", 24)
+        for number in range(1, beginnings._LAST):
             await scene.send("few")
-        await scene.send("many")
-        assert scene.count("many") == 25
-        await scene.read("many", 24)  # leaves no pause
-        assert scene.count("many") == 25 + 1
+            await scene.end("few", number)
+        assert scene.beginnings.hold_s(scene.beginnings._clients["many"]) == 0
+        assert scene.beginnings.hold_s(scene.beginnings._clients["few"]) == 0
 
     run(scenario)
