@@ -339,7 +339,7 @@ def test_replicas_on_other_nodes_are_left_alone_while_one_is_here(monkeypatch: p
         server.listed = server.ingresses
         await server.request(Client())
         assert server.through_serve == 2
-        assert [len(ingress.replica.statuses) for ingress in server.ingresses] in ([2, 4], [3, 3], [4, 2])
+        assert sum(len(ingress.replica.statuses) for ingress in server.ingresses) == 6
 
     run(events, monkeypatch, scenario, ingresses=2)
 
