@@ -89,7 +89,7 @@ def _stopped(source: random.Random) -> tuple[str, dict[str, Any]]:
 
 
 def _long_prompt(source: random.Random) -> tuple[str, dict[str, Any]]:
-    ids = [source.randrange(300, 4000) for _ in range(source.randrange(300, 700))]
+    ids = [source.randrange(300, 1700) for _ in range(source.randrange(300, 700))]
     return "/v1/completions", {"prompt": ids, "max_tokens": source.randrange(10, 200), "temperature": 0}
 
 
