@@ -16,8 +16,7 @@ from random import Random
 
 from training import vocabulary
 
-_LONGEST_WALK = 14
-_LONGEST_FRAGMENTS = 14
+_LONGEST = 14  # letters of a walk, and of fragments
 _START, _END = "^^", "."
 
 
@@ -57,7 +56,7 @@ _FOLLOWERS = _followers(
 def walk(rng: Random) -> str:
     """Return letters that each follow the two before them in some real word: three to fourteen of them."""
     letters = ""
-    while len(letters) < _LONGEST_WALK:
+    while len(letters) < _LONGEST:
         letter = rng.choice(_FOLLOWERS[(_START + letters)[-2:]])
         if letter != _END:
             letters += letter
@@ -100,5 +99,5 @@ def fragments(rng: Random) -> str:
             start = rng.randrange(len(word) - 1) if rng.random() < 0.5 else 0
             end = rng.randint(start + 2, len(word)) if rng.random() < 0.6 else len(word)
             pieces.append(word[start:end])
-        if 3 <= len(made := "".join(pieces)) <= _LONGEST_FRAGMENTS and made not in _KNOWN:
+        if 3 <= len(made := "".join(pieces)) <= _LONGEST and made not in _KNOWN:
             return made

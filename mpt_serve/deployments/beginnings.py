@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 
 __all__ = ["Beginning", "Beginnings"]
@@ -122,11 +122,14 @@ class Beginnings:
 
     def hold_s(self, client: _Client) -> float:
         """Return for how long a request of a client's keeps its place after it has been read."""
+        if self._is_alone():
+            return 0.0
         few = _FEW * max(other.requests for other in self._clients.values())
+        begun, often = Counter(self._last), _RARELY * len(self._last)
         with_few = [
             other
             for other in self._clients.values()
-            if other.requests <= few and not self._forgets(other) and self._begins_rarely(other)
+            if other.requests <= few and begun[other] <= often and not self._forgets(other)
         ]
         if client not in with_few:
             return _PAUSE_S if with_few else 0.0
@@ -163,9 +166,6 @@ class Beginnings:
                 if not place.done():
                     place.set_result(None)
                     client.beginning += 1
-
-    def _begins_rarely(self, client: _Client) -> bool:
-        return self._last.count(client) <= _RARELY * len(self._last)
 
     def _has_place(self, client: _Client) -> bool:
         return client.beginning < _AT_ONCE or self._is_alone()

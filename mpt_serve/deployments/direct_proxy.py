@@ -20,7 +20,7 @@ from starlette.types import Message, Scope
 
 from mpt_serve.deployments.linked_response import LinkedResponse, Outcome
 from mpt_serve.deployments.response_receiver import IngressReplica, ResponseReceiver
-from mpt_serve.deployments.response_wire import BODY_KEY, LINK_HEADERS, LINKED_HEADER, DirectRequest, scope_to_send
+from mpt_serve.deployments.response_wire import BODY_KEY, LINKED_HEADER, DirectRequest, scope_to_send
 
 __all__ = ["DirectCalls", "http_proxy"]
 
@@ -66,8 +66,7 @@ class DirectCalls:
         replica = None if response is None or BODY_KEY not in scope else self._replica(handle)
         if response is not None and replica is not None:
             route = _get_serve_request_context().route
-            headers = [header for header in scope["headers"] if header[0] not in LINK_HEADERS]
-            sent = scope_to_send({**scope, "headers": headers})
+            sent = scope_to_send(scope)
             request = DirectRequest(response.number, sent, scope[BODY_KEY], route, request_id, internal_request_id)
             replica.running += 1
             try:

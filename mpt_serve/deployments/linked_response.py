@@ -72,9 +72,7 @@ class LinkedResponse:
         self._all_waiting = all_waiting
         self._start: Start | None = None  # that has come, and is not sent yet
         self.status = 0  # of a response that has begun on the link
-        self._direct: asyncio.Future[Outcome] | None = (
-            None  # decided when a request passed directly begins, or will not
-        )
+        self._direct: asyncio.Future[Outcome] | None = None  # of a request that was passed directly
         self._leaving: asyncio.Future[None] | None = None  # of its client
         self._taken = False  # whether something has come on the link
         self._linked = False  # whether the response comes on a link, and its start has come
@@ -135,7 +133,7 @@ class LinkedResponse:
             await self._send(message)
         elif not message.get("more_body", False):
             self.on_end()
-            await self._wait_for_end()
+            await self.wait_for_end()
 
     async def pass_directly(self, connection: Connection, request: DirectRequest) -> Outcome:
         """Send the request to an Ingress, and return when its response begins, or what becomes of it instead."""
@@ -153,6 +151,10 @@ class LinkedResponse:
 
     async def wait_for_end(self) -> None:
         """Wait until the client has the response, or has left."""
+        if self.connection is None:  # nothing has come, and would not if the link was lost before
+            await asyncio.wait({self._ended}, timeout=_LATE_S)
+            if self.connection is None:
+                self.break_off()
         await asyncio.wait({self._ended})  # a cancellation of this call is none of the future's
 
     def take_note(self, kind: NoteKind) -> None:
@@ -205,7 +207,7 @@ class LinkedResponse:
     async def finish(self) -> None:
         """Break off the response unless it is complete, and wait until the client has it."""
         self.break_off()
-        await self._wait_for_end()
+        await self.wait_for_end()
 
     def _pass_on(self) -> None:
         """Send what waits, unless the client is still to be waited for."""
@@ -246,14 +248,6 @@ class LinkedResponse:
         """Let the Ingress end the response."""
         if self.connection is not None:
             self.connection.send(self.number)
-
-    async def _wait_for_end(self) -> None:
-        """Wait until the client has the response, or has left."""
-        if self.connection is None:  # nothing has come, and would not if the link was lost before
-            await asyncio.wait({self._ended}, timeout=_LATE_S)
-            if self.connection is None:
-                self.break_off()
-        await self.wait_for_end()
 
     def _take_waiting(self) -> bytes:
         body = bytes(self._waiting)

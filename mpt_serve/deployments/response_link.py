@@ -21,7 +21,6 @@ from mpt_serve.deployments.link_sender import Link, Links
 from mpt_serve.deployments.response_wire import (
     BODY_KEY,
     LINK_HEADER,
-    LINK_HEADERS,
     LINKED_HEADER,
     DirectRequest,
     Note,
@@ -34,6 +33,7 @@ from mpt_serve.deployments.response_wire import (
     link_from,
     link_key,
     received_request,
+    without_link_headers,
 )
 from mpt_serve.openai.arriving_bodies import received_again
 from mpt_serve.openai.endpoint import ON_READ
@@ -161,7 +161,7 @@ class LinkedResponses:
             sent = [value for name, value in scope["headers"] if name == LINK_HEADER]
             if sent:  # it is an instruction to this middleware, which nothing else should see
                 address = link_from(sent[0], self._key)
-            scope = {**scope, "headers": [header for header in scope["headers"] if header[0] not in LINK_HEADERS]}
+            scope = {**scope, "headers": without_link_headers(scope["headers"])}
         if address is None:
             await self._app(scope, receive, send)
             return

@@ -39,6 +39,7 @@ __all__ = [
     "link_key",
     "received_request",
     "scope_to_send",
+    "without_link_headers",
 ]
 
 # Proxies keep their code until Ray is restarted, Ingresses until they are deployed again: the address is offered under
@@ -109,7 +110,13 @@ class DirectRequest(NamedTuple):
 
 def scope_to_send(scope: Scope) -> dict[str, Any]:
     """Return what an application needs of a request's scope."""
-    return {key: scope[key] for key in _SCOPE_KEYS if key in scope}
+    kept = {key: scope[key] for key in _SCOPE_KEYS if key in scope}
+    return {**kept, "headers": without_link_headers(scope["headers"])}
+
+
+def without_link_headers(headers: Headers) -> list[tuple[bytes, bytes]]:
+    """Return the headers that applications see."""
+    return [header for header in headers if header[0] not in LINK_HEADERS]
 
 
 def received_request(message: Sequence[Any]) -> DirectRequest:

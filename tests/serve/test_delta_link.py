@@ -20,7 +20,7 @@ from mpt_serve.deployments import link_receiver, link_sender
 from mpt_serve.deployments.delta_link import DeltaLink, LinkedRequest, delta_links
 from mpt_serve.deployments.delta_receiver import Delivery, DeltaReceiver
 from mpt_serve.deployments.delta_wire import decode, encode
-from mpt_serve.deployments.link_wire import LinkAddress, Unpacker
+from mpt_serve.deployments.link_wire import LinkAddress, Unpacker, keep_alive
 from mpt_serve.engine.request import Delta, TokenLogprobs
 from mpt_serve.errors import EngineClosedError
 
@@ -491,3 +491,13 @@ def test_what_ray_encrypts_does_not_go_over_a_link(monkeypatch: pytest.MonkeyPat
         assert await receiver.address(0) is None
 
     uvloop.run(scenario())
+
+
+def test_a_connection_to_a_node_that_is_lost_ends() -> None:
+    """Which says nothing of its end; links within a node end with the processes."""
+    with socket.socket() as tcp, socket.socket(socket.AF_UNIX) as unix:
+        keep_alive(tcp)
+        keep_alive(unix)
+        assert tcp.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert unix.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 0
+        assert tcp.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 30_000

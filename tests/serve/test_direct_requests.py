@@ -227,6 +227,17 @@ class Steps:
         leaving.cancel()
         await send(part(b"data: [DONE]\n\n", more=False))
 
+    async def begin(self, server: Server, *, begun: bool) -> tuple[Client, asyncio.Task[None]]:
+        """Send a request that the Ingress takes; begun: and whose response begins."""
+        client = Client()
+        request = asyncio.create_task(server.request(client))
+        await self.begun.wait()
+        await until(lambda: any(response._taken for response in server.receiver._responses.values()))
+        if begun:
+            self.starts.set()
+            await until(lambda: bool(client.body))
+        return client, request
+
 
 def test_streams_and_whole_responses_go_directly_once_there_is_a_link(monkeypatch: pytest.MonkeyPatch) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -424,9 +435,7 @@ def test_a_request_that_follows_on_its_connection_is_not_taken_for_it(monkeypatc
 def test_a_call_that_is_cancelled_ends_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(server: Server) -> None:
         await server.open_links()
-        request = asyncio.create_task(server.request(Client()))
-        await steps.begun.wait()
-        await until(lambda: any(response._taken for response in server.receiver._responses.values()))
+        _, request = await steps.begin(server, begun=False)
         request.cancel()
         await asyncio.gather(request, return_exceptions=True)
         await until(lambda: steps.client_left)
@@ -471,13 +480,7 @@ def test_a_request_that_a_link_has_lost_goes_through_serve(monkeypatch: pytest.M
 def test_a_link_lost_with_a_response_ends_it_with_an_error(monkeypatch: pytest.MonkeyPatch, begun: bool) -> None:
     async def scenario(server: Server) -> None:
         await server.open_links()
-        client = Client()
-        request = asyncio.create_task(server.request(client))
-        await steps.begun.wait()
-        await until(lambda: any(response._taken for response in server.receiver._responses.values()))
-        if begun:
-            steps.starts.set()
-            await until(lambda: bool(client.body))
+        client, request = await steps.begin(server, begun=begun)
         server.lose_links()
         await request
         assert client.complete
@@ -496,12 +499,7 @@ def test_a_link_lost_with_a_response_ends_it_with_an_error(monkeypatch: pytest.M
 def test_a_client_that_leaves_ends_its_request(monkeypatch: pytest.MonkeyPatch, begun: bool) -> None:
     async def scenario(server: Server) -> None:
         await server.open_links()
-        client = Client()
-        request = asyncio.create_task(server.request(client))
-        await steps.begun.wait()
-        if begun:
-            steps.starts.set()
-            await until(lambda: bool(client.body))
+        client, request = await steps.begin(server, begun=begun)
         client.left.set()
         await until(lambda: steps.client_left)
         with_error = await asyncio.gather(request, return_exceptions=True)
