@@ -16,26 +16,37 @@ from mpt_serve.errors import EngineClosedError
 
 __all__ = ["DeltaLink", "LinkedRequest", "delta_links"]
 
+_HELD = 32  # deltas of a request that nobody waits for, before they are sent
+
 # Ends a request in the engine, or one choice of it: takes its id, the choice's index or None, and the reason.
 Abort = Callable[[str, int | None, AbortReason], None]
 
 
 class LinkedRequest:
-    """One request whose deltas go over a link.
+    """One request whose deltas go over a link: at once, or in the background several together, or with an end.
+
+    Each frame wakes the Ingress, which then takes a core from requests that somebody waits for.
 
     ended: done when every choice has finished; fails with EngineClosedError when the link is lost before.
     """
 
-    def __init__(self, link: "DeltaLink", number: int, request_id: str, choices: int) -> None:
+    def __init__(self, link: "DeltaLink", number: int, request_id: str, choices: int, background: bool) -> None:
         self.request_id = request_id
         self.ended: asyncio.Future[None] = link.loop.create_future()
         self._link = link
         self._number = number
         self._unfinished = choices
+        self._background = background
+        self._held: list[Delta] = []
 
     def post(self, delta: Delta) -> None:
-        """Take a delta from the engine; thread-safe, never blocks. `flush` of the link sends it."""
-        self._link.post(self._number, delta)
+        """Take a delta from the engine, on its thread; never blocks. `flush` of the link sends it."""
+        self._held.append(delta)
+        if self._background and delta.finish_reason is None and len(self._held) < _HELD:
+            return
+        for held in self._held:
+            self._link.post(self._number, held)
+        self._held.clear()
         if delta.finish_reason is not None:
             self._unfinished -= 1
             if not self._unfinished:
@@ -67,10 +78,10 @@ class DeltaLink(Link[Delta]):
         self._requests: dict[int, LinkedRequest] = {}
         super().__init__(link_id, connection, loop, on_lost)
 
-    def open(self, number: int, request_id: str, choices: int) -> LinkedRequest:
+    def open(self, number: int, request_id: str, choices: int, background: bool = False) -> LinkedRequest:
         """Return a new request of this link. Raises EngineClosedError when the link is lost."""
         self.check_open()
-        request = self._requests[number] = LinkedRequest(self, number, request_id, choices)
+        request = self._requests[number] = LinkedRequest(self, number, request_id, choices, background)
         return request
 
     def close_request(self, number: int) -> None:

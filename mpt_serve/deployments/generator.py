@@ -103,7 +103,7 @@ class Generator:
                 finally:
                     self._engine.cancel(request_id)
                 return
-            request = link.open(address.number, request_id, params.n)
+            request = link.open(address.number, request_id, params.n, params.background)
             try:
                 await self._begin(partial(submit, request.post), request_id, spec)
                 try:

@@ -68,7 +68,7 @@ class Watched:
         self.name = name
         self.heard = now
         self._loop = asyncio.get_running_loop()
-        self._limit = limit
+        self._limit: asyncio.Timeout | None = limit
 
     def hear(self) -> None:
         """Note that its replica works: a delta has come, or a report."""
@@ -76,8 +76,12 @@ class Watched:
 
     def lose(self) -> None:
         """Make `Watchdog.watch` raise."""
-        if not self._limit.expired():
+        if self._limit is not None and not self._limit.expired():
             self._limit.reschedule(self._loop.time())
+
+    def leave(self) -> None:
+        """Forget the task: where that is cancelled, its error would refer to itself, until a garbage collection."""
+        self._limit = None
 
 
 class Watchdog:
@@ -110,6 +114,7 @@ class Watchdog:
                     yield watched
                 finally:
                     del self._watched[name]
+                    watched.leave()
         except TimeoutError as error:
             if not limit.expired():
                 raise

@@ -23,6 +23,7 @@ from model.pretrained import find_device, mpt_from_pretrained
 from mpt_serve.configuration.engine_config import EngineConfig
 from mpt_serve.configuration.model_folder import model_path
 from mpt_serve.engine.active_requests import ActiveRequests
+from mpt_serve.engine.background_priority import BackgroundPriority
 from mpt_serve.engine.block_pool import BlockPool
 from mpt_serve.engine.inbox import Abort, AddRequest, Inbox
 from mpt_serve.engine.memory import cache_dtype_for, cache_plan_for
@@ -129,15 +130,15 @@ class Engine:
         self._stats = StatsBoard(
             self._scheduler, DraftStats() if drafter is None else drafter.stats, plan, self._compilations
         )
+        self._priority = BackgroundPriority() if format.packed else None  # else the engine's thread computes nothing
         prefill_limit = None
         if settings.max_gap_ms is not None:
             prefill_limit = PrefillLimit(self._runner.step_sizes, settings.max_gap_ms / 1000)
         threads = None
         if settings.threads is None and format.packed:
             threads = ThreadChoice(thread_counts(usable_cores()), limit_kernel_threads)
-        self._pipeline = Pipeline(
-            self._scheduler, self._runner, config.vocab_size, drafter, self._stats, prefill_limit, threads
-        )
+        policies = prefill_limit, threads, self._priority
+        self._pipeline = Pipeline(self._scheduler, self._runner, config.vocab_size, drafter, self._stats, *policies)
         self._factory = RequestFactory(
             config.vocab_size,
             self.vocab_limit,
@@ -247,6 +248,8 @@ class Engine:
         if not self._requests.claim(request_id, choices):
             raise RequestError(f"a request with the id {request_id!r} is running already; choose another id")
         self._inbox.put(AddRequest(choices))
+        if self._priority is not None and not params.background:
+            self._priority.restore()
         if self._thread_ended:  # perhaps before it could see this
             self._refuse_rest()
         return request_id

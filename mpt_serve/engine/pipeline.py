@@ -1,8 +1,12 @@
-"""The engine's steps in a pipeline: while the device computes step k + 1, the host reads what step k sampled."""
+"""The engine's steps in a pipeline: while the device computes step k + 1, the host reads what step k sampled.
+
+Steps in the background run one by one, so that whoever comes waits for one at most.
+"""
 
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -12,6 +16,7 @@ from jax import Array
 
 from model.sampling.batch import PROMPT
 from model.sampling.sampler import NO_NUMBER
+from mpt_serve.engine.background_priority import BackgroundPriority
 from mpt_serve.engine.named_logprobs import Named, read_named, start_named
 from mpt_serve.engine.prefill_limit import PrefillLimit
 from mpt_serve.engine.programs import SCORED
@@ -81,6 +86,7 @@ class Pipeline:
         stats: StatsBoard,
         prefill_limit: PrefillLimit | None = None,
         threads: ThreadChoice | None = None,
+        priority: BackgroundPriority | None = None,
     ) -> None:
         self._scheduler = scheduler
         self._runner = runner
@@ -89,6 +95,7 @@ class Pipeline:
         self._stats = stats
         self._prefill_limit = prefill_limit
         self._threads = threads
+        self._priority = priority
         self._ahead: _Step | None = None
         self._read_at: float | None = None  # when the step before was read; None after a pause
 
@@ -131,14 +138,23 @@ class Pipeline:
                     behind = None
                 step.sampled = self._runner.sample(step.prepared, logits, self._masks(step, result))
             else:
-                hidden_states, step.sampled = self._runner.step(step.prepared, self._masks(step, result))
+                masks = self._masks(step, result)
+                with self._priority_of(step if behind is None else behind):  # the call waits for that one
+                    hidden_states, step.sampled = self._runner.step(step.prepared, masks)
             if hidden_states is not None:
                 self._use_hidden_states(step, hidden_states)
         if behind is not None:
             self._read(behind, result)
-        self._ahead = step
         if step is None:
             self._read_at = None
+        elif step.rows.background:
+            self._read(step, result)
+            step = None
+        self._ahead = step
+
+    def _priority_of(self, step: _Step) -> AbstractContextManager[None]:
+        """Return what gives this thread the priority of a step's rows while entered."""
+        return nullcontext() if self._priority is None or not step.rows.background else self._priority.lowered()
 
     # The next step
 
@@ -251,7 +267,8 @@ class Pipeline:
 
     def _read(self, step: _Step, result: TurnResult) -> None:
         assert step.sampled is not None
-        sampled = SampledIds.read(step.sampled)
+        with self._priority_of(step):
+            sampled = SampledIds.read(step.sampled)
         scores = [(request, first, SampledIds.read(packed), count) for request, first, count, packed in step.scores]
         self._measure(step)
         for request, first, scored, count in scores:

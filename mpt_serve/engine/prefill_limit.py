@@ -10,7 +10,7 @@ __all__ = ["PrefillLimit"]
 
 _SHARE = 0.7  # of the gap that a step's usual duration may take; what is left is for those that take longer
 
-# What a step in the background may take, as a multiple of one token's: whoever comes waits for it, and the one after.
+# What a step in the background may take, as a multiple of one token's: whoever comes waits for it.
 _BACKGROUND = 1.25
 _HARDLY_MORE = 1.1  # what a step with rows for hidden states may take, as a multiple of one without
 _SELDOM = 256  # steps of which one may take longer for them: less than one of 100, so that the p99 of gaps stays

@@ -23,6 +23,7 @@ from mpt_serve.configuration.limits import Limits
 from mpt_serve.openai.arriving_bodies import received_again
 from mpt_serve.openai.backend import Backend
 from mpt_serve.openai.background import BackgroundBackend
+from mpt_serve.openai.background_turns import BackgroundTurns
 from mpt_serve.openai.chat import prepare_chat
 from mpt_serve.openai.completions import prepare_completion
 from mpt_serve.openai.embeddings import prepare_embeddings
@@ -90,6 +91,7 @@ class BatchRequests:
         patient = limits.replace(request_timeout_s=max(_WEEK_S, limits.request_timeout_s))
         context = ServerContext(BackgroundBackend(backend), patient)
         self.metrics = context.metrics
+        self._turns = BackgroundTurns(backend.load)
         self._endpoints: Mapping[str, ASGIApp] = {
             "/v1/completions": GenerationEndpoint(context, prepare_completion),
             "/v1/chat/completions": GenerationEndpoint(context, prepare_chat),
@@ -99,6 +101,7 @@ class BatchRequests:
 
     async def send(self, owner: str, line: BatchLine) -> Result:
         """Return the result of a request. Raises LaterError where the server cannot serve it now."""
+        await self._turns.wait()
         request_id = new_id("req")
         exchange = _Exchange(json.dumps(line.body).encode())
         scope: Scope = {

@@ -68,8 +68,9 @@ class RequestStream:
 
     def cancel(self) -> None:
         """Cancel what has not finished, without waiting for that."""
-        for task in self._tasks:
-            task.cancel()
+        for prompt, task in zip(self._prompts, self._tasks, strict=False):
+            if not prompt.done:  # else it ends by itself, as soon as it has its turn
+                task.cancel()
 
     async def next(self, timeout: float | None = None) -> list[ChoicePart]:
         """Wait for parts and return all that have arrived, those of one choice joined into one.

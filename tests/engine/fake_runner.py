@@ -338,8 +338,10 @@ class Simulation:
         for output in result.outputs:
             self.outputs.setdefault(output.request, []).append(output)
         assert self.stats.steps == self.stats.latest.steps == steps + result.scheduled
-        assert result.scheduled == (self._runner.last is not None) == self.busy
-        return self._runner.last or StepRows([], 0)
+        assert result.scheduled == (self._runner.last is not None)
+        step = self._runner.last or StepRows([], 0)
+        assert self.busy == bool(step.rows and not step.background)
+        return step
 
     def drain(self, limit: int = 2_000) -> Iterator[StepRows]:
         """Turn until nothing is left to do."""

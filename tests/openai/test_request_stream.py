@@ -111,6 +111,24 @@ def test_leaving_cancels_what_has_not_finished_and_waits_for_that() -> None:
     assert ended == [True, True]
 
 
+def test_leaving_lets_what_has_finished_end_by_itself() -> None:
+    """An error that cancels it would refer to itself, and stay until a garbage collection."""
+    ended = []
+
+    async def script(on_delta: OnDelta) -> None:
+        on_delta(delta("text", end=True))
+        await asyncio.sleep(0.01)
+        ended.append(True)
+
+    async def scenario() -> None:
+        async with output_of(script) as output:
+            while not output.done:
+                await output.next()
+
+    asyncio.run(scenario())
+    assert ended == [True]
+
+
 def test_deltas_of_a_choice_that_has_ended_are_dropped() -> None:
     backend = FakeBackend()
     request = GenerationRequest([1], SamplingParams(), None, "r")

@@ -110,6 +110,37 @@ def test_a_step_of_all_requests_is_one_frame() -> None:
     assert len(uvloop.run(scenario())) == steps
 
 
+def test_deltas_in_the_background_go_together() -> None:
+    async def scenario() -> None:
+        async with pair() as both:
+            link = await both.link()
+            sizes: list[int] = []
+            link._socket = _Counting(link._socket, sizes)  # type: ignore[assignment]
+            with both.receiver.receive(both.delivery()), both.receiver.receive(both.delivery((0, 1))):
+                alone, choices = link.open(0, "alone", 1, True), link.open(1, "choices", 2, True)
+                frames = []
+                for step in range(70):
+                    alone.post(delta(step, end=step == 69))
+                    both.links.flush()
+                    frames.append(len(sizes))
+                assert [step for step, count in enumerate(frames) if count > frames[step - 1] and step] == [31, 63, 69]
+                choices.post(delta(1, index=1))
+                choices.post(delta(2))
+                both.links.flush()
+                assert len(sizes) == frames[-1]
+                choices.post(delta(3, end=True))
+                both.links.flush()
+                choices.post(delta(4, end=True, index=1))
+                both.links.flush()
+                await until(lambda: sum(item.finish_reason is not None for item in both.received) == 3)
+            ids: dict[int, list[int]] = {}
+            for item in both.received:
+                ids.setdefault(item.index, []).extend(item.token_ids)
+            assert ids == {0: [*range(70), 2, 3], 1: [1, 4]}
+
+    uvloop.run(scenario())
+
+
 class _Counting:
     """A socket that notes what it sends."""
 
@@ -130,8 +161,11 @@ class _Counting:
     st.lists(st.tuples(st.integers(1, 60), st.integers(1, 3)), min_size=1, max_size=8),
     st.booleans(),
     st.sampled_from([0.0, 0.001, 0.05]),
+    st.booleans(),
 )
-def test_nothing_is_lost_or_reordered(requests: list[tuple[int, int]], slow: bool, interval_s: float) -> None:
+def test_nothing_is_lost_or_reordered(
+    requests: list[tuple[int, int]], slow: bool, interval_s: float, background: bool
+) -> None:
     async def scenario() -> list[dict[int, list[int]]]:
         async with pair(interval_s) as both:
             link = await both.link()
@@ -147,7 +181,7 @@ def test_nothing_is_lost_or_reordered(requests: list[tuple[int, int]], slow: boo
                 deliveries.append(delivery)
                 delivery.number = len(linked)
                 both.receiver._deliveries[delivery.number] = delivery
-                linked.append(link.open(delivery.number, f"r{len(linked)}", choices))
+                linked.append(link.open(delivery.number, f"r{len(linked)}", choices, background))
 
             def engine() -> None:
                 for position in range(max(length for length, _ in requests)):

@@ -1,6 +1,7 @@
 """Replicas that freeze or stall without dying: their requests move, and no others do."""
 
 import asyncio
+import gc
 import time
 from collections.abc import Awaitable, Sequence
 
@@ -220,3 +221,30 @@ def test_what_a_request_raises_itself_stays(error: Exception) -> None:
     with pytest.raises(type(error)) as caught:
         asyncio.run(scenario())
     assert caught.value is error
+
+
+def test_a_cancelled_request_leaves_nothing_to_the_garbage_collector() -> None:
+    """Batches have many requests, and their garbage would be collected while all streams stop."""
+
+    async def scenario() -> int:
+        watchdog = Watchdog(Replicas(), TIMEOUT_S)
+
+        async def request() -> None:
+            async with watchdog.watch("r") as watched:
+                watched.hear()
+                await asyncio.Event().wait()
+
+        for _ in range(20):
+            task = asyncio.create_task(request())
+            await settle()
+            task.cancel()
+            await settle()
+            del task
+        return gc.collect()
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert asyncio.run(scenario()) < 20
+    finally:
+        gc.enable()
