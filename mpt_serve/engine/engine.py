@@ -248,8 +248,10 @@ class Engine:
         if not self._requests.claim(request_id, choices):
             raise RequestError(f"a request with the id {request_id!r} is running already; choose another id")
         self._inbox.put(AddRequest(choices))
-        if self._priority is not None and not params.background:
-            self._priority.restore()
+        if not params.background:
+            self._runner.abandon()
+            if self._priority is not None:
+                self._priority.restore()
         if self._thread_ended:  # perhaps before it could see this
             self._refuse_rest()
         return request_id

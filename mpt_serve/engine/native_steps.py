@@ -37,10 +37,12 @@ class NativeSteps:
         self._latest: SampledLater | None = None  # of the step that was begun last
         self._held: list[object] = []  # what the step in flight reads and writes
 
-    def start(self, shape: StepShape, forward: Packed, sampling: Packed, masks: Words | None) -> "SampledLater":
+    def start(
+        self, shape: StepShape, forward: Packed, sampling: Packed, masks: Words | None, *, yields: bool = False
+    ) -> "SampledLater":
         """Begin a step and return what it samples, as `pack_sampled` does. Does not wait for it.
 
-        forward, sampling: as `step_inputs` packs them for a step of this shape.
+        forward, sampling: as `step_inputs` packs them for a step of this shape. yields: whether `abandon` may end it.
         """
         if self._cache is not self._state.cache:
             self._meet_xla()
@@ -53,12 +55,18 @@ class NativeSteps:
         inputs.forward, inputs.sampling, inputs.sampled = map(_address, (forward, sampling, sampled))
         inputs.masks = None if masks is None else _address(masks)
         inputs.last_tokens, inputs.counts, inputs.bias = self._slots
-        session.start(inputs)
+        session.start(inputs, yields=yields)
         if self._latest is not None:
             self._latest.end()
         self._held[:] = masks, sampled
         self._latest = SampledLater(session, sampled)
         return self._latest
+
+    def abandon(self) -> None:
+        """Have the step in flight end soon, if that yields. Any thread."""
+        session = self._session
+        if session is not None:
+            session.abandon()
 
     def open(self) -> None:
         """Open the session now, rather than with the first step."""
@@ -90,9 +98,13 @@ class NativeSteps:
 
 
 class SampledLater:
-    """What a step samples, [S, 3 + 2 * max_logprobs] int32 once it is done."""
+    """What a step samples, [S, 3 + 2 * max_logprobs] int32 once it is done.
+
+    abandoned: known when that was waited for; the array means nothing then.
+    """
 
     def __init__(self, session: StepSession, sampled: npt.NDArray[np.int32]) -> None:
+        self.abandoned = False
         self._session: StepSession | None = session
         self._sampled = sampled
 
@@ -104,7 +116,7 @@ class SampledLater:
     def block_until_ready(self) -> "SampledLater":
         """Work on the step until it is done; returns at once where it is."""
         if self._session is not None:
-            self._session.finish()
+            self.abandoned = not self._session.finish()
             self._session = None
         return self
 

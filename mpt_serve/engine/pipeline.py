@@ -1,6 +1,6 @@
 """The engine's steps in a pipeline: while the device computes step k + 1, the host reads what step k sampled.
 
-Steps in the background run one by one, so that whoever comes waits for one at most.
+Steps in the background run one by one, and may be abandoned, so that whoever comes hardly waits for them.
 """
 
 import logging
@@ -40,6 +40,8 @@ class StepRunner(Protocol):
     def prepare(self, step: StepRows) -> PreparedStep: ...
 
     def step(self, step: PreparedStep, masks: Words | None = None) -> tuple[Array | None, Sampled]: ...
+
+    def completes(self, sampled: Sampled) -> bool: ...
 
     def forward(self, step: PreparedStep) -> tuple[Array, Array]: ...
 
@@ -148,9 +150,21 @@ class Pipeline:
         if step is None:
             self._read_at = None
         elif step.rows.background:
-            self._read(step, result)
+            self._end_background(step, result)
             step = None
         self._ahead = step
+
+    def _end_background(self, step: _Step, result: TurnResult) -> None:
+        """Wait for a step in the background and read it, or schedule its rows again later if it was abandoned."""
+        assert step.sampled is not None
+        with self._priority_of(step):
+            done = self._runner.completes(step.sampled)
+        if done:
+            self._read(step, result)
+        else:
+            for row in step.rows.rows:
+                row.undo()
+            self._read_at = None
 
     def _priority_of(self, step: _Step) -> AbstractContextManager[None]:
         """Return what gives this thread the priority of a step's rows while entered."""
@@ -267,8 +281,7 @@ class Pipeline:
 
     def _read(self, step: _Step, result: TurnResult) -> None:
         assert step.sampled is not None
-        with self._priority_of(step):
-            sampled = SampledIds.read(step.sampled)
+        sampled = SampledIds.read(step.sampled)
         scores = [(request, first, SampledIds.read(packed), count) for request, first, count, packed in step.scores]
         self._measure(step)
         for request, first, scored, count in scores:

@@ -19,7 +19,7 @@ from model.params.sharding import cache_sharding
 from model.params.weights import Weights
 from model.sampling.batch import init_sampler_state
 from mpt_serve.engine.memory import CachePlan
-from mpt_serve.engine.native_steps import NativeSteps
+from mpt_serve.engine.native_steps import NativeSteps, SampledLater
 from mpt_serve.engine.programs import COPIES, SCORED, DeviceState, ProgramKey, Programs, Purpose
 from mpt_serve.engine.step_inputs import Packed, PackedEmbeds, pack_embeds
 from mpt_serve.engine.step_output import Sampled
@@ -34,6 +34,7 @@ class PreparedStep(NamedTuple):
 
     keeps_states: whether requests want something of its hidden states.
     embeds: what stands in place of rows of the embedding table; None where nothing does.
+    yields: whether the step may be abandoned.
     """
 
     key: StepKey
@@ -42,10 +43,11 @@ class PreparedStep(NamedTuple):
     copies: Sequence[tuple[int, int]]
     keeps_states: bool = True
     embeds: PackedEmbeds | None = None
+    yields: bool = False
 
 
 class Runner:
-    """Runs steps on the device, in the order of its calls. Not thread-safe: one thread calls it at a time.
+    """Runs steps on the device, in the order of its calls. One thread calls it at a time, but for `abandon`.
 
     A step whose masks depend on ids that the one before samples is two programs, `forward` and `sample`: the host makes
     the masks while `forward` runs. On CPUs any other `step` is one program, because dispatching the second one takes as
@@ -130,7 +132,7 @@ class Runner:
         forward, sampling = self._packer.pack(step, self._shapes[key])
         keeps_states = any(row.request.wants_states for row in step.rows)
         embeds = pack_embeds(step, key.num_tokens, self._width) if self._takes_embeds else None
-        return PreparedStep(key, forward, sampling, step.copies, keeps_states, embeds)
+        return PreparedStep(key, forward, sampling, step.copies, keeps_states, embeds, step.background)
 
     def step(self, step: PreparedStep, masks: Words | None = None) -> tuple[Array | None, Sampled]:
         """Start a step, and return its hidden states as `forward` does, and its ids as `sample` does. Does not wait.
@@ -140,7 +142,8 @@ class Runner:
         plain = not step.keeps_states and step.embeds is None
         if self._native is not None and step.key.num_tokens <= self._native_tokens and plain:
             self._copy(step.copies)
-            return None, self._native.start(self._shapes[step.key], step.forward, step.sampling, masks)
+            shape = self._shapes[step.key]
+            return None, self._native.start(shape, step.forward, step.sampling, masks, yields=step.yields)
         if step.key not in self._fused or step.embeds is not None:
             hidden_states, logits = self.forward(step)
             return hidden_states, self.sample(step, logits, masks)
@@ -151,6 +154,16 @@ class Runner:
         hidden_states, packed, state.cache, state.slots = run(state.leaves, state.cache, state.slots, *arrays)
         packed.copy_to_host_async()
         return hidden_states, packed
+
+    def completes(self, sampled: Sampled) -> bool:
+        """Wait for a step in the background; return False where it was abandoned, and is as if it had not begun."""
+        sampled.block_until_ready()
+        return not (isinstance(sampled, SampledLater) and sampled.abandoned)
+
+    def abandon(self) -> None:
+        """Have the step in flight end soon, if it is in the background, as far as the device can. Any thread."""
+        if self._native is not None:
+            self._native.abandon()
 
     def forward(self, step: PreparedStep) -> tuple[Array, Array]:
         """Start a step's computation, and return hidden states [T, d] and logits [S, V] to sample. Does not wait."""

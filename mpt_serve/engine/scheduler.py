@@ -352,7 +352,8 @@ class Scheduler:
             request, start, length + len(drafts), samples, token_in_flight=stop > request.num_known, drafts=drafts
         )
         request.num_computed = row.stop
-        self._tables.publish(request)
+        if not request.background:  # else the step may be abandoned: `_take` publishes what it has written
+            self._tables.publish(request)
         request.in_flight += bool(samples)
         return row
 

@@ -41,6 +41,15 @@ class Row:
         token_masks = self.request.token_masks
         return self.samples > 0 and token_masks is not None and token_masks.apply(self.num_generated)
 
+    def undo(self) -> None:
+        """Take the row back, whose step was abandoned: its tokens are to be computed again.
+
+        No later row of its request may have been scheduled. The request keeps its slot and its blocks.
+        """
+        self.request.in_flight -= bool(self.samples)
+        if self.request.finish_reason is None:
+            self.request.num_computed = self.start
+
 
 @dataclass(frozen=True, slots=True)
 class StepRows:

@@ -186,6 +186,7 @@ class FakeRunner:
         self._packer = StepPacker(scheduler.max_num_seqs)
         self._pending: list[PendingIds] = []
         self.last: StepRows | None = None
+        self.abandons = False  # the steps in the background that are waited for
 
     def prepare(self, step: StepRows) -> FakeStep:
         self.last = step
@@ -207,6 +208,19 @@ class FakeRunner:
     def sample(self, step: FakeStep, logits: FakeStep, masks: Words | None = None) -> PendingIds:
         assert logits is step
         return self._enqueue(step, masks)
+
+    def completes(self, sampled: PendingIds) -> bool:
+        if not self.abandons:
+            sampled.block_until_ready()
+            return True
+        while self._pending[0] is not sampled:
+            self.execute_next()
+        self._pending.pop(0)
+        self._copy(sampled.step)
+        _, (_, _, slots), *_ = self._shape_of(sampled.step.key).split(sampled.step.forward)
+        written = slots < self._tokens.size
+        self._positions.reshape(-1)[slots[written]] = -1  # nothing that a row could read
+        return False
 
     def set_slot(self, slot: int, counts: np.ndarray, bias: np.ndarray) -> None:
         raise NotImplementedError
@@ -232,8 +246,7 @@ class FakeRunner:
 
     def _compute(self, step: FakeStep) -> dict[int, np.ndarray]:
         """Write the step's tokens to the cache, and return the context of each."""
-        for source, to in step.copies:
-            self._tokens[to], self._positions[to] = self._tokens[source], self._positions[source]
+        self._copy(step)
         shape = self._shape_of(step.key)
         num_decode, (tokens, positions, slots), row_fields, tables, _ = shape.split(step.forward)
         in_flight = tokens < 0
@@ -255,6 +268,10 @@ class FakeRunner:
                 assert context[positions[query_start[row] + i]] == tokens[query_start[row] + i]
                 contexts[query_start[row] + i] = context[: positions[query_start[row] + i] + 1]
         return contexts
+
+    def _copy(self, step: FakeStep) -> None:
+        for source, to in step.copies:
+            self._tokens[to], self._positions[to] = self._tokens[source], self._positions[source]
 
     def _sample(self, step: FakeStep, contexts: dict[int, np.ndarray], masks: Words | None) -> np.ndarray:
         """Return the sampled ids, packed as the programs do: [S, 3], without log probabilities."""
@@ -326,9 +343,13 @@ class Simulation:
     def busy(self) -> bool:
         return self._pipeline.busy
 
-    def turn(self, right: Sequence[bool] = (), reads_first: bool = False) -> StepRows:
-        """Turn the pipeline once, and return the rows that it dispatched."""
+    def turn(self, right: Sequence[bool] = (), reads_first: bool = False, abandons: bool = False) -> StepRows:
+        """Turn the pipeline once, and return the rows that it dispatched.
+
+        right, reads_first: of drafts. abandons: a step in the background.
+        """
         self._drafter.right, self._drafter.reads_first = list(right), reads_first
+        self._runner.abandons = abandons
         self._runner.last = None
         steps = self.stats.steps
         result = self._pipeline.turn()

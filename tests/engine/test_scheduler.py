@@ -127,13 +127,18 @@ class Histories(RuleBasedStateMachine):
         assert not request.blocks
         assert request.slot is None
 
-    @rule(turns=st.integers(1, 6), right=st.lists(st.booleans(), max_size=7), reads_first=st.booleans())
-    def compute(self, turns: int, right: list[bool], reads_first: bool) -> None:
+    @rule(
+        turns=st.integers(1, 6),
+        right=st.lists(st.booleans(), max_size=7),
+        reads_first=st.booleans(),
+        abandons=st.booleans(),
+    )
+    def compute(self, turns: int, right: list[bool], reads_first: bool, abandons: bool) -> None:
         for _ in range(turns):
-            self.turn(right, reads_first)
+            self.turn(right, reads_first, abandons)
 
-    def turn(self, right: list[bool], reads_first: bool) -> None:
-        step = self.simulation.turn(right, reads_first)
+    def turn(self, right: list[bool], reads_first: bool, abandons: bool = False) -> None:
+        step = self.simulation.turn(right, reads_first, abandons)
         assert step.num_tokens <= self.scheduler.max_num_batched_tokens
         assert len(step.rows) <= self.scheduler.max_num_seqs
         assert len({id(row.request) for row in step.rows}) == len(step.rows)

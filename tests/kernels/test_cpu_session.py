@@ -1,5 +1,6 @@
 """Steps by a session against the same steps by XLA's programs: equal to the last bit on every instruction set."""
 
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -20,6 +21,7 @@ from mpt_serve.engine.memory import CachePlan
 from mpt_serve.engine.request import Request
 from mpt_serve.engine.runner import Runner
 from mpt_serve.engine.sampling_params import SamplingParams
+from mpt_serve.engine.step_output import Sampled
 from mpt_serve.engine.step_rows import Row, StepRows
 from mpt_serve.engine.token_masks import TokenMasks, Words, mask_below, mask_words
 
@@ -74,17 +76,21 @@ def masks_of(rows: Sequence[Row], samples: int) -> Words | None:
     return masks
 
 
+def set_slot(runner: Runner, request: Request) -> None:
+    counts, bias = np.zeros(VOCAB, np.int32), np.zeros(VOCAB, np.float32)
+    counts[list(request.prompt_ids)] += PROMPT
+    for token, value in request.params.biases:
+        bias[token] = value
+    runner.set_slot(request.slot, counts, bias)
+
+
 def run_steps(runner: Runner) -> list[np.ndarray]:
     """Run prompts, decode steps that take their tokens from one another, and drafts; return all that came out."""
     state = runner._state
     state.cache, state.slots = jax.tree.map(jnp.zeros_like, (state.cache, state.slots))
     requests, found, pending = make_requests(), [], []
     for request in requests:
-        counts, bias = np.zeros(VOCAB, np.int32), np.zeros(VOCAB, np.float32)
-        counts[list(request.prompt_ids)] += PROMPT
-        for token, value in request.params.biases:
-            bias[token] = value
-        runner.set_slot(request.slot, counts, bias)
+        set_slot(runner, request)
     prompts = [Row(r, 0, len(r.prompt_ids), 1, token_in_flight=False) for r in requests]
     decodes = [[Row(r, len(r.prompt_ids) + n, 1, 1, token_in_flight=True) for r in requests[: 4 - n]] for n in range(3)]
     for rows, num_decode in ((prompts, 0), *((rows, len(rows)) for rows in decodes)):
@@ -134,6 +140,63 @@ def test_a_step_is_read_while_the_next_one_runs(library, monkeypatch):
     counts = [(int(np.asarray(step)[0, 0]), len(waits)) for step in (behind, ahead)]
     first = counts[0][0]
     assert counts == [(first, 0), (first, 1)]
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 1e-5, 3e-5, 1e-4])
+def test_a_step_that_was_abandoned_is_as_if_it_had_not_begun(library, delay_s):
+    """Whenever another thread abandons it: it is complete, or the same step is begun again."""
+    runner = make_runner(CONFIG, "float32", "none", "float32", native=True)
+    expected = run_steps(runner)[0]
+    state = runner._state
+    for _ in range(50):
+        rows = begin_requests(runner, background=True)
+        before = [np.array(x) for x in jax.tree.leaves(state.slots)]
+        sampled = start(runner, rows)
+        abandon = threading.Timer(delay_s, runner.abandon)
+        abandon.start()
+        done = runner.completes(sampled)
+        abandon.join()
+        if not done:
+            for old, new in zip(before, jax.tree.leaves(state.slots), strict=True):
+                np.testing.assert_array_equal(old, new)
+            sampled = start(runner, rows)
+            assert runner.completes(sampled)
+        np.testing.assert_array_equal(np.asarray(sampled)[: len(rows)], expected)
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_steps_in_the_background_alone_are_abandoned(library, background):
+    runner = make_runner(CONFIG, "float32", "none", "float32", native=True)
+    expected = run_steps(runner)[0]
+    rows = begin_requests(runner, background=background)
+    runner.abandon()  # nothing is in flight: this has no effect
+    library.limit_threads(1)  # so that nothing is computed before somebody waits for it
+    try:
+        sampled = start(runner, rows)
+        runner.abandon()
+        assert runner.completes(sampled) != background
+    finally:
+        library.limit_threads(None)
+    if background:
+        sampled = start(runner, rows)
+        assert runner.completes(sampled)
+    np.testing.assert_array_equal(np.asarray(sampled)[: len(rows)], expected)
+
+
+def begin_requests(runner: Runner, background: bool) -> list[Row]:
+    """Return rows of the prompts of all requests, as the first ones of a runner."""
+    state = runner._state
+    state.cache, state.slots = jax.tree.map(jnp.zeros_like, (state.cache, state.slots))
+    requests = make_requests()
+    for request in requests:
+        request.params = replace(request.params, background=background)
+        set_slot(runner, request)
+    return [Row(r, 0, len(r.prompt_ids), 1, token_in_flight=False) for r in requests]
+
+
+def start(runner: Runner, rows: list[Row]) -> Sampled:
+    prepared = runner.prepare(StepRows(rows, 0))
+    return runner.step(prepared, masks_of(rows, prepared.key.num_samples))[1]
 
 
 @pytest.mark.parametrize("addition", [{"logit_scale": 0.5}, {"final_logit_softcap": 2.0}, {"learned_positions": True}])

@@ -56,7 +56,7 @@ class KernelLibrary:
 
     instruction_sets: those that this machine can run, best first.
     row_tile: rows of inputs that the products handle together in registers; steps of that many rows fill it.
-    start_step, finish_step, close_session: the functions of a session (`kernels.cpu.session`).
+    start_step, finish_step, abandon_step, close_session: the functions of a session (`kernels.cpu.session`).
     """
 
     def __init__(self, path: Path) -> None:
@@ -75,9 +75,11 @@ class KernelLibrary:
         self.row_tile: int = self._library.mpt_row_tile()
         self.start_step = self._library.mpt_start_step
         self.finish_step = self._library.mpt_finish_step
+        self.abandon_step = self._library.mpt_abandon_step
         self.close_session = self._library.mpt_close_session
-        for function in (self.start_step, self.finish_step, self.close_session):
+        for function in (self.start_step, self.abandon_step, self.close_session):
             function.restype = None
+        self.finish_step.restype = ctypes.c_bool
         count = ctypes.c_int()
         names = self._library.mpt_supported_kernels(ctypes.byref(count))
         self.instruction_sets = tuple(names[i].decode() for i in range(count.value))

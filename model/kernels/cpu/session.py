@@ -57,7 +57,7 @@ class StepInputs(ctypes.Structure):
 
 
 class StepSession:
-    """An open session. One thread uses it at a time.
+    """An open session. One thread uses it at a time, but for `abandon`.
 
     caches: the addresses of the cache's arrays, which it uses as long as it lives.
     """
@@ -67,20 +67,30 @@ class StepSession:
         assert library is not None
         self.caches = caches
         self._session = ctypes.c_void_p(address)
-        self._start, self._finish = library.start_step, library.finish_step
+        self._start, self._finish, self._abandon = library.start_step, library.finish_step, library.abandon_step
         self.close: Callable[[], object] = weakref.finalize(self, _close, self._session, memory)
         """Wait for the step in flight, and free the session. Happens by itself when nothing refers to it."""
 
-    def start(self, inputs: StepInputs) -> None:
+    def start(self, inputs: StepInputs, *, yields: bool = False) -> None:
         """Begin a step on other threads, once the one before is done.
 
         `forward` and `sampling` are read before this returns; everything else must stay until the step is done.
+        yields: whether `abandon` may end it.
         """
-        self._start(self._session, ctypes.byref(inputs))
+        self._start(self._session, ctypes.byref(inputs), ctypes.c_bool(yields))
 
-    def finish(self) -> None:
-        """Work on the step that was begun last, and return when it is done."""
-        self._finish(self._session)
+    def finish(self) -> bool:
+        """Work on the step that was begun last, and return when it is done, or abandoned.
+
+        Returns whether it is done. One that was abandoned has sampled nothing and left the sampler's state as it was;
+        the cache is undefined where the step's own tokens are.
+        """
+        done: bool = self._finish(self._session)
+        return done
+
+    def abandon(self) -> None:
+        """Have the step in flight end soon, if that yields and has not come to its samples. Any thread."""
+        self._abandon(self._session)
 
 
 def computes_sessions(weights: Weights, config: MptConfig) -> bool:

@@ -47,7 +47,9 @@ struct alignas(64) Stage {
 
   // Works until no chunk is left to claim, beginning with the thread's own lane. Nothing of the phase is touched
   // without a claimed chunk: without one, its call may have returned.
-  void work(int thread) {
+  // skips: returns whether to leave out a chunk that was claimed.
+  template <class Skips>
+  void work(int thread, const Skips& skips) {
     int64_t own = 0;
     for (int i = 0; i < lane_count; ++i) {
       Lane& lane = lanes[(thread + i) % lane_count];
@@ -55,7 +57,7 @@ struct alignas(64) Stage {
       if (chunk >= lane.end) continue;
       if (own == 0 && phase.enter) phase.enter(phase.context);
       do {
-        phase.run(phase.context, chunk);
+        if (!skips()) phase.run(phase.context, chunk);
         ++own;
         chunk = lane.next.fetch_add(1, std::memory_order_relaxed);
       } while (chunk < lane.end);
@@ -79,8 +81,8 @@ struct alignas(64) Stage {
 }  // namespace
 
 struct Job {
-  Job(const Phase* phases, int64_t count, int threads)
-      : count(count), stages(new Stage[count]), lanes(new Lane[count * threads]) {
+  Job(const Phase* phases, int64_t count, int threads, const std::atomic<bool>* abandon)
+      : count(count), stages(new Stage[count]), lanes(new Lane[count * threads]), abandon(abandon) {
     for (int64_t i = 0; i < count; ++i) {
       Stage& stage = stages[i];
       stage.phase = phases[i], stage.lanes = &lanes[i * threads], stage.lane_count = phases[i].parts ? threads : 1;
@@ -95,15 +97,25 @@ struct Job {
   void work() {
     const int thread = arrived.fetch_add(1, std::memory_order_relaxed);
     for (int64_t i = 0; i < count; ++i) {
-      if (!stages[i].finished()) stages[i].work(thread);
+      if (!stages[i].finished()) stages[i].work(thread, [&] { return skips(i); });
       if (i + 1 < count) stages[i].wait();
     }
+  }
+
+  // Returns whether to leave out a chunk of a stage. All threads agree on the last one: it begins when the others are
+  // done, and whoever has left out a chunk of those has said so before.
+  bool skips(int64_t stage) {
+    if (!abandon) return false;
+    if (stage + 1 < count && abandon->load(std::memory_order_relaxed)) skipped.store(true, std::memory_order_relaxed);
+    return skipped.load(std::memory_order_relaxed);
   }
 
   const int64_t count;
   const std::unique_ptr<Stage[]> stages;
   const std::unique_ptr<Lane[]> lanes;  // of all stages
-  std::atomic<int> arrived{0};          // threads
+  const std::atomic<bool>* const abandon;
+  std::atomic<bool> skipped{false};
+  std::atomic<int> arrived{0};  // threads
 };
 
 namespace {
@@ -180,7 +192,7 @@ class WaitingHelpers {
 
 void limit_threads(int threads) { thread_limit = threads; }
 
-void PhaseRun::begin(Pool& pool, int threads, const Phase* phases, int64_t count) {
+void PhaseRun::begin(Pool& pool, int threads, const Phase* phases, int64_t count, const std::atomic<bool>* abandon) {
   if (count == 0) return;
   int64_t most = 0;
   for (int64_t i = 0; i < count; ++i) most = std::max(most, phases[i].count);
@@ -188,7 +200,7 @@ void PhaseRun::begin(Pool& pool, int threads, const Phase* phases, int64_t count
   if (const int limit = thread_limit; limit > 0 && threads > limit) threads = limit;
   if (threads > most) threads = static_cast<int>(most);
   if (threads < 1) threads = 1;
-  job_ = std::make_shared<Job>(phases, count, threads);
+  job_ = std::make_shared<Job>(phases, count, threads, abandon);
   for (int helper = 1; helper < threads; ++helper) {
     if (WaitingHelpers::instance().hand_over(job_)) continue;
     // A helper that starts late finds every chunk claimed, and accesses nothing that the phases refer to.
@@ -197,11 +209,13 @@ void PhaseRun::begin(Pool& pool, int threads, const Phase* phases, int64_t count
   }
 }
 
-void PhaseRun::finish() {
-  if (!job_) return;
+bool PhaseRun::finish() {
+  if (!job_) return true;
   job_->work();
   job_->stages[job_->count - 1].wait();
+  const bool complete = !job_->skipped;
   job_.reset();
+  return complete;
 }
 
 void run_phases(Pool& pool, int threads, const Phase* phases, int64_t count) {

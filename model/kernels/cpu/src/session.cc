@@ -125,18 +125,20 @@ Session::Session(const StepArgs& model, const LinearArgs& embeddings)
 
 Session::~Session() { finish(); }
 
-void Session::start(const StepInputs& inputs) {
+void Session::start(const StepInputs& inputs, bool yields) {
   finish();
+  abandon_.store(false, std::memory_order_relaxed);
   in_ = inputs;
   take_rows();
   take_sampling();
   if (table_ != &kernels()) table_ = &kernels(), plan_.reset(table_->new_step_plan());
   HelperPool& pool = HelperPool::instance();
   const std::vector<Phase>& phases = plan_->plan(args_, pool.threads());
-  run_.begin(pool, pool.threads(), phases.data(), static_cast<int64_t>(phases.size()));
+  const std::atomic<bool>* abandon = yields ? &abandon_ : nullptr;
+  run_.begin(pool, pool.threads(), phases.data(), static_cast<int64_t>(phases.size()), abandon);
 }
 
-void Session::finish() { run_.finish(); }
+bool Session::finish() { return run_.finish(); }
 
 void Session::take_rows() {
   const int64_t T = in_.T, R = in_.R, S = in_.S, K = embeddings_.K, V = embeddings_.N;

@@ -38,10 +38,13 @@ class Session {
   Session& operator=(const Session&) = delete;
 
   // Begins a step, once the one before is done. What `forward` and `sampling` point to is copied, the rest must live
-  // until the step is done.
-  void start(const StepInputs& inputs);
-  // Returns once the step that was begun last is done.
-  void finish();
+  // until the step is done. yields: whether `abandon` may end it.
+  void start(const StepInputs& inputs, bool yields);
+  // Returns once the step that was begun last is done, or abandoned: then it has sampled nothing, the sampler's state
+  // is as before, and the cache undefined where the step's own tokens are. Returns whether it is done.
+  bool finish();
+  // Abandons the step in flight, if that yields and has not come to its samples. Any thread.
+  void abandon() { abandon_.store(true, std::memory_order_relaxed); }
 
  private:
   void take_rows();
@@ -62,6 +65,7 @@ class Session {
   const int32_t* tokens_ = nullptr;
   const KernelTable* table_ = nullptr;  // that plan_ is of
   std::unique_ptr<StepPlan> plan_;
+  std::atomic<bool> abandon_{false};
   PhaseRun run_;
 };
 

@@ -189,7 +189,10 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
 extern "C" {
 MPT_EXPORT XLA_FFI_Error* mpt_step(XLA_FFI_CallFrame* frame) { return mpt_step_handler(frame); }
 MPT_EXPORT XLA_FFI_Error* mpt_open_session(XLA_FFI_CallFrame* frame) { return mpt_open_session_handler(frame); }
-MPT_EXPORT void mpt_start_step(mpt::Session* session, const mpt::StepInputs* inputs) { session->start(*inputs); }
-MPT_EXPORT void mpt_finish_step(mpt::Session* session) { session->finish(); }
+MPT_EXPORT void mpt_start_step(mpt::Session* session, const mpt::StepInputs* inputs, bool yields) {
+  session->start(*inputs, yields);
+}
+MPT_EXPORT bool mpt_finish_step(mpt::Session* session) { return session->finish(); }
+MPT_EXPORT void mpt_abandon_step(mpt::Session* session) { session->abandon(); }
 MPT_EXPORT void mpt_close_session(mpt::Session* session) { delete session; }
 }
