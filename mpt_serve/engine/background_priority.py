@@ -13,7 +13,8 @@ class BackgroundPriority:
 
     Linux runs a thread with the policy SCHED_IDLE where no other thread needs the core, and moves others there as if
     nothing ran on it. To leave that policy again a process needs an RLIMIT_NICE of 20 or CAP_SYS_NICE. Without these,
-    the thread keeps its policy, and offers its core to those that wait for the same one when it has computed a step.
+    or with another policy or system, the thread keeps its policy, and offers its core to those that wait for the same
+    one when it has computed a step.
 
     Belongs to the thread that enters `lowered` first, but for `restore`.
     """

@@ -62,11 +62,16 @@ class BlockTables:
         request.blocks += self.pool.allocate(max(0, min(missing, self.pool.num_free - reserved)))
         return len(request.blocks) * self.pool.block_size - request.num_computed - 1
 
-    def publish(self, request: Request) -> None:
-        """Publish the full blocks of known ids that a dispatched step writes: only later steps read them."""
+    def publish(self, request: Request, limit: int | None = None) -> None:
+        """Publish the full blocks of known ids that a dispatched step writes: only later steps read them.
+
+        limit: the number of its first tokens that this is about; None for all that were dispatched.
+        """
         if not self._prefix_caching or request.slot is None:
             return
         known = min(request.num_computed, request.num_known)
+        if limit is not None:  # later tokens are of a step that may be abandoned
+            known = min(known, limit)
         full = known // self.pool.block_size
         if full > request.num_published:
             request.extend_digests(known, self.pool.block_size)

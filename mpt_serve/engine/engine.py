@@ -314,6 +314,8 @@ class Engine:
         for item in items:
             if isinstance(item, AddRequest):
                 self._requests.add(item.choices)
+                if not item.choices[0].background:
+                    self._runner.abandon()  # a step that has started since this was asked for
             else:
                 self._requests.abort(item)
         if items:

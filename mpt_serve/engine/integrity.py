@@ -9,7 +9,7 @@ __all__ = ["check_requests"]
 
 
 def check_requests(
-    running: Sequence[Request], waiting: Sequence[Request], free_slots: Sequence[int], num_slots: int
+    running: Sequence[Request], waiting: Sequence[Request], free_slots: Sequence[int], num_slots: int, block_size: int
 ) -> None:
     """Check the invariants of `Scheduler` that need no pool. Raises `AssertionError` that names a broken one."""
     for queue in (running, waiting):
@@ -21,6 +21,10 @@ def check_requests(
     for request in running:
         if not 0 <= request.num_generated <= request.max_output:
             raise AssertionError(f"{request.request_id} generates more than {request.max_output} tokens")
+        if request.num_computed > len(request.blocks) * block_size:
+            raise AssertionError(f"{request.request_id} computed {request.num_computed} tokens without blocks")
+        if request.num_published * block_size > request.num_computed:
+            raise AssertionError(f"{request.request_id} published blocks that are not computed")
     for request in waiting:
         if request.blocks or request.slot is not None or request.num_computed:
             raise AssertionError(f"{request.request_id} waits, but holds blocks or a slot")

@@ -20,6 +20,7 @@ class Patience:
     def __init__(self, steps: int | None) -> None:
         self._steps = steps
         self._without = 0
+        self._before = 0  # the last step
         self._served: Request | None = None
 
     def end(self, running: list[Request], waiting: list[Request]) -> None:
@@ -38,7 +39,12 @@ class Patience:
 
     def scheduled(self, step: StepRows, running: list[Request], waiting: list[Request]) -> None:
         """Count a step that was scheduled."""
+        self._before = self._without
         if not any(requests and requests[-1].background for requests in (running, waiting)):  # they are the last
             self._without = 0
         elif step.rows:
             self._without = 0 if any(row.request.background for row in step.rows) else self._without + 1
+
+    def undo(self) -> None:
+        """Count the last step as one without: it was abandoned."""
+        self._without = self._before + 1

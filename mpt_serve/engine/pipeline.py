@@ -1,12 +1,14 @@
 """The engine's steps in a pipeline: while the device computes step k + 1, the host reads what step k sampled.
 
-Steps in the background run one by one, and may be abandoned, so that whoever comes hardly waits for them.
+Steps in the background run one by one, and may be abandoned, so that whoever comes hardly waits for them. One turn
+starts such a step and the next one ends it, so that what others have generated is delivered, and those that have come
+are known, before anything waits for it.
 """
 
 import logging
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -107,7 +109,10 @@ class Pipeline:
         return self._ahead is not None
 
     def turn(self) -> TurnResult:
-        """Start the next step, if there is something to compute, and read what the one before sampled."""
+        """Start the next step, if there is something to compute, and read what the one before sampled.
+
+        After a step in the background the next one is left to the next turn.
+        """
         result = TurnResult()
         try:
             self._turn(result)
@@ -123,6 +128,9 @@ class Pipeline:
 
     def _turn(self, result: TurnResult) -> None:
         behind, self._ahead = self._ahead, None
+        if behind is not None and behind.rows.background:
+            self._end_background(behind, result)
+            return
         if behind is not None and self._must_read(behind):
             self._read(behind, result)
             behind = None
@@ -140,35 +148,27 @@ class Pipeline:
                     behind = None
                 step.sampled = self._runner.sample(step.prepared, logits, self._masks(step, result))
             else:
-                masks = self._masks(step, result)
-                with self._priority_of(step if behind is None else behind):  # the call waits for that one
-                    hidden_states, step.sampled = self._runner.step(step.prepared, masks)
+                hidden_states, step.sampled = self._runner.step(step.prepared, self._masks(step, result))
             if hidden_states is not None:
                 self._use_hidden_states(step, hidden_states)
         if behind is not None:
             self._read(behind, result)
+        self._ahead = step
         if step is None:
             self._read_at = None
-        elif step.rows.background:
-            self._end_background(step, result)
-            step = None
-        self._ahead = step
+        elif step.rows.background:  # which is measured from here
+            self._read_at = time.monotonic()
 
     def _end_background(self, step: _Step, result: TurnResult) -> None:
-        """Wait for a step in the background and read it, or schedule its rows again later if it was abandoned."""
+        """Wait for a step in the background and read it, or take its rows back if it was abandoned."""
         assert step.sampled is not None
-        with self._priority_of(step):
+        with nullcontext() if self._priority is None else self._priority.lowered():
             done = self._runner.completes(step.sampled)
         if done:
             self._read(step, result)
         else:
-            for row in step.rows.rows:
-                row.undo()
-            self._read_at = None
-
-    def _priority_of(self, step: _Step) -> AbstractContextManager[None]:
-        """Return what gives this thread the priority of a step's rows while entered."""
-        return nullcontext() if self._priority is None or not step.rows.background else self._priority.lowered()
+            self._scheduler.undo(step.rows.rows)
+        self._read_at = None
 
     # The next step
 

@@ -81,8 +81,7 @@ class Scheduler:
         self.num_preemptions = 0
         self._tables = BlockTables(pool, prefix_caching)
         self._max_samples = max_num_seqs if max_samples is None else max_samples
-        # Slots are taken lowest first, so that few requests use few slots.
-        self._free_slots = list(range(max_num_seqs - 1, -1, -1))
+        self._free_slots = list(range(max_num_seqs - 1, -1, -1))  # lowest first, so that few requests use few slots
         self._arrivals = 0
         self._pauses = Pauses()
         self._patience = Patience(background_patience)
@@ -190,6 +189,12 @@ class Scheduler:
                 accepted.append((row, self._take(row, ids)))
         return accepted
 
+    def undo(self, rows: Sequence[Row]) -> None:
+        """Take back the rows of a step in the background, the last one scheduled, which was abandoned."""
+        for row in rows:
+            row.undo()
+        self._patience.undo()
+
     def _take(self, row: Row, ids: Sequence[int]) -> int:
         """Append sampled ids to the request as long as the drafts before them were right, and return how many."""
         request = row.request
@@ -204,7 +209,7 @@ class Scheduler:
         if row.drafts:
             request.num_computed = row.start + taken
         self.counters.generated_tokens += taken
-        self._tables.publish(request)
+        self._tables.publish(request, row.stop if request.background else None)
         if taken and request.output_ids[-1] in request.stop_ids:
             self.finish(request, "stop")
         elif row.stop >= len(request.prompt_ids) and len(request.output_ids) >= request.max_output:
@@ -392,7 +397,4 @@ class Scheduler:
     def check_integrity(self) -> None:
         """Check the invariants of the class. Raises `AssertionError` that names a broken one."""
         self.pool.check_integrity(request.blocks for request in self.running)
-        check_requests(self.running, self.waiting, self._free_slots, self.max_num_seqs)
-        for request in self.running:
-            if request.num_computed > len(request.blocks) * self.pool.block_size:
-                raise AssertionError(f"{request.request_id} computed {request.num_computed} tokens without blocks")
+        check_requests(self.running, self.waiting, self._free_slots, self.max_num_seqs, self.pool.block_size)

@@ -7,7 +7,7 @@ __all__ = ["BackgroundTurns"]
 
 _SPACING_S = 0.01  # between two beginnings, each of which takes some milliseconds of several processes
 _LOOK_S = 0.003  # between two looks at whether others are here
-_PATIENCE_S = 0.5  # that one waits for others to end: the engine prefers those in any case
+_PATIENCE_S = 0.2  # that one waits for others to end: the engine prefers those in any case
 
 
 class BackgroundTurns:

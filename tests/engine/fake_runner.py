@@ -338,6 +338,7 @@ class Simulation:
         runner: Any = self._runner
         self._pipeline = Pipeline(scheduler, runner, VOCAB, self._drafter, self.stats, prefill_limit)
         self.outputs: dict[Request, list[StepOutput]] = {}
+        self._in_background = False
 
     @property
     def busy(self) -> bool:
@@ -350,6 +351,19 @@ class Simulation:
         """
         self._drafter.right, self._drafter.reads_first = list(right), reads_first
         self._runner.abandons = abandons
+        self.turn_to_end(abandons)
+        self._in_background = self._turn() and self._runner.last is not None and self._runner.last.background
+        return self._runner.last or StepRows([], 0)
+
+    def turn_to_end(self, abandons: bool = False) -> None:
+        """End a step in the background if one has started, which is a turn of the pipeline."""
+        self._runner.abandons = abandons
+        if self._in_background:
+            assert not self._turn()
+            self._in_background = False
+
+    def _turn(self) -> bool:
+        """Turn the pipeline, and return whether it has started a step."""
         self._runner.last = None
         steps = self.stats.steps
         result = self._pipeline.turn()
@@ -359,10 +373,8 @@ class Simulation:
         for output in result.outputs:
             self.outputs.setdefault(output.request, []).append(output)
         assert self.stats.steps == self.stats.latest.steps == steps + result.scheduled
-        assert result.scheduled == (self._runner.last is not None)
-        step = self._runner.last or StepRows([], 0)
-        assert self.busy == bool(step.rows and not step.background)
-        return step
+        assert result.scheduled == (self._runner.last is not None) == self.busy
+        return result.scheduled
 
     def drain(self, limit: int = 2_000) -> Iterator[StepRows]:
         """Turn until nothing is left to do."""

@@ -43,28 +43,34 @@ def test_outputs_are_the_same_however_often_steps_are_abandoned(
     monkeypatch.setattr(Runner, "completes", counting)
     settings = EngineConfig(max_num_seqs=4, block_size=4, speculation="none", prefix_caching=prefix_caching)
     with Engine.from_pretrained(EMBEDDED, settings) as engine:
-        expected = [completion.token_ids for completion in generate(engine, PROMPTS, PARAMS)]
+        expected = generate(engine, PROMPTS, PARAMS)
+        short = [SamplingParams(max_tokens=2, temperature=0)] * 3
+        others_expected = [list(own.token_ids) for own in generate(engine, PROMPTS[:3], short)]
         for _ in range(3):
             stop = threading.Event()
-            others = threading.Thread(target=_come_and_go, args=(engine, stop))
+            seen: list[tuple[int, list[int]]] = []
+            others = threading.Thread(target=_come_and_go, args=(engine, stop, seen))
             others.start()
             try:
                 background = [replace(params, background=True) for params in PARAMS]
-                found = [completion.token_ids for completion in generate(engine, PROMPTS, background)]
+                found = generate(engine, PROMPTS, background)
             finally:
                 stop.set()
                 others.join()
             assert found == expected
+            assert seen
+            assert all(ids == others_expected[number] for number, ids in seen)
         stats = engine.stats()
     assert abandoned
     assert stats.free_blocks == stats.total_blocks
 
 
-def _come_and_go(engine: Engine, stop: threading.Event) -> None:
-    """Submit a short request again and again, a moment after the one before has ended."""
+def _come_and_go(engine: Engine, stop: threading.Event, seen: list[tuple[int, list[int]]]) -> None:
+    """Submit a short request again and again, a moment after the one before has ended, and note what it generates."""
     number = 0
     while not stop.wait(0.0003 * (number % 5)):
         number += 1
         listener = Listener()
         engine.submit(PROMPTS[number % 3], SamplingParams(max_tokens=2, temperature=0), listener)
-        listener.ended.wait(30)
+        listener.last()
+        seen.append((number % 3, listener.token_ids))

@@ -1,5 +1,6 @@
 """Scheduler, block pool and pipeline: random histories over a runner without a model, and the rules one by one."""
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -679,6 +680,77 @@ def test_the_background_has_its_turn_on_a_server_that_is_never_idle() -> None:
     assert [row.request for row in scheduler.schedule(background=none).rows] == [other, waiting]
     assert not waiting.background
     scheduler.check_integrity()
+
+
+def test_a_step_that_is_abandoned_counts_as_one_without_the_background() -> None:
+    scheduler = scheduler_of(max_num_seqs=2, patience=3)
+    simulation = Simulation(scheduler, 200, 6)
+    patient = make_request("patient", [1] * 3, 5, background=True)
+    scheduler.add(patient)
+    for _ in range(3):
+        assert [row.start for row in simulation.turn(abandons=True).rows] == [0]
+        simulation.turn_to_end(abandons=True)
+        assert (patient.num_computed, patient.in_flight) == (0, 0)
+    step = simulation.turn(abandons=True)
+    assert [row.request for row in step.rows] == [patient]
+    assert not step.background
+    list(simulation.drain())
+    assert patient.output_ids == completion(patient)
+
+
+def test_blocks_of_a_step_that_is_abandoned_are_not_found() -> None:
+    """The step before has rows of others and of the background, and is read when both are scheduled."""
+    scheduler = scheduler_of(max_num_seqs=2, prefix_caching=True)
+    simulation = Simulation(scheduler, 200, 6)
+    other = make_request("other", [2] * 3, 3)
+    patient = make_request("patient", [1] * 40, 3, background=True)
+    scheduler.add(other)
+    scheduler.add(patient)
+    mixed = 0
+    for _ in range(20):
+        step = simulation.turn()
+        mixed += not step.background and len(step.rows) == 2
+        if step.rows and step.background:
+            break
+    assert mixed
+    simulation.turn_to_end(abandons=True)
+    scheduler.check_integrity()
+    later = make_request("later", [1] * 39 + [5], 3)
+    scheduler.add(later)
+    list(simulation.drain())
+    assert [request.output_ids for request in (other, patient, later)] == list(map(completion, (other, patient, later)))
+
+
+def test_what_others_have_generated_does_not_wait_for_a_step_in_the_background() -> None:
+    scheduler = scheduler_of(max_num_seqs=2)
+    simulation = Simulation(scheduler, 200, 6)
+    other = make_request("other", [2] * 3, 1)
+    scheduler.add(other)
+    scheduler.add(make_request("patient", [1] * 3, 5, background=True))
+    waits = []
+    completes = simulation._runner.completes
+    simulation._runner.completes = lambda sampled: waits.append(sampled) or completes(sampled)  # type: ignore
+    while other.finish_reason is None:
+        simulation.turn()
+    assert simulation.outputs[other]
+    assert not waits
+
+
+def test_a_pause_after_the_background_is_no_part_of_a_step() -> None:
+    class Limit(FixedLimit):
+        def measured(self, num_tokens: int, seconds: float) -> None:
+            durations.append(seconds)
+
+    durations: list[float] = []
+    scheduler = scheduler_of(max_num_seqs=2)
+    simulation = Simulation(scheduler, 200, 6, Limit(None))
+    scheduler.add(make_request("patient", [1] * 3, 2, background=True))
+    list(simulation.drain())
+    assert durations
+    time.sleep(0.2)
+    add(scheduler, 3)
+    list(simulation.drain())
+    assert max(durations) < 0.2
 
 
 def test_steps_that_nobody_waits_for_leave_a_core_to_others_and_measure_nothing() -> None:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from waiting import until
 
-from mpt_serve.deployments import link_receiver, link_sender
+from mpt_serve.deployments import delta_link, link_receiver, link_sender
 from mpt_serve.deployments.delta_link import DeltaLink, LinkedRequest, delta_links
 from mpt_serve.deployments.delta_receiver import Delivery, DeltaReceiver
 from mpt_serve.deployments.delta_wire import decode, encode
@@ -110,33 +110,47 @@ def test_a_step_of_all_requests_is_one_frame() -> None:
     assert len(uvloop.run(scenario())) == steps
 
 
-def test_deltas_in_the_background_go_together() -> None:
+@pytest.mark.parametrize(("held_s", "frames"), [(3600.0, [0, 69]), (0.0, list(range(70)))])
+def test_deltas_in_the_background_go_together(
+    monkeypatch: pytest.MonkeyPatch, held_s: float, frames: list[int]
+) -> None:
+    monkeypatch.setattr(delta_link, "_HELD_S", held_s)
+
     async def scenario() -> None:
         async with pair() as both:
             link = await both.link()
             sizes: list[int] = []
             link._socket = _Counting(link._socket, sizes)  # type: ignore[assignment]
-            with both.receiver.receive(both.delivery()), both.receiver.receive(both.delivery((0, 1))):
-                alone, choices = link.open(0, "alone", 1, True), link.open(1, "choices", 2, True)
-                frames = []
+            with both.receiver.receive(both.delivery()):
+                request = link.open(0, "r", 1, True)
+                sent = []
                 for step in range(70):
-                    alone.post(delta(step, end=step == 69))
+                    before = len(sizes)
+                    request.post(delta(step, end=step == 69))
                     both.links.flush()
-                    frames.append(len(sizes))
-                assert [step for step, count in enumerate(frames) if count > frames[step - 1] and step] == [31, 63, 69]
-                choices.post(delta(1, index=1))
-                choices.post(delta(2))
+                    if len(sizes) > before:
+                        sent.append(step)
+                assert sent == frames
+                await until(lambda: both.received[-1:] and both.received[-1].finish_reason is not None)
+            assert [id for item in both.received for id in item.token_ids] == list(range(70))
+
+    uvloop.run(scenario())
+
+
+def test_an_end_in_the_background_takes_what_is_held_along() -> None:
+    async def scenario() -> None:
+        async with pair() as both:
+            link = await both.link()
+            with both.receiver.receive(both.delivery((0, 1))):
+                request = link.open(0, "r", 2, True)
+                for item in (delta(1, index=1), delta(2), delta(3, index=1), delta(4, end=True)):
+                    request.post(item)
                 both.links.flush()
-                assert len(sizes) == frames[-1]
-                choices.post(delta(3, end=True))
+                await until(lambda: len(both.received) == 2)
+                assert both.received == [delta(1, 3, index=1), delta(2, 4, end=True)]
+                request.post(delta(5, index=1, end=True))
                 both.links.flush()
-                choices.post(delta(4, end=True, index=1))
-                both.links.flush()
-                await until(lambda: sum(item.finish_reason is not None for item in both.received) == 3)
-            ids: dict[int, list[int]] = {}
-            for item in both.received:
-                ids.setdefault(item.index, []).extend(item.token_ids)
-            assert ids == {0: [*range(70), 2, 3], 1: [1, 4]}
+                await until(lambda: len(both.received) == 3)
 
     uvloop.run(scenario())
 
