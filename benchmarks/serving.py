@@ -190,7 +190,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--interval", type=int, default=10, help="limits.stream_interval_ms (default: %(default)s)")
-    parser.add_argument("--vocab", type=int, default=4000, help="ids of prompts are below it (default: %(default)s)")
+    parser.add_argument("--vocab", type=int, default=1700, help="ids of prompts are below it (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8123)
     parser.add_argument(
         "--peer", action="append", default=[], metavar="NAME=URL", type=lambda text: tuple(text.split("=", 1))
