@@ -350,7 +350,6 @@ class Simulation:
         right, reads_first: of drafts. abandons: a step in the background.
         """
         self._drafter.right, self._drafter.reads_first = list(right), reads_first
-        self._runner.abandons = abandons
         self.turn_to_end(abandons)
         self._in_background = self._turn() and self._runner.last is not None and self._runner.last.background
         return self._runner.last or StepRows([], 0)

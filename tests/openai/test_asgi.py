@@ -1,13 +1,13 @@
 """What only an ASGI server can do to the application, and uvicorn does not."""
 
 import asyncio
-import gc
 import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
 from fake_backend import FakeBackend
+from garbage import leaving_at_most
 from starlette.types import ASGIApp, Message
 
 from mpt_serve.configuration.limits import Limits
@@ -159,16 +159,11 @@ def test_an_event_is_one_line_to_every_reader(end: str) -> None:
 def test_a_request_leaves_nothing_to_the_garbage_collector(path: str, content: dict[str, Any]) -> None:
     """What it leaves would be collected with that of hundreds of others: all streams stop for tens of milliseconds."""
 
-    async def garbage_of(requests: int) -> int:
+    async def scenario() -> None:
         app = create_app(FakeBackend())
         await Call([body(content)]).run(app, path)
-        gc.collect()
-        gc.disable()
-        try:
-            for _ in range(requests):
+        with leaving_at_most(19):
+            for _ in range(20):
                 await Call([body(content)]).run(app, path)
-            return gc.collect()
-        finally:
-            gc.enable()
 
-    assert asyncio.run(garbage_of(20)) < 20
+    asyncio.run(scenario())
